@@ -1,0 +1,86 @@
+//! One accelerator: what it can compute, read and exponentiate per second.
+
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One value per number format of the tensor cores. Missing formats are not supported in hardware
+/// and fall back to the next wider one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByPrecision<T> {
+    /// bf16 and fp16, which share one rate on every accelerator in the catalogue.
+    pub bf16: T,
+    /// 8-bit floats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fp8: Option<T>,
+    /// 4-bit floats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fp4: Option<T>,
+}
+
+impl<T: Copy> ByPrecision<T> {
+    /// The value for `precision`, or for the nearest wider format that has one.
+    pub fn get(&self, precision: Precision) -> T {
+        match precision {
+            Precision::Fp32 | Precision::Tf32 | Precision::Fp16 | Precision::Bf16 => self.bf16,
+            Precision::Fp8 => self.fp8.unwrap_or(self.bf16),
+            Precision::Fp4 => self.fp4.or(self.fp8).unwrap_or(self.bf16),
+        }
+    }
+}
+
+/// An accelerator: a GPU package or a TPU chip. Rates are dense and per package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Accelerator {
+    /// Catalogue name, such as `h100-sxm`. Filled from the key where it is left out.
+    #[serde(default)]
+    pub name: String,
+    /// Streaming multiprocessors (compute units, tensor cores' hosts) enabled on the package.
+    pub sms: u32,
+    /// Clock at which `peak` is reached.
+    pub clock: Frequency,
+    /// Dense matrix rate by number format ("with sparsity" figures are halved before they enter).
+    pub peak: ByPrecision<FlopRate>,
+    /// Rate of fp32 arithmetic outside the tensor cores.
+    pub vector: FlopRate,
+    /// Exponentials per SM and clock (special-function units): 16 on Hopper, 32 on B300.
+    pub exponentials_per_sm_clock: u32,
+    /// Memory capacity.
+    pub memory: Bytes,
+    /// Peak memory bandwidth.
+    pub memory_bandwidth: Bandwidth,
+    /// Last-level cache.
+    pub l2: Bytes,
+    /// Bandwidth to the host, one direction (PCIe or NVLink-C2C).
+    pub host_bandwidth: Bandwidth,
+    /// Board power limit.
+    pub power: Power,
+    /// Rent per hour, where a market price is known.
+    #[serde(default)]
+    pub price: Option<UsdPerHour>,
+    /// What measurement adds to the data sheet.
+    pub measured: Measured,
+    /// Source of each value, by field name; `"*"` covers the fields that are not named.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
+}
+
+/// Efficiency constants of one accelerator. They serve every model alike.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Fraction of `peak` that the main loop of a large GEMM sustains (power and clocks under load,
+    /// operand delivery), before tile and wave quantisation.
+    pub gemm: ByPrecision<f64>,
+    /// Fraction of the bf16 peak that fused attention's matrix products sustain, forward.
+    pub attention_forward: f64,
+    /// The same, backward.
+    pub attention_backward: f64,
+    /// Fraction of `memory_bandwidth` that a long stream reaches.
+    pub memory: f64,
+    /// Shortest time of any kernel on the device: scheduling, prologue and drain.
+    pub kernel_floor: SimDuration,
+}

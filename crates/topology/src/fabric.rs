@@ -1,0 +1,103 @@
+//! Scale-out fabrics: how the NICs of the nodes are wired together.
+
+use rackflow_units::{Bandwidth, SimDuration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A scale-out fabric. Externally tagged, so that a faulty field keeps its line and column.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fabric {
+    /// Any NIC to any leaf: a plain (folded Clos) fat tree of two or three tiers.
+    FatTree(FatTree),
+    /// NIC i of every node of a group on leaf i: traffic between equal ranks stays on one leaf.
+    RailOptimized(RailOptimized),
+    /// One two-tier tree per NIC; planes meet only inside a node (DeepSeek's MPFT).
+    MultiPlaneFatTree(MultiPlaneFatTree),
+}
+
+/// A folded Clos of equal switches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FatTree {
+    /// 2 (leaf, spine) or 3 (leaf, spine, core).
+    pub tiers: u32,
+    /// Ports per switch.
+    #[serde(default = "default_radix")]
+    pub radix: u32,
+    /// Link rate between switches, one direction; the NIC's rate where it is left out.
+    #[serde(default)]
+    pub link: Option<Bandwidth>,
+    /// Downlink over uplink capacity at the leaf; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub leaf_oversubscription: f64,
+    /// Downlink over uplink capacity at the spine of three tiers; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub spine_oversubscription: f64,
+    /// Fraction of the fair share that the fabric's load balancing delivers between leaves:
+    /// 1 for adaptive routing, less for hashed (ECMP) paths that collide.
+    #[serde(default = "one")]
+    pub load_balance: f64,
+    /// Time added by each switch on the way.
+    #[serde(default = "default_hop")]
+    pub hop: SimDuration,
+}
+
+/// A rail-optimised tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RailOptimized {
+    /// 2 (rail leaf, spine) or 3 (rail leaf, spine, core).
+    pub tiers: u32,
+    /// Ports per switch.
+    #[serde(default = "default_radix")]
+    pub radix: u32,
+    /// Link rate between switches, one direction; the NIC's rate where it is left out.
+    #[serde(default)]
+    pub link: Option<Bandwidth>,
+    /// Downlink over uplink capacity at the leaf; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub leaf_oversubscription: f64,
+    /// Downlink over uplink capacity at the spine of three tiers; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub spine_oversubscription: f64,
+    /// Fraction of the fair share that load balancing delivers between leaves.
+    #[serde(default = "one")]
+    pub load_balance: f64,
+    /// Time added by each switch on the way.
+    #[serde(default = "default_hop")]
+    pub hop: SimDuration,
+}
+
+/// As many separate two-tier trees as a node has NICs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MultiPlaneFatTree {
+    /// Planes; NIC i of every node is in plane i.
+    pub planes: u32,
+    /// Ports per switch.
+    #[serde(default = "default_radix")]
+    pub radix: u32,
+    /// Link rate between switches, one direction; the NIC's rate where it is left out.
+    #[serde(default)]
+    pub link: Option<Bandwidth>,
+    /// Fraction of the fair share that load balancing delivers between leaves.
+    #[serde(default = "one")]
+    pub load_balance: f64,
+    /// Time added by each switch on the way.
+    #[serde(default = "default_hop")]
+    pub hop: SimDuration,
+}
+
+/// 64 ports, the radix of a QM9700 or a 51.2 Tbit/s Ethernet switch.
+fn default_radix() -> u32 {
+    64
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn default_hop() -> SimDuration {
+    SimDuration::from_nanos(300)
+}

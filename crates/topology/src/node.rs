@@ -1,0 +1,82 @@
+//! Nodes, NVLink domains and racks: what stands in the hall.
+
+use crate::accelerator::Accelerator;
+use crate::fabric::Fabric;
+use rackflow_units::{Bandwidth, Power, SimDuration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The scale-up network inside one NVLink domain (or xGMI mesh, or ICI slice).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleUp {
+    /// GPUs that reach each other through it.
+    pub domain: u32,
+    /// Bandwidth of one GPU into the domain, one direction.
+    pub bandwidth: Bandwidth,
+    /// Fraction of `bandwidth` that payload reaches in large transfers (headers, flow control).
+    pub efficiency: f64,
+    /// Fraction of `bandwidth` that a ring collective's bus bandwidth reaches, where the reduction
+    /// or the copy engine costs more than the wire.
+    pub collective_efficiency: f64,
+    /// Time of one hop between two GPUs of the domain, one small message.
+    pub latency: SimDuration,
+    /// The switches can reduce in flight (NVLink SHARP): an all-reduce crosses each link once.
+    #[serde(default)]
+    pub in_switch_reduction: bool,
+}
+
+/// The network interfaces of one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// Interfaces per node, shared evenly by its GPUs.
+    pub count: u32,
+    /// Line rate of one interface, one direction.
+    pub rate: Bandwidth,
+    /// Fraction of `rate` that payload reaches in large transfers.
+    pub efficiency: f64,
+    /// One end to the other over one switch, one small message, GPU memory to GPU memory.
+    pub latency: SimDuration,
+}
+
+/// What stands in one rack.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rack {
+    /// GPUs in one rack: 72 of an NVL72, or as many 8-GPU nodes as its power allows.
+    pub gpus: u32,
+    /// Power of one full rack under load.
+    pub power: Power,
+}
+
+/// The unit that a cluster repeats: a server, or one NVL72 rack.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Catalogue name, such as `dgx-h100`.
+    pub name: String,
+    /// What computes.
+    pub accelerator: Accelerator,
+    /// Accelerators per node.
+    pub gpus: u32,
+    /// The network inside.
+    pub scale_up: ScaleUp,
+    /// The interfaces to the outside.
+    pub nic: Nic,
+    /// The rack it stands in.
+    pub rack: Rack,
+    /// Sources of the values, by field name.
+    pub sources: BTreeMap<String, String>,
+}
+
+/// Many equal nodes on one fabric.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// What is repeated.
+    pub node: Node,
+    /// Accelerators in all; a multiple of what one node holds, or less than one node.
+    pub gpus: u32,
+    /// What connects the nodes.
+    pub fabric: Fabric,
+}

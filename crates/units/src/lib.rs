@@ -1,0 +1,16 @@
+//! Quantities with their units: time, bytes, bandwidth, FLOPs, power and money.
+//!
+//! Every quantity is a newtype over one number in one base unit, so that gigabits never meet
+//! gigabytes. Text is parsed with its unit ("400 Gbit/s"), and a bare number is refused with the
+//! units that would be right. Time is integer picoseconds and sizes are integer bytes; wherever a
+//! rate meets a size the direction of rounding is written at the function.
+
+mod parse;
+mod precision;
+mod quantity;
+mod time;
+
+pub use parse::ParseQuantityError;
+pub use precision::Precision;
+pub use quantity::{Bandwidth, Bytes, FlopRate, Flops, Frequency, Power, UsdPerHour};
+pub use time::{SimDuration, SimTime};

@@ -1,0 +1,16 @@
+//! Work as data: model shapes, operations, training plans and software stacks.
+//!
+//! This crate does not know any hardware: it says what must be computed, read and sent, never how
+//! long that takes.
+
+mod model;
+mod operation;
+mod stack;
+mod training;
+
+pub use model::{Attention, FeedForward, LayerKind, Model, MoE, MultiTokenPrediction};
+pub use operation::{Direction, Operation};
+pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
+pub use training::{
+    Activation, Parallelism, Recompute, Recipe, Routing, Schedule, Training, Zero,
+};

@@ -1,0 +1,157 @@
+//! The shape of a transformer: enough to count its parameters, its FLOPs and its bytes.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a layer attends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// Multi-head, grouped-query or multi-query attention, by the number of key-value heads.
+    #[serde(rename = "gqa")]
+    Grouped {
+        /// Query heads.
+        heads: u64,
+        /// Key-value heads; equal to `heads` for multi-head attention.
+        kv_heads: u64,
+        /// Width of one head.
+        head_dim: u64,
+        /// Keys that a query of a windowed layer sees.
+        #[serde(default)]
+        sliding_window: Option<u64>,
+        /// One layer in this many attends to everything, the others through the window; 1 or
+        /// absent with a window means that all layers are windowed.
+        #[serde(default)]
+        full_every: Option<u64>,
+    },
+    /// Multi-head latent attention (DeepSeek).
+    #[serde(rename = "mla")]
+    Latent {
+        /// Query heads.
+        heads: u64,
+        /// Rank of the query down-projection; absent where queries are projected directly.
+        #[serde(default)]
+        q_lora_rank: Option<u64>,
+        /// Rank of the shared key-value latent.
+        kv_lora_rank: u64,
+        /// Width per head without position.
+        qk_nope_head_dim: u64,
+        /// Width per head with rotary position, shared by the heads on the key side.
+        qk_rope_head_dim: u64,
+        /// Width per head of the value.
+        v_head_dim: u64,
+    },
+}
+
+/// A mixture of experts in place of the dense feed-forward network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoE {
+    /// Routed experts.
+    pub experts: u64,
+    /// Routed experts that each token visits.
+    pub top_k: u64,
+    /// Hidden width of one routed expert.
+    pub expert_ffn: u64,
+    /// Hidden width of all shared experts together; 0 for none.
+    #[serde(default)]
+    pub shared_ffn: u64,
+    /// Leading layers that stay dense.
+    #[serde(default)]
+    pub first_dense_layers: u64,
+    /// One layer in this many is a mixture (2 for Llama 4 Maverick); 1 where all are.
+    #[serde(default = "one")]
+    pub every: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// What one layer's feed-forward part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FeedForward {
+    /// Dense, `Model::ffn` wide.
+    Dense,
+    /// Routed.
+    MoE,
+}
+
+/// What distinguishes one layer from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LayerKind {
+    /// Dense or routed.
+    pub feed_forward: FeedForward,
+    /// Keys that a query sees, where the layer is windowed.
+    pub window: Option<u64>,
+}
+
+/// Extra prediction modules after the last layer (DeepSeek-V3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MultiTokenPrediction {
+    /// Modules, each one transformer layer with its projection and the shared output head.
+    pub modules: u64,
+}
+
+/// A decoder-only transformer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Catalogue name, such as `deepseek-v3`. Filled from the key where it is left out.
+    #[serde(default)]
+    pub name: String,
+    /// Transformer layers.
+    pub layers: u64,
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// How layers attend.
+    pub attention: Attention,
+    /// Hidden width of the dense feed-forward network; 0 where every layer is a mixture.
+    #[serde(default)]
+    pub ffn: u64,
+    /// The feed-forward network is gated (SwiGLU): three matrices instead of two.
+    #[serde(default)]
+    pub gated: bool,
+    /// The mixture of experts, where there is one.
+    #[serde(default)]
+    pub moe: Option<MoE>,
+    /// Vocabulary.
+    pub vocab: u64,
+    /// Input and output embeddings share their weights.
+    #[serde(default)]
+    pub tied_embeddings: bool,
+    /// Learned absolute positions (GPT-3): rows of the table; 0 for none.
+    #[serde(default)]
+    pub learned_positions: u64,
+    /// Linear layers have biases (GPT family).
+    #[serde(default)]
+    pub biases: bool,
+    /// Multi-token prediction, where the model trains with it.
+    #[serde(default)]
+    pub mtp: Option<MultiTokenPrediction>,
+    /// Published counts and configuration, with their sources, by field name.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
+}
+
+impl Model {
+    /// What kind the layer with this index (0-based) is.
+    pub fn layer_kind(&self, index: u64) -> LayerKind {
+        let feed_forward = match &self.moe {
+            Some(moe) if index >= moe.first_dense_layers && (index + 1) % moe.every == 0 => {
+                FeedForward::MoE
+            }
+            _ => FeedForward::Dense,
+        };
+        let window = match self.attention {
+            Attention::Grouped { sliding_window: Some(window), full_every, .. } => {
+                let full = full_every.is_some_and(|every| every > 1 && (index + 1) % every == 0);
+                (!full).then_some(window)
+            }
+            _ => None,
+        };
+        LayerKind { feed_forward, window }
+    }
+}

@@ -1,0 +1,117 @@
+//! What one kernel (or one fused group of kernels) must compute, read and write.
+
+use rackflow_units::{Bytes, Precision};
+
+/// Which pass an operation belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Forward pass.
+    Forward,
+    /// Backward pass.
+    Backward,
+}
+
+/// One operation on one GPU, after sharding. Sizes are those of one rank.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// `batch` independent products of an m x k with a k x n matrix.
+    Gemm {
+        /// Rows of the left operand.
+        m: u64,
+        /// Columns of the right operand.
+        n: u64,
+        /// The reduced dimension.
+        k: u64,
+        /// Independent products in one launch.
+        batch: u64,
+        /// Format of both operands.
+        precision: Precision,
+        /// Bytes per element of the result that the kernel writes; a result that is accumulated
+        /// into an fp32 buffer (weight gradients) counts 8: it is read and written.
+        output_bytes: u64,
+    },
+    /// One launch of `groups` products that share n and k: the experts of one rank.
+    GroupedGemm {
+        /// Experts on this rank.
+        groups: u64,
+        /// Rows over all groups (tokens routed to this rank).
+        m_total: u64,
+        /// Columns.
+        n: u64,
+        /// The reduced dimension.
+        k: u64,
+        /// Format of both operands.
+        precision: Precision,
+        /// As in [`Operation::Gemm`].
+        output_bytes: u64,
+        /// The groups are reduced over m (weight gradients): each group's result is n x k.
+        weight_gradient: bool,
+    },
+    /// Fused (flash) attention over `batch` sequences.
+    Attention {
+        /// Sequences.
+        batch: u64,
+        /// Query heads on this rank.
+        heads: u64,
+        /// Key-value heads on this rank.
+        kv_heads: u64,
+        /// Query positions on this rank.
+        query_len: u64,
+        /// Key positions.
+        kv_len: u64,
+        /// Width of query and key.
+        head_dim_qk: u64,
+        /// Width of value.
+        head_dim_v: u64,
+        /// Fraction of the `query_len` x `kv_len` square that is computed: 0.5 for causal.
+        mask_fraction: f64,
+        /// Forward, or backward with its five products instead of two.
+        direction: Direction,
+        /// Format of the operands.
+        precision: Precision,
+    },
+    /// Anything that only streams memory: norms, activations, residuals, rotary embedding,
+    /// quantisation, permutation, embedding look-up, optimizer.
+    Stream {
+        /// Bytes read.
+        read: Bytes,
+        /// Bytes written.
+        write: Bytes,
+        /// Kernels launched.
+        kernels: u32,
+        /// fp32 arithmetic outside the tensor cores.
+        flops: f64,
+    },
+}
+
+impl Operation {
+    /// Tensor-core operations that this operation executes (a multiply-add counts two).
+    pub fn tensor_flops(&self) -> f64 {
+        match *self {
+            Self::Gemm { m, n, k, batch, .. } => 2.0 * m as f64 * n as f64 * k as f64 * batch as f64,
+            Self::GroupedGemm { m_total, n, k, .. } => 2.0 * m_total as f64 * n as f64 * k as f64,
+            Self::Attention {
+                batch,
+                heads,
+                query_len,
+                kv_len,
+                head_dim_qk,
+                head_dim_v,
+                mask_fraction,
+                direction,
+                ..
+            } => {
+                let square = (batch * heads * query_len) as f64 * kv_len as f64 * mask_fraction;
+                let forward = 2.0 * square * (head_dim_qk + head_dim_v) as f64;
+                match direction {
+                    Direction::Forward => forward,
+                    // dV, dP over the value width; S again, dQ, dK over the query width.
+                    Direction::Backward => {
+                        2.0 * square * (3 * head_dim_qk + 2 * head_dim_v) as f64
+                    }
+                }
+            }
+            Self::Stream { .. } => 0.0,
+        }
+    }
+}

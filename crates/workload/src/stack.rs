@@ -1,0 +1,119 @@
+//! Software stacks: what a named, dated release of a training framework does with the hardware.
+//!
+//! The same published configuration moves by 2-3 % between releases and host overhead alone is
+//! worth up to 2x, so a stack is an input of every scenario and not a secret of the simulator.
+
+use rackflow_units::{Bytes, SimDuration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionKernel {
+    /// Scores and probabilities are written to memory (Megatron before 2023).
+    Unfused,
+    /// FlashAttention 1, or a Triton kernel of that age.
+    Flash1,
+    /// FlashAttention 2.
+    Flash2,
+    /// The fastest that the accelerator has: FlashAttention 3/4, cuDNN.
+    Best,
+}
+
+/// Which kernels are launched by graph instead of one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CudaGraphs {
+    /// None: the host launches every kernel.
+    None,
+    /// The static parts of a layer: attention, norms, router, dense feed-forward.
+    Partial,
+    /// The whole iteration.
+    Full,
+}
+
+/// How tokens reach their experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertDispatcher {
+    /// NCCL all-to-all around separate permutation kernels; the host waits for the token counts.
+    NcclAllToAll,
+    /// Every rank gathers all tokens and keeps those of its experts.
+    AllGather,
+    /// DeepEP: fused permutation, each token crosses the network once per node.
+    DeepEp,
+    /// DeepEP's successor that also knows NVLink domains beyond a node.
+    HybridEp,
+}
+
+/// What the stack issues beside computation. Whether it is hidden, the event loop decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Overlap {
+    /// Gradient reduction starts while the backward pass of the last micro-batch still runs.
+    pub gradient_reduce: bool,
+    /// Parameter all-gather runs beside the next forward pass.
+    pub parameter_gather: bool,
+    /// Tensor-parallel collectives are cut in chunks and run beside the GEMM they belong to.
+    pub tensor: bool,
+    /// Pipeline sends and receives are asynchronous.
+    pub pipeline: bool,
+    /// Expert dispatch and combine run beside another micro-batch's computation.
+    pub expert: bool,
+    /// The shared expert runs beside the dispatch of the routed ones.
+    pub shared_expert: bool,
+}
+
+/// A named, dated software profile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SoftwareStack {
+    /// Catalogue name, such as `megatron-core-25.04`. Filled from the key where it is left out.
+    #[serde(default)]
+    pub name: String,
+    /// Release date or quarter, as published.
+    pub date: String,
+    /// Time of the host to launch one kernel eagerly, framework overhead included.
+    pub launch: SimDuration,
+    /// What is launched by graph.
+    pub cuda_graphs: CudaGraphs,
+    /// How attention is computed.
+    pub attention: AttentionKernel,
+    /// Norm, bias, dropout and residual are one kernel each way instead of several.
+    pub fused_norms: bool,
+    /// The activation function is fused with its bias and gate.
+    pub fused_activation: bool,
+    /// Rotary embedding is one kernel.
+    pub fused_rope: bool,
+    /// Logits and cross-entropy are computed without keeping fp32 logits.
+    pub fused_cross_entropy: bool,
+    /// Quantisation to fp8/fp4 is fused into the kernel before.
+    pub fused_quantization: bool,
+    /// The router's top-k, score and permutation map are one kernel.
+    pub fused_router: bool,
+    /// Experts run in one grouped GEMM instead of one GEMM each.
+    pub grouped_gemm: bool,
+    /// What runs beside what.
+    pub overlap: Overlap,
+    /// How tokens reach experts.
+    pub dispatcher: ExpertDispatcher,
+    /// SMs that a collective's kernel holds while it runs.
+    pub communication_sms: u32,
+    /// SMs that an expert dispatch or combine holds while it runs.
+    pub dispatch_sms: u32,
+    /// Bytes per gradient element that are kept and reduced.
+    pub gradient_bytes: u64,
+    /// Bytes per parameter of optimizer state (master weight and moments).
+    pub optimizer_bytes: u64,
+    /// Bytes per parameter that the parameter all-gather sends.
+    pub parameter_gather_bytes: u64,
+    /// Size of one gradient bucket.
+    pub bucket: Bytes,
+    /// Memory that the framework holds besides tensors: context, NCCL buffers, fragmentation.
+    pub reserved_memory: Bytes,
+    /// Source of each value, by field name; `"*"` covers the fields that are not named.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
+}
