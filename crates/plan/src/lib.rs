@@ -1,1 +1,18 @@
-//! placeholder
+//! Where hardware and work meet: placement, kernel cost, pipeline schedules, collectives, memory.
+//!
+//! [`compile`] turns a [`Setup`] into a [`Plan`]: who does what in which order, with no times of
+//! events yet. This crate sees neither YAML nor paths, so Rust code is a front end too.
+
+pub mod cause;
+mod facts;
+mod memory;
+mod program;
+mod setup;
+
+pub use cause::{Accounts, Cause, CommKind};
+pub use facts::{Facts, StageFacts};
+pub use memory::MemoryUse;
+pub use program::{
+    GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer, TransferId, Work,
+};
+pub use setup::{Fidelity, RankOrder, Setup, Straggler};
