@@ -1,1 +1,21 @@
-//! placeholder
+//! What a communication asks of the links, and flows that share them.
+//!
+//! [`collective`], [`send_recv`] and [`expert_exchange`] turn an operation, a size and the
+//! [`GroupSpan`](rackflow_topology::GroupSpan) of its ranks into a [`Demand`]: a latency, and how long it keeps each rank's NVLink
+//! port and NIC busy on idle links. [`FlowNet`] then runs demands beside each other: flows that
+//! meet at a port share it.
+//!
+//! **Invariant:** this crate never schedules. It answers when a flow ends and is told that time
+//! has passed; the clock and the queue belong to the simulator.
+
+mod collective;
+mod demand;
+mod exchange;
+mod flow;
+mod links;
+
+pub use collective::{CollectiveOp, collective, send_recv};
+pub use demand::{Algorithm, Demand, Protocol};
+pub use exchange::{ExchangeStyle, expert_exchange};
+pub use flow::{FlowId, FlowNet};
+pub use links::Links;

@@ -25,6 +25,12 @@ pub struct FatTree {
     /// Ports per switch.
     #[serde(default = "default_radix")]
     pub radix: u32,
+    /// Ports per spine and core switch where they differ from the leaf's (a modular chassis).
+    #[serde(default)]
+    pub spine_radix: Option<u32>,
+    /// NICs per leaf; as many as the radix and the oversubscription allow where it is left out.
+    #[serde(default)]
+    pub nics_per_leaf: Option<u32>,
     /// Link rate between switches, one direction; the NIC's rate where it is left out.
     #[serde(default)]
     pub link: Option<Bandwidth>,
@@ -52,6 +58,10 @@ pub struct RailOptimized {
     /// Ports per switch.
     #[serde(default = "default_radix")]
     pub radix: u32,
+    /// Rails; NIC i of a node is on rail i modulo this. Left out: one per NIC of a node with up to
+    /// 16 NICs, else 4 (one per GPU of an NVL72 tray).
+    #[serde(default)]
+    pub rails: Option<u32>,
     /// Link rate between switches, one direction; the NIC's rate where it is left out.
     #[serde(default)]
     pub link: Option<Bandwidth>,
@@ -73,7 +83,7 @@ pub struct RailOptimized {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MultiPlaneFatTree {
-    /// Planes; NIC i of every node is in plane i.
+    /// Planes; NIC i of every node is in plane i modulo this.
     pub planes: u32,
     /// Ports per switch.
     #[serde(default = "default_radix")]

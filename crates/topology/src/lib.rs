@@ -1,11 +1,22 @@
 //! Hardware as data: accelerators, nodes, NVLink domains, racks, rails, switches and fabrics.
 //!
+//! A rank sits on a GPU, a GPU in an NVLink domain, a domain in one or more racks, and its NICs on
+//! the leaves of a fabric, by rail or by plane. [`ClusterGraph`] draws that as a petgraph graph for
+//! algorithms and pictures; [`ClusterMap`] holds the same in flat arrays for inner loops, and a
+//! property test holds the two against each other.
+//!
 //! This crate does not know what runs on the hardware, and it keeps no clock.
 
 mod accelerator;
 mod fabric;
+mod graph;
+mod layout;
+mod map;
 mod node;
 
 pub use accelerator::{Accelerator, ByPrecision, Measured};
 pub use fabric::{Fabric, FatTree, MultiPlaneFatTree, RailOptimized};
+pub use graph::{ClusterGraph, Link, Vertex};
+pub use layout::TopologyError;
+pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};

@@ -25,6 +25,15 @@ pub struct ScaleUp {
     /// The switches can reduce in flight (NVLink SHARP): an all-reduce crosses each link once.
     #[serde(default)]
     pub in_switch_reduction: bool,
+    /// Fraction of `bandwidth` that in-switch reduction keeps busy; read only where the switches
+    /// reduce.
+    #[serde(default = "default_in_switch_efficiency")]
+    pub in_switch_efficiency: f64,
+}
+
+/// Between what an eight-GPU Hopper (0.7) and a Blackwell domain (0.5) measure.
+fn default_in_switch_efficiency() -> f64 {
+    0.6
 }
 
 /// The network interfaces of one node.

@@ -1,0 +1,104 @@
+//! Tokens on their way to experts and back.
+
+use crate::collective::stretched;
+use crate::demand::{Algorithm, Demand, Protocol};
+use crate::links::{Crossing, Links, Shape};
+use rackflow_topology::GroupSpan;
+use rackflow_units::{Bytes, SimDuration};
+
+/// How tokens travel to their experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExchangeStyle {
+    /// A plain all-to-all: one copy per chosen expert, each over the wire on its own.
+    AllToAll,
+    /// One copy per visited domain over the NIC, forwarded there over NVLink, one copy per rank.
+    Relayed {
+        /// NVLink domains that one token may visit (node-limited routing); `None`: any number.
+        max_domains: Option<u32>,
+    },
+}
+
+/// Expected number of distinct bins, of `bins` equal ones, that hold at least one of `chosen`
+/// different items drawn from `items` spread evenly over them.
+pub(crate) fn distinct_bins(items: f64, bins: f64, chosen: u64) -> f64 {
+    let outside = items - items / bins;
+    let missed: f64 = (0..chosen)
+        .map(|i| ((outside - i as f64) / (items - i as f64)).max(0.0))
+        .product();
+    bins * (1.0 - missed)
+}
+
+/// What dispatching (or combining) asks of one rank: it sends `tokens` tokens to `top_k` different
+/// ones of `experts` experts, which are spread evenly over the group and chosen evenly.
+///
+/// # Panics
+/// When more experts are chosen than there are.
+pub fn expert_exchange(
+    tokens: u64,
+    bytes_per_token: Bytes,
+    top_k: u64,
+    experts: u64,
+    style: ExchangeStyle,
+    group: &GroupSpan,
+    links: &Links,
+) -> Demand {
+    assert!(top_k <= experts, "{top_k} experts are chosen of {experts}");
+    if group.ranks <= 1 || tokens == 0 {
+        return Demand::NONE;
+    }
+    let n = f64::from(group.ranks);
+    let domains = f64::from(group.domains);
+    let experts = experts as f64;
+    // Shares of the peers: the domain with the fewest members sends most over its NICs, the one
+    // with the most members sends most over NVLink.
+    let remote = 1.0 - f64::from(group.ranks_per_domain_min) / n;
+    let (algorithm, copies_nvlink, copies_nic) = match style {
+        ExchangeStyle::AllToAll => {
+            let local = (f64::from(group.ranks_per_domain_max) - 1.0) / n;
+            let copies = top_k as f64;
+            (
+                Algorithm::Direct,
+                copies * local,
+                if domains > 1.0 { copies * remote } else { 0.0 },
+            )
+        }
+        ExchangeStyle::Relayed { max_domains } => {
+            let reach = max_domains.map_or(domains, |max| f64::from(max.max(1)).min(domains));
+            let part = reach / domains;
+            // A limit that leaves fewer experts than are chosen cannot be kept; then all are met.
+            let items = (experts * part).max(top_k as f64);
+            let visited = distinct_bins(items, reach, top_k);
+            let ranks = distinct_bins(items, (n * part).max(1.0), top_k);
+            let neighbours = 1.0 - 1.0 / f64::from(group.ranks_per_domain_max);
+            let nic = if domains > 1.0 { visited * remote } else { 0.0 };
+            (Algorithm::Relayed, ranks * neighbours, nic)
+        }
+    };
+    let volume =
+        |copies: f64| Bytes::new((tokens as f64 * copies * bytes_per_token.as_f64()).ceil() as u64);
+    let (nvlink, nic) = (volume(copies_nvlink), volume(copies_nic));
+    let protocol = Protocol::Simple;
+    let across = group.domains > 1;
+    let mut latency = links.base(algorithm, protocol);
+    if across {
+        latency += links.nic_step_of(Shape::Ring, group.level, protocol);
+    }
+    if !across || algorithm == Algorithm::Relayed {
+        latency += links.nvlink_step_of(Shape::Ring, protocol);
+    }
+    let busy =
+        |bytes: Bytes, rate: rackflow_units::Bandwidth| -> SimDuration { rate.time_to_send(bytes) };
+    Demand {
+        latency,
+        nvlink: busy(nvlink, links.nvlink_copy),
+        nic: stretched(
+            busy(nic, links.nic),
+            links.nic_slowdown(Crossing::pairs(group)),
+        ),
+        level: group.level,
+        wire_bytes_nvlink: nvlink,
+        wire_bytes_nic: nic,
+        algorithm,
+        protocol,
+    }
+}

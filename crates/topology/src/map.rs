@@ -1,0 +1,487 @@
+//! The cluster as flat arrays: who sits where, how two GPUs reach each other, what a group spans.
+
+use crate::layout::{Layout, TopologyError};
+use crate::node::Cluster;
+use rackflow_units::{Bandwidth, SimDuration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::Range;
+
+/// The highest tier that a communication crosses.
+///
+/// The order of these variants is important: a higher tier is greater.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Inside one GPU.
+    Local,
+    /// Inside one NVLink domain.
+    #[serde(rename = "nvlink")]
+    NvLink,
+    /// Over one leaf switch.
+    Leaf,
+    /// Over a spine switch.
+    Spine,
+    /// Over a core switch.
+    Core,
+}
+
+impl Level {
+    /// All levels, lowest first.
+    pub const ALL: [Self; 5] = [
+        Self::Local,
+        Self::NvLink,
+        Self::Leaf,
+        Self::Spine,
+        Self::Core,
+    ];
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Local => "local",
+            Self::NvLink => "NVLink",
+            Self::Leaf => "leaf",
+            Self::Spine => "spine",
+            Self::Core => "core",
+        })
+    }
+}
+
+/// Where a GPU sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Node.
+    pub node: u32,
+    /// NVLink domain.
+    pub domain: u32,
+    /// Rack.
+    pub rack: u32,
+    /// Rail or plane of its NIC; in a plain fat tree the NIC's position in the node.
+    pub rail: u32,
+    /// Leaf switch of its NIC.
+    pub leaf: u32,
+    /// Leaves that serve the same nodes as this leaf, one per rail, make one segment; in a plain
+    /// tree a segment is a leaf. Counted inside a plane.
+    pub segment: u32,
+    /// Pod of its leaf, inside a plane; 0 in two tiers.
+    pub pod: u32,
+}
+
+/// How two GPUs reach each other on an idle cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// The highest tier on the way.
+    pub level: Level,
+    /// The narrowest link on the way, line rate, one direction; one GPU's share of its NICs.
+    pub bandwidth: Bandwidth,
+    /// Sum of the latencies on the way, one small message.
+    pub latency: SimDuration,
+}
+
+/// Switches, cables and racks of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Inventory {
+    /// Racks, the last one perhaps not full.
+    pub racks: u32,
+    /// Nodes.
+    pub nodes: u32,
+    /// NVLink domains.
+    pub domains: u32,
+    /// NICs.
+    pub nics: u32,
+    /// Leaf switches.
+    pub leaves: u32,
+    /// Spine switches.
+    pub spines: u32,
+    /// Core switches.
+    pub cores: u32,
+    /// Cables between NICs and leaves and between switches.
+    pub cables: u64,
+}
+
+impl Inventory {
+    /// Switches of all tiers.
+    pub const fn switches(&self) -> u32 {
+        self.leaves + self.spines + self.cores
+    }
+}
+
+/// A set of ranks as the network sees it: how many domains it has, and which share of what it
+/// sends crosses which tier. Equal spans cost the same, so they may be compared and hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupSpan {
+    /// Members.
+    pub ranks: u32,
+    /// NVLink domains with at least one member.
+    pub domains: u32,
+    /// Members in the fullest domain.
+    pub ranks_per_domain_max: u32,
+    /// Members in the emptiest domain that has any.
+    pub ranks_per_domain_min: u32,
+    /// Leaf segments with at least one member.
+    pub leaves: u32,
+    /// Pods with at least one member.
+    pub pods: u32,
+    /// The highest tier that members cross to reach each other.
+    pub level: Level,
+    /// Every domain has members on the same rails, so that traffic between domains keeps its rail
+    /// (peers on other rails are reached over NVLink first). Always so in a plain fat tree.
+    pub rail_aligned: bool,
+    /// Of one ring per column of members, `ranks` hops in all: hops from one leaf to another.
+    pub ring_hops_over_leaf: u32,
+    /// Of those, hops from one pod to another.
+    pub ring_hops_over_pod: u32,
+    /// Ordered pairs of members in different domains.
+    pub pairs_remote: u64,
+    /// Of those, pairs on different leaves.
+    pub pairs_over_leaf: u64,
+    /// Of those, pairs in different pods.
+    pub pairs_over_pod: u64,
+}
+
+/// A cluster compiled for use in inner loops. Built once, then only read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterMap {
+    places: Vec<Place>,
+    layout: Layout,
+    scale_up: Path,
+    nic_latency: SimDuration,
+    inventory: Inventory,
+}
+
+impl ClusterMap {
+    /// Places every GPU of `cluster`.
+    ///
+    /// # Errors
+    /// Any [`TopologyError`]: the cluster does not nest, or does not fit its fabric.
+    pub fn new(cluster: &Cluster) -> Result<Self, TopologyError> {
+        let layout = Layout::new(cluster)?;
+        let places = (0..layout.gpus)
+            .map(|gpu| {
+                let port = layout.port(gpu);
+                Place {
+                    node: gpu / layout.gpus_per_node,
+                    domain: gpu / layout.domain,
+                    rack: gpu / layout.rack,
+                    rail: layout.rail(port),
+                    leaf: layout.leaf(port),
+                    segment: layout.segment(port),
+                    pod: layout.pod(port),
+                }
+            })
+            .collect();
+        let scale_up = Path {
+            level: Level::NvLink,
+            bandwidth: cluster.node.scale_up.bandwidth,
+            latency: cluster.node.scale_up.latency,
+        };
+        Ok(Self {
+            places,
+            scale_up,
+            nic_latency: cluster.node.nic.latency,
+            inventory: inventory(&layout),
+            layout,
+        })
+    }
+
+    /// GPUs of the cluster.
+    pub fn gpus(&self) -> u32 {
+        self.layout.gpus
+    }
+
+    /// Where `gpu` sits.
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn place(&self, gpu: u32) -> Place {
+        self.places[gpu as usize]
+    }
+
+    /// The highest tier between two GPUs.
+    pub fn level(&self, a: u32, b: u32) -> Level {
+        let (from, to) = (&self.places[a as usize], &self.places[b as usize]);
+        if a == b {
+            Level::Local
+        } else if from.domain == to.domain {
+            Level::NvLink
+        } else {
+            self.fabric_level(from, to)
+        }
+    }
+
+    /// The highest tier between two domains' GPUs. Planes never meet: a peer in another plane is
+    /// reached over NVLink first, and only the segments count.
+    fn fabric_level(&self, from: &Place, to: &Place) -> Level {
+        let same_leaf = if self.layout.planes > 1 {
+            from.segment == to.segment
+        } else {
+            from.leaf == to.leaf
+        };
+        if same_leaf {
+            Level::Leaf
+        } else if from.pod == to.pod {
+            Level::Spine
+        } else {
+            Level::Core
+        }
+    }
+
+    /// How two GPUs reach each other: over NVLink inside a domain, else over their NICs; a third
+    /// GPU relays only where the planes of the two never meet.
+    pub fn path(&self, a: u32, b: u32) -> Path {
+        let level = self.level(a, b);
+        match level {
+            Level::Local => Path {
+                level,
+                bandwidth: self.scale_up.bandwidth,
+                latency: SimDuration::ZERO,
+            },
+            Level::NvLink => self.scale_up,
+            Level::Leaf | Level::Spine | Level::Core => {
+                let mut bandwidth = self
+                    .layout
+                    .nic_share
+                    .min_of(self.layout.tier_bandwidth(level));
+                let mut latency = self.nic_latency + self.tier_latency(level);
+                let (from, to) = (self.place(a), self.place(b));
+                if self.layout.planes > 1 && from.rail != to.rail {
+                    latency += self.scale_up.latency;
+                    bandwidth = bandwidth.min_of(self.scale_up.bandwidth);
+                }
+                Path {
+                    level,
+                    bandwidth,
+                    latency,
+                }
+            }
+        }
+    }
+
+    /// Latency that a tier adds to that of two NICs on one leaf.
+    pub fn tier_latency(&self, level: Level) -> SimDuration {
+        let hops = match level {
+            Level::Local | Level::NvLink | Level::Leaf => 0,
+            Level::Spine => 2,
+            Level::Core => 4,
+        };
+        self.layout.hop * hops
+    }
+
+    /// Line rate of one GPU's share of its node's NICs, one direction.
+    pub fn nic_share(&self) -> Bandwidth {
+        self.layout.nic_share
+    }
+
+    /// Downlink over uplink capacity at a leaf.
+    pub fn leaf_oversubscription(&self) -> f64 {
+        self.layout.leaf_oversubscription
+    }
+
+    /// Downlink over uplink capacity at a spine.
+    pub fn spine_oversubscription(&self) -> f64 {
+        self.layout.spine_oversubscription
+    }
+
+    /// Fraction of the fair share that load balancing delivers between leaves.
+    pub fn load_balance(&self) -> f64 {
+        self.layout.load_balance
+    }
+
+    /// Counts of switches, cables and racks.
+    pub fn inventory(&self) -> Inventory {
+        self.inventory
+    }
+
+    /// The GPUs of each rack.
+    pub fn racks(&self) -> Vec<Range<u32>> {
+        let size = self.layout.rack;
+        (0..self.inventory.racks)
+            .map(|r| r * size..((r + 1) * size).min(self.layout.gpus))
+            .collect()
+    }
+
+    /// What a set of distinct GPUs spans. The order of `gpus` does not matter: collectives order
+    /// their rings by place.
+    ///
+    /// # Panics
+    /// When `gpus` is empty or names a GPU that does not exist.
+    pub fn span(&self, gpus: &[u32]) -> GroupSpan {
+        assert!(!gpus.is_empty(), "a group has at least one rank");
+        if gpus.is_sorted() {
+            return self.span_sorted(gpus);
+        }
+        let mut sorted = gpus.to_vec();
+        sorted.sort_unstable();
+        self.span_sorted(&sorted)
+    }
+
+    fn span_sorted(&self, gpus: &[u32]) -> GroupSpan {
+        let n = gpus.len() as u32;
+        let domain_of = |gpu: u32| self.places[gpu as usize].domain;
+        let domains = runs(gpus, domain_of);
+        let (largest, smallest, count) =
+            domains.clone().fold((0, u32::MAX, 0), |(l, s, c), run| {
+                let len = run.len() as u32;
+                (l.max(len), s.min(len), c + 1)
+            });
+        let mut span = GroupSpan {
+            ranks: n,
+            domains: count,
+            ranks_per_domain_max: largest,
+            ranks_per_domain_min: smallest,
+            leaves: 1,
+            pods: 1,
+            level: if n == 1 { Level::Local } else { Level::NvLink },
+            rail_aligned: true,
+            ring_hops_over_leaf: 0,
+            ring_hops_over_pod: 0,
+            pairs_remote: 0,
+            pairs_over_leaf: 0,
+            pairs_over_pod: 0,
+        };
+        if count > 1 {
+            self.span_fabric(gpus, domains, &mut span);
+        }
+        span
+    }
+
+    /// The part of a span that more than one domain adds.
+    fn span_fabric<'a>(
+        &self,
+        gpus: &'a [u32],
+        domains: impl Iterator<Item = &'a [u32]> + Clone,
+        span: &mut GroupSpan,
+    ) {
+        let place = |gpu: u32| &self.places[gpu as usize];
+        let first = domains.clone().next().expect("a group has a domain");
+        let rails = self.layout.rails * self.layout.planes;
+        span.rail_aligned = rails == 1
+            || domains.clone().all(|d| {
+                d.len() == first.len()
+                    && d.iter()
+                        .zip(first)
+                        .all(|(a, b)| place(*a).rail == place(*b).rail)
+            });
+        // Off its rail, a pair meets above its leaf even inside a segment; planes never meet there.
+        let by_leaf = !span.rail_aligned && self.layout.planes == 1;
+        let tier = |gpu: u32| {
+            if by_leaf {
+                place(gpu).leaf
+            } else {
+                place(gpu).segment
+            }
+        };
+        let pod = |gpu: u32| place(gpu).pod;
+
+        let next = domains.clone().skip(1).chain(std::iter::once(first));
+        for (here, there) in domains.clone().zip(next) {
+            for (i, &a) in here.iter().enumerate() {
+                let b = there[i.min(there.len() - 1)];
+                span.ring_hops_over_leaf += u32::from(tier(a) != tier(b));
+                span.ring_hops_over_pod += u32::from(pod(a) != pod(b));
+            }
+        }
+
+        let squares = |lengths: &mut dyn Iterator<Item = usize>| -> u64 {
+            lengths.map(|len| (len * len) as u64).sum()
+        };
+        // Ordered pairs that differ in both domain and `key`: inclusion and exclusion.
+        let all = (gpus.len() * gpus.len()) as u64;
+        let in_domain = squares(&mut domains.clone().map(<[u32]>::len));
+        span.pairs_remote = all - in_domain;
+        let apart = |key: &dyn Fn(u32) -> u32| -> u64 {
+            let mut keys: Vec<u32> = gpus.iter().map(|g| key(*g)).collect();
+            let mut both: Vec<(u32, u32)> =
+                gpus.iter().map(|g| (place(*g).domain, key(*g))).collect();
+            keys.sort_unstable();
+            both.sort_unstable();
+            let in_key = squares(&mut keys.chunk_by(|a, b| a == b).map(<[u32]>::len));
+            let in_both = squares(&mut both.chunk_by(|a, b| a == b).map(<[(u32, u32)]>::len));
+            all + in_both - in_domain - in_key
+        };
+        let distinct = |key: &dyn Fn(u32) -> u32| runs(gpus, key).count() as u32;
+        span.leaves = distinct(&|gpu| place(gpu).segment);
+        span.pods = distinct(&pod);
+        let one_leaf = span.leaves == 1 && !by_leaf;
+        span.pairs_over_leaf = if one_leaf { 0 } else { apart(&tier) };
+        span.pairs_over_pod = if span.pods == 1 { 0 } else { apart(&pod) };
+        span.level = if span.pairs_over_pod > 0 {
+            Level::Core
+        } else if span.pairs_over_leaf > 0 {
+            Level::Spine
+        } else {
+            Level::Leaf
+        };
+    }
+}
+
+/// Runs of equal `key` in `gpus`.
+fn runs<'a, K: Fn(u32) -> u32 + Clone + 'a>(
+    gpus: &'a [u32],
+    key: K,
+) -> impl Iterator<Item = &'a [u32]> + Clone + 'a {
+    let mut rest = gpus;
+    std::iter::from_fn(move || {
+        let first = key(*rest.first()?);
+        let end = rest
+            .iter()
+            .position(|g| key(*g) != first)
+            .unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        rest = after;
+        Some(run)
+    })
+}
+
+trait MinOf {
+    fn min_of(self, other: Self) -> Self;
+}
+
+impl MinOf for Bandwidth {
+    fn min_of(self, other: Self) -> Self {
+        if other.bytes_per_sec() < self.bytes_per_sec() {
+            other
+        } else {
+            self
+        }
+    }
+}
+
+fn inventory(layout: &Layout) -> Inventory {
+    let nics = layout.ports * layout.nics_per_port;
+    let leaf_uplinks = u64::from(layout.leaves_total()) * u64::from(layout.uplinks);
+    let spine_uplinks = u64::from(layout.spines_total()) * u64::from(layout.spine_uplinks);
+    Inventory {
+        racks: layout.gpus.div_ceil(layout.rack),
+        nodes: layout.gpus.div_ceil(layout.gpus_per_node),
+        domains: layout.gpus.div_ceil(layout.domain),
+        nics,
+        leaves: layout.leaves_total(),
+        spines: layout.spines_total(),
+        cores: layout.cores_total(),
+        cables: u64::from(nics) + leaf_uplinks + spine_uplinks,
+    }
+}
+
+impl Layout {
+    /// Bandwidth of one bundle of cables towards one switch of the tiers up to `level`.
+    pub(crate) fn tier_bandwidth(&self, level: Level) -> Bandwidth {
+        let up = |links: u32, switches: u32| {
+            Bandwidth::from_bytes_per_sec(
+                self.link.bytes_per_sec() * u64::from(links / switches.max(1)),
+            )
+        };
+        match level {
+            Level::Local | Level::NvLink | Level::Leaf => self.port_rate,
+            Level::Spine => up(self.uplinks, self.spines),
+            Level::Core => {
+                up(self.uplinks, self.spines).min_of(up(self.spine_uplinks, self.cores_per_spine))
+            }
+        }
+    }
+}
