@@ -1,6 +1,8 @@
 //! One accelerator: what it can compute, read and exponentiate per second.
 
-use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour};
+use rackflow_units::{
+    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -75,12 +77,35 @@ pub struct Measured {
     /// Fraction of `peak` that the main loop of a large GEMM sustains (power and clocks under load,
     /// operand delivery), before tile and wave quantisation.
     pub gemm: ByPrecision<f64>,
-    /// Fraction of the bf16 peak that fused attention's matrix products sustain, forward.
-    pub attention_forward: f64,
-    /// The same, backward.
-    pub attention_backward: f64,
+    /// Fused attention, by the age of the kernel.
+    pub attention: AttentionRates,
     /// Fraction of `memory_bandwidth` that a long stream reaches.
     pub memory: f64,
     /// Shortest time of any kernel on the device: scheduling, prologue and drain.
     pub kernel_floor: SimDuration,
+}
+
+/// Efficiency of fused attention by generation of the kernel. Exponentials come on top.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionRates {
+    /// FlashAttention 1, or a Triton kernel of that age.
+    pub flash1: AttentionRate,
+    /// FlashAttention 2.
+    pub flash2: AttentionRate,
+    /// The fastest that the accelerator has: FlashAttention 3 or 4, cuDNN, TensorRT-LLM.
+    pub best: AttentionRate,
+}
+
+/// Fraction of the dense peak that attention's matrix products sustain in a long inner loop.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionRate {
+    /// Forward, of the bf16 peak.
+    pub forward: f64,
+    /// Backward, of the bf16 peak.
+    pub backward: f64,
+    /// Forward in 8-bit floats, of the fp8 peak. Left out, 8-bit operands run at the bf16 rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_fp8: Option<f64>,
 }

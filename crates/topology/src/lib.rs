@@ -14,7 +14,7 @@ mod layout;
 mod map;
 mod node;
 
-pub use accelerator::{Accelerator, ByPrecision, Measured};
+pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
 pub use fabric::{Fabric, FatTree, MultiPlaneFatTree, RailOptimized};
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;

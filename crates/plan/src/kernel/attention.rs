@@ -1,0 +1,189 @@
+//! Attention under its three ceilings: tensor cores, exponent unit, memory.
+
+use super::{Device, Parts, gemm, overlapped};
+use rackflow_units::Precision;
+use rackflow_workload::{AttentionKernel, Direction, Operation};
+
+/// Sizes of one launch.
+struct Shape {
+    batch: f64,
+    heads: f64,
+    kv_heads: f64,
+    query: f64,
+    kv: f64,
+    width_qk: f64,
+    width_v: f64,
+    mask: f64,
+    direction: Direction,
+    element: f64,
+}
+
+pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>) -> Parts {
+    let &Operation::Attention {
+        batch,
+        heads,
+        kv_heads,
+        query_len,
+        kv_len,
+        head_dim_qk,
+        head_dim_v,
+        mask_fraction,
+        direction,
+        precision,
+    } = op
+    else {
+        unreachable!("only attention is attention")
+    };
+    let flops = op.tensor_flops();
+    if flops == 0.0 {
+        return Parts::default();
+    }
+    let shape = Shape {
+        batch: batch as f64,
+        heads: heads as f64,
+        kv_heads: kv_heads as f64,
+        query: query_len as f64,
+        kv: kv_len as f64,
+        width_qk: head_dim_qk as f64,
+        width_v: head_dim_v as f64,
+        mask: mask_fraction,
+        direction,
+        element: precision.bits() as f64 / 8.0,
+    };
+    let (peak, efficiency) = rate(kernel, direction, precision, device);
+    let useful = flops / peak;
+    if kernel == AttentionKernel::Unfused {
+        return unfused(&shape, useful, efficiency, device);
+    }
+    let sustained = useful / efficiency * device.sms_missing();
+    let scores = shape.batch * shape.heads * shape.query * shape.kv * shape.mask;
+    let math = math(&shape, sustained, scores, device);
+    let exponent_rate = f64::from(device.sms)
+        * device.accelerator.clock.hertz()
+        * f64::from(device.accelerator.exponentials_per_sm_clock);
+    // Exponentials are taken of whole tiles, like products.
+    let exponentials = scores / exponent_rate * (math / sustained);
+    let serial = device.mechanism.exponent_serial;
+    let computed = math.max(exponentials) + serial * math.min(exponentials);
+    let memory_time = shape.bytes() / device.memory_rate();
+    Parts {
+        useful,
+        sustained: sustained - useful,
+        shape: math - sustained,
+        memory: overlapped(computed, memory_time) - computed,
+        exponent: computed - math,
+        floor: device.floor() * shape.launches(),
+        memory_time,
+    }
+}
+
+/// Dense peak of the format that the kernel runs in [FLOP/s], and the fraction that it sustains.
+/// Unfused products are GEMMs. Backward has no 8-bit kernel and runs in 16 bits.
+fn rate(
+    kernel: AttentionKernel,
+    direction: Direction,
+    precision: Precision,
+    device: &Device<'_>,
+) -> (f64, f64) {
+    let measured = &device.accelerator.measured;
+    let wide = gemm::peak(device, Precision::Bf16);
+    let rates = match kernel {
+        AttentionKernel::Unfused => return (wide, measured.gemm.bf16),
+        AttentionKernel::Flash1 => measured.attention.flash1,
+        AttentionKernel::Flash2 => measured.attention.flash2,
+        AttentionKernel::Best => measured.attention.best,
+    };
+    match (direction, precision, rates.forward_fp8) {
+        (Direction::Forward, Precision::Fp8 | Precision::Fp4, Some(forward)) => {
+            (gemm::peak(device, Precision::Fp8), forward)
+        }
+        (Direction::Forward, ..) => (wide, rates.forward),
+        (Direction::Backward, ..) => (wide, rates.backward),
+    }
+}
+
+/// Matrix products in whole tiles, spread over the SMs [s].
+fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 {
+    let mechanism = device.mechanism;
+    let sms = f64::from(device.sms);
+    // The inner loop runs over keys going forward and over queries going back.
+    let (outer, inner) = match shape.direction {
+        Direction::Forward => (shape.query, shape.kv),
+        Direction::Backward => (shape.kv, shape.query),
+    };
+    let rows = mechanism.attention_rows;
+    let tiles = (outer / rows).ceil() * shape.batch * shape.heads;
+    let steps = |length: f64| (length / mechanism.attention_keys).ceil() * mechanism.attention_keys;
+    // A mask leaves half a tile's diagonal and half a step on every band of rows.
+    let mean = if shape.mask < 1.0 {
+        (inner * shape.mask + rows / 2.0 + mechanism.attention_keys / 2.0).min(steps(inner))
+    } else {
+        steps(inner)
+    };
+    // Time of one row x key on one SM.
+    let unit = sustained / scores * sms;
+    let overhead = device.cycles(mechanism.attention_tile_cycles);
+    let mean_tile = rows * mean * unit + overhead;
+    let longest_tile = rows * steps(inner) * unit + overhead;
+    let even = tiles * mean_tile / sms;
+    let waves = tiles / sms;
+    let waited = if shape.mask < 1.0 {
+        // Long tiles first: what is left uneven is a fraction of the mean tile.
+        even + mechanism.wave_tail * mean_tile * 0.5 * (waves.ceil() - waves)
+    } else {
+        even + mechanism.wave_tail * mean_tile * (waves.ceil() - waves)
+    };
+    waited.max(longest_tile).max(sustained)
+}
+
+impl Shape {
+    /// Bytes of queries, keys, values and results, each once.
+    fn bytes(&self) -> f64 {
+        let query = self.batch * self.heads * self.query;
+        let kv = self.batch * self.kv_heads * self.kv;
+        let width = self.width_qk + self.width_v;
+        match self.direction {
+            Direction::Forward => (query * width + kv * width) * self.element + query * 4.0,
+            // Q, K, V, O, dO read; dK, dV written; dQ summed in fp32, then converted.
+            Direction::Backward => {
+                let read = query * (width + self.width_v) + kv * width;
+                let written = kv * width + query * self.width_qk;
+                (read + written) * self.element.max(2.0) + query * self.width_qk * 8.0
+            }
+        }
+    }
+
+    /// Backward prepares the row sums of dO x O, and converts dQ afterwards.
+    fn launches(&self) -> f64 {
+        match self.direction {
+            Direction::Forward => 1.0,
+            Direction::Backward => 3.0,
+        }
+    }
+}
+
+/// Scores and probabilities pass through memory, over the whole square: no block is skipped.
+fn unfused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> Parts {
+    let sustained = useful / efficiency * device.sms_missing();
+    let math = sustained / shape.mask;
+    let square = shape.batch * shape.heads * shape.query * shape.kv;
+    // Forward: scores written, read and normalised, probabilities written and read.
+    // Backward: probabilities twice and their gradient in and out, the scores' gradient out and
+    // twice in.
+    let (passes, launches) = match shape.direction {
+        Direction::Forward => (4.0, 3.0),
+        Direction::Backward => (7.0, 5.0),
+    };
+    let memory_time = (square * passes * 2.0 + shape.bytes()) / device.memory_rate();
+    // The products read the scores while they multiply; the softmax between them only streams.
+    let softmax = memory_time * 0.5;
+    Parts {
+        useful,
+        sustained: sustained - useful,
+        shape: math - sustained,
+        memory: overlapped(math, memory_time - softmax) - math + softmax,
+        exponent: 0.0,
+        floor: device.floor() * launches,
+        memory_time,
+    }
+}

@@ -1,0 +1,47 @@
+//! Constants of how kernels are written, the same on every accelerator and for every model.
+
+/// How tiled kernels behave beyond what the data sheet tells. Fitted once over all accelerators;
+/// see `docs/kernels.md` for the fit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mechanism {
+    /// Bytes per SM and clock that the last-level cache delivers to an SM's operand buffers,
+    /// counted after multicast between neighbouring SMs.
+    pub delivery_bytes_per_sm_clock: f64,
+    /// Cycles in which a GEMM tile fills its pipeline and stores its result.
+    pub gemm_tile_cycles: f64,
+    /// Part of an incomplete last wave that is really waited for: SMs that stay idle leave power
+    /// and cache bandwidth to the others, and persistent kernels balance.
+    pub wave_tail: f64,
+    /// Cycles that a split reduction adds to the kernel for its second step.
+    pub split_cycles: f64,
+    /// Share of the last-level cache that keeps operands between the waves of a GEMM.
+    pub cache_share: f64,
+    /// Rows of queries in one tile of attention.
+    pub attention_rows: f64,
+    /// Keys in one step of attention: a causal mask computes whole steps.
+    pub attention_keys: f64,
+    /// Cycles in which an attention tile loads its queries, normalises and stores.
+    pub attention_tile_cycles: f64,
+    /// Part of the exponentials that no matrix product hides (and the other way round).
+    pub exponent_serial: f64,
+    /// Memory bandwidth that an SM can ask for over its even share.
+    pub sm_memory_surplus: f64,
+    /// Bytes at which a stream reaches half of its final bandwidth, per byte/s of bandwidth [s]:
+    /// the latency that the first and last bytes do not overlap.
+    pub stream_ramp: f64,
+}
+
+/// The constants in use.
+pub const MECHANISM: Mechanism = Mechanism {
+    delivery_bytes_per_sm_clock: 64.0,
+    gemm_tile_cycles: 900.0,
+    wave_tail: 0.8,
+    split_cycles: 3000.0,
+    cache_share: 0.5,
+    attention_rows: 128.0,
+    attention_keys: 128.0,
+    attention_tile_cycles: 2500.0,
+    exponent_serial: 0.4,
+    sm_memory_surplus: 1.6,
+    stream_ramp: 1.0e-6,
+};
