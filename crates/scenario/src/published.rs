@@ -1,0 +1,359 @@
+//! Published training runs: facts with sources, read from JSON Lines and turned into setups.
+//!
+//! Two spellings are read: our own compact one ([`PublishedRun`] as it serialises), which ships
+//! with the catalogue, and the wider survey spelling with nested `hardware`, `parallel` and
+//! `batch` objects. What a source does not say stays absent here. [`setup`] is where a habit of
+//! the stack takes its place, and every such place is noted in `Training::assumed`.
+//!
+//! No rule looks at a single run: rules look at the source, its release, the hardware and what
+//! the run declares about itself.
+
+mod habits;
+mod setup;
+mod survey;
+
+pub use setup::{Unusable, setup};
+
+use rackflow_workload::{
+    CudaGraphs, ExpertDispatcher, MoE, MultiTokenPrediction, Recompute,
+};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The published training runs that ship with the catalogue, in the compact spelling: complete
+/// ones, and the replays.
+pub const SHIPPED: &str = include_str!("../data/training.jsonl");
+
+/// How complete a row is, as its collector graded it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Quality {
+    /// Dimensions, plan, batch and time are all published.
+    A,
+    /// The micro-batch is missing.
+    B,
+    /// More is missing, the log is noisy, or the run is not a plain pre-training step.
+    C,
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+        })
+    }
+}
+
+/// The shape of the model as the source gives it; absent where it does not.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublishedModel {
+    /// The model's name.
+    pub name: String,
+    /// `dense`, `moe` or `hybrid`.
+    pub family: String,
+    /// Transformer layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<u64>,
+    /// Width of the residual stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<u64>,
+    /// Query heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<u64>,
+    /// Key-value heads; the query heads where they are absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<u64>,
+    /// Width of one head; hidden over heads where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<u64>,
+    /// Multi-head latent attention, where the model has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<Latent>,
+    /// Hidden width of the dense feed-forward network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ffn: Option<u64>,
+    /// The feed-forward network is gated.
+    #[serde(skip_serializing_if = "is_false")]
+    pub gated: bool,
+    /// Vocabulary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocab: Option<u64>,
+    /// Keys that a query of a windowed layer sees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
+    /// One layer in this many sees everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_every: Option<u64>,
+    /// The mixture of experts, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoE>,
+    /// Multi-token prediction, where the run trained with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp: Option<MultiTokenPrediction>,
+}
+
+/// Widths of multi-head latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latent {
+    /// Rank of the query projection; absent where queries are projected directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub q_lora_rank: Option<u64>,
+    /// Rank of the shared key-value latent.
+    pub kv_lora_rank: u64,
+    /// Width per head without position.
+    pub qk_nope_head_dim: u64,
+    /// Width per head with position.
+    pub qk_rope_head_dim: u64,
+    /// Width per head of the value.
+    pub v_head_dim: u64,
+}
+
+/// The parallel plan as published; absent is not stated, which is not the same as one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublishedPlan {
+    /// Tensor-parallel ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<u32>,
+    /// Pipeline stages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<u32>,
+    /// Model chunks per stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_pipeline: Option<u32>,
+    /// Context-parallel ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<u32>,
+    /// Expert-parallel ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<u32>,
+    /// Tensor-parallel ranks inside an expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_tensor: Option<u32>,
+    /// Data-parallel ranks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<u32>,
+    /// Activations are sharded over the sequence between tensor-parallel regions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_parallel: Option<bool>,
+    /// ZeRO stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero: Option<u8>,
+    /// Ranks over which ZeRO shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_group: Option<u32>,
+    /// Schedule of the pipeline, as named by the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Layers of each chunk in pipeline order, where the source prints a layout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_per_chunk: Option<Vec<u64>>,
+    /// The source says that the first and the last chunk hold one layer fewer than the others.
+    #[serde(skip_serializing_if = "is_false")]
+    pub short_ends: bool,
+}
+
+/// The batch as published.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublishedBatch {
+    /// Tokens per sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<u64>,
+    /// Sequences per step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global: Option<u64>,
+    /// Sequences per micro-batch and data-parallel rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro: Option<u64>,
+}
+
+/// What the source says its software did; absent is not stated, which is not the same as off.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Declared {
+    /// The framework, where the source names one that its group does not imply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub framework: Option<String>,
+    /// What was recomputed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// That recomputation belongs to the same model and hardware under another plan.
+    #[serde(skip_serializing_if = "is_false")]
+    pub recompute_is_assumed: bool,
+    /// A recomputation that is selective by operator (PyTorch), without a list of operators.
+    #[serde(skip_serializing_if = "is_false")]
+    pub recompute_by_operator: bool,
+    /// Hardware FLOPs over model FLOPs, where both utilisations are printed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hardware_over_model_flops: Option<f64>,
+    /// Gradient reduction beside the backward pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_reduce: Option<bool>,
+    /// Parameter all-gather beside the forward pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameter_gather: Option<bool>,
+    /// Tensor-parallel collectives beside their GEMM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<bool>,
+    /// Asynchronous pipeline sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<bool>,
+    /// Expert communication beside another micro-batch's computation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<bool>,
+    /// The shared expert beside the dispatch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_expert: Option<bool>,
+    /// Which kernels were launched by graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuda_graphs: Option<CudaGraphs>,
+    /// How tokens reached experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatcher: Option<ExpertDispatcher>,
+    /// Parameters were gathered in fp8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fp8_parameter_gather: Option<bool>,
+    /// The model ran through a graph compiler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compiled: Option<bool>,
+    /// Tokens took the way that the router chose, instead of a forced balance.
+    #[serde(skip_serializing_if = "is_false")]
+    pub natural_routing: bool,
+    /// Tokens beyond an expert's capacity were dropped, so that shapes were static.
+    #[serde(skip_serializing_if = "is_false")]
+    pub token_drop: bool,
+    /// Embedding and loss count as a layer each when layers are spread over stages.
+    #[serde(skip_serializing_if = "is_false")]
+    pub ends_count_as_layers: bool,
+    /// What the row says and this program does not understand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Measurement {
+    /// Wall time of one step in seconds: printed, or recounted from tokens/s or from a TFLOP/s
+    /// whose convention is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_time_s: Option<f64>,
+    /// TFLOP/s per GPU as printed, in whatever convention: shown beside a replay, never scored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tflops_per_gpu: Option<f64>,
+    /// Peak memory of one GPU in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<f64>,
+    /// That memory is what tensors used, without what the allocator held in reserve.
+    #[serde(skip_serializing_if = "is_false")]
+    pub memory_is_allocated: bool,
+}
+
+/// One published training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedRun {
+    /// Name of the row.
+    pub id: String,
+    /// Who published it: rows of one source share their software and their habits.
+    pub source: String,
+    /// Title and section, for people.
+    pub citation: String,
+    /// Where it can be read.
+    pub url: String,
+    /// Year of the software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub year: Option<u32>,
+    /// Release of the software, such as `25.04`; empty where none is named.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub release: String,
+    /// Completeness.
+    pub quality: Quality,
+    /// What was timed: `step` or `pretrain` for a training step.
+    #[serde(default = "step", skip_serializing_if = "is_step")]
+    pub kind: String,
+    /// One of the runs that ship as scenarios: never tuned to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub replay: bool,
+    /// The model.
+    pub model: PublishedModel,
+    /// The accelerator, as the source calls it.
+    pub gpu: String,
+    /// How many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpus: Option<u32>,
+    /// The network, as the source describes it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub interconnect: String,
+    /// Number formats, as the source calls them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// The plan.
+    #[serde(default)]
+    pub plan: PublishedPlan,
+    /// The batch.
+    #[serde(default)]
+    pub batch: PublishedBatch,
+    /// What the software did.
+    #[serde(default)]
+    pub declared: Declared,
+    /// What came out.
+    #[serde(default)]
+    pub measured: Measurement,
+}
+
+fn step() -> String {
+    "step".to_owned()
+}
+
+fn is_step(kind: &str) -> bool {
+    kind == "step"
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Why a line is not a published run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct ReadError {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Reads JSON Lines of published runs in either spelling. Empty lines are skipped.
+///
+/// # Errors
+/// When a line is not a JSON object, or an object without what every row must have.
+pub fn read(text: &str) -> Result<Vec<PublishedRun>, ReadError> {
+    let mut runs = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start_matches('\u{feff}').trim();
+        if line.is_empty() {
+            continue;
+        }
+        let refuse = |message: String| ReadError { line: index + 1, message };
+        let value: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+        let Some(object) = value.as_object() else {
+            return Err(refuse("a published run is a JSON object".to_owned()));
+        };
+        // Only the survey spelling nests the source and the hardware.
+        let survey = object.contains_key("hardware") || object.contains_key("group");
+        let run = if survey {
+            survey::read(&value).map_err(refuse)?
+        } else {
+            serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?
+        };
+        runs.push(run);
+    }
+    Ok(runs)
+}

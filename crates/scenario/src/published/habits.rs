@@ -1,0 +1,175 @@
+//! What a source does where its rows do not say: one table, by source and release.
+
+use super::PublishedRun;
+use rackflow_plan::RankOrder;
+use rackflow_workload::{CudaGraphs, Recipe, Zero};
+
+/// The habits of one source's software.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Habits {
+    /// Its profile in the catalogue.
+    pub stack: &'static str,
+    /// ZeRO stage where a row names none.
+    pub zero: Zero,
+    /// Sequence parallelism beside tensor parallelism where a row does not say.
+    pub sequence_parallel: bool,
+    /// What a pipeline without a published number of chunks does.
+    pub interleaving: Interleaving,
+    /// Experts are cut over the tensor ranks where a row does not say.
+    pub experts_cut_over_tensor: bool,
+    /// How ranks are numbered.
+    pub rank_order: RankOrder,
+    /// What `FP8` means.
+    pub fp8: Recipe,
+}
+
+/// What a pipeline does where the number of chunks per stage is not published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interleaving {
+    /// One chunk per stage.
+    None,
+    /// One layer per chunk, where that comes out even.
+    OneLayerPerChunk,
+}
+
+/// Megatron's habits since its distributed optimizer and sequence parallelism (2022).
+const MEGATRON: Habits = Habits {
+    stack: "megatron-core-25.04",
+    zero: Zero::Stage1,
+    sequence_parallel: true,
+    interleaving: Interleaving::None,
+    experts_cut_over_tensor: false,
+    rank_order: RankOrder::DataBeforePipeline,
+    fp8: Recipe::Fp8,
+};
+
+/// Fully sharded data parallelism in PyTorch or JAX.
+const SHARDED: Habits = Habits { stack: "torchtitan-2024", zero: Zero::Stage3, ..MEGATRON };
+
+/// Megatron before 2022 and what was built on it.
+const EARLY: Habits =
+    Habits { stack: "megatron-lm-2021", zero: Zero::Stage0, sequence_parallel: false, ..MEGATRON };
+
+/// NeMo, whose recipes interleave one layer per chunk where they interleave.
+const NEMO: Habits = Habits {
+    interleaving: Interleaving::OneLayerPerChunk,
+    experts_cut_over_tensor: true,
+    ..MEGATRON
+};
+
+/// The habits of the run's source at the run's release.
+pub(super) fn habits(run: &PublishedRun) -> Habits {
+    let release = run.release.as_str();
+    let year = run.year.unwrap_or(2024);
+    let framework = run.declared.framework.as_deref().unwrap_or_default();
+    match run.source.as_str() {
+        "megatron-sc21" | "mt-nlg" => EARLY,
+        "korthikanti22" | "korthikanti22-layer" => {
+            Habits { stack: "megatron-lm-2022", sequence_parallel: true, ..EARLY }
+        }
+        "bigscience" => Habits { stack: "megatron-deepspeed-2022", zero: Zero::Stage1, ..EARLY },
+        "vtrain-multi" => Habits { stack: "vtrain-megatron-2023", ..EARLY },
+        "zero-bubble" => Habits { stack: "zero-bubble-megatron-2023", ..EARLY },
+        "internevo" => Habits { stack: "internevo-2023", zero: Zero::Stage1, ..EARLY },
+        "llm-foundry" => Habits { stack: "llm-foundry-2023", ..SHARDED },
+        "mlperf" => Habits {
+            stack: match year {
+                ..=2023 => "mlperf-nemo-2023",
+                2024 => "mlperf-nemo-2024",
+                _ => "mlperf-nemo-2025",
+            },
+            ..NEMO
+        },
+        "nemo" | "nemo-longctx" => Habits {
+            stack: match (release, year) {
+                ("24.01" | "24.03" | "24.05", _) => "nemo-24.05",
+                (_, ..=2024) => "nemo-24.07",
+                _ => "dgxc-nemo-25.04",
+            },
+            ..NEMO
+        },
+        "dgxc-benchmarking" if framework.contains("Pax") => Habits { stack: "paxml-2024", ..SHARDED },
+        "dgxc-benchmarking" | "maxtext-a3" if framework.contains("MaxText") || run.source == "maxtext-a3" => {
+            Habits { stack: "maxtext-2025", ..SHARDED }
+        }
+        "dgxc-benchmarking" => Habits {
+            stack: match release {
+                r if r < "25" => "dgxc-nemo-24.11",
+                r if r < "25.04" => "dgxc-nemo-25.02",
+                _ => "dgxc-nemo-25.04",
+            },
+            ..NEMO
+        },
+        "megatron-bridge" => Habits {
+            stack: match release {
+                r if r < "25.11" => "megatron-bridge-25.09",
+                r if r < "26.02.01" => "megatron-bridge-25.11",
+                r if r < "26.06" => "megatron-bridge-26.02.01",
+                _ => "megatron-bridge-26.06",
+            },
+            ..MEGATRON
+        },
+        // A verification card of a performance recipe; the others are of functional ones.
+        "mb-cards" if run.declared.cuda_graphs == Some(CudaGraphs::Full) => {
+            Habits { stack: "megatron-bridge-26.06", ..MEGATRON }
+        }
+        "mb-skills" | "mb-cards" | "mb-pr" | "mcore-pr" => {
+            Habits { stack: "megatron-bridge-functional-2026", ..MEGATRON }
+        }
+        "mcore-dsv3-guide" => Habits { stack: "megatron-core-dsv3-2025", ..MEGATRON },
+        "megatron-readme" | "megatron-core-moe" if year <= 2024 => {
+            Habits { stack: "megatron-core-24.05", ..MEGATRON }
+        }
+        "simumax-b200" => Habits { stack: "simumax-megatron-0.14", ..MEGATRON },
+        "torchtitan" | "titan-nebius" => Habits {
+            stack: if run.declared.compiled == Some(false) { "torchtitan-eager-2024" } else { "torchtitan-2024" },
+            ..SHARDED
+        },
+        "fms-fsdp" => Habits { stack: "fms-fsdp-2024", ..SHARDED },
+        "tinyllama" => Habits { stack: "torchtitan-eager-2024", ..SHARDED },
+        "llama3" => Habits {
+            stack: "meta-llama3-2024",
+            interleaving: Interleaving::OneLayerPerChunk,
+            // Table 4 calls it FSDP, section 3.3.2 says that weights are not resharded after the
+            // forward pass: states and gradients are sharded, weights are gathered once per step.
+            zero: Zero::Stage2,
+            rank_order: RankOrder::PipelineBeforeData,
+            ..MEGATRON
+        },
+        "llama4" => Habits {
+            stack: "meta-llama4-2025",
+            zero: Zero::Stage2,
+            rank_order: RankOrder::PipelineBeforeData,
+            ..MEGATRON
+        },
+        "deepseek-v3" => Habits { stack: "deepseek-hai-llm", fp8: Recipe::Fp8Blockwise, ..MEGATRON },
+        "megascale" if framework.contains("Megatron-LM") => Habits { stack: "megatron-lm-2023", ..MEGATRON },
+        // MegaScale shards optimizer states and gradients (section 3.1).
+        "megascale" => Habits { stack: "megascale-2024", zero: Zero::Stage2, ..MEGATRON },
+        "megascale-moe" => Habits { stack: "megascale-moe-2025", ..MEGATRON },
+        _ => unknown_source(run, year, framework),
+    }
+}
+
+/// A source that this table does not know is taken by what it declares, and by its year.
+fn unknown_source(run: &PublishedRun, year: u32, framework: &str) -> Habits {
+    if framework.contains("JAX") || framework.contains("MaxText") {
+        return Habits { stack: "maxtext-2025", ..SHARDED };
+    }
+    if run.plan.zero == Some(3) {
+        let stack = match (year, run.declared.compiled) {
+            (..=2023, _) => "llm-foundry-2023",
+            (_, Some(false)) => "torchtitan-eager-2024",
+            _ => "torchtitan-2024",
+        };
+        return Habits { stack, ..SHARDED };
+    }
+    match year {
+        ..=2021 => EARLY,
+        2022 => Habits { stack: "megatron-lm-2022", sequence_parallel: true, ..EARLY },
+        2023 => Habits { stack: "megatron-lm-2023", ..MEGATRON },
+        2024 => Habits { stack: "megatron-core-24.05", ..MEGATRON },
+        2025 => MEGATRON,
+        _ => Habits { stack: "megatron-bridge-26.02.01", ..MEGATRON },
+    }
+}

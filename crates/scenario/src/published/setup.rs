@@ -1,0 +1,586 @@
+//! From a published run to a setup: what is known is taken, what is a habit is noted.
+
+use super::habits::{Habits, Interleaving, habits};
+use super::{PublishedModel, PublishedRun};
+use crate::Catalogue;
+use rackflow_plan::{Fidelity, Setup};
+use rackflow_topology::{Cluster, Fabric, Node, RailOptimized};
+use rackflow_units::{Bandwidth, Bytes, SimDuration};
+use rackflow_workload::{
+    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing, Schedule,
+    SoftwareStack, Training, Zero,
+};
+use std::collections::BTreeMap;
+
+/// Spread of expert load under natural routing: the standard deviation of the logarithm of a
+/// rank's load. A typical value of trained routers with an auxiliary loss, unverified.
+pub const NATURAL_ROUTING_SIGMA: f64 = 0.2;
+
+/// Vocabulary of GPT-2, padded to a multiple of 128 as Megatron does: what its examples train with
+/// where a paper prints no vocabulary.
+const GPT2_VOCAB: u64 = 50_304;
+
+/// Why a published run cannot be simulated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}{}{detail}", if detail.is_empty() { "" } else { ": " })]
+pub struct Unusable {
+    /// The kind of reason, for counting.
+    pub reason: &'static str,
+    /// What exactly, for reading.
+    pub detail: String,
+}
+
+fn unusable(reason: &'static str) -> Unusable {
+    Unusable { reason, detail: String::new() }
+}
+
+/// Turns a published run into a setup, looking hardware and software up in `catalogue`. The model
+/// is built from the row's own dimensions.
+///
+/// # Errors
+/// When the plan is not fully published, does not add up, or needs what the catalogue lacks.
+pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusable> {
+    if !matches!(run.kind.as_str(), "step" | "pretrain") {
+        return Err(Unusable { reason: "not a pre-training step", detail: run.kind.clone() });
+    }
+    if let Some(unread) = run.declared.unread.first() {
+        return Err(Unusable { reason: "a setting is not understood", detail: unread.clone() });
+    }
+    let mut assumed = Vec::new();
+    let habits = habits(run);
+    let model = model(run, &mut assumed)?;
+    let gpus = run.gpus.filter(|gpus| *gpus > 0).ok_or_else(|| unusable("number of GPUs not published"))?;
+    let cluster = cluster(run, gpus, catalogue, &mut assumed)?;
+    let recipe = recipe(run, &habits)?;
+    let stack = stack(run, &habits, catalogue, &mut assumed)?;
+    let parallelism = parallelism(run, &habits, &model, gpus, &mut assumed)?;
+    let (global_batch, micro_batch) = batch(run, &parallelism, &mut assumed)?;
+    let layers_per_chunk = layers_per_chunk(run, &model, &parallelism, &mut assumed);
+    let training = Training {
+        recompute: recompute(run, &model, &mut assumed),
+        schedule: schedule(run)?,
+        routing: routing(run, &model, &mut assumed),
+        sequence_length: run
+            .batch
+            .sequence_length
+            .filter(|length| *length > 0)
+            .ok_or_else(|| unusable("sequence length not published"))?,
+        model,
+        stack,
+        recipe,
+        global_batch,
+        micro_batch,
+        parallelism,
+        layers_per_chunk,
+        assumed,
+    };
+    Ok(Setup {
+        name: run.id.clone(),
+        cluster,
+        training,
+        rank_order: habits.rank_order,
+        stragglers: Vec::new(),
+        fidelity: Fidelity::Folded,
+        seed: 0,
+    })
+}
+
+/// The model, from the row's own dimensions.
+fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusable> {
+    let published = &run.model;
+    let need = |value: Option<u64>| value.filter(|n| *n > 0).ok_or_else(|| unusable("dimensions not published"));
+    if !matches!(published.family.as_str(), "dense" | "moe") {
+        return Err(Unusable { reason: "not a plain transformer", detail: published.family.clone() });
+    }
+    if published.family == "moe" && published.moe.is_none() {
+        return Err(unusable("dimensions not published"));
+    }
+    let layers = need(published.layers)?;
+    let hidden = need(published.hidden)?;
+    let heads = need(published.heads)?;
+    let ffn = published.ffn.unwrap_or(0);
+    if ffn == 0 && published.moe.is_none() {
+        return Err(unusable("dimensions not published"));
+    }
+    let vocab = published.vocab.filter(|vocab| *vocab > 0).unwrap_or_else(|| {
+        assumed.push(format!("vocabulary {GPT2_VOCAB}: not published, GPT-2's is usual"));
+        GPT2_VOCAB
+    });
+    let attention = match published.latent {
+        Some(latent) => Attention::Latent {
+            heads,
+            q_lora_rank: latent.q_lora_rank,
+            kv_lora_rank: latent.kv_lora_rank,
+            qk_nope_head_dim: latent.qk_nope_head_dim,
+            qk_rope_head_dim: latent.qk_rope_head_dim,
+            v_head_dim: latent.v_head_dim,
+        },
+        None => Attention::Grouped {
+            heads,
+            kv_heads: published.kv_heads.filter(|heads| *heads > 0).unwrap_or(heads),
+            head_dim: published.head_dim.filter(|dim| *dim > 0).unwrap_or(hidden / heads).max(1),
+            sliding_window: published.window,
+            full_every: published.full_every,
+        },
+    };
+    let family = Family::of(published);
+    Ok(Model {
+        name: published.name.clone(),
+        layers,
+        hidden,
+        attention,
+        ffn,
+        gated: published.gated,
+        moe: published.moe.clone(),
+        vocab,
+        tied_embeddings: family.tied_embeddings,
+        learned_positions: if family.learned_positions { run.batch.sequence_length.unwrap_or(0) } else { 0 },
+        biases: family.biases,
+        mtp: published.mtp.clone(),
+        sources: BTreeMap::from([("*".to_owned(), format!("{} <{}>", run.citation, run.url))]),
+    })
+}
+
+/// What the name of a model family implies and sources do not repeat.
+struct Family {
+    tied_embeddings: bool,
+    learned_positions: bool,
+    biases: bool,
+}
+
+impl Family {
+    fn of(model: &PublishedModel) -> Self {
+        let name = model.name.to_ascii_lowercase();
+        let (tied_embeddings, learned_positions, biases) = if name.starts_with("bloom") {
+            (true, false, true) // ALiBi
+        } else if name.starts_with("mpt") {
+            (true, true, false)
+        } else if name.starts_with("gpt-oss") {
+            (false, false, true)
+        } else if name.starts_with("gpt") || name.starts_with("mt-nlg") || name.starts_with("opt") {
+            (true, true, true)
+        } else {
+            // LLaMA and its heirs, Nemotron, DeepSeek, Qwen, Grok
+            (false, false, false)
+        };
+        Self { tied_embeddings, learned_positions, biases }
+    }
+}
+
+fn recipe(run: &PublishedRun, habits: &Habits) -> Result<Recipe, Unusable> {
+    let Some(precision) = &run.precision else {
+        return Err(unusable("precision not published"));
+    };
+    match precision.to_ascii_uppercase().as_str() {
+        "FP16" | "FP16/BF16" => Ok(Recipe::Fp16),
+        "BF16" => Ok(Recipe::Bf16),
+        "FP8" | "FP8-CS" | "FP8-DS" | "FP8-TENSORWISE" | "FP8-ROWWISE" => Ok(habits.fp8),
+        "FP8-BLOCKWISE" | "FP8-SC" => Ok(Recipe::Fp8Blockwise),
+        "MXFP8" | "FP8-MX" => Ok(Recipe::Mxfp8),
+        "NVFP4" => Ok(Recipe::Nvfp4),
+        _ => Err(Unusable { reason: "precision not understood", detail: precision.clone() }),
+    }
+}
+
+/// The profile of the source's software, with what the row declares about itself.
+fn stack(
+    run: &PublishedRun,
+    habits: &Habits,
+    catalogue: &Catalogue,
+    assumed: &mut Vec<String>,
+) -> Result<SoftwareStack, Unusable> {
+    let mut stack = catalogue.stack(habits.stack).ok_or_else(|| Unusable {
+        reason: "software stack not in the catalogue",
+        detail: habits.stack.to_owned(),
+    })?;
+    let declared = &run.declared;
+    let overlap = &mut stack.overlap;
+    for (setting, said) in [
+        (&mut overlap.gradient_reduce, declared.gradient_reduce),
+        (&mut overlap.parameter_gather, declared.parameter_gather),
+        (&mut overlap.tensor, declared.tensor),
+        (&mut overlap.pipeline, declared.pipeline),
+        (&mut overlap.expert, declared.expert),
+        (&mut overlap.shared_expert, declared.shared_expert),
+    ] {
+        *setting = said.unwrap_or(*setting);
+    }
+    stack.cuda_graphs = declared.cuda_graphs.unwrap_or(stack.cuda_graphs);
+    stack.dispatcher = declared.dispatcher.unwrap_or(stack.dispatcher);
+    if declared.token_drop {
+        // Static shapes: the host never waits for token counts, so the static parts of a layer are
+        // all of it.
+        stack.dispatcher = declared.dispatcher.unwrap_or(ExpertDispatcher::HybridEp);
+        if stack.cuda_graphs == CudaGraphs::None {
+            stack.cuda_graphs = CudaGraphs::Partial;
+        }
+        assumed.push("token dropping with a capacity of 1: shapes are static, all tokens are computed".to_owned());
+    }
+    match declared.fp8_parameter_gather {
+        Some(true) => stack.parameter_gather_bytes = 1,
+        Some(false) => stack.parameter_gather_bytes = 2,
+        None => {}
+    }
+    Ok(stack)
+}
+
+fn parallelism(
+    run: &PublishedRun,
+    habits: &Habits,
+    model: &Model,
+    gpus: u32,
+    assumed: &mut Vec<String>,
+) -> Result<Parallelism, Unusable> {
+    let plan = &run.plan;
+    let (Some(tensor), Some(pipeline)) = (plan.tensor, plan.pipeline) else {
+        return Err(unusable("parallelism not published"));
+    };
+    let context = plan.context.unwrap_or(1);
+    let inner = u64::from(tensor) * u64::from(pipeline) * u64::from(context);
+    let mismatch = |detail: String| Unusable { reason: "ranks do not multiply to the number of GPUs", detail };
+    if inner == 0 || u64::from(gpus) % inner != 0 {
+        return Err(mismatch(format!("{gpus} GPUs in groups of {inner}")));
+    }
+    let data = u32::try_from(u64::from(gpus) / inner).expect("no more data ranks than GPUs");
+    if plan.data.is_some_and(|published| published != data) {
+        return Err(mismatch(format!("{inner} x {} ranks on {gpus} GPUs", plan.data.unwrap_or_default())));
+    }
+    let expert = if model.moe.is_some() { plan.expert.unwrap_or(1) } else { 1 };
+    let zero = match plan.zero {
+        Some(stage) => Zero::try_from(stage).map_err(|detail| Unusable { reason: "ZeRO stage", detail })?,
+        None => {
+            if data > 1 {
+                assumed.push(format!("ZeRO stage {}: the stack's habit", u8::from(habits.zero)));
+            }
+            habits.zero
+        }
+    };
+    let sequence_parallel = tensor > 1
+        && plan.sequence_parallel.unwrap_or_else(|| {
+            if habits.sequence_parallel {
+                assumed.push("sequence parallelism beside tensor parallelism: the stack's habit".to_owned());
+            }
+            habits.sequence_parallel
+        });
+    Ok(Parallelism {
+        tensor,
+        sequence_parallel,
+        context,
+        pipeline,
+        virtual_pipeline: virtual_pipeline(run, habits, model, pipeline, assumed),
+        data,
+        expert,
+        expert_tensor: plan.expert_tensor.unwrap_or_else(|| expert_tensor(habits, tensor, context, data, expert)),
+        zero,
+        zero_group: plan.zero_group.filter(|group| *group < data && data % group == 0),
+    })
+}
+
+/// Before expert tensor parallelism had a setting of its own, Megatron cut each expert over the
+/// tensor ranks and spread experts over the data ranks; NeMo's recipes kept that default.
+fn expert_tensor(habits: &Habits, tensor: u32, context: u32, data: u32, expert: u32) -> u32 {
+    let fits = expert <= data.saturating_mul(context);
+    if habits.experts_cut_over_tensor && fits && expert > 1 { tensor } else { 1 }
+}
+
+fn virtual_pipeline(
+    run: &PublishedRun,
+    habits: &Habits,
+    model: &Model,
+    pipeline: u32,
+    assumed: &mut Vec<String>,
+) -> u32 {
+    if pipeline == 1 {
+        return 1;
+    }
+    if let Some(chunks) = run.plan.virtual_pipeline {
+        return chunks;
+    }
+    let layers = model.layers + if run.plan.short_ends { 2 } else { 0 };
+    let per_stage = layers / u64::from(pipeline);
+    match habits.interleaving {
+        Interleaving::OneLayerPerChunk if layers.is_multiple_of(u64::from(pipeline)) => {
+            assumed.push(format!("{per_stage} chunks per stage, one layer each: not published, the recipes' habit"));
+            u32::try_from(per_stage).unwrap_or(1)
+        }
+        _ => 1,
+    }
+}
+
+fn batch(
+    run: &PublishedRun,
+    parallelism: &Parallelism,
+    assumed: &mut Vec<String>,
+) -> Result<(u64, u64), Unusable> {
+    let global = run.batch.global.filter(|n| *n > 0).ok_or_else(|| unusable("batch not published"))?;
+    let micro = match run.batch.micro.filter(|n| *n > 0) {
+        Some(micro) => micro,
+        // The replays are shown whatever is missing, and are never scored or tuned to.
+        None if run.replay => {
+            assumed.push("micro-batches of one sequence: not published".to_owned());
+            1
+        }
+        None => return Err(unusable("micro-batch not published")),
+    };
+    let together = u64::from(parallelism.data).saturating_mul(micro);
+    if global % together != 0 {
+        return Err(Unusable {
+            reason: "the batch does not divide into micro-batches",
+            detail: format!("{global} sequences over {} ranks of {micro}", parallelism.data),
+        });
+    }
+    Ok((global, micro))
+}
+
+/// Layers of each chunk, where they are not spread evenly.
+///
+/// Megatron and DeepSpeed keep chunks equal and let the ends, which also hold the embedding and
+/// the loss, hold fewer layers. One layer fewer at each end counts embedding and loss as a layer
+/// each. Where more is missing, the last chunk gives first (it holds loss and prediction modules),
+/// then the first chunk, then those before the last.
+fn layers_per_chunk(
+    run: &PublishedRun,
+    model: &Model,
+    parallelism: &Parallelism,
+    assumed: &mut Vec<String>,
+) -> Option<Vec<u64>> {
+    let chunks = u64::from(parallelism.pipeline) * u64::from(parallelism.virtual_pipeline);
+    if chunks == 1 {
+        return None;
+    }
+    if let Some(layout) = &run.plan.layers_per_chunk
+        && layout.len() as u64 == chunks
+        && layout.iter().sum::<u64>() == model.layers
+    {
+        return Some(layout.clone());
+    }
+    let declared = run.plan.short_ends || run.declared.ends_count_as_layers;
+    if model.layers.is_multiple_of(chunks) {
+        return None;
+    }
+    let each = model.layers.div_ceil(chunks);
+    let missing = each * chunks - model.layers;
+    if !declared {
+        assumed.push(format!("layers over {chunks} chunks: the ends hold fewer, as the stack spreads them"));
+    }
+    let mut spread = vec![each; usize::try_from(chunks).unwrap_or(1)];
+    let last = spread.len() - 1;
+    if missing == 2 && model.mtp.is_none() && model.moe.as_ref().is_none_or(|moe| moe.first_dense_layers == 0) {
+        spread[0] -= 1;
+        spread[last] -= 1;
+        return Some(spread);
+    }
+    let mut missing = missing;
+    for index in std::iter::once(last).chain(0..last) {
+        // The first chunk gives next, then the ones before the last in descending order.
+        let index = if index == last || index == 0 { index } else { last - index };
+        let gives = missing.min(spread[index]);
+        spread[index] -= gives;
+        missing -= gives;
+    }
+    Some(spread)
+}
+
+fn schedule(run: &PublishedRun) -> Result<Schedule, Unusable> {
+    let Some(name) = &run.plan.schedule else {
+        return Ok(Schedule::OneForwardOneBackward);
+    };
+    match name.to_ascii_uppercase().as_str() {
+        "1F1B" | "1F1B-I" | "INTERLEAVED" | "INTERLEAVED 1F1B" => Ok(Schedule::OneForwardOneBackward),
+        "GPIPE" => Ok(Schedule::Gpipe),
+        "ZB-1P" | "ZB-H1" => Ok(Schedule::ZeroBubbleH1),
+        "ZB-2P" | "ZB-H2" => Ok(Schedule::ZeroBubbleH2),
+        "DUALPIPE" => Ok(Schedule::Dualpipe),
+        _ => Err(Unusable { reason: "schedule not understood", detail: name.clone() }),
+    }
+}
+
+fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Recompute {
+    if let Some(recompute) = &run.declared.recompute {
+        if run.declared.recompute_is_assumed {
+            assumed.push("recomputation as in the recipe of another plan of the same model".to_owned());
+        }
+        return recompute.clone();
+    }
+    if run.declared.recompute_by_operator {
+        let share = match run.declared.hardware_over_model_flops {
+            // A forward pass is a third of the model FLOPs.
+            Some(ratio) => ((ratio - 1.0) * 3.0).clamp(0.0, 1.0),
+            None => every_second_product(model),
+        };
+        let layers = (share * model.layers as f64).round() as u32;
+        assumed.push(format!(
+            "recomputation by operator stands as {layers} whole layers, which recompute as many FLOPs"
+        ));
+        return if layers == 0 { Recompute::None } else { Recompute::FullLayers(layers) };
+    }
+    assumed.push("nothing is recomputed: not published".to_owned());
+    Recompute::None
+}
+
+/// Share of a layer's forward FLOPs that torchtitan's per-operator policy repeats: attention is
+/// kept, and so is the first of every two matrix products, in the order q, k, v, o, gate, up, down.
+fn every_second_product(model: &Model) -> f64 {
+    let Attention::Grouped { heads, kv_heads, head_dim, .. } = model.attention else {
+        return 0.5;
+    };
+    let q = (heads * head_dim) as f64;
+    let kv = (kv_heads * head_dim) as f64;
+    let ffn = model.ffn as f64;
+    let all = 2.0 * q + 2.0 * kv + 3.0 * ffn;
+    (kv + q + ffn) / all
+}
+
+fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Routing {
+    if model.moe.is_none() {
+        return Routing::Balanced;
+    }
+    if run.declared.natural_routing {
+        assumed.push(format!("natural routing: spread {NATURAL_ROUTING_SIGMA} of a rank's load"));
+        return Routing::Lognormal { sigma: NATURAL_ROUTING_SIGMA };
+    }
+    if matches!(run.source.as_str(), "deepseek-v3" | "megascale-moe" | "llama4") {
+        assumed.push("balanced experts: trained routing, its spread is not published".to_owned());
+    }
+    Routing::Balanced
+}
+
+/// The machine: a catalogue node by accelerator, with the NICs that the source declares.
+fn cluster(
+    run: &PublishedRun,
+    gpus: u32,
+    catalogue: &Catalogue,
+    assumed: &mut Vec<String>,
+) -> Result<Cluster, Unusable> {
+    let network = run.interconnect.to_ascii_lowercase();
+    let name = node_name(&run.gpu, &network).ok_or_else(|| Unusable {
+        reason: "accelerator not in the catalogue",
+        detail: run.gpu.clone(),
+    })?;
+    let mut node = catalogue
+        .node(name)
+        .ok_or_else(|| Unusable { reason: "node not in the catalogue", detail: name.to_owned() })?;
+    if run.gpu == "A100-SXM-40GB" && node.accelerator.memory > Bytes::new(40_000_000_000) {
+        node.accelerator.name = "a100-sxm-40".to_owned();
+        node.accelerator.memory = Bytes::new(40_000_000_000);
+        node.accelerator.memory_bandwidth = Bandwidth::from_gigabytes_per_sec(1_555);
+    }
+    if node.gpus <= 8
+        && let Some(total) = node_gigabits(&network)
+        && total != node.nic.rate.bytes_per_sec() * u64::from(node.nic.count) / 125_000_000
+    {
+        node.nic.rate = Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
+        node.name = format!("{} with {total} Gbit/s", node.name);
+    }
+    if gpus > node.gpus && gpus % node.gpus != 0 {
+        shrink_domain(&mut node, gpus, assumed)?;
+    }
+    Ok(Cluster { fabric: fabric(&node, gpus, &network, catalogue, assumed), node, gpus })
+}
+
+fn node_name(gpu: &str, network: &str) -> Option<&'static str> {
+    Some(match gpu {
+        "A100-SXM-80GB" if network.contains("jean zay") => "jean-zay-a100",
+        "A100-SXM-80GB" if network.contains("4 x 100 gb/s") => "hgx-a100-4x100g",
+        "A100-SXM-80GB" => "dgx-a100",
+        "A100-SXM-40GB" => "dgx-a100-40",
+        "H100-SXM-80GB" => "dgx-h100",
+        "H100-SXM-96GB-HBM2e-500W" => "hgx-h100-hbm2e-500w",
+        "H800-SXM-80GB" => "hgx-h800",
+        "H200-SXM-141GB" => "hgx-h200",
+        "B200-SXM-180GB" => "dgx-b200",
+        "B300-SXM-270GB" => "dgx-b300",
+        "GB200-NVL72" => "gb200-nvl72",
+        "GB300-NVL72" => "gb300-nvl72",
+        _ => return None,
+    })
+}
+
+/// The whole number that `word` begins with, and what follows it.
+fn number(word: &str) -> Option<(u64, &str)> {
+    let digits = word.bytes().take_while(u8::is_ascii_digit).count();
+    Some((word[..digits].parse().ok()?, &word[digits..]))
+}
+
+/// Gbit/s of all compute NICs of one node, where the text says: `8x200G`, `4 x 100 Gb/s`,
+/// `Compute: 8x ConnectX-7 IB NDR 400Gb/s`, `800 Gb/s per 8-GPU node`, `800 Gbps`.
+fn node_gigabits(network: &str) -> Option<u64> {
+    let text = network.split_once("compute:").map_or(network, |(_, after)| after);
+    let text = text.split([',', '+', ';']).next()?;
+    if text.contains("per gpu") || text.contains("section title") || text.contains("roce2") {
+        return None;
+    }
+    let words: Vec<&str> = text.split([' ', '(', ')']).filter(|word| !word.is_empty()).collect();
+    let mut interfaces = None;
+    for (index, word) in words.iter().enumerate() {
+        let Some((n, unit)) = number(word) else { continue };
+        let next = words.get(index + 1).copied().unwrap_or_default();
+        if let Some(rate) = unit.strip_prefix('x') {
+            interfaces = Some(n);
+            if let Some((rate, unit)) = number(rate)
+                && unit.starts_with('g')
+            {
+                return n.checked_mul(rate);
+            }
+        } else if unit.is_empty() && next == "x" {
+            interfaces = Some(n);
+        } else if unit.starts_with("gb") || (unit.is_empty() && next.starts_with("gb")) {
+            let whole_node = text.contains("per 8-gpu node") || words.len() <= 2;
+            return match interfaces {
+                Some(count) => count.checked_mul(n),
+                None => whole_node.then_some(n),
+            };
+        }
+    }
+    None
+}
+
+/// Jobs of many racks take whole trays and the same number in each rack: 64 of 72 GPUs for a job
+/// of 512.
+fn shrink_domain(node: &mut Node, gpus: u32, assumed: &mut Vec<String>) -> Result<(), Unusable> {
+    let full = node.gpus;
+    let used = (1..=full).rev().filter(|n| full <= 8 || n % 4 == 0).find(|n| gpus % n == 0 && n * 2 > full);
+    let Some(used) = used.filter(|_| full > 8) else {
+        return Err(Unusable {
+            reason: "GPUs do not fill nodes evenly",
+            detail: format!("{gpus} GPUs in nodes of {full}"),
+        });
+    };
+    assumed.push(format!("{used} of {full} GPUs of each NVLink domain are used"));
+    node.nic.count = (node.nic.count * used / full).max(1);
+    node.gpus = used;
+    node.scale_up.domain = node.scale_up.domain.min(used);
+    node.rack.gpus = node.rack.gpus.min(used);
+    Ok(())
+}
+
+/// Sources describe their network in a few words: rail-optimised trees are what NVIDIA's
+/// reference design wires, and hashed Ethernet paths collide.
+fn fabric(node: &Node, gpus: u32, network: &str, catalogue: &Catalogue, assumed: &mut Vec<String>) -> Fabric {
+    let known = match network {
+        _ if network.contains("jean zay") => catalogue.fabric("jean-zay-omni-path"),
+        _ if network.contains("multi-plane") => catalogue.fabric("deepseek-mpft"),
+        _ => None,
+    };
+    if let Some(fabric) = known {
+        return fabric;
+    }
+    let ethernet = network.contains("roce") || network.contains("ethernet") && !network.contains("ib");
+    if gpus > node.gpus {
+        assumed.push("rail-optimised fabric without oversubscription".to_owned());
+    }
+    Fabric::RailOptimized(RailOptimized {
+        // Two tiers of 64-port switches end at 2,048 NICs.
+        tiers: if gpus > 2_048 { 3 } else { 2 },
+        radix: 64,
+        rails: None,
+        link: None,
+        leaf_oversubscription: 1.0,
+        spine_oversubscription: 1.0,
+        load_balance: if ethernet { ETHERNET_LOAD_BALANCE } else { 1.0 },
+        hop: SimDuration::from_nanos(300),
+    })
+}
+
+/// Fraction of the fair share that hashed paths leave between leaves; typical, unverified.
+const ETHERNET_LOAD_BALANCE: f64 = 0.85;
