@@ -103,80 +103,144 @@ pub(crate) fn stretched(time: SimDuration, factor: f64) -> SimDuration {
     SimDuration::from_picos((time.as_picos() as f64 * factor).ceil() as u64)
 }
 
+/// Which rate a candidate moves data at inside a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    /// SMs that reduce.
+    Reduce,
+    /// SMs or copy engines that only move.
+    Copy,
+    /// The switches.
+    Switch,
+}
+
 /// One way to run a collective.
+#[derive(Debug, Clone, Copy)]
 struct Candidate {
     algorithm: Algorithm,
     shape: Shape,
+    engine: Engine,
+    /// Sent on the NVLink port.
     nvlink: Share,
+    /// Sent on the rank's share of the NICs.
     nic: Share,
+    /// For which the NICs are taken; more than what is sent where the schedule leaves gaps.
+    nic_taken: Share,
     nvlink_steps: u64,
     nic_steps: u64,
+    /// NIC steps that the first chunk takes before the last NIC is busy.
+    nic_fill_steps: u64,
+    peers: u64,
     crossing: Crossing,
-    nvlink_rate: Option<Bandwidth>,
 }
 
 impl Candidate {
-    fn demand(&self, bytes: Bytes, group: &GroupSpan, links: &Links, protocol: Protocol) -> Demand {
-        let nvlink_rate = self
-            .nvlink_rate
-            .unwrap_or_else(|| links.nvlink_rate(protocol));
-        let mut latency = links.base(self.algorithm, protocol);
-        latency += links.nvlink_step_of(self.shape, protocol) * self.nvlink_steps;
-        latency += links.nic_step_of(self.shape, group.level, protocol) * self.nic_steps;
-        Demand {
+    fn demand(
+        &self,
+        bytes: Bytes,
+        group: &GroupSpan,
+        links: &Links,
+        protocol: Protocol,
+    ) -> Option<Demand> {
+        let nvlink_rate = match self.engine {
+            Engine::Reduce => links.nvlink_rate(protocol),
+            Engine::Copy => links.copy_rate(protocol),
+            Engine::Switch => links.in_switch_rate(group.domains > 1)?,
+        };
+        let nic_rate = links.nic_rate(protocol);
+        let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
+        let fill = links
+            .nvlink_fill(wire_nvlink, nvlink_rate, protocol)
+            .max(links.nic_fill(wire_nic, nic_rate, protocol) * self.nic_fill_steps);
+        let latency = links.base(self.algorithm, protocol)
+            + links.peers(self.peers)
+            + links.nvlink_step(protocol) * self.nvlink_steps
+            + links.nic_step(group.level, self.shape, protocol) * self.nic_steps
+            + fill;
+        let nic = self.nic_taken.time(bytes, nic_rate);
+        Some(Demand {
             latency,
             nvlink: self.nvlink.time(bytes, nvlink_rate),
-            nic: stretched(
-                self.nic.time(bytes, links.nic_rate(protocol)),
-                links.nic_slowdown(self.crossing),
-            ),
+            nic: stretched(nic, links.nic_slowdown(self.crossing)),
             level: group.level,
-            wire_bytes_nvlink: self.nvlink.bytes(bytes),
-            wire_bytes_nic: self.nic.bytes(bytes),
+            wire_bytes_nvlink: wire_nvlink,
+            wire_bytes_nic: wire_nic,
             algorithm: self.algorithm,
             protocol,
-        }
+        })
     }
 }
 
 /// The time that `bytes` take among the ranks of `group` on idle links, by the algorithm and the
-/// protocol that take least. `bytes` follows nccl-tests: the whole buffer of one rank (received in
-/// an all-gather, sent in a reduce-scatter and an all-to-all).
+/// protocol that take least, of those that NCCL chooses from. `bytes` follows nccl-tests: the
+/// whole buffer of one rank (received in an all-gather, sent in a reduce-scatter and an
+/// all-to-all).
 pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Links) -> Demand {
     if group.ranks <= 1 {
         return Demand::NONE;
     }
-    let mut best: Option<Demand> = None;
-    let mut consider = |candidate: &Candidate, protocols: &[Protocol]| {
-        for &protocol in protocols {
-            let demand = candidate.demand(bytes, group, links, protocol);
-            if best.is_none_or(|b| demand.duration() < b.duration()) {
-                best = Some(demand);
-            }
+    let tuned: &[Algorithm] = match op {
+        CollectiveOp::AllReduce => &[
+            Algorithm::Ring,
+            Algorithm::Tree,
+            Algorithm::InSwitch,
+            Algorithm::InSwitchTree,
+        ],
+        CollectiveOp::AllGather | CollectiveOp::ReduceScatter | CollectiveOp::Broadcast => {
+            &[Algorithm::Ring]
         }
+        CollectiveOp::AllToAll | CollectiveOp::SendRecv => &[Algorithm::Direct],
     };
-    match op {
-        CollectiveOp::AllReduce => {
-            consider(&ring(group, 2), &Protocol::ALL);
-            if group.domains > 1 {
-                consider(&hierarchical(group, 2), &[Protocol::Simple]);
-                consider(&tree(group), &Protocol::ALL);
-            }
-            if let Some(rate) = links.in_switch.filter(|_| group.ranks_per_domain_min > 1) {
-                consider(&in_switch(group, rate), &[Protocol::Simple]);
-            }
-        }
-        CollectiveOp::AllGather | CollectiveOp::ReduceScatter => {
-            consider(&ring(group, 1), &Protocol::ALL);
-            if group.domains > 1 {
-                consider(&hierarchical(group, 1), &[Protocol::Simple]);
-            }
-        }
-        CollectiveOp::AllToAll => consider(&direct(group, links), &[Protocol::Simple]),
-        CollectiveOp::Broadcast => consider(&chain(group), &Protocol::ALL),
-        CollectiveOp::SendRecv => consider(&farthest(group, links), &Protocol::ALL),
+    tuned
+        .iter()
+        .filter_map(|algorithm| collective_by(*algorithm, op, bytes, group, links))
+        .min_by_key(Demand::duration)
+        .expect("every operation has a candidate")
+}
+
+/// The same by one algorithm, at its best protocol; `None` where the algorithm does not serve the
+/// operation or the group.
+pub fn collective_by(
+    algorithm: Algorithm,
+    op: CollectiveOp,
+    bytes: Bytes,
+    group: &GroupSpan,
+    links: &Links,
+) -> Option<Demand> {
+    if group.ranks <= 1 {
+        return (algorithm == Algorithm::Local).then_some(Demand::NONE);
     }
-    best.expect("every operation has a candidate")
+    let passes = match op {
+        CollectiveOp::AllReduce => 2,
+        CollectiveOp::AllGather | CollectiveOp::ReduceScatter => 1,
+        _ => 0,
+    };
+    let across = group.domains > 1;
+    let (candidate, protocols): (Candidate, &[Protocol]) = match (algorithm, op) {
+        (Algorithm::Ring, CollectiveOp::Broadcast) => (chain(group), &Protocol::ALL),
+        (Algorithm::Ring, _) if passes > 0 => (ring(group, passes), &Protocol::ALL),
+        (Algorithm::Hierarchical, _) if passes > 0 && across => {
+            (hierarchical(group, passes), &Protocol::ALL)
+        }
+        (Algorithm::Tree, CollectiveOp::AllReduce) if across => (tree(group), &Protocol::ALL),
+        (Algorithm::InSwitch, CollectiveOp::AllReduce) if !across && group.ranks > 2 => {
+            (in_switch(group), &[Protocol::Simple])
+        }
+        (Algorithm::InSwitchTree, CollectiveOp::AllReduce)
+            if across && group.ranks_per_domain_min > 1 =>
+        {
+            (in_switch(group), &[Protocol::Simple])
+        }
+        (Algorithm::Direct, CollectiveOp::AllToAll) => {
+            (direct(group, links), &[Protocol::Ll, Protocol::Simple])
+        }
+        (Algorithm::Direct, CollectiveOp::SendRecv) => (farthest(group), &Protocol::ALL),
+        _ => return None,
+    };
+    protocols
+        .iter()
+        .filter_map(|protocol| candidate.demand(bytes, group, links, *protocol))
+        .min_by_key(Demand::duration)
 }
 
 /// One message along `path` on idle links.
@@ -187,25 +251,26 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
     let inside = path.level == Level::NvLink;
     let crossing = Crossing::of_level(path.level);
     let demands = Protocol::ALL.map(|protocol| {
-        let time = |rate: Bandwidth| Share::ALL.time(bytes, rate);
-        let nvlink = links.nvlink_rate(protocol);
-        let nic = links.nic_rate(protocol);
+        let (nvlink_rate, nic_rate) = (links.copy_rate(protocol), links.nic_rate(protocol));
+        let fill = if inside {
+            links.nvlink_fill(bytes, nvlink_rate, protocol)
+        } else {
+            links.nic_fill(bytes, nic_rate, protocol)
+        };
+        let (nvlink, nic) = if inside {
+            (bytes, Bytes::ZERO)
+        } else {
+            (Bytes::ZERO, bytes)
+        };
         Demand {
             latency: links.base(Algorithm::Direct, protocol)
-                + links.message_latency(path, protocol),
-            nvlink: if inside {
-                time(nvlink)
-            } else {
-                SimDuration::ZERO
-            },
-            nic: if inside {
-                SimDuration::ZERO
-            } else {
-                stretched(time(nic), links.nic_slowdown(crossing))
-            },
+                + links.message_latency(path, protocol)
+                + fill,
+            nvlink: nvlink_rate.time_to_send(nvlink),
+            nic: stretched(nic_rate.time_to_send(nic), links.nic_slowdown(crossing)),
             level: path.level,
-            wire_bytes_nvlink: if inside { bytes } else { Bytes::ZERO },
-            wire_bytes_nic: if inside { Bytes::ZERO } else { bytes },
+            wire_bytes_nvlink: nvlink,
+            wire_bytes_nic: nic,
             algorithm: Algorithm::Direct,
             protocol,
         }
@@ -222,68 +287,93 @@ fn ring(group: &GroupSpan, passes: u64) -> Candidate {
     let n = u64::from(group.ranks);
     let (largest, smallest) = columns(group);
     let moved = passes * (n - 1);
-    let nic_steps = if group.domains > 1 {
+    let across = group.domains > 1;
+    let nic_steps = if across {
         passes * u64::from(group.domains)
     } else {
         0
+    }
+    .min(moved);
+    let nic = if across {
+        Share::of(moved, n * smallest)
+    } else {
+        Share::NONE
     };
     Candidate {
         algorithm: Algorithm::Ring,
         shape: Shape::Ring,
-        nvlink: match (group.domains, largest) {
-            (1, _) => Share::of(moved, n),
-            _ => Share::of(moved * (largest - 1), n * largest),
-        },
-        nic: if group.domains > 1 {
-            Share::of(moved, n * smallest)
+        engine: Engine::Reduce,
+        nvlink: if across {
+            Share::of(moved * (largest - 1), n * largest)
         } else {
-            Share::NONE
+            Share::of(moved, n)
         },
-        nvlink_steps: moved.saturating_sub(nic_steps),
-        nic_steps: nic_steps.min(moved),
+        nic,
+        nic_taken: nic,
+        nvlink_steps: moved - nic_steps,
+        nic_steps,
+        nic_fill_steps: 1,
+        peers: 0,
         crossing: Crossing::ring(group),
-        nvlink_rate: None,
     }
 }
 
-/// Rings inside the domains and rings across by rail, one after the other in pipeline.
+/// Rings inside the domains and rings across by rail, one after the other in pipeline. NCCL has no
+/// such algorithm; frameworks build it from two communicators.
 fn hierarchical(group: &GroupSpan, passes: u64) -> Candidate {
     let (largest, smallest) = columns(group);
     let k = u64::from(group.domains);
+    let nic = Share::of(passes * (k - 1), k * smallest);
     Candidate {
         algorithm: Algorithm::Hierarchical,
         shape: Shape::Ring,
+        engine: Engine::Reduce,
         nvlink: Share::of(passes * (largest - 1), largest),
-        nic: Share::of(passes * (k - 1), k * smallest),
+        nic,
+        nic_taken: nic,
         nvlink_steps: passes * (largest - 1),
         nic_steps: passes * (k - 1),
+        nic_fill_steps: 1,
+        peers: 0,
         crossing: Crossing::ring(group),
-        nvlink_rate: None,
+    }
+}
+
+/// What a NIC sends in a double binary tree: each half of the buffer goes up and down one tree. A
+/// domain is a leaf of one tree (it sends one half up) and inside the other (one half up, two
+/// down); two domains have one edge per tree.
+fn tree_nic(group: &GroupSpan) -> Share {
+    let (_, smallest) = columns(group);
+    match group.domains {
+        1 => Share::NONE,
+        2 => Share::of(1, smallest),
+        _ => Share::of(2, smallest),
     }
 }
 
 /// A chain up and down inside each domain, a double binary tree across.
 fn tree(group: &GroupSpan) -> Candidate {
-    let (largest, smallest) = columns(group);
-    let k = u64::from(group.domains);
+    let (largest, _) = columns(group);
     Candidate {
         algorithm: Algorithm::Tree,
         shape: Shape::Tree,
+        engine: Engine::Reduce,
         nvlink: Share::of(2 * (largest - 1), largest),
-        nic: Share::of(2 * (k - 1), k * smallest),
+        nic: tree_nic(group),
+        nic_taken: tree_nic(group),
         nvlink_steps: 2 * (largest - 1),
         nic_steps: 2 * depth(group.domains),
+        nic_fill_steps: 2 * depth(group.domains),
+        peers: 0,
         crossing: Crossing::tree(group),
-        nvlink_rate: None,
     }
 }
 
 /// The switch reads every member's buffer once and writes the sum once, sliced over the members;
 /// across domains the slices go up and down a double binary tree.
-fn in_switch(group: &GroupSpan, rate: Bandwidth) -> Candidate {
+fn in_switch(group: &GroupSpan) -> Candidate {
     let (_, smallest) = columns(group);
-    let k = u64::from(group.domains);
-    let across = k > 1;
+    let across = group.domains > 1;
     Candidate {
         algorithm: if across {
             Algorithm::InSwitchTree
@@ -291,16 +381,15 @@ fn in_switch(group: &GroupSpan, rate: Bandwidth) -> Candidate {
             Algorithm::InSwitch
         },
         shape: Shape::Tree,
+        engine: Engine::Switch,
         nvlink: Share::of(smallest + 1, smallest),
-        nic: if across {
-            Share::of(2 * (k - 1), k * smallest)
-        } else {
-            Share::NONE
-        },
+        nic: tree_nic(group),
+        nic_taken: tree_nic(group),
         nvlink_steps: 0,
-        nic_steps: if across { 2 * depth(group.domains) } else { 0 },
+        nic_steps: 2 * depth(group.domains),
+        nic_fill_steps: 2 * depth(group.domains),
+        peers: 0,
         crossing: Crossing::tree(group),
-        nvlink_rate: Some(rate),
     }
 }
 
@@ -309,19 +398,27 @@ fn direct(group: &GroupSpan, links: &Links) -> Candidate {
     let n = u64::from(group.ranks);
     let (largest, smallest) = columns(group);
     let across = group.domains > 1;
+    let nic = if across {
+        Share::of(n - smallest, n)
+    } else {
+        Share::NONE
+    };
     Candidate {
         algorithm: Algorithm::Direct,
         shape: Shape::Ring,
+        engine: Engine::Copy,
         nvlink: Share::of(largest - 1, n),
-        nic: if across {
-            Share::of(n - smallest, n)
+        nic,
+        nic_taken: if across && links.pairs_near_and_far() {
+            Share::of(n - 1, n)
         } else {
-            Share::NONE
+            nic
         },
         nvlink_steps: u64::from(!across),
         nic_steps: u64::from(across),
+        nic_fill_steps: 1,
+        peers: n - 1,
         crossing: Crossing::pairs(group),
-        nvlink_rate: Some(links.nvlink_copy),
     }
 }
 
@@ -329,40 +426,43 @@ fn direct(group: &GroupSpan, links: &Links) -> Candidate {
 fn chain(group: &GroupSpan) -> Candidate {
     let (largest, smallest) = columns(group);
     let across = group.domains > 1;
-    let n = u64::from(group.ranks);
-    let nic_steps = if across {
-        u64::from(group.domains) - 1
+    let nic_steps = u64::from(group.domains) - 1;
+    let nic = if across {
+        Share::of(1, smallest)
     } else {
-        0
+        Share::NONE
     };
     Candidate {
         algorithm: Algorithm::Ring,
         shape: Shape::Ring,
+        engine: Engine::Copy,
         nvlink: if largest > 1 { Share::ALL } else { Share::NONE },
-        nic: if across {
-            Share::of(1, smallest)
-        } else {
-            Share::NONE
-        },
-        nvlink_steps: n - 1 - nic_steps,
+        nic,
+        nic_taken: nic,
+        nvlink_steps: u64::from(group.ranks) - 1 - nic_steps,
         nic_steps,
+        nic_fill_steps: 1,
+        peers: 0,
         crossing: Crossing::ring(group),
-        nvlink_rate: None,
     }
 }
 
 /// One message between the two farthest members.
-fn farthest(group: &GroupSpan, links: &Links) -> Candidate {
+fn farthest(group: &GroupSpan) -> Candidate {
     let across = group.domains > 1;
+    let nic = if across { Share::ALL } else { Share::NONE };
     Candidate {
         algorithm: Algorithm::Direct,
         shape: Shape::Ring,
+        engine: Engine::Copy,
         nvlink: if across { Share::NONE } else { Share::ALL },
-        nic: if across { Share::ALL } else { Share::NONE },
+        nic,
+        nic_taken: nic,
         nvlink_steps: u64::from(!across),
         nic_steps: u64::from(across),
+        nic_fill_steps: 1,
+        peers: 0,
         crossing: Crossing::of_level(group.level),
-        nvlink_rate: Some(links.nvlink_copy),
     }
 }
 

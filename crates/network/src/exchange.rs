@@ -79,22 +79,38 @@ pub fn expert_exchange(
     let (nvlink, nic) = (volume(copies_nvlink), volume(copies_nic));
     let protocol = Protocol::Simple;
     let across = group.domains > 1;
+    let relayed = algorithm == Algorithm::Relayed;
+    let nvlink_rate = if relayed {
+        links.expert
+    } else {
+        links.copy_rate(protocol)
+    };
     let mut latency = links.base(algorithm, protocol);
     if across {
-        latency += links.nic_step_of(Shape::Ring, group.level, protocol);
+        latency += links.nic_step(group.level, Shape::Ring, protocol);
+        latency += if relayed {
+            links.exchange_across()
+        } else {
+            SimDuration::ZERO
+        };
     }
-    if !across || algorithm == Algorithm::Relayed {
-        latency += links.nvlink_step_of(Shape::Ring, protocol);
+    if !across || relayed {
+        latency += links.nvlink_step(protocol);
     }
-    let busy =
-        |bytes: Bytes, rate: rackflow_units::Bandwidth| -> SimDuration { rate.time_to_send(bytes) };
+    if !relayed {
+        latency += links.peers(u64::from(group.ranks) - 1);
+    }
+    // A plain all-to-all keeps the NICs as long as if every copy to another rank crossed them.
+    let taken = if across && !relayed && links.pairs_near_and_far() {
+        volume(top_k as f64 * (1.0 - 1.0 / n))
+    } else {
+        nic
+    };
+    let nic_time = links.nic_rate(protocol).time_to_send(taken);
     Demand {
         latency,
-        nvlink: busy(nvlink, links.nvlink_copy),
-        nic: stretched(
-            busy(nic, links.nic),
-            links.nic_slowdown(Crossing::pairs(group)),
-        ),
+        nvlink: nvlink_rate.time_to_send(nvlink),
+        nic: stretched(nic_time, links.nic_slowdown(Crossing::pairs(group))),
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,

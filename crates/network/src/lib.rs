@@ -14,8 +14,8 @@ mod exchange;
 mod flow;
 mod links;
 
-pub use collective::{CollectiveOp, collective, send_recv};
+pub use collective::{CollectiveOp, collective, collective_by, send_recv};
 pub use demand::{Algorithm, Demand, Protocol};
 pub use exchange::{ExchangeStyle, expert_exchange};
 pub use flow::{FlowId, FlowNet};
-pub use links::Links;
+pub use links::{Links, Shape};

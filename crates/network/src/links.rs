@@ -2,70 +2,91 @@
 
 use crate::demand::{Algorithm, Protocol};
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path};
-use rackflow_units::{Bandwidth, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, SimDuration};
 
-/// Constants of NCCL per protocol. Times in nanoseconds.
+/// Constants of the library per protocol. Times in nanoseconds.
 ///
-/// Source: NVIDIA/nccl `src/graph/tuning.cc` (`baseLatencies`, `hwLatencies`). The catalogue's
-/// `scale_up.latency` and `nic.latency` stand for the LL column, the fastest; what the other
-/// columns add to it is the protocol's and is listed here.
+/// The catalogue's `scale_up` and `nic` latencies stand for LL, the fastest; what the other
+/// protocols add is listed here. NIC columns are those of NCCL's own tuner (NVIDIA/nccl
+/// `src/graph/tuning.cc`, `hwLatencies`); NVLink columns are fitted to nccl-tests tables of A100,
+/// H100, B200 and GB200 (see `docs/network.md`), because current releases are far below the
+/// tuner's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct ProtocolCost {
-    /// Launch and first synchronisation of a ring or chain.
+    /// Added to the node's fixed cost of a collective.
     base: u64,
-    /// Added to every NVLink step of a ring.
-    ring_nvlink: u64,
+    /// Added to every NVLink step.
+    nvlink_step: u64,
     /// Added to every NIC step of a ring.
     ring_nic: u64,
-    /// Added to every NVLink step of a tree.
-    tree_nvlink: u64,
     /// Added to every NIC step of a tree.
     tree_nic: u64,
     /// Payload per wire byte over NVLink, and what the SMs can move in this protocol.
     nvlink_payload: f64,
     /// Payload per wire byte over the NIC.
     nic_payload: f64,
+    /// Data is handed on in whole chunks, so that a pipeline takes time to fill.
+    chunked: bool,
 }
 
-const LL: ProtocolCost = ProtocolCost {
-    base: 6_600,
-    ring_nvlink: 0,
+const IDEAL: ProtocolCost = ProtocolCost {
+    base: 0,
+    nvlink_step: 0,
     ring_nic: 0,
-    tree_nvlink: 0,
-    tree_nic: 2_300,
-    nvlink_payload: 0.25,
-    nic_payload: 0.5,
-};
-const LL128: ProtocolCost = ProtocolCost {
-    base: 14_000,
-    ring_nvlink: 1_300,
-    ring_nic: 1_300,
-    tree_nvlink: 650,
-    tree_nic: 5_800,
-    nvlink_payload: 0.92,
-    nic_payload: 0.92,
-};
-const SIMPLE: ProtocolCost = ProtocolCost {
-    base: 8_400,
-    ring_nvlink: 2_800,
-    ring_nic: 11_300,
-    tree_nvlink: 3_400,
-    tree_nic: 11_300,
+    tree_nic: 0,
     nvlink_payload: 1.0,
     nic_payload: 1.0,
+    chunked: false,
 };
-/// Launch of an in-switch reduction inside one domain, and of one with a tree across domains.
-const IN_SWITCH_BASE_NS: u64 = 25_000;
-/// See [`IN_SWITCH_BASE_NS`].
-const IN_SWITCH_TREE_BASE_NS: u64 = 20_900;
+const LL: ProtocolCost = ProtocolCost {
+    tree_nic: 2_300,
+    nvlink_payload: 0.4,
+    nic_payload: 0.5,
+    ..IDEAL
+};
+const LL128: ProtocolCost = ProtocolCost {
+    base: 5_000,
+    nvlink_step: 10,
+    ring_nic: 1_300,
+    tree_nic: 5_800,
+    nvlink_payload: 0.54,
+    nic_payload: 0.92,
+    chunked: false,
+};
+const SIMPLE: ProtocolCost = ProtocolCost {
+    base: 8_300,
+    nvlink_step: 200,
+    ring_nic: 11_300,
+    tree_nic: 11_300,
+    chunked: true,
+    ..IDEAL
+};
+/// Fixed cost of an in-switch reduction inside one domain, beyond the node's own.
+const IN_SWITCH_BASE_NS: u64 = 36_000;
+/// The same with a tree across domains.
+const IN_SWITCH_TREE_BASE_NS: u64 = 50_000;
+/// Rate of an in-switch reduction that feeds a tree, over that of one inside a domain.
+const IN_SWITCH_TREE_PAYLOAD: f64 = 0.85;
+/// Starting one more peer of an all-to-all.
+const PEER_NS: u64 = 370;
+/// A pipeline over NVLink fills for this part of the data, up to so many bytes of a rank.
+const NVLINK_FILL: (f64, f64) = (0.32, 10.7e6);
+/// A pipeline over NICs fills for this part of the data, up to so many bytes, at each step.
+const NIC_FILL: (f64, f64) = (0.125, 1.25e6);
+/// Fixed cost of dispatching or combining tokens, beyond the node's own: layout and first flags.
+const EXCHANGE_BASE_NS: u64 = 20_000;
+/// What telling other domains the token counts adds to it.
+const EXCHANGE_ACROSS_NS: u64 = 45_000;
 
 /// What the ports of one rank carry, and how long a step takes. All ranks of a cluster are alike.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Links {
-    pub(crate) nvlink_copy: Bandwidth,
-    pub(crate) nvlink_collective: Bandwidth,
-    pub(crate) in_switch: Option<Bandwidth>,
+    nvlink_copy: Bandwidth,
+    nvlink_collective: Bandwidth,
+    in_switch: Option<Bandwidth>,
     pub(crate) nic: Bandwidth,
+    pub(crate) expert: Bandwidth,
+    collective_base: SimDuration,
     nvlink_latency: SimDuration,
     nic_latency: SimDuration,
     tier_latency: [SimDuration; Level::ALL.len()],
@@ -75,10 +96,12 @@ pub struct Links {
     library: bool,
 }
 
-/// Which of the two latency tables of the library an algorithm follows.
+/// Which of the two NIC latency tables of the library an algorithm follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub enum Shape {
+    /// Neighbours only.
     Ring,
+    /// Parents and children.
     Tree,
 }
 
@@ -140,6 +163,10 @@ impl Links {
                 .in_switch_reduction
                 .then(|| scale_up.bandwidth.scaled(scale_up.in_switch_efficiency)),
             nic: map.nic_share().scaled(nic.efficiency),
+            expert: scale_up
+                .bandwidth
+                .scaled(scale_up.expert_efficiency.unwrap_or(scale_up.efficiency)),
+            collective_base: scale_up.collective_base,
             nvlink_latency: scale_up.latency,
             nic_latency: nic.latency,
             tier_latency: Level::ALL.map(|level| map.tier_latency(level)),
@@ -158,91 +185,145 @@ impl Links {
     }
 
     fn cost(&self, protocol: Protocol) -> ProtocolCost {
-        if !self.library {
-            return ProtocolCost {
-                base: 0,
-                ring_nvlink: 0,
-                ring_nic: 0,
-                tree_nvlink: 0,
-                tree_nic: 0,
-                nvlink_payload: 1.0,
-                nic_payload: 1.0,
-            };
-        }
         match protocol {
+            _ if !self.library => IDEAL,
             Protocol::Ll => LL,
             Protocol::Ll128 => LL128,
             Protocol::Simple => SIMPLE,
         }
     }
 
-    /// Launch and first synchronisation.
-    pub(crate) fn base(&self, algorithm: Algorithm, protocol: Protocol) -> SimDuration {
+    fn overhead(&self, ns: u64) -> SimDuration {
+        if self.library {
+            SimDuration::from_nanos(ns)
+        } else {
+            SimDuration::ZERO
+        }
+    }
+
+    /// Fixed cost of a collective: launch and first meeting of the ranks.
+    pub fn base(&self, algorithm: Algorithm, protocol: Protocol) -> SimDuration {
         let ns = match algorithm {
-            _ if !self.library => 0,
-            Algorithm::Local => 0,
+            Algorithm::Local => return SimDuration::ZERO,
             Algorithm::InSwitch => IN_SWITCH_BASE_NS,
             Algorithm::InSwitchTree => IN_SWITCH_TREE_BASE_NS,
-            _ => self.cost(protocol).base,
+            Algorithm::Relayed => EXCHANGE_BASE_NS,
+            Algorithm::Ring | Algorithm::Hierarchical | Algorithm::Tree | Algorithm::Direct => {
+                self.cost(protocol).base
+            }
         };
-        SimDuration::from_nanos(ns)
+        self.overhead(ns)
+            + if self.library {
+                self.collective_base
+            } else {
+                SimDuration::ZERO
+            }
+    }
+
+    /// What an exchange of tokens across domains adds to its base.
+    pub(crate) fn exchange_across(&self) -> SimDuration {
+        self.overhead(EXCHANGE_ACROSS_NS)
+    }
+
+    /// Starting the messages to `peers` peers.
+    pub(crate) fn peers(&self, peers: u64) -> SimDuration {
+        self.overhead(PEER_NS * peers)
     }
 
     /// One step between two ranks of a domain.
     pub fn nvlink_step(&self, protocol: Protocol) -> SimDuration {
-        self.nvlink_step_of(Shape::Ring, protocol)
+        self.nvlink_latency + SimDuration::from_nanos(self.cost(protocol).nvlink_step)
     }
 
     /// One step between two ranks that meet at `level` of the fabric.
-    pub fn nic_step(&self, level: Level, protocol: Protocol) -> SimDuration {
-        self.nic_step_of(Shape::Ring, level, protocol)
+    pub fn nic_step(&self, level: Level, shape: Shape, protocol: Protocol) -> SimDuration {
+        self.nic_latency
+            + self.tier_latency[level as usize]
+            + SimDuration::from_nanos(self.nic_added(shape, protocol))
     }
 
-    pub(crate) fn nvlink_step_of(&self, shape: Shape, protocol: Protocol) -> SimDuration {
+    fn nic_added(&self, shape: Shape, protocol: Protocol) -> u64 {
         let cost = self.cost(protocol);
-        let added = if shape == Shape::Ring {
-            cost.ring_nvlink
-        } else {
-            cost.tree_nvlink
-        };
-        self.nvlink_latency + SimDuration::from_nanos(added)
-    }
-
-    pub(crate) fn nic_step_of(
-        &self,
-        shape: Shape,
-        level: Level,
-        protocol: Protocol,
-    ) -> SimDuration {
-        let cost = self.cost(protocol);
-        let added = if shape == Shape::Ring {
+        if shape == Shape::Ring {
             cost.ring_nic
         } else {
             cost.tree_nic
-        };
-        self.nic_latency + self.tier_latency[level as usize] + SimDuration::from_nanos(added)
+        }
     }
 
     /// The latency of a path plus what the protocol adds to one step.
     pub(crate) fn message_latency(&self, path: &Path, protocol: Protocol) -> SimDuration {
-        let cost = self.cost(protocol);
         let added = if path.level <= Level::NvLink {
-            cost.ring_nvlink
+            self.cost(protocol).nvlink_step
         } else {
-            cost.ring_nic
+            self.nic_added(Shape::Ring, protocol)
         };
         path.latency + SimDuration::from_nanos(added)
     }
 
-    /// Payload rate of a rank's NVLink port in collectives that reduce or copy on SMs.
-    pub(crate) fn nvlink_rate(&self, protocol: Protocol) -> Bandwidth {
+    /// Time for which a pipeline over NVLink fills before its port is busy.
+    pub(crate) fn nvlink_fill(
+        &self,
+        bytes: Bytes,
+        rate: Bandwidth,
+        protocol: Protocol,
+    ) -> SimDuration {
+        self.fill(NVLINK_FILL, bytes, rate, protocol)
+    }
+
+    /// The same over the NICs, for each of the steps that the first chunk takes.
+    pub(crate) fn nic_fill(
+        &self,
+        bytes: Bytes,
+        rate: Bandwidth,
+        protocol: Protocol,
+    ) -> SimDuration {
+        self.fill(NIC_FILL, bytes, rate, protocol)
+    }
+
+    fn fill(
+        &self,
+        (part, most): (f64, f64),
+        bytes: Bytes,
+        rate: Bandwidth,
+        protocol: Protocol,
+    ) -> SimDuration {
+        if !self.cost(protocol).chunked {
+            return SimDuration::ZERO;
+        }
+        rate.time_to_send(Bytes::new((bytes.as_f64() * part).min(most) as u64))
+    }
+
+    /// Payload rate of a rank's NVLink port in collectives that reduce on SMs.
+    pub fn nvlink_rate(&self, protocol: Protocol) -> Bandwidth {
         self.nvlink_collective
             .scaled(self.cost(protocol).nvlink_payload)
     }
 
+    /// Payload rate of a rank's NVLink port where nothing is reduced.
+    pub fn copy_rate(&self, protocol: Protocol) -> Bandwidth {
+        self.nvlink_copy.scaled(self.cost(protocol).nvlink_payload)
+    }
+
     /// Payload rate of a rank's share of the NICs.
-    pub(crate) fn nic_rate(&self, protocol: Protocol) -> Bandwidth {
+    pub fn nic_rate(&self, protocol: Protocol) -> Bandwidth {
         self.nic.scaled(self.cost(protocol).nic_payload)
+    }
+
+    /// Payload rate of in-switch reduction; `None` where the switches cannot.
+    pub(crate) fn in_switch_rate(&self, across: bool) -> Option<Bandwidth> {
+        let payload = if across && self.library {
+            IN_SWITCH_TREE_PAYLOAD
+        } else {
+            1.0
+        };
+        self.in_switch.map(|rate| rate.scaled(payload))
+    }
+
+    /// An all-to-all of the library: its schedule pairs near and far peers, so that the NICs take
+    /// as long as if every byte crossed them.
+    pub(crate) fn pairs_near_and_far(&self) -> bool {
+        self.library
     }
 
     /// How many times longer NIC traffic takes because the tiers above the leaf are narrower than

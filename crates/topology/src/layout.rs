@@ -346,6 +346,10 @@ impl Layout {
                 "node.scale_up.in_switch_efficiency",
                 node.scale_up.in_switch_efficiency,
             ),
+            (
+                "node.scale_up.expert_efficiency",
+                node.scale_up.expert_efficiency.unwrap_or(node.scale_up.efficiency),
+            ),
             ("node.nic.efficiency", node.nic.efficiency),
         ] {
             in_range(field, value, share, value > 0.0 && value <= 1.0)?;

@@ -22,6 +22,14 @@ pub struct ScaleUp {
     pub collective_efficiency: f64,
     /// Time of one hop between two GPUs of the domain, one small message.
     pub latency: SimDuration,
+    /// Fixed cost of one collective on this node, whatever its size: the kernel's launch and the
+    /// first meeting of the ranks.
+    #[serde(default = "default_collective_base")]
+    pub collective_base: SimDuration,
+    /// Fraction of `bandwidth` that kernels reach which dispatch tokens to experts and combine
+    /// them; `efficiency` where it is left out.
+    #[serde(default)]
+    pub expert_efficiency: Option<f64>,
     /// The switches can reduce in flight (NVLink SHARP): an all-reduce crosses each link once.
     #[serde(default)]
     pub in_switch_reduction: bool,
@@ -34,6 +42,11 @@ pub struct ScaleUp {
 /// Between what an eight-GPU Hopper (0.7) and a Blackwell domain (0.5) measure.
 fn default_in_switch_efficiency() -> f64 {
     0.6
+}
+
+/// Base latency of a ring in NCCL's tuner.
+fn default_collective_base() -> SimDuration {
+    SimDuration::from_nanos(6_600)
 }
 
 /// The network interfaces of one node.
