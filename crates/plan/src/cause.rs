@@ -150,7 +150,7 @@ impl Cause {
             Self::Recomputation => "recomputation".into(),
             Self::Contention => "contention".into(),
             Self::Exposed(kind, level) => {
-                format!("exposed_{}_{}", kind.name().to_lowercase(), level)
+                format!("exposed_{}_{level}", kind.name()).to_lowercase()
             }
             Self::Bubble => "bubble".into(),
             Self::Imbalance => "imbalance".into(),

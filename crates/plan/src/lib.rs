@@ -4,14 +4,25 @@
 //! events yet. This crate sees neither YAML nor paths, so Rust code is a front end too.
 
 pub mod cause;
+mod compile;
+mod error;
 mod facts;
+pub mod kernel;
+mod layer;
 mod memory;
+mod placement;
 mod program;
+mod run;
+mod shim;
+pub mod schedule;
 mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};
+pub use compile::{Plan, compile};
+pub use error::PlanError;
 pub use facts::{Facts, StageFacts};
 pub use memory::MemoryUse;
+pub use placement::{Coordinates, Placement};
 pub use program::{
     GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer, TransferId, Work,
 };

@@ -1,6 +1,18 @@
-//! What one GPU must hold.
+//! What one GPU must hold at its fullest moment.
+//!
+//! Activation bytes are counted tensor by tensor: what the backward pass needs and recomputation
+//! does not restore, after Korthikanti et al. 2022 for the dense transformer and in the same way
+//! for latent attention and experts.
 
+use crate::compile::{Chunk, Plan, RankParameters, chunk_parameters, sharded_parameters};
+use crate::error::PlanError;
+use crate::layer::Sizes;
+use crate::placement::Placement;
+use crate::schedule::Pass;
 use rackflow_units::Bytes;
+use rackflow_workload::{
+    Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind, Recompute, Zero,
+};
 
 /// Memory of one rank at its peak, by what holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,4 +36,275 @@ impl MemoryUse {
     pub fn total(&self) -> Bytes {
         self.weights + self.gradients + self.optimizer + self.activations + self.buffers + self.reserved
     }
+}
+
+/// Memory of one rank of a stage that holds `chunks` and works in this order.
+pub(crate) fn of_stage(s: &Sizes<'_>, placement: &Placement, chunks: &[Chunk], order: &[Pass]) -> MemoryUse {
+    let zero = s.plan.zero;
+    let parameters =
+        chunks.iter().map(|c| chunk_parameters(s, c)).fold(RankParameters::default(), |a, b| a + b);
+    let all = parameters.dense + parameters.expert;
+    let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
+    let mine = sharded_parameters(zero, parameters, placement.shard_size(), expert_data);
+    let layer_bytes: Vec<u64> = chunks.iter().map(|c| chunk_activations(s, c)).collect();
+    let widest = chunks.iter().flat_map(Chunk::kinds).map(|k| {
+        let p = crate::compile::layer_parameters(s, k);
+        p.dense + p.expert
+    });
+    let gathered = if zero == Zero::Stage3 { 2 * widest.max().unwrap_or(0) * 2 } else { 0 };
+    MemoryUse {
+        weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
+        gradients: Bytes::new(s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }),
+        optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
+        activations: Bytes::new(peak_in_flight(order, &layer_bytes)),
+        buffers: Bytes::new(gathered + buffers(s, chunks)),
+        reserved: s.stack.reserved_memory,
+    }
+}
+
+/// The most that is alive at once while the stage works through its order.
+fn peak_in_flight(order: &[Pass], bytes_of_chunk: &[u64]) -> u64 {
+    let (mut now, mut peak) = (0u64, 0u64);
+    for pass in order {
+        match *pass {
+            Pass::Forward { chunk, .. } => now += bytes_of_chunk[chunk as usize],
+            // What the weight gradient still needs stays until it is done; about half of it.
+            Pass::InputGradient { chunk, .. } => now -= bytes_of_chunk[chunk as usize] / 2,
+            Pass::WeightGradient { chunk, .. } => {
+                let bytes = bytes_of_chunk[chunk as usize];
+                now -= bytes - bytes / 2;
+            }
+            Pass::Backward { chunk, .. } => now -= bytes_of_chunk[chunk as usize],
+            Pass::Overlapped { forward, backward } => {
+                now += bytes_of_chunk[forward.1 as usize];
+                peak = peak.max(now);
+                now -= bytes_of_chunk[backward.1 as usize];
+            }
+        }
+        peak = peak.max(now);
+    }
+    peak
+}
+
+fn recomputes(s: &Sizes<'_>, activation: Activation) -> bool {
+    match &s.training.recompute {
+        Recompute::Activations(list) => list.contains(&activation),
+        Recompute::Selective => activation == Activation::CoreAttention,
+        _ => false,
+    }
+}
+
+fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+    let h = s.model.hidden;
+    let input = s.own_tokens * h * 2;
+    let recomputed = match s.training.recompute {
+        Recompute::Full => chunk.len(),
+        Recompute::FullLayers(n) => u64::from(n).min(chunk.len()),
+        _ => 0,
+    };
+    let kept: u64 = chunk
+        .kinds()
+        .enumerate()
+        .map(|(i, kind)| if (i as u64) < recomputed { input } else { layer_activations(s, kind) })
+        .sum();
+    let mtp = match (&s.model.mtp, chunk.last) {
+        (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.layer_kind(s.model.layers - 1)),
+        _ => 0,
+    };
+    // The final norm's input and output.
+    kept + mtp + if chunk.last { 2 * input } else { 0 }
+}
+
+/// Bytes that one layer keeps for its backward pass, one micro-batch.
+fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
+    let tp = u64::from(s.plan.tensor);
+    let (t, own, h) = (s.tokens, s.own_tokens, s.model.hidden);
+    // Inputs of GEMMs are kept in the format they are multiplied in.
+    let operand = s.training.recipe.gemm().bits().div_ceil(8);
+    let norms = if recomputes(s, Activation::Norms) { 0 } else { 2 * own * h * operand };
+    let residuals = 2 * own * h * 2;
+    // A byte mask of dropout for each residual in stacks of that time.
+    let masks = if s.stack.fused_norms { 0 } else { 2 * own * h };
+    let attention = match s.model.attention {
+        Attention::Grouped { heads, kv_heads, head_dim, .. } => {
+            let kv = (kv_heads / tp).max(1);
+            t * (heads / tp + 2 * kv) * head_dim * 2 + t * heads / tp * head_dim * 2
+        }
+        Attention::Latent { heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim } => {
+            let qk = qk_nope_head_dim + qk_rope_head_dim;
+            let up = t * heads / tp * (2 * qk + v_head_dim) * 2;
+            let latent = t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
+            let out = t * heads / tp * v_head_dim * 2;
+            latent + out + if recomputes(s, Activation::MlaUpProjection) { 0 } else { up }
+        }
+    };
+    let scores = match s.model.attention {
+        Attention::Grouped { heads, .. }
+            if s.stack.attention == AttentionKernel::Unfused && !recomputes(s, Activation::CoreAttention) =>
+        {
+            // Softmax output, dropout output and its mask.
+            5 * s.training.micro_batch * heads / tp
+                * s.training.sequence_length
+                * (s.training.sequence_length / u64::from(s.plan.context))
+        }
+        _ => 0,
+    };
+    norms + residuals + masks + attention + scores + feed_forward_activations(s, kind, operand)
+}
+
+fn feed_forward_activations(s: &Sizes<'_>, kind: LayerKind, operand: u64) -> u64 {
+    let tp = u64::from(s.plan.tensor);
+    let up = if s.model.gated { 2 } else { 1 };
+    // The first product's output, and the activation function's output that the second one takes.
+    let pair = |tokens: u64, width: u64, act_again: bool| {
+        tokens * width * up * 2 + if act_again { 0 } else { tokens * width * operand }
+    };
+    match (kind.feed_forward, &s.model.moe) {
+        (FeedForward::MoE, Some(moe)) => {
+            if recomputes(s, Activation::Moe) {
+                return 0;
+            }
+            let again = recomputes(s, Activation::MoeActivation) || recomputes(s, Activation::Swiglu);
+            let routed = s.own_tokens * moe.top_k;
+            let etp = u64::from(s.plan.expert_tensor);
+            // Tokens as the experts received them; NCCL's all-to-all also keeps them as sent.
+            let copies = match s.stack.dispatcher {
+                ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => operand,
+                _ => operand + 2,
+            };
+            let received = routed * etp * s.model.hidden * copies;
+            let outputs = routed * s.model.hidden * 2;
+            let probabilities = s.own_tokens * moe.experts * 4 * 2;
+            received
+                + outputs
+                + probabilities
+                + pair(routed * etp, moe.expert_ffn / etp, again)
+                + pair(s.own_tokens, moe.shared_ffn, recomputes(s, Activation::Swiglu))
+        }
+        _ => {
+            if recomputes(s, Activation::Mlp) {
+                return 0;
+            }
+            pair(s.tokens, s.model.ffn / tp, recomputes(s, Activation::Swiglu))
+        }
+    }
+}
+
+/// Logits of one micro-batch, and what a layer needs while it is being computed.
+fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
+    let tp = u64::from(s.plan.tensor);
+    let logits = if chunks.iter().any(|c| c.last) {
+        let bytes = if s.stack.fused_cross_entropy { 4 } else { 10 };
+        s.tokens * s.model.vocab.div_ceil(tp) * bytes
+    } else {
+        0
+    };
+    // One layer's activations while a fully recomputed layer runs.
+    let live = match s.training.recompute {
+        Recompute::Full | Recompute::FullLayers(_) => chunks
+            .iter()
+            .flat_map(Chunk::kinds)
+            .map(|kind| layer_activations(s, kind))
+            .max()
+            .unwrap_or(0),
+        _ => 4 * s.tokens * s.model.hidden * 2,
+    };
+    logits.max(live)
+}
+
+/// Holds the fullest stage against the memory of one GPU.
+pub(crate) fn check(plan: &Plan) -> Result<(), PlanError> {
+    let capacity = plan.facts.memory_capacity;
+    let Some((stage, facts)) =
+        plan.facts.stages.iter().enumerate().max_by_key(|(_, stage)| stage.memory.total())
+    else {
+        return Ok(());
+    };
+    let memory = facts.memory;
+    if memory.total() <= capacity {
+        return Ok(());
+    }
+    Err(PlanError::DoesNotFit {
+        stage,
+        needed: memory.total(),
+        capacity,
+        arithmetic: format!(
+            "weights {} + gradients {} + optimizer {} + activations {} + buffers {} + reserved {}",
+            memory.weights,
+            memory.gradients,
+            memory.optimizer,
+            memory.activations,
+            memory.buffers,
+            memory.reserved
+        ),
+        hints: plans_that_fit(plan),
+    })
+}
+
+/// Tries one change at a time and names those that fit, cheapest in throughput first.
+fn plans_that_fit(plan: &Plan) -> Vec<String> {
+    use rackflow_workload::Parallelism;
+    let mut tries: Vec<(String, crate::setup::Setup)> = Vec::new();
+    let setup = &plan.setup;
+    let t = &setup.training;
+    let with = |change: &dyn Fn(&mut crate::setup::Setup)| {
+        let mut changed = setup.clone();
+        change(&mut changed);
+        changed
+    };
+    if t.micro_batch > 1 {
+        tries.push(("micro_batch: 1".into(), with(&|s| s.training.micro_batch = 1)));
+    }
+    if t.parallelism.zero < Zero::Stage1 {
+        tries.push(("zero: 1".into(), with(&|s| s.training.parallelism.zero = Zero::Stage1)));
+    }
+    if t.recompute != Recompute::Full {
+        tries.push(("recompute: full".into(), with(&|s| s.training.recompute = Recompute::Full)));
+    }
+    let split = |p: &Parallelism, by: u32, tensor: bool| {
+        let mut p = p.clone();
+        if tensor {
+            p.tensor *= by;
+        } else {
+            p.pipeline *= by;
+        }
+        p.data /= by;
+        p
+    };
+    for by in [2, 4, 8, 16] {
+        if t.parallelism.data % by != 0 {
+            continue;
+        }
+        for tensor in [true, false] {
+            let p = split(&t.parallelism, by, tensor);
+            if tensor && p.tensor > setup.cluster.node.scale_up.domain {
+                continue;
+            }
+            let name =
+                if tensor { format!("tensor: {}", p.tensor) } else { format!("pipeline: {}", p.pipeline) };
+            for full in [false, true] {
+                let text = if full {
+                    format!("{name} (data: {}) with recompute: full", p.data)
+                } else {
+                    format!("{name} (data: {})", p.data)
+                };
+                let p = p.clone();
+                tries.push((
+                    text,
+                    with(&move |s| {
+                        s.training.parallelism = p.clone();
+                        s.training.layers_per_chunk = None;
+                        if full {
+                            s.training.recompute = Recompute::Full;
+                        }
+                    }),
+                ));
+            }
+        }
+    }
+    let fits = |setup: &crate::setup::Setup| {
+        crate::compile::stage_memory(setup)
+            .is_ok_and(|stages| stages.iter().all(|m| m.total() <= setup.cluster.node.accelerator.memory))
+    };
+    tries.into_iter().filter(|(_, setup)| fits(setup)).map(|(text, _)| text).take(3).collect()
 }

@@ -185,6 +185,4 @@ pub struct Transfer {
     pub sms: u32,
     /// Fraction of the memory bandwidth that it takes while it runs at full rate.
     pub memory_share: f64,
-    /// Index of its cost for each span class of the communicator; see [`crate::Plan`].
-    pub spec: u32,
 }

@@ -2,6 +2,9 @@
 //!
 //! Every GPU-second is booked to exactly one cause while the events run.
 
+mod fold;
 mod record;
+mod step;
 
 pub use record::{ClassRecord, EngineRecord, Record};
+pub use step::simulate;

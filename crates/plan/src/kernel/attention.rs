@@ -111,7 +111,11 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
         Direction::Forward => (shape.query, shape.kv),
         Direction::Backward => (shape.kv, shape.query),
     };
-    let rows = mechanism.attention_rows;
+    // A kernel keeps as many tiles in flight as it takes to feed the tensor cores: two on Blackwell.
+    let per_clock = gemm::peak(device, Precision::Bf16)
+        / (f64::from(device.accelerator.sms) * device.accelerator.clock.hertz());
+    let in_flight = (per_clock / 4096.0).round().clamp(1.0, 2.0);
+    let rows = mechanism.attention_rows * in_flight;
     let tiles = (outer / rows).ceil() * shape.batch * shape.heads;
     let steps = |length: f64| (length / mechanism.attention_keys).ceil() * mechanism.attention_keys;
     // A mask leaves half a tile's diagonal and half a step on every band of rows.
@@ -122,16 +126,16 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
     };
     // Time of one row x key on one SM.
     let unit = sustained / scores * sms;
-    let overhead = device.cycles(mechanism.attention_tile_cycles);
+    let overhead = device.cycles(mechanism.attention_tile_cycles * in_flight);
     let mean_tile = rows * mean * unit + overhead;
     let longest_tile = rows * steps(inner) * unit + overhead;
     let even = tiles * mean_tile / sms;
     let waves = tiles / sms;
     let waited = if shape.mask < 1.0 {
         // Long tiles first: what is left uneven is a fraction of the mean tile.
-        even + mechanism.wave_tail * mean_tile * 0.5 * (waves.ceil() - waves)
+        even + mechanism.attention_tail * mean_tile * 0.5 * (waves.ceil() - waves)
     } else {
-        even + mechanism.wave_tail * mean_tile * (waves.ceil() - waves)
+        even + mechanism.attention_tail * mean_tile * (waves.ceil() - waves)
     };
     waited.max(longest_tile).max(sustained)
 }

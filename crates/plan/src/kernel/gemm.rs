@@ -17,6 +17,9 @@ const TILES: [(f64, f64); 9] = [
     (64.0, 64.0),
 ];
 
+/// The tile whose rate in a long loop the accelerator's efficiency describes.
+const LARGEST: (f64, f64) = (128.0, 256.0);
+
 /// Parts into which libraries split the reduced dimension.
 const SPLITS: [f64; 6] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0];
 
@@ -116,13 +119,15 @@ pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
         math = math.min(tiled(&product, rows, columns, sustained / flops, element, device));
     }
     let math = math.max(sustained);
-    let memory_time = traffic(&product, element, device) / device.memory_rate();
+    let memory_time =
+        traffic(&product, element, device) / (device.memory_rate() * device.mechanism.gemm_memory);
+    let arrival = memory_time + device.mechanism.stream_ramp;
     let useful = flops / peak;
     Parts {
         useful,
         sustained: sustained - useful,
         shape: math - sustained,
-        memory: overlapped(math, memory_time) - math,
+        memory: overlapped(math, arrival) - math,
         exponent: 0.0,
         floor: device.floor(),
         memory_time,
@@ -145,8 +150,9 @@ fn tiled(
     // A pipeline step reads 128 bytes of each row.
     let step = (128.0 / element).floor();
     let multiply = 2.0 * rows * columns * per_flop * sms;
-    let deliver = device.cycles((rows + columns) * element / mechanism.delivery_bytes_per_sm_clock);
-    let per_k = overlapped(multiply, deliver);
+    // The sustained rate is that of the largest tile, so delivery counts against that tile's.
+    let per_k = multiply * starved(rows, columns, multiply, element, device)
+        / starved(LARGEST.0, LARGEST.1, multiply * LARGEST.0 * LARGEST.1 / (rows * columns), element, device);
     let overhead = device.cycles(mechanism.gemm_tile_cycles);
     let mut best = f64::INFINITY;
     for split in SPLITS {
@@ -168,6 +174,12 @@ fn tiled(
     best
 }
 
+/// Factor by which fetching the operands of one k from the cache slows `multiply` seconds of math.
+fn starved(rows: f64, columns: f64, multiply: f64, element: f64, device: &Device<'_>) -> f64 {
+    let deliver = device.cycles((rows + columns) * element / device.mechanism.delivery_bytes_per_sm_clock);
+    overlapped(multiply, deliver) / multiply
+}
+
 /// Bytes that cross the memory interface. Operands are read once if they stay in the cache; else
 /// once per band of tiles that runs at a time.
 fn traffic(product: &Product, element: f64, device: &Device<'_>) -> f64 {
@@ -182,5 +194,5 @@ fn traffic(product: &Product, element: f64, device: &Device<'_>) -> f64 {
     } else {
         left * (product.n / side).max(1.0) + right * (product.m / side).max(1.0)
     };
-    (operands + output) * product.count
+    (operands + output * device.mechanism.write_cost) * product.count
 }

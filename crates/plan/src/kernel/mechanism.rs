@@ -16,6 +16,12 @@ pub struct Mechanism {
     pub split_cycles: f64,
     /// Share of the last-level cache that keeps operands between the waves of a GEMM.
     pub cache_share: f64,
+    /// Part of the memory bandwidth of a long stream that operands arrive at.
+    pub gemm_memory: f64,
+    /// Part of an incomplete last wave of attention tiles that is waited for.
+    pub attention_tail: f64,
+    /// Time of a byte written over a byte read: the memory turns around.
+    pub write_cost: f64,
     /// Rows of queries in one tile of attention.
     pub attention_rows: f64,
     /// Keys in one step of attention: a causal mask computes whole steps.
@@ -33,14 +39,17 @@ pub struct Mechanism {
 
 /// The constants in use.
 pub const MECHANISM: Mechanism = Mechanism {
-    delivery_bytes_per_sm_clock: 64.0,
-    gemm_tile_cycles: 900.0,
-    wave_tail: 0.8,
-    split_cycles: 3000.0,
-    cache_share: 0.5,
+    delivery_bytes_per_sm_clock: 52.0,
+    gemm_tile_cycles: 2100.0,
+    wave_tail: 0.56,
+    split_cycles: 9200.0,
+    cache_share: 0.35,
+    gemm_memory: 0.85,
+    attention_tail: 1.0,
+    write_cost: 1.2,
     attention_rows: 128.0,
     attention_keys: 128.0,
-    attention_tile_cycles: 2500.0,
+    attention_tile_cycles: 6000.0,
     exponent_serial: 0.4,
     sm_memory_surplus: 1.6,
     stream_ramp: 1.0e-6,

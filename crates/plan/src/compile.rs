@@ -1,0 +1,1046 @@
+//! From a setup to a plan: chunks of layers, their runs, and the program of every stage.
+
+use crate::cause::CommKind;
+use crate::error::PlanError;
+use crate::facts::{Facts, StageFacts};
+use crate::layer::{self, Gradients, Sizes, stream};
+use crate::memory;
+use crate::placement::Placement;
+use crate::program::{GroupSlot, Peer, Program, Segment, Stream, Transfer, TransferId, Work};
+use crate::run::{Builder, Context, Run, SegmentFlops, Spec};
+use crate::schedule::{self, Pass, Shape};
+use crate::setup::Setup;
+use crate::shim::{AttentionCount, Counts};
+use rackflow_network::{self as network, CollectiveOp, Demand, Links};
+use rackflow_topology::{ClusterMap, Path};
+use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_workload::{
+    Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
+};
+use std::collections::BTreeMap;
+
+/// Who does what in one training step. No times of events yet: those are the simulator's.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The setup it was made from.
+    pub setup: Setup,
+    /// Constants for metrics.
+    pub facts: Facts,
+    /// One program per pipeline stage.
+    pub programs: Vec<Program>,
+    /// Runs of kernels that the programs refer to.
+    pub segments: Vec<Segment>,
+    /// Communications that the programs refer to.
+    pub transfers: Vec<Transfer>,
+    /// What each transfer asks of the links, by the span class of its communicator or, for
+    /// messages, by path class. Classes that do not occur hold an empty demand.
+    pub demands: Vec<Vec<Demand>>,
+    /// Who is in which communicator.
+    pub placement: Placement,
+    /// Communicators that the programs use.
+    pub slots: Vec<GroupSlot>,
+    /// Span class of every group, by slot and group index; empty for slots that are not used.
+    pub span_classes: Vec<Vec<u32>>,
+    /// Path class of every rank to the same position in the next stage.
+    pub next_paths: Vec<u32>,
+    /// SMs that communication holds at the highest level of [`Segment::time`].
+    pub most_held_sms: u32,
+    /// Host time to launch one communication.
+    pub communication_launch: SimDuration,
+}
+
+impl Plan {
+    /// Whether the fullest stage fits into the memory of one GPU.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`] with the arithmetic, and a change that would make it fit.
+    pub fn check_memory(&self) -> Result<(), PlanError> {
+        memory::check(self)
+    }
+}
+
+/// Compiles a setup.
+///
+/// # Errors
+/// When counts do not divide, the fabric cannot be built, or the schedule does not apply. Whether
+/// the plan fits into memory is asked apart: [`Plan::check_memory`].
+pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
+    crate::error::check(setup)?;
+    let map = ClusterMap::new(&setup.cluster)?;
+    let links = Links::new(&setup.cluster, &map);
+    let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
+    let mut ctx = Context::new(setup);
+    let mut compiler = Compiler::new(setup, &placement);
+    let stages = setup.training.parallelism.pipeline;
+    let mut programs = Vec::with_capacity(stages as usize);
+    let mut stage_facts = Vec::with_capacity(stages as usize);
+    for stage in 0..stages {
+        let order = compiler.order(stage);
+        stage_facts.push(StageFacts {
+            layers: compiler.stage_layers(stage),
+            memory: memory::of_stage(&compiler.sizes, &placement, &compiler.stage_chunks(stage), &order),
+        });
+        programs.push(compiler.program(&mut ctx, stage, &order));
+    }
+    let mut plan = Plan {
+        facts: facts(setup, &map, stage_facts, &programs, &ctx.segment_flops, &placement),
+        setup: setup.clone(),
+        programs,
+        most_held_sms: ctx.most_held_sms(),
+        communication_launch: communication_launch(setup),
+        segments: ctx.segments,
+        transfers: ctx.transfers,
+        demands: Vec::new(),
+        placement,
+        slots: Vec::new(),
+        span_classes: vec![Vec::new(); GroupSlot::COUNT],
+        next_paths: Vec::new(),
+    };
+    price(&mut plan, &ctx.specs, &map, &links);
+    Ok(plan)
+}
+
+/// Peak memory of every stage, without building programs.
+pub(crate) fn stage_memory(setup: &Setup) -> Result<Vec<memory::MemoryUse>, PlanError> {
+    crate::error::check(setup)?;
+    let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
+    let compiler = Compiler::new(setup, &placement);
+    Ok((0..setup.training.parallelism.pipeline)
+        .map(|stage| {
+            let order = compiler.order(stage);
+            memory::of_stage(&compiler.sizes, &placement, &compiler.stage_chunks(stage), &order)
+        })
+        .collect())
+}
+
+fn communication_launch(setup: &Setup) -> SimDuration {
+    match setup.training.stack.cuda_graphs {
+        rackflow_workload::CudaGraphs::Full => SimDuration::ZERO,
+        _ => setup.training.stack.launch,
+    }
+}
+
+/// Finds the distinct spans and paths and what each transfer costs on them.
+fn price(plan: &mut Plan, specs: &[(Spec, Option<GroupSlot>)], map: &ClusterMap, links: &Links) {
+    let mut span_of_slot: Vec<Vec<(rackflow_topology::GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+    let mut members = Vec::new();
+    for slot in GroupSlot::ALL {
+        if !specs.iter().any(|(_, s)| *s == Some(slot)) {
+            continue;
+        }
+        plan.slots.push(slot);
+        let spans = &mut span_of_slot[slot as usize];
+        for group in 0..plan.placement.groups(slot) {
+            members.clear();
+            plan.placement.members(slot, group, &mut members);
+            let span = map.span(&members);
+            // A ring goes through all members in order; its slowest hop sets its pace.
+            let hop = (0..members.len())
+                .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
+                .max_by_key(|path| (path.level, path.latency))
+                .expect("a group has members");
+            let class = spans.iter().position(|known| *known == (span, hop)).unwrap_or_else(|| {
+                spans.push((span, hop));
+                spans.len() - 1
+            });
+            plan.span_classes[slot as usize].push(class as u32);
+        }
+    }
+    let mut paths: Vec<Path> = Vec::new();
+    if plan.setup.training.parallelism.pipeline > 1 {
+        for rank in 0..plan.placement.ranks() {
+            let path = map.path(rank, plan.placement.shifted(rank, 1));
+            let class = paths.iter().position(|known| *known == path).unwrap_or_else(|| {
+                paths.push(path);
+                paths.len() - 1
+            });
+            plan.next_paths.push(class as u32);
+        }
+    }
+    for (index, (spec, slot)) in specs.iter().enumerate() {
+        let demands: Vec<Demand> = match slot {
+            None => paths.iter().map(|path| message(spec, path, links)).collect(),
+            Some(slot) => span_of_slot[*slot as usize]
+                .iter()
+                .map(|(span, hop)| match *spec {
+                    Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
+                    Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
+                    Spec::Exchange { tokens, bytes_per_token, top_k, experts, style } => {
+                        network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
+                    }
+                    Spec::Message(_) => unreachable!("messages have no communicator"),
+                })
+                .collect(),
+        };
+        // Data comes from memory and goes to memory at both ends: read and write of each byte.
+        let bandwidth = plan.setup.cluster.node.accelerator.memory_bandwidth.as_f64();
+        let share = |demand: &Demand| {
+            let bytes = demand.wire_bytes_nvlink + demand.wire_bytes_nic;
+            let seconds = demand.duration().as_secs_f64();
+            if seconds > 0.0 { 2.0 * bytes.as_f64() / seconds / bandwidth } else { 0.0 }
+        };
+        plan.transfers[index].memory_share = demands.iter().map(share).fold(0.0, f64::max).min(0.5);
+        plan.demands.push(demands);
+    }
+}
+
+fn message(spec: &Spec, path: &Path, links: &Links) -> Demand {
+    match spec {
+        Spec::Message(bytes) => network::send_recv(*bytes, path, links),
+        other => unreachable!("{other:?} has a communicator"),
+    }
+}
+
+fn facts(
+    setup: &Setup,
+    map: &ClusterMap,
+    stages: Vec<StageFacts>,
+    programs: &[Program],
+    segment_flops: &[SegmentFlops],
+    placement: &Placement,
+) -> Facts {
+    let training = &setup.training;
+    let model = &training.model;
+    let tokens = training.tokens() as f64;
+    let seq = training.sequence_length;
+    let mut executed = SegmentFlops::default();
+    for program in programs {
+        for task in &program.tasks {
+            if let Work::Compute(id) = task.work {
+                let flops = segment_flops[id.0 as usize];
+                executed.model += flops.model;
+                executed.again += flops.again;
+            }
+        }
+    }
+    let ranks = f64::from(placement.stage_ranks());
+    let causal = model.flops_per_token(seq, AttentionCount::Causal) * tokens;
+    let noncausal = model.flops_per_token(seq, AttentionCount::NonCausal) * tokens;
+    let native = training.recipe.gemm();
+    let accelerator = &setup.cluster.node.accelerator;
+    Facts {
+        scenario: setup.name.clone(),
+        cluster: setup.cluster.clone(),
+        training: training.clone(),
+        parameters: model.parameters_total() as f64,
+        active_parameters: model.parameters_active() as f64,
+        model_flops_noncausal: noncausal,
+        model_flops_causal: causal,
+        hardware_flops_causal: (executed.model + executed.again) * ranks,
+        hardware_flops_noncausal: (executed.model + executed.again) * ranks + (noncausal - causal),
+        peak_bf16: accelerator.peak.get(Precision::Bf16),
+        peak_native: accelerator.peak.get(native),
+        native,
+        stages,
+        memory_capacity: accelerator.memory,
+        micro_batches: training.micro_batches(),
+        racks: map.racks(),
+    }
+}
+
+/// A contiguous piece of the model on one stage.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Chunk {
+    pub layers: Vec<(LayerKindKey, u64)>,
+    pub first: bool,
+    pub last: bool,
+}
+
+/// An ordered stand-in for [`LayerKind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LayerKindKey {
+    routed: bool,
+    window: Option<u64>,
+}
+
+impl LayerKindKey {
+    pub fn kind(self) -> LayerKind {
+        LayerKind {
+            feed_forward: if self.routed { FeedForward::MoE } else { FeedForward::Dense },
+            window: self.window,
+        }
+    }
+}
+
+impl From<LayerKind> for LayerKindKey {
+    fn from(kind: LayerKind) -> Self {
+        Self { routed: kind.feed_forward == FeedForward::MoE, window: kind.window }
+    }
+}
+
+impl Chunk {
+    pub fn kinds(&self) -> impl DoubleEndedIterator<Item = LayerKind> + '_ {
+        self.layers.iter().flat_map(|(key, count)| (0..*count).map(move |_| key.kind()))
+    }
+
+    pub fn len(&self) -> u64 {
+        self.layers.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// What a run is for; runs of equal kind and chunk are built once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Forward,
+    /// The first micro-batch's forward, which waits for gathered parameters.
+    ForwardFirst,
+    Backward,
+    /// The last micro-batch's backward, which releases gradients for reduction.
+    BackwardLast,
+    InputGradient,
+    WeightGradient,
+    WeightGradientLast,
+}
+
+/// Bytes of parameters that one rank holds of a layer, before ZeRO shards them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct RankParameters {
+    /// Replicated over data-parallel ranks.
+    pub dense: u64,
+    /// Experts on this rank.
+    pub expert: u64,
+}
+
+impl std::ops::Add for RankParameters {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { dense: self.dense + other.dense, expert: self.expert + other.expert }
+    }
+}
+
+pub(crate) fn layer_parameters(s: &Sizes<'_>, kind: LayerKind) -> RankParameters {
+    let layer = s.model.layer_parameters(kind);
+    let tp = u64::from(s.plan.tensor);
+    let ep = u64::from(s.plan.expert) * u64::from(s.plan.expert_tensor);
+    RankParameters {
+        dense: (layer.attention + layer.dense_ffn + layer.shared_expert) / tp + layer.router + layer.norms,
+        expert: layer.routed_experts / ep,
+    }
+}
+
+pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
+    let tp = u64::from(s.plan.tensor);
+    let mut sum = chunk.kinds().map(|kind| layer_parameters(s, kind)).fold(RankParameters::default(), |a, b| a + b);
+    if chunk.first {
+        sum.dense += s.model.embedding_parameters() / tp;
+    }
+    if chunk.last {
+        let output = if s.model.tied_embeddings && !chunk.first {
+            // The last stage keeps its own copy of the tied table.
+            s.model.embedding_parameters()
+        } else {
+            s.model.output_parameters()
+        };
+        sum.dense += output / tp;
+        if let Some(mtp) = &s.model.mtp {
+            let layer = layer_parameters(s, last_kind(s));
+            for _ in 0..mtp.modules {
+                sum = sum + layer;
+                sum.dense += 2 * s.model.hidden * s.model.hidden;
+            }
+        }
+    }
+    sum
+}
+
+fn last_kind(s: &Sizes<'_>) -> LayerKind {
+    s.model.layer_kind(s.model.layers - 1)
+}
+
+struct Compiler<'a> {
+    sizes: Sizes<'a>,
+    setup: &'a Setup,
+    shard: u32,
+    /// Chunks in pipeline order.
+    chunks: Vec<Chunk>,
+    runs: BTreeMap<(Chunk, Kind), Run>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(setup: &'a Setup, placement: &Placement) -> Self {
+        let sizes = Sizes::new(&setup.training);
+        let chunks = split_layers(&sizes);
+        Self { sizes, setup, shard: placement.shard_size(), chunks, runs: BTreeMap::new() }
+    }
+
+    fn stages(&self) -> u32 {
+        self.sizes.plan.pipeline
+    }
+
+    fn dualpipe(&self) -> bool {
+        self.setup.training.schedule == Schedule::Dualpipe
+    }
+
+    /// Model chunks on each stage.
+    fn chunks_per_stage(&self) -> u32 {
+        if self.dualpipe() { 2 } else { self.sizes.plan.virtual_pipeline }
+    }
+
+    /// Position in the model of a stage's chunk.
+    fn position(&self, stage: u32, chunk: u32) -> u32 {
+        match (self.dualpipe(), chunk) {
+            (true, 0) => stage,
+            (true, _) => self.stages() - 1 - stage,
+            (false, _) => chunk * self.stages() + stage,
+        }
+    }
+
+    fn stage_chunks(&self, stage: u32) -> Vec<Chunk> {
+        (0..self.chunks_per_stage())
+            .map(|c| self.chunks[self.position(stage, c) as usize].clone())
+            .collect()
+    }
+
+    fn stage_layers(&self, stage: u32) -> u64 {
+        self.stage_chunks(stage).iter().map(Chunk::len).sum()
+    }
+
+    fn order(&self, stage: u32) -> Vec<Pass> {
+        let shape = Shape {
+            stages: self.stages(),
+            chunks: self.chunks_per_stage(),
+            micro_batches: self.setup.training.micro_batches() as u32,
+            overlap_passes: self.sizes.stack.overlap.expert && self.sizes.plan.expert > 1,
+        };
+        schedule::order(self.setup.training.schedule, shape, stage)
+    }
+
+    fn run(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Run {
+        if let Some(run) = self.runs.get(&(chunk.clone(), kind)) {
+            return run.clone();
+        }
+        let run = match kind {
+            Kind::Forward => self.forward(ctx, chunk, false),
+            Kind::ForwardFirst => self.forward(ctx, chunk, true),
+            Kind::Backward => self.backward(ctx, chunk, Gradients::Both, false),
+            Kind::BackwardLast => self.backward(ctx, chunk, Gradients::Both, true),
+            Kind::InputGradient => self.backward(ctx, chunk, Gradients::Input, false),
+            Kind::WeightGradient => self.backward(ctx, chunk, Gradients::Weight, false),
+            Kind::WeightGradientLast => self.backward(ctx, chunk, Gradients::Weight, true),
+        };
+        self.runs.insert((chunk.clone(), kind), run.clone());
+        run
+    }
+
+    fn zero(&self) -> Zero {
+        self.sizes.plan.zero
+    }
+
+    /// Parameters are gathered before every use (FSDP).
+    fn gathers_always(&self) -> bool {
+        self.zero() == Zero::Stage3 && self.shard > 1
+    }
+
+    /// Parameters are gathered once, beside the first forward pass.
+    fn gathers_first(&self) -> bool {
+        matches!(self.zero(), Zero::Stage1 | Zero::Stage2)
+            && self.sizes.stack.overlap.parameter_gather
+            && self.data_ranks() > 1
+    }
+
+    fn data_ranks(&self) -> u32 {
+        self.sizes.plan.data * self.sizes.plan.context
+    }
+
+    fn forward(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, first: bool) -> Run {
+        let s = self.sizes.clone();
+        let kinds: Vec<LayerKind> = chunk.kinds().collect();
+        let mut run = Run::default();
+        let gathers = self.gathers_always() || (first && self.gathers_first());
+        let gather = |ctx: &mut Context<'_>, run: &mut Run, parameters: RankParameters, deps: Vec<u32>| {
+            if gathers { self.gather_parameters(ctx, run, parameters, deps) } else { vec![] }
+        };
+        let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
+        if chunk.first {
+            let embedding = RankParameters {
+                dense: s.model.embedding_parameters() / u64::from(s.plan.tensor),
+                expert: 0,
+            };
+            let gathered = gather(ctx, &mut run, embedding, vec![]);
+            run.exits.extend(gathered);
+            let embedding = layer::embedding(ctx, &s, Direction::Forward);
+            run.append(&embedding);
+        }
+        // The parameters of the next layer are asked for when the one before begins.
+        let mut ready =
+            kinds.first().map(|k| gather(ctx, &mut run, layer_parameters(&s, *k), vec![])).unwrap_or_default();
+        for (i, kind) in kinds.iter().enumerate() {
+            let this = std::mem::take(&mut ready);
+            if let Some(next) = kinds.get(i + 1) {
+                let deps = if self_limits(i) { run.after_compute() } else { vec![] };
+                ready = gather(ctx, &mut run, layer_parameters(&s, *next), deps);
+            }
+            run.exits.extend(this);
+            let template = templates
+                .entry((*kind).into())
+                .or_insert_with(|| layer::forward(ctx, &s, *kind, false));
+            run.append(template);
+        }
+        if chunk.last {
+            let output = RankParameters {
+                dense: s.model.output_parameters() / u64::from(s.plan.tensor),
+                expert: 0,
+            };
+            let gathered = gather(ctx, &mut run, output, vec![]);
+            run.exits.extend(gathered);
+            let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
+            run.append(&head);
+            for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
+                run.append(&layer::mtp_projection(ctx, &s, Direction::Forward, Gradients::Both));
+                run.append(&layer::forward(ctx, &s, last_kind(&s), false));
+                run.append(&head);
+            }
+        }
+        run
+    }
+
+    fn backward(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, gradients: Gradients, last: bool) -> Run {
+        let s = self.sizes.clone();
+        let kinds: Vec<LayerKind> = chunk.kinds().collect();
+        let mut run = Run::default();
+        let gathers = self.gathers_always() && gradients != Gradients::Weight;
+        let reduces = gradients != Gradients::Input
+            && (self.gathers_always() || (last && s.stack.overlap.gradient_reduce));
+        let mut bucket = Bucket::default();
+        if chunk.last {
+            let head = layer::head(ctx, &s, Direction::Backward, gradients);
+            for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
+                run.append(&head);
+                run.append(&layer::backward(ctx, &s, last_kind(&s), gradients));
+                run.append(&layer::mtp_projection(ctx, &s, Direction::Backward, gradients));
+            }
+            run.append(&head);
+            if reduces {
+                bucket.parameters.dense += s.model.output_parameters() / u64::from(s.plan.tensor);
+            }
+        }
+        let recomputed = match s.training.recompute {
+            Recompute::Full => kinds.len() as u64,
+            Recompute::FullLayers(n) => u64::from(n).min(kinds.len() as u64),
+            _ => 0,
+        };
+        let mut templates: BTreeMap<(LayerKindKey, bool), Run> = BTreeMap::new();
+        let mut ready = match kinds.last() {
+            Some(kind) if gathers => {
+                self.gather_parameters(ctx, &mut run, layer_parameters(&s, *kind), vec![])
+            }
+            _ => vec![],
+        };
+        for (i, kind) in kinds.iter().enumerate().rev() {
+            let this = std::mem::take(&mut ready);
+            if gathers && i > 0 {
+                let deps = run.after_compute();
+                ready = self.gather_parameters(ctx, &mut run, layer_parameters(&s, kinds[i - 1]), deps);
+            }
+            run.exits.extend(this);
+            let again = (i as u64) < recomputed && gradients != Gradients::Weight;
+            let template = templates.entry(((*kind).into(), again)).or_insert_with(|| {
+                let mut run = Run::default();
+                if again {
+                    run.append(&layer::forward(ctx, &s, *kind, true));
+                }
+                run.append(&layer::backward(ctx, &s, *kind, gradients));
+                run
+            });
+            run.append(template);
+            if reduces {
+                bucket.parameters = bucket.parameters + layer_parameters(&s, *kind);
+                let bytes = (bucket.parameters.dense + bucket.parameters.expert) * s.stack.gradient_bytes;
+                if self.gathers_always() || bytes >= s.stack.bucket.get() {
+                    self.reduce_gradients(ctx, &mut run, std::mem::take(&mut bucket.parameters));
+                }
+            }
+        }
+        if chunk.first && gradients != Gradients::Weight {
+            run.append(&layer::embedding(ctx, &s, Direction::Backward));
+            if reduces {
+                bucket.parameters.dense += s.model.embedding_parameters() / u64::from(s.plan.tensor);
+            }
+        }
+        if reduces {
+            self.reduce_gradients(ctx, &mut run, bucket.parameters);
+        }
+        run
+    }
+
+    /// Adds the all-gathers of one layer's parameters and returns their nodes.
+    fn gather_parameters(
+        &self,
+        ctx: &mut Context<'_>,
+        run: &mut Run,
+        parameters: RankParameters,
+        deps: Vec<u32>,
+    ) -> Vec<u32> {
+        let bytes = self.sizes.stack.parameter_gather_bytes;
+        let mut nodes = Vec::new();
+        for (slot, count, ranks) in [
+            (GroupSlot::Shard, parameters.dense, self.shard),
+            (GroupSlot::ExpertData, parameters.expert, self.expert_data_ranks()),
+        ] {
+            if count == 0 || ranks == 1 {
+                continue;
+            }
+            let spec = Spec::Collective(CollectiveOp::AllGather, Bytes::new(count * bytes));
+            let sms = self.sizes.stack.communication_sms;
+            let id = ctx.transfer("parameter all-gather", CommKind::Data, Some(slot), spec, sms);
+            nodes.push(run.push_aside(Work::Collective(slot, id), Stream::Data, deps.clone()));
+        }
+        nodes
+    }
+
+    fn expert_data_ranks(&self) -> u32 {
+        let p = self.sizes.plan;
+        p.tensor * p.context * p.data / (p.expert * p.expert_tensor)
+    }
+
+    /// Adds the reduction of gradients that are complete now.
+    fn reduce_gradients(&self, ctx: &mut Context<'_>, run: &mut Run, parameters: RankParameters) {
+        let deps = run.after_compute();
+        for (slot, op, bytes) in self.reductions(parameters) {
+            let sms = self.sizes.stack.communication_sms;
+            let spec = Spec::Collective(op, bytes);
+            let id = ctx.transfer("gradient reduce", CommKind::Data, Some(slot), spec, sms);
+            run.push_aside(Work::Collective(slot, id), Stream::Data, deps.clone());
+        }
+    }
+
+    /// Which collectives reduce the gradients of `parameters`, in order.
+    fn reductions(&self, parameters: RankParameters) -> Vec<(GroupSlot, CollectiveOp, Bytes)> {
+        let bytes = |count: u64| Bytes::new(count * self.sizes.stack.gradient_bytes);
+        let mut list = Vec::new();
+        let sharded = self.zero() != Zero::Stage0;
+        let data = self.data_ranks();
+        if parameters.dense > 0 && data > 1 {
+            if sharded && self.shard > 1 {
+                list.push((GroupSlot::Shard, CollectiveOp::ReduceScatter, bytes(parameters.dense)));
+                if self.shard < data {
+                    let shard = bytes(parameters.dense.div_ceil(u64::from(self.shard)));
+                    list.push((GroupSlot::Replica, CollectiveOp::AllReduce, shard));
+                }
+            } else {
+                list.push((GroupSlot::Data, CollectiveOp::AllReduce, bytes(parameters.dense)));
+            }
+        }
+        if parameters.expert > 0 && self.expert_data_ranks() > 1 {
+            let op = if sharded { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
+            list.push((GroupSlot::ExpertData, op, bytes(parameters.expert)));
+        }
+        list
+    }
+
+    fn program(&mut self, ctx: &mut Context<'_>, stage: u32, order: &[Pass]) -> Program {
+        let chunks = self.stage_chunks(stage);
+        let last_micro_batch: Vec<u32> = (0..self.chunks_per_stage()).map(|c| last_backward(order, c)).collect();
+        let mut seen = vec![false; chunks.len()];
+        let mut emit = Emitter {
+            program: Program::default(),
+            stages: self.stages(),
+            positions: (0..self.chunks_per_stage()).map(|c| self.position(stage, c)).collect(),
+            last_position: self.chunks.len() as u32 - 1,
+            dualpipe: self.dualpipe(),
+            asynchronous: self.sizes.stack.overlap.pipeline,
+            message: TransferId(0),
+            last_compute: None,
+            pending: Vec::new(),
+        };
+        if self.stages() > 1 {
+            let bytes = Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2);
+            emit.message =
+                ctx.transfer("stage to stage", CommKind::Pipeline, None, Spec::Message(bytes), message_sms());
+        }
+        for pass in order {
+            let mut forward_kind = |c: u32| {
+                if std::mem::replace(&mut seen[c as usize], true) { Kind::Forward } else { Kind::ForwardFirst }
+            };
+            match *pass {
+                Pass::Forward { micro_batch, chunk } => {
+                    let kind = forward_kind(chunk);
+                    let run = self.run(ctx, &chunks[chunk as usize], kind);
+                    emit.forward(&run, micro_batch, chunk);
+                }
+                Pass::Backward { micro_batch, chunk } => {
+                    let last = last_micro_batch[chunk as usize] == micro_batch;
+                    let kind = if last { Kind::BackwardLast } else { Kind::Backward };
+                    let run = self.run(ctx, &chunks[chunk as usize], kind);
+                    emit.backward(&run, micro_batch, chunk);
+                }
+                Pass::InputGradient { micro_batch, chunk } => {
+                    let run = self.run(ctx, &chunks[chunk as usize], Kind::InputGradient);
+                    emit.backward(&run, micro_batch, chunk);
+                }
+                Pass::WeightGradient { micro_batch, chunk } => {
+                    let last = last_micro_batch[chunk as usize] == micro_batch;
+                    let kind = if last { Kind::WeightGradientLast } else { Kind::WeightGradient };
+                    let run = self.run(ctx, &chunks[chunk as usize], kind);
+                    emit.plain(&run, micro_batch);
+                }
+                Pass::Overlapped { forward, backward } => {
+                    let kind = forward_kind(forward.1);
+                    let f = self.run(ctx, &chunks[forward.1 as usize], kind);
+                    let last = last_micro_batch[backward.1 as usize] == backward.0;
+                    let kind = if last { Kind::BackwardLast } else { Kind::Backward };
+                    let b = self.run(ctx, &chunks[backward.1 as usize], kind);
+                    emit.overlapped(&f, forward, &b, backward);
+                }
+            }
+        }
+        let end = self.step_end(ctx, &chunks);
+        emit.plain(&end, 0);
+        emit.program
+    }
+
+    /// What follows the last backward pass: the rest of the gradient reduction, the gradient norm,
+    /// the optimizer, and the parameters' way back.
+    fn step_end(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Run {
+        let s = &self.sizes;
+        let parameters =
+            chunks.iter().map(|c| chunk_parameters(s, c)).fold(RankParameters::default(), |a, b| a + b);
+        let reduced_already = s.stack.overlap.gradient_reduce || self.gathers_always();
+        let mut b = Builder::new(ctx);
+        let mut last = None;
+        if !reduced_already {
+            for (slot, op, bytes) in self.reductions(parameters) {
+                let sms = s.stack.communication_sms;
+                last = Some(b.collective(
+                    "gradient reduce",
+                    CommKind::Data,
+                    slot,
+                    Stream::Data,
+                    Spec::Collective(op, bytes),
+                    sms,
+                ));
+            }
+        }
+        if self.data_ranks() > 1 {
+            // The norm over all gradients; the host looks at it before it steps. It follows all
+            // reductions on its stream.
+            let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(8));
+            let slot = if self.shard > 1 { GroupSlot::Shard } else { GroupSlot::Data };
+            let norm = b.collective("gradient norm", CommKind::Data, slot, Stream::Data, spec, 0);
+            b.host_waits(norm);
+            last = Some(norm);
+        }
+        if let Some(last) = last {
+            b.wait(last);
+        }
+        b.label("optimizer");
+        b.extend(self.optimizer(parameters));
+        b.close();
+        let mut run = b.finish();
+        let gathers_now = matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
+        if gathers_now && self.data_ranks() > 1 {
+            let deps = run.after_compute();
+            self.gather_parameters(ctx, &mut run, parameters, deps);
+        }
+        run
+    }
+
+    fn optimizer(&self, parameters: RankParameters) -> Vec<Operation> {
+        let stack = self.sizes.stack;
+        let mine = sharded_parameters(self.zero(), parameters, self.shard, self.expert_data_ranks());
+        let all = parameters.dense + parameters.expert;
+        // Norm over the gradients, the update, and clearing the gradient buffer for the next step.
+        vec![
+            stream(Bytes::new(mine * stack.gradient_bytes), Bytes::ZERO, 2),
+            stream(
+                Bytes::new(mine * (stack.gradient_bytes + stack.optimizer_bytes)),
+                Bytes::new(mine * (stack.optimizer_bytes + 2)),
+                4,
+            ),
+            stream(Bytes::ZERO, Bytes::new(all * stack.gradient_bytes), 1),
+        ]
+    }
+}
+
+/// Parameters whose optimizer state one rank keeps.
+pub(crate) fn sharded_parameters(
+    zero: Zero,
+    parameters: RankParameters,
+    shard: u32,
+    expert_data_ranks: u32,
+) -> u64 {
+    if zero == Zero::Stage0 {
+        parameters.dense + parameters.expert
+    } else {
+        parameters.dense.div_ceil(u64::from(shard)) + parameters.expert.div_ceil(u64::from(expert_data_ranks))
+    }
+}
+
+/// SMs of a point-to-point kernel: NCCL gives a pair of ranks few channels.
+const fn message_sms() -> u32 {
+    2
+}
+
+/// From the second layer on, parameters are gathered one layer ahead and not earlier.
+fn self_limits(layer: usize) -> bool {
+    layer > 0
+}
+
+#[derive(Default)]
+struct Bucket {
+    parameters: RankParameters,
+}
+
+fn last_backward(order: &[Pass], chunk: u32) -> u32 {
+    order
+        .iter()
+        .rev()
+        .find_map(|pass| match *pass {
+            Pass::Backward { micro_batch, chunk: c }
+            | Pass::WeightGradient { micro_batch, chunk: c }
+            | Pass::Overlapped { backward: (micro_batch, c), .. }
+                if c == chunk =>
+            {
+                Some(micro_batch)
+            }
+            _ => None,
+        })
+        .expect("every chunk has a backward pass")
+}
+
+/// Spreads the layers over the chunks in pipeline order.
+fn split_layers(s: &Sizes<'_>) -> Vec<Chunk> {
+    let count = if s.training.schedule == Schedule::Dualpipe {
+        s.plan.pipeline
+    } else {
+        s.plan.pipeline * s.plan.virtual_pipeline
+    };
+    let counts = s
+        .training
+        .layers_per_chunk
+        .clone()
+        .unwrap_or_else(|| spread_layers(s.model.layers, u64::from(count)));
+    let mut next = 0;
+    let last = counts.len() - 1;
+    counts
+        .iter()
+        .enumerate()
+        .map(|(i, n)| {
+            let mut layers: Vec<(LayerKindKey, u64)> = Vec::new();
+            for index in next..next + n {
+                let key = s.model.layer_kind(index).into();
+                match layers.last_mut() {
+                    Some((known, count)) if *known == key => *count += 1,
+                    _ => layers.push((key, 1)),
+                }
+            }
+            next += n;
+            Chunk { layers, first: i == 0, last: i == last }
+        })
+        .collect()
+}
+
+/// Layers per chunk: as even as possible, with the shorter chunks at the ends, where the logits
+/// and the embedding are.
+pub(crate) fn spread_layers(layers: u64, chunks: u64) -> Vec<u64> {
+    let full = layers.div_ceil(chunks);
+    let mut counts = vec![full; chunks as usize];
+    let missing = full * chunks - layers;
+    for i in 0..missing as usize {
+        // Last, first, last but one, second, ...
+        let index = if i % 2 == 0 { chunks as usize - 1 - i / 2 } else { i / 2 };
+        counts[index] -= 1;
+    }
+    counts
+}
+
+/// Writes runs into a program, with the messages between stages around them.
+struct Emitter {
+    program: Program,
+    stages: u32,
+    /// Model position of each of the stage's chunks.
+    positions: Vec<u32>,
+    last_position: u32,
+    dualpipe: bool,
+    asynchronous: bool,
+    message: TransferId,
+    last_compute: Option<u32>,
+    /// What the next pass must wait for besides its own input (synchronous sends).
+    pending: Vec<u32>,
+}
+
+struct Cursor<'r> {
+    run: &'r Run,
+    /// Task of each node that has been written.
+    tasks: Vec<u32>,
+    entry: Vec<u32>,
+    micro_batch: u32,
+}
+
+impl<'r> Cursor<'r> {
+    fn new(run: &'r Run, entry: Vec<u32>, micro_batch: u32) -> Self {
+        Self { run, tasks: Vec::with_capacity(run.nodes.len()), entry, micro_batch }
+    }
+
+    fn done(&self) -> bool {
+        self.tasks.len() == self.run.nodes.len()
+    }
+
+    fn progress(&self) -> f64 {
+        self.tasks.len() as f64 / self.run.nodes.len().max(1) as f64
+    }
+}
+
+impl Emitter {
+    fn write_node(&mut self, cursor: &mut Cursor<'_>) {
+        let node = &cursor.run.nodes[cursor.tasks.len()];
+        let mut waits: Vec<u32> = node.deps.iter().map(|dep| cursor.tasks[*dep as usize]).collect();
+        if node.entry {
+            waits.extend_from_slice(&cursor.entry);
+            if node.stream != Stream::Compute {
+                waits.extend(self.last_compute);
+            }
+        }
+        let task = self.program.push(node.work, node.stream, cursor.micro_batch, &waits);
+        self.program.tasks[task as usize].host_waits = node.host_waits;
+        if node.stream == Stream::Compute {
+            self.last_compute = Some(task);
+        }
+        cursor.tasks.push(task);
+    }
+
+    /// One computation with the communication that follows it.
+    fn write_unit(&mut self, cursor: &mut Cursor<'_>) {
+        let mut computed = false;
+        while !cursor.done() {
+            let next_is_compute = cursor.run.nodes[cursor.tasks.len()].stream == Stream::Compute;
+            if next_is_compute && computed {
+                return;
+            }
+            computed |= next_is_compute;
+            self.write_node(cursor);
+        }
+    }
+
+    fn write_all(&mut self, cursor: &mut Cursor<'_>) {
+        while !cursor.done() {
+            self.write_node(cursor);
+        }
+    }
+
+    /// What a message sent after `cursor` must wait for.
+    fn after(&self, cursor: &Cursor<'_>) -> Vec<u32> {
+        let last = cursor.run.after_compute();
+        last.iter().chain(&cursor.run.exits).map(|node| cursor.tasks[*node as usize]).collect()
+    }
+
+    fn reverse(&self, chunk: u32) -> bool {
+        self.dualpipe && chunk == 1
+    }
+
+    fn receive(&mut self, stream: Stream, peer: Peer, micro_batch: u32) -> Vec<u32> {
+        let waits: Vec<u32> =
+            if self.asynchronous { vec![] } else { self.last_compute.into_iter().collect() };
+        vec![self.program.push(Work::Receive(peer, self.message), stream, micro_batch, &waits)]
+    }
+
+    fn send(&mut self, stream: Stream, peer: Peer, micro_batch: u32, waits: &[u32]) {
+        let task = self.program.push(Work::Send(peer, self.message), stream, micro_batch, waits);
+        if !self.asynchronous {
+            self.pending.push(task);
+        }
+    }
+
+    fn forward_input(&mut self, micro_batch: u32, chunk: u32) -> Vec<u32> {
+        let mut entry = std::mem::take(&mut self.pending);
+        if self.stages > 1 && self.positions[chunk as usize] > 0 {
+            let (stream, peer) = if self.reverse(chunk) {
+                (Stream::ReceiveActivationReverse, Peer::Next)
+            } else {
+                (Stream::ReceiveActivation, Peer::Previous)
+            };
+            entry.extend(self.receive(stream, peer, micro_batch));
+        }
+        entry
+    }
+
+    fn forward_output(&mut self, micro_batch: u32, chunk: u32, waits: &[u32]) {
+        if self.stages > 1 && self.positions[chunk as usize] < self.last_position {
+            let (stream, peer) = if self.reverse(chunk) {
+                (Stream::SendActivationReverse, Peer::Previous)
+            } else {
+                (Stream::SendActivation, Peer::Next)
+            };
+            self.send(stream, peer, micro_batch, waits);
+        }
+    }
+
+    fn backward_input(&mut self, micro_batch: u32, chunk: u32) -> Vec<u32> {
+        let mut entry = std::mem::take(&mut self.pending);
+        if self.stages > 1 && self.positions[chunk as usize] < self.last_position {
+            let (stream, peer) = if self.reverse(chunk) {
+                (Stream::ReceiveGradientReverse, Peer::Previous)
+            } else {
+                (Stream::ReceiveGradient, Peer::Next)
+            };
+            entry.extend(self.receive(stream, peer, micro_batch));
+        }
+        entry
+    }
+
+    fn backward_output(&mut self, micro_batch: u32, chunk: u32, waits: &[u32]) {
+        if self.stages > 1 && self.positions[chunk as usize] > 0 {
+            let (stream, peer) = if self.reverse(chunk) {
+                (Stream::SendGradientReverse, Peer::Next)
+            } else {
+                (Stream::SendGradient, Peer::Previous)
+            };
+            self.send(stream, peer, micro_batch, waits);
+        }
+    }
+
+    fn forward(&mut self, run: &Run, micro_batch: u32, chunk: u32) {
+        let entry = self.forward_input(micro_batch, chunk);
+        let mut cursor = Cursor::new(run, entry, micro_batch);
+        self.write_all(&mut cursor);
+        let waits = self.after(&cursor);
+        self.forward_output(micro_batch, chunk, &waits);
+    }
+
+    fn backward(&mut self, run: &Run, micro_batch: u32, chunk: u32) {
+        let entry = self.backward_input(micro_batch, chunk);
+        let mut cursor = Cursor::new(run, entry, micro_batch);
+        self.write_all(&mut cursor);
+        let waits = self.after(&cursor);
+        self.backward_output(micro_batch, chunk, &waits);
+    }
+
+    fn plain(&mut self, run: &Run, micro_batch: u32) {
+        let entry = std::mem::take(&mut self.pending);
+        let mut cursor = Cursor::new(run, entry, micro_batch);
+        self.write_all(&mut cursor);
+    }
+
+    /// Forward and backward of different micro-batches, unit by unit in turn, so that the
+    /// communication of one runs beside the computation of the other.
+    fn overlapped(&mut self, f: &Run, forward: (u32, u32), b: &Run, backward: (u32, u32)) {
+        let f_entry = self.forward_input(forward.0, forward.1);
+        let b_entry = self.backward_input(backward.0, backward.1);
+        let mut f = Cursor::new(f, f_entry, forward.0);
+        let mut b = Cursor::new(b, b_entry, backward.0);
+        while !f.done() || !b.done() {
+            if b.done() || (!f.done() && f.progress() <= b.progress()) {
+                self.write_unit(&mut f);
+            } else {
+                self.write_unit(&mut b);
+            }
+        }
+        let waits = self.after(&f);
+        self.forward_output(forward.0, forward.1, &waits);
+        let waits = self.after(&b);
+        self.backward_output(backward.0, backward.1, &waits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_spread_evenly_with_the_short_chunks_at_the_ends() {
+        assert_eq!(spread_layers(8, 4), [2, 2, 2, 2]);
+        assert_eq!(spread_layers(61, 16).iter().sum::<u64>(), 61);
+        assert_eq!(spread_layers(126, 16), [vec![7], vec![8; 14], vec![7]].concat());
+        assert_eq!(spread_layers(7, 4), [2, 2, 2, 1]);
+    }
+}

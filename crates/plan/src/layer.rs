@@ -1,0 +1,980 @@
+//! The operations of one transformer layer on one rank, forward and backward, after sharding.
+//!
+//! Byte counts of streaming kernels follow from what each must read and write once; a stack that
+//! does not fuse pays for every intermediate. Backward of a linear layer is two GEMMs of the
+//! forward's size: the input gradient, on which the layer before waits, and the weight gradient,
+//! on which nobody does.
+
+use crate::cause::CommKind;
+use crate::program::{GroupSlot, Stream};
+use crate::run::{Builder, Context, Run, Spec};
+use rackflow_network::{CollectiveOp, ExchangeStyle};
+use rackflow_units::{Bytes, Precision};
+use rackflow_workload::{
+    Activation, Attention, AttentionKernel, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE,
+    Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
+};
+
+/// Which part of a backward pass a run contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Gradients {
+    /// Input and weight gradients.
+    Both,
+    /// Only what the stage before waits for.
+    Input,
+    /// Only the weight gradients.
+    Weight,
+}
+
+impl Gradients {
+    fn input(self) -> bool {
+        self != Self::Weight
+    }
+    fn weight(self) -> bool {
+        self != Self::Input
+    }
+}
+
+/// Sizes that every layer of a plan shares.
+#[derive(Clone)]
+pub(crate) struct Sizes<'a> {
+    pub training: &'a Training,
+    pub model: &'a Model,
+    pub stack: &'a SoftwareStack,
+    pub plan: &'a Parallelism,
+    /// Tokens of one micro-batch on one tensor-parallel group.
+    pub tokens: u64,
+    /// Tokens of one micro-batch that one rank norms and routes.
+    pub own_tokens: u64,
+}
+
+impl<'a> Sizes<'a> {
+    pub fn new(training: &'a Training) -> Self {
+        let plan = &training.parallelism;
+        let tokens = training.micro_batch * training.sequence_length / u64::from(plan.context);
+        let sharded = plan.tensor > 1 && plan.sequence_parallel;
+        Self {
+            training,
+            model: &training.model,
+            stack: &training.stack,
+            plan,
+            tokens,
+            own_tokens: if sharded { tokens / u64::from(plan.tensor) } else { tokens },
+        }
+    }
+
+    fn tp(&self) -> u64 {
+        u64::from(self.plan.tensor)
+    }
+
+    fn recomputes(&self, activation: Activation) -> bool {
+        match &self.training.recompute {
+            Recompute::Activations(list) => list.contains(&activation),
+            Recompute::Selective => activation == Activation::CoreAttention,
+            _ => false,
+        }
+    }
+
+    fn quantized(&self) -> bool {
+        self.training.recipe.gemm().bits() < 16
+    }
+
+    /// Bytes of the residual stream of one micro-batch in bf16, over the whole tensor group.
+    fn residual(&self) -> Bytes {
+        Bytes::new(self.tokens * self.model.hidden * 2)
+    }
+
+    /// A linear layer's forward product: `tokens` x `k` by `k` x `n`.
+    fn linear(&self, tokens: u64, n: u64, k: u64) -> Operation {
+        gemm(tokens, n, k, self.training.recipe.gemm(), 2)
+    }
+
+    /// Its weight gradient, accumulated over micro-batches in the stack's gradient format.
+    fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Operation {
+        // Read, add, write in the accumulation format.
+        gemm(n, k, tokens, self.training.recipe.gemm(), 2 * self.stack.gradient_bytes)
+    }
+
+    /// Converting `elements` activations to the GEMM's format, row- and column-wise.
+    fn quantize(&self, elements: u64) -> Option<Operation> {
+        if !self.quantized() || self.stack.fused_quantization {
+            return None;
+        }
+        let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
+        // Delayed and current scaling both pass over the tensor for its maximum; block scales are
+        // found in the pass that converts.
+        let passes = if self.training.recipe == Recipe::Fp8 { 2 } else { 1 };
+        Some(stream(Bytes::new(elements * 2 * passes), narrow * 2, passes as u32))
+    }
+}
+
+/// A streaming kernel.
+pub(crate) fn stream(read: Bytes, write: Bytes, kernels: u32) -> Operation {
+    Operation::Stream { read, write, kernels, flops: 0.0 }
+}
+
+pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u64) -> Operation {
+    Operation::Gemm { m, n, k, batch: 1, precision, output_bytes }
+}
+
+/// `count` values of 2 bytes.
+fn halves(count: u64) -> Bytes {
+    Bytes::new(count * 2)
+}
+
+/// RMSNorm or LayerNorm with the residual addition before it.
+fn norm_forward(s: &Sizes<'_>) -> Vec<Operation> {
+    let x = halves(s.own_tokens * s.model.hidden);
+    if s.stack.fused_norms {
+        vec![stream(x * 2, x * 2, 1)]
+    } else {
+        // Bias and dropout, residual addition, norm in fp32 with its casts.
+        vec![stream(x * 2, x * 2, 2), stream(x * 3, x * 3, 3)]
+    }
+}
+
+fn norm_backward(s: &Sizes<'_>) -> Vec<Operation> {
+    let x = halves(s.own_tokens * s.model.hidden);
+    if s.stack.fused_norms {
+        vec![stream(x * 3, x, 2)]
+    } else {
+        vec![stream(x * 4, x * 3, 5), stream(x * 2, x, 1)]
+    }
+}
+
+/// Widths of the products around attention, on one tensor rank.
+struct AttentionShape {
+    heads: u64,
+    kv_heads: u64,
+    qk: u64,
+    v: u64,
+}
+
+fn attention_shape(s: &Sizes<'_>) -> AttentionShape {
+    match s.model.attention {
+        Attention::Grouped { heads, kv_heads, head_dim, .. } => AttentionShape {
+            heads: heads / s.tp(),
+            // Fewer key-value heads than ranks: each rank keeps a copy of one.
+            kv_heads: (kv_heads / s.tp()).max(1),
+            qk: head_dim,
+            v: head_dim,
+        },
+        Attention::Latent { heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
+            AttentionShape {
+                heads: heads / s.tp(),
+                kv_heads: heads / s.tp(),
+                qk: qk_nope_head_dim + qk_rope_head_dim,
+                v: v_head_dim,
+            }
+        }
+    }
+}
+
+/// The linear layers before attention: (n, k) of each that takes the layer's input, then of each
+/// that takes a latent (MLA).
+fn projections(s: &Sizes<'_>) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+    let h = s.model.hidden;
+    let shape = attention_shape(s);
+    match s.model.attention {
+        Attention::Grouped { .. } => {
+            (vec![(shape.heads * shape.qk + shape.kv_heads * (shape.qk + shape.v), h)], vec![])
+        }
+        Attention::Latent {
+            q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, ..
+        } => {
+            let q_width = shape.heads * shape.qk;
+            let kv_up = (shape.heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank);
+            let kv_down = (kv_lora_rank + qk_rope_head_dim, h);
+            match q_lora_rank {
+                Some(rank) => (vec![(rank, h), kv_down], vec![(q_width, rank), kv_up]),
+                None => (vec![(q_width, h), kv_down], vec![kv_up]),
+            }
+        }
+    }
+}
+
+/// Fraction of the score square that the mask leaves.
+fn mask_fraction(sequence: u64, window: Option<u64>) -> f64 {
+    let s = sequence as f64;
+    match window {
+        Some(w) if w < sequence => {
+            let w = w as f64;
+            (s * w - w * w / 2.0) / (s * s)
+        }
+        _ => 0.5,
+    }
+}
+
+/// Attention proper. Returns one list of operations per context-parallel step.
+fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Vec<Operation>> {
+    let shape = attention_shape(s);
+    let sequence = s.training.sequence_length;
+    let ranks = u64::from(s.plan.context);
+    let own = sequence / ranks;
+    let mask = mask_fraction(sequence, kind.window);
+    let batch = s.training.micro_batch;
+    if s.stack.attention == AttentionKernel::Unfused {
+        return vec![unfused_attention(s, &shape, own, sequence, direction)];
+    }
+    let step = Operation::Attention {
+        batch,
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        query_len: own,
+        kv_len: own,
+        head_dim_qk: shape.qk,
+        head_dim_v: shape.v,
+        mask_fraction: mask,
+        direction,
+        precision: Precision::Bf16,
+    };
+    // The load-balanced ring gives every rank the same share of the mask at every step.
+    let steps = if ranks > 1 { ranks } else { 1 };
+    (0..steps).map(|_| vec![step.clone()]).collect()
+}
+
+/// Scores and probabilities through memory, as before fused attention: two batched GEMMs and a
+/// masked softmax with dropout between them; masked entries are computed as well.
+fn unfused_attention(
+    s: &Sizes<'_>,
+    shape: &AttentionShape,
+    query: u64,
+    key: u64,
+    direction: Direction,
+) -> Vec<Operation> {
+    let batch = s.training.micro_batch * shape.heads;
+    let precision = Precision::Bf16;
+    let product = |m, n, k| Operation::Gemm { m, n, k, batch, precision, output_bytes: 2 };
+    let scores = halves(batch * query * key);
+    // Megatron's fused scale-mask-softmax is one kernel; without it scale, mask and softmax pass
+    // separately over the scores. Dropout stores a byte mask.
+    let passes = if s.stack.fused_norms { 2 } else { 4 };
+    let soft = stream(scores * passes, scores * passes, passes as u32);
+    match direction {
+        Direction::Forward => vec![
+            product(query, key, shape.qk),
+            soft,
+            product(query, shape.v, key),
+            // The result is transposed back to tokens x hidden.
+            stream(halves(batch * query * shape.v), halves(batch * query * shape.v), 1),
+        ],
+        Direction::Backward => vec![
+            product(query, key, shape.v),
+            product(key, shape.v, query),
+            stream(scores * (passes + 1), scores * passes, passes as u32),
+            product(query, shape.qk, key),
+            product(key, shape.qk, query),
+        ],
+    }
+}
+
+fn rope(s: &Sizes<'_>) -> Option<Operation> {
+    if s.model.learned_positions > 0 {
+        return None;
+    }
+    let shape = attention_shape(s);
+    let width = match s.model.attention {
+        Attention::Grouped { .. } => (shape.heads + shape.kv_heads) * shape.qk,
+        // The rotary part is small, but queries and keys are put together from two parts.
+        Attention::Latent { .. } => 2 * shape.heads * shape.qk,
+    };
+    let bytes = halves(s.tokens * width);
+    let passes = if s.stack.fused_rope { 1 } else { 4 };
+    Some(stream(bytes * passes, bytes * passes, 2 * passes as u32))
+}
+
+/// Bytes of the keys and values of one rank, which the context-parallel ring passes on.
+fn context_bytes(s: &Sizes<'_>) -> Bytes {
+    let shape = attention_shape(s);
+    halves(s.tokens * shape.kv_heads * (shape.qk + shape.v))
+}
+
+/// Runs `steps` of attention with the ring exchange of keys and values beside them.
+fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, steps: Vec<Vec<Operation>>, volume: u64) {
+    let ranks = steps.len();
+    for (i, step) in steps.into_iter().enumerate() {
+        let exchange = (i + 1 < ranks).then(|| {
+            b.collective(
+                "context ring",
+                CommKind::Context,
+                GroupSlot::Context,
+                Stream::Tensor,
+                Spec::RingStep(context_bytes(s) * volume),
+                0,
+            )
+        });
+        b.extend(step);
+        if let Some(exchange) = exchange {
+            b.wait(exchange);
+        }
+    }
+}
+
+/// How many pieces a tensor-parallel collective is cut into where it overlaps with its GEMM.
+fn tensor_pieces(s: &Sizes<'_>) -> u64 {
+    if s.stack.overlap.tensor && s.plan.tensor > 1 { s.tp().min(4) } else { 1 }
+}
+
+/// `inputs`: the products that take the gathered activations. With overlap, pieces of the
+/// activations arrive while the products of the pieces before them run.
+fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64)]) {
+    let k = inputs.first().map_or(s.model.hidden, |(_, k)| *k);
+    if s.plan.tensor == 1 || !s.plan.sequence_parallel {
+        b.extend(s.quantize(s.tokens * k));
+        b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *n, *k)));
+        return;
+    }
+    b.extend(s.quantize(s.own_tokens * k));
+    let pieces = tensor_pieces(s);
+    let sms = if pieces > 1 { 0 } else { s.stack.communication_sms };
+    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.residual(), pieces));
+    let gathers: Vec<u32> = (0..pieces)
+        .map(|_| {
+            b.collective("TP all-gather", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms)
+        })
+        .collect();
+    for gather in gathers {
+        b.wait(gather);
+        b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens / pieces, *n, *k)));
+    }
+}
+
+fn piece(all: Bytes, pieces: u64) -> Bytes {
+    Bytes::new(all.get().div_ceil(pieces))
+}
+
+/// The product whose result is summed over the tensor group; the next computation waits for it.
+fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
+    b.extend(s.quantize(s.tokens * k));
+    if s.plan.tensor == 1 {
+        b.op(s.linear(s.tokens, n, k));
+        return;
+    }
+    let op = if s.plan.sequence_parallel { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
+    let pieces = if s.plan.sequence_parallel { tensor_pieces(s) } else { 1 };
+    let sms = if pieces > 1 { 0 } else { s.stack.communication_sms };
+    let mut last = 0;
+    for _ in 0..pieces {
+        b.op(s.linear(s.tokens / pieces, n, k));
+        let spec = Spec::Collective(op, piece(s.residual(), pieces));
+        last = b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+    }
+    b.wait(last);
+}
+
+/// Collects a gradient of the tensor-parallel region's output on all ranks (sequence parallel).
+fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
+    if s.plan.tensor > 1 && s.plan.sequence_parallel {
+        let spec = Spec::Collective(CollectiveOp::AllGather, s.residual());
+        let sms = s.stack.communication_sms;
+        let gather =
+            b.collective("TP all-gather", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+        b.wait(gather);
+    }
+}
+
+/// Sums the gradient of the region's input over the tensor group; `beside` runs meanwhile.
+fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation>) {
+    if s.plan.tensor == 1 {
+        b.extend(beside);
+        return;
+    }
+    let op = if s.plan.sequence_parallel { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
+    let sms = s.stack.communication_sms;
+    let spec = Spec::Collective(op, s.residual());
+    let reduce = b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+    b.extend(beside);
+    b.wait(reduce);
+}
+
+fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
+    let shape = attention_shape(s);
+    let (inputs, latents) = projections(s);
+    b.label("attention");
+    b.extend(norm_forward(s));
+    gathered_products(b, s, &inputs);
+    b.extend(latent_forward(s, &latents));
+    b.extend(rope(s));
+    let steps = attention_ops(s, kind, Direction::Forward);
+    ring_attention(b, s, steps, 1);
+    reduced_product(b, s, s.model.hidden, shape.heads * shape.v);
+}
+
+fn latent_forward(s: &Sizes<'_>, latents: &[(u64, u64)]) -> Vec<Operation> {
+    let mut ops = Vec::new();
+    for (n, k) in latents {
+        ops.push(stream(halves(s.tokens * k), halves(s.tokens * k), 1));
+        ops.extend(s.quantize(s.tokens * k));
+        ops.push(s.linear(s.tokens, *n, *k));
+    }
+    ops
+}
+
+fn attention_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, gradients: Gradients) {
+    let shape = attention_shape(s);
+    let (inputs, latents) = projections(s);
+    let h = s.model.hidden;
+    let out = shape.heads * shape.v;
+    b.label("attention backward");
+    if gradients == Gradients::Weight {
+        b.op(s.weight_gradient(s.tokens, h, out));
+        b.extend(latents.iter().chain(&inputs).map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)));
+        return;
+    }
+    if s.recomputes(Activation::Norms) || s.recomputes(Activation::MlaUpProjection) {
+        b.recompute(true);
+        if s.recomputes(Activation::Norms) {
+            b.extend(norm_forward(s));
+        }
+        if s.recomputes(Activation::MlaUpProjection) {
+            b.extend(latent_forward(s, &latents));
+            b.extend(rope(s));
+        }
+        b.recompute(false);
+    }
+    gather_gradient(b, s);
+    b.extend(s.quantize(s.tokens * h));
+    b.op(s.linear(s.tokens, out, h));
+    if gradients.weight() {
+        b.op(s.weight_gradient(s.tokens, h, out));
+    }
+    if s.recomputes(Activation::CoreAttention) {
+        b.recompute(true);
+        let steps = attention_ops(s, kind, Direction::Forward);
+        ring_attention(b, s, steps, 1);
+        b.recompute(false);
+    }
+    // Keys and values come round again, their gradients go round with them.
+    ring_attention(b, s, attention_ops(s, kind, Direction::Backward), 2);
+    b.extend(rope(s));
+    for (n, k) in &latents {
+        b.extend(s.quantize(s.tokens * n));
+        b.op(s.linear(s.tokens, *k, *n));
+        if gradients.weight() {
+            b.op(s.weight_gradient(s.tokens, *n, *k));
+        }
+        b.op(stream(halves(s.tokens * k * 3), halves(s.tokens * k), 2));
+    }
+    let width: u64 = inputs.iter().map(|(n, _)| n).sum();
+    b.extend(s.quantize(s.tokens * width));
+    b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
+    let beside = if gradients.weight() {
+        inputs.iter().map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)).collect()
+    } else {
+        vec![]
+    };
+    reduce_gradient(b, s, beside);
+    b.extend(norm_backward(s));
+}
+
+/// The activation function between the two products of a feed-forward network.
+fn activation_forward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
+    let x = halves(tokens * width);
+    let inputs = if s.model.gated { 2 } else { 1 };
+    if s.stack.fused_activation {
+        stream(x * inputs, x, 1)
+    } else {
+        // Bias, activation and gate pass one after the other.
+        stream(x * (inputs + 2), x * 3, inputs as u32 + 2)
+    }
+}
+
+fn activation_backward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
+    let x = halves(tokens * width);
+    let inputs = if s.model.gated { 2 } else { 1 };
+    if s.stack.fused_activation {
+        stream(x * (inputs + 1), x * inputs, 1)
+    } else {
+        stream(x * (inputs + 5), x * (inputs + 3), inputs as u32 + 4)
+    }
+}
+
+fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
+    if s.model.gated { 2 * width } else { width }
+}
+
+fn dense_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
+    let width = s.model.ffn / s.tp();
+    b.label("feed-forward");
+    b.extend(norm_forward(s));
+    gathered_products(b, s, &[(up_width(s, width), s.model.hidden)]);
+    b.op(activation_forward(s, s.tokens, width));
+    reduced_product(b, s, s.model.hidden, width);
+}
+
+fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) {
+    let h = s.model.hidden;
+    let width = s.model.ffn / s.tp();
+    let up = up_width(s, width);
+    b.label("feed-forward backward");
+    if gradients == Gradients::Weight {
+        b.op(s.weight_gradient(s.tokens, h, width));
+        b.op(s.weight_gradient(s.tokens, up, h));
+        return;
+    }
+    if s.recomputes(Activation::Mlp) {
+        b.recompute(true);
+        dense_forward(b, s);
+        b.recompute(false);
+    } else if s.recomputes(Activation::Swiglu) || s.recomputes(Activation::Norms) {
+        b.recompute(true);
+        if s.recomputes(Activation::Norms) {
+            b.extend(norm_forward(s));
+        }
+        if s.recomputes(Activation::Swiglu) {
+            b.op(activation_forward(s, s.tokens, width));
+        }
+        b.recompute(false);
+    }
+    b.label("feed-forward backward");
+    gather_gradient(b, s);
+    b.extend(s.quantize(s.tokens * h));
+    b.op(s.linear(s.tokens, width, h));
+    if gradients.weight() {
+        b.op(s.weight_gradient(s.tokens, h, width));
+    }
+    b.op(activation_backward(s, s.tokens, width));
+    b.extend(s.quantize(s.tokens * up));
+    b.op(s.linear(s.tokens, h, up));
+    let beside = if gradients.weight() { vec![s.weight_gradient(s.tokens, up, h)] } else { vec![] };
+    reduce_gradient(b, s, beside);
+    b.extend(norm_backward(s));
+}
+
+/// What one rank's experts see.
+struct Experts {
+    /// Experts on the rank.
+    groups: u64,
+    /// Routed tokens on the rank, in the mean.
+    tokens: u64,
+    /// Hidden width on the rank.
+    width: u64,
+}
+
+fn experts(s: &Sizes<'_>, moe: &MoE) -> Experts {
+    let etp = u64::from(s.plan.expert_tensor);
+    Experts {
+        groups: moe.experts / u64::from(s.plan.expert),
+        tokens: s.own_tokens * moe.top_k * etp,
+        width: moe.expert_ffn / etp,
+    }
+}
+
+
+/// Dispatch or combine. `bytes`: of one token on the wire.
+fn exchange(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, label: &'static str, bytes: Bytes) -> Option<u32> {
+    if s.plan.expert == 1 {
+        return None;
+    }
+    let style = match s.stack.dispatcher {
+        ExpertDispatcher::AllGather => return Some(gather_all(b, s, label, bytes)),
+        ExpertDispatcher::NcclAllToAll => ExchangeStyle::AllToAll,
+        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => {
+            ExchangeStyle::Relayed { max_domains: None }
+        }
+    };
+    let spec = Spec::Exchange {
+        tokens: s.own_tokens,
+        bytes_per_token: bytes,
+        top_k: moe.top_k,
+        experts: moe.experts,
+        style,
+    };
+    let sms = s.stack.dispatch_sms;
+    Some(b.collective(label, CommKind::Expert, GroupSlot::Expert, Stream::Expert, spec, sms))
+}
+
+/// Every rank gets all tokens of the group, or sums over it on the way back: what the stacks did
+/// before they had an all-to-all.
+fn gather_all(b: &mut Builder<'_, '_>, s: &Sizes<'_>, label: &'static str, bytes: Bytes) -> u32 {
+    let op = if label.starts_with("dispatch") == !label.ends_with("backward") {
+        CollectiveOp::AllGather
+    } else {
+        CollectiveOp::ReduceScatter
+    };
+    let all = bytes * (s.own_tokens * u64::from(s.plan.expert));
+    let sms = s.stack.communication_sms;
+    b.collective(label, CommKind::Expert, GroupSlot::Expert, Stream::Expert, Spec::Collective(op, all), sms)
+}
+
+/// Bytes of a token on its way to an expert: fp8 with a scale per 128 in DeepSeek's recipe.
+fn dispatch_bytes(s: &Sizes<'_>) -> Bytes {
+    let h = s.model.hidden;
+    if s.training.recipe == Recipe::Fp8Blockwise { Bytes::new(h + h / 128 * 4) } else { halves(h) }
+}
+
+/// Copying tokens into the order of their experts, or back with their weights.
+fn permute(s: &Sizes<'_>, moe: &MoE) -> Operation {
+    let h = s.model.hidden;
+    let one = halves(s.own_tokens * h);
+    let kernels = if s.stack.fused_router { 1 } else { 4 };
+    match s.stack.dispatcher {
+        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => {
+            // The library reads the tokens itself; only the map is made.
+            stream(Bytes::new(s.own_tokens * moe.top_k * 16), Bytes::new(s.own_tokens * moe.top_k * 16), kernels)
+        }
+        _ => stream(one, one * moe.top_k, kernels),
+    }
+}
+
+/// Sorting what arrived by local expert, where the exchange left it by sender.
+fn sort_received(s: &Sizes<'_>, e: &Experts) -> Option<Operation> {
+    (s.plan.expert > 1 || e.groups > 1).then(|| {
+        let all = halves(e.tokens * s.model.hidden);
+        stream(all, all, if s.stack.fused_router { 1 } else { 3 })
+    })
+}
+
+fn router_ops(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
+    let scores = Bytes::new(s.own_tokens * moe.experts * 4);
+    let passes = if s.stack.fused_router { 2 } else { 6 };
+    let kernels = if s.stack.fused_router { 3 } else { 18 };
+    vec![
+        gemm(s.own_tokens, moe.experts, s.model.hidden, Precision::Bf16, 4),
+        stream(scores * passes, scores * passes, kernels),
+    ]
+}
+
+/// The products of a group of experts, by one launch or by one each.
+fn expert_product(s: &Sizes<'_>, e: &Experts, n: u64, k: u64, weight_gradient: bool) -> Vec<Operation> {
+    let precision = s.training.recipe.gemm();
+    let output_bytes = if weight_gradient { 2 * s.stack.gradient_bytes } else { 2 };
+    if s.stack.grouped_gemm {
+        return vec![Operation::GroupedGemm {
+            groups: e.groups,
+            m_total: e.tokens,
+            n,
+            k,
+            precision,
+            output_bytes,
+            weight_gradient,
+        }];
+    }
+    let rows = (e.tokens / e.groups).max(1);
+    let one = if weight_gradient {
+        gemm(n, k, rows, precision, output_bytes)
+    } else {
+        gemm(rows, n, k, precision, output_bytes)
+    };
+    vec![one; e.groups as usize]
+}
+
+fn shared_forward(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
+    if moe.shared_ffn == 0 {
+        return vec![];
+    }
+    let h = s.model.hidden;
+    let mut ops: Vec<Operation> = s.quantize(s.own_tokens * h).into_iter().collect();
+    ops.push(s.linear(s.own_tokens, up_width(s, moe.shared_ffn), h));
+    ops.push(activation_forward(s, s.own_tokens, moe.shared_ffn));
+    ops.extend(s.quantize(s.own_tokens * moe.shared_ffn));
+    ops.push(s.linear(s.own_tokens, h, moe.shared_ffn));
+    ops
+}
+
+fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operation> {
+    let mut ops = Vec::new();
+    if moe.shared_ffn == 0 {
+        return ops;
+    }
+    let h = s.model.hidden;
+    let up = up_width(s, moe.shared_ffn);
+    if gradients.input() {
+        ops.extend(s.quantize(s.own_tokens * h));
+        ops.push(s.linear(s.own_tokens, moe.shared_ffn, h));
+        ops.push(activation_backward(s, s.own_tokens, moe.shared_ffn));
+        ops.extend(s.quantize(s.own_tokens * up));
+        ops.push(s.linear(s.own_tokens, h, up));
+    }
+    if gradients.weight() {
+        ops.push(s.weight_gradient(s.own_tokens, h, moe.shared_ffn));
+        ops.push(s.weight_gradient(s.own_tokens, up, h));
+    }
+    ops
+}
+
+fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
+    let h = s.model.hidden;
+    let mut ops: Vec<Operation> = sort_received(s, e).into_iter().collect();
+    ops.extend(s.quantize(e.tokens * h));
+    ops.extend(expert_product(s, e, up_width(s, e.width), h, false));
+    ops.push(activation_forward(s, e.tokens, e.width));
+    ops.extend(s.quantize(e.tokens * e.width));
+    ops.extend(expert_product(s, e, h, e.width, false));
+    ops.extend(sort_received(s, e));
+    ops
+}
+
+fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
+    let e = experts(s, moe);
+    b.label("router");
+    b.extend(norm_forward(s));
+    b.extend(router_ops(s, moe));
+    b.op(permute(s, moe));
+    if !s.stack.overlap.shared_expert {
+        b.extend(shared_forward(s, moe));
+    }
+    let dispatch = exchange(b, s, moe, "dispatch", dispatch_bytes(s));
+    if s.stack.overlap.shared_expert {
+        b.label("shared expert");
+        b.extend(shared_forward(s, moe));
+    }
+    if let Some(dispatch) = dispatch {
+        if s.stack.dispatcher == ExpertDispatcher::NcclAllToAll {
+            // The host must know the counts before it can launch the experts.
+            b.host_waits(dispatch);
+        }
+        b.wait(dispatch);
+    }
+    expert_gather(b, s, &e);
+    b.label("experts");
+    b.routed(true);
+    b.extend(expert_forward_ops(s, &e));
+    b.routed(false);
+    expert_reduce(b, s, &e);
+    if let Some(combine) = exchange(b, s, moe, "combine", halves(s.model.hidden)) {
+        b.wait(combine);
+    }
+    b.label("combine tokens");
+    b.op(unpermute(s, moe));
+}
+
+/// Weighting and summing the copies of each token.
+fn unpermute(s: &Sizes<'_>, moe: &MoE) -> Operation {
+    let one = halves(s.own_tokens * s.model.hidden);
+    match s.stack.dispatcher {
+        // The library already summed them.
+        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => stream(one * 2, one, 1),
+        _ => stream(one * (moe.top_k + 1), one, 2),
+    }
+}
+
+/// Tensor parallelism inside experts: every rank of an expert needs all of its tokens.
+fn expert_gather(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts) {
+    expert_tensor(b, s, e, CollectiveOp::AllGather);
+}
+
+fn expert_reduce(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts) {
+    expert_tensor(b, s, e, CollectiveOp::ReduceScatter);
+}
+
+fn expert_tensor(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts, op: CollectiveOp) {
+    if s.plan.expert_tensor == 1 {
+        return;
+    }
+    let spec = Spec::Collective(op, halves(e.tokens * s.model.hidden));
+    let sms = s.stack.communication_sms;
+    let node = b.collective("expert TP", CommKind::Tensor, GroupSlot::ExpertTensor, Stream::Expert, spec, sms);
+    b.wait(node);
+}
+
+fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gradients) {
+    let e = experts(s, moe);
+    let h = s.model.hidden;
+    let up = up_width(s, e.width);
+    let weight_ops = || {
+        let mut ops = expert_product(s, &e, h, e.width, true);
+        ops.extend(expert_product(s, &e, up, h, true));
+        ops
+    };
+    let router_weight = gemm(moe.experts, h, s.own_tokens, Precision::Bf16, 8);
+    if gradients == Gradients::Weight {
+        b.label("expert weight gradients");
+        b.routed(true);
+        b.extend(weight_ops());
+        b.routed(false);
+        b.label("shared expert backward");
+        b.extend(shared_backward(s, moe, gradients));
+        b.op(router_weight);
+        return;
+    }
+    if s.recomputes(Activation::Moe) {
+        b.recompute(true);
+        moe_forward(b, s, moe);
+        b.recompute(false);
+    }
+    b.label("combine backward");
+    b.op(stream(halves(s.own_tokens * h * 2), halves(s.own_tokens * h), 2));
+    // Gradients of the combine travel as the tokens did.
+    let sent = exchange(b, s, moe, "combine backward", halves(h));
+    if s.stack.overlap.shared_expert {
+        b.label("shared expert backward");
+        b.extend(shared_backward(s, moe, gradients));
+    }
+    if let Some(sent) = sent {
+        b.wait(sent);
+    }
+    expert_gather(b, s, &e);
+    if s.recomputes(Activation::MoeActivation) || s.recomputes(Activation::Swiglu) {
+        b.recompute(true);
+        b.routed(true);
+        b.op(activation_forward(s, e.tokens, e.width));
+        b.recompute(false);
+    }
+    b.label("experts backward");
+    b.routed(true);
+    b.extend(sort_received(s, &e));
+    b.extend(s.quantize(e.tokens * h));
+    b.extend(expert_product(s, &e, e.width, h, false));
+    b.op(activation_backward(s, e.tokens, e.width));
+    b.extend(s.quantize(e.tokens * up));
+    b.extend(expert_product(s, &e, h, up, false));
+    b.extend(sort_received(s, &e));
+    // Stacks that overlap the exchange leave the weight gradients for the time it takes.
+    let late = s.stack.overlap.expert && gradients.weight();
+    if gradients.weight() && !late {
+        b.extend(weight_ops());
+    }
+    b.routed(false);
+    expert_reduce(b, s, &e);
+    let back = exchange(b, s, moe, "dispatch backward", halves(h));
+    if late {
+        b.label("expert weight gradients");
+        b.routed(true);
+        b.extend(weight_ops());
+        b.routed(false);
+    }
+    if let Some(back) = back {
+        b.wait(back);
+    }
+    b.label("router backward");
+    if !s.stack.overlap.shared_expert {
+        b.extend(shared_backward(s, moe, gradients));
+    }
+    b.op(unpermute(s, moe));
+    let scores = Bytes::new(s.own_tokens * moe.experts * 4);
+    b.op(stream(scores * 3, scores * 2, if s.stack.fused_router { 3 } else { 12 }));
+    b.op(gemm(s.own_tokens, h, moe.experts, Precision::Bf16, 2));
+    if gradients.weight() {
+        b.op(router_weight);
+    }
+    b.extend(norm_backward(s));
+}
+
+/// One layer forward.
+pub(crate) fn forward(ctx: &mut Context<'_>, s: &Sizes<'_>, kind: LayerKind, recompute: bool) -> Run {
+    let mut b = Builder::new(ctx);
+    b.recompute(recompute);
+    attention_forward(&mut b, s, kind);
+    match (kind.feed_forward, &s.model.moe) {
+        (FeedForward::MoE, Some(moe)) => moe_forward(&mut b, s, moe),
+        _ => dense_forward(&mut b, s),
+    }
+    b.finish()
+}
+
+/// One layer backward.
+pub(crate) fn backward(ctx: &mut Context<'_>, s: &Sizes<'_>, kind: LayerKind, gradients: Gradients) -> Run {
+    let mut b = Builder::new(ctx);
+    match (kind.feed_forward, &s.model.moe) {
+        (FeedForward::MoE, Some(moe)) => moe_backward(&mut b, s, moe, gradients),
+        _ => dense_backward(&mut b, s, gradients),
+    }
+    attention_backward(&mut b, s, kind, gradients);
+    b.finish()
+}
+
+/// Token embedding on the first stage.
+pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Direction) -> Run {
+    let mut b = Builder::new(ctx);
+    b.label("embedding");
+    let x = halves(s.tokens * s.model.hidden);
+    match direction {
+        Direction::Forward => {
+            b.op(stream(x, x, 3));
+            if s.plan.tensor > 1 {
+                let op = if s.plan.sequence_parallel {
+                    CollectiveOp::ReduceScatter
+                } else {
+                    CollectiveOp::AllReduce
+                };
+                let spec = Spec::Collective(op, s.residual());
+                let sms = s.stack.communication_sms;
+                let node =
+                    b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+                b.wait(node);
+            }
+        }
+        Direction::Backward => {
+            gather_gradient(&mut b, s);
+            // Rows are added into the fp32 gradient of the table.
+            b.op(stream(x * 3, x * 2, 3));
+        }
+    }
+    b.finish()
+}
+
+/// Final norm, logits and loss on the last stage.
+pub(crate) fn head(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Direction, gradients: Gradients) -> Run {
+    let mut b = Builder::new(ctx);
+    let h = s.model.hidden;
+    let vocab = s.model.vocab.div_ceil(s.tp());
+    let logits = s.tokens * vocab;
+    // Bytes per logit: cast to fp32, maximum, exponentials and their sum, loss.
+    let (read, write, kernels) = if s.stack.fused_cross_entropy { (6, 2, 3) } else { (22, 14, 8) };
+    match direction {
+        Direction::Forward => {
+            b.label("logits and loss");
+            b.extend(norm_forward(s));
+            if s.plan.tensor > 1 && s.plan.sequence_parallel {
+                gather_gradient(&mut b, s);
+            }
+            b.op(gemm(s.tokens, vocab, h, Precision::Bf16, 2));
+            b.op(stream(Bytes::new(logits * read), Bytes::new(logits * write), kernels));
+            if s.plan.tensor > 1 {
+                // Maximum, sum and target logit of every token.
+                let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(s.tokens * 12));
+                let sms = s.stack.communication_sms;
+                let node =
+                    b.collective("loss reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+                b.wait(node);
+            }
+        }
+        Direction::Backward => {
+            b.label("logits backward");
+            let weight = gemm(vocab, h, s.tokens, Precision::Bf16, 2 * s.stack.gradient_bytes);
+            if gradients == Gradients::Weight {
+                b.op(weight);
+                return b.finish();
+            }
+            let (read, write) = if s.stack.fused_cross_entropy { (2, 2) } else { (8, 6) };
+            b.op(stream(Bytes::new(logits * read), Bytes::new(logits * write), 2));
+            b.op(gemm(s.tokens, h, vocab, Precision::Bf16, 2));
+            let beside = if gradients.weight() { vec![weight] } else { vec![] };
+            reduce_gradient(&mut b, s, beside);
+            b.extend(norm_backward(s));
+        }
+    }
+    b.finish()
+}
+
+/// The projection in front of a multi-token-prediction module: two norms, then 2h to h.
+pub(crate) fn mtp_projection(
+    ctx: &mut Context<'_>,
+    s: &Sizes<'_>,
+    direction: Direction,
+    gradients: Gradients,
+) -> Run {
+    let mut b = Builder::new(ctx);
+    b.label("MTP projection");
+    let h = s.model.hidden;
+    let own = s.own_tokens;
+    match direction {
+        Direction::Forward => {
+            b.extend(norm_forward(s));
+            b.extend(norm_forward(s));
+            b.op(s.linear(own, h, 2 * h));
+        }
+        Direction::Backward => {
+            if gradients.input() {
+                b.op(s.linear(own, 2 * h, h));
+                b.extend(norm_backward(s));
+                b.extend(norm_backward(s));
+            }
+            if gradients.weight() {
+                b.op(s.weight_gradient(own, h, 2 * h));
+            }
+        }
+    }
+    b.finish()
+}

@@ -1,0 +1,360 @@
+//! Runs: pieces of a stage's program, built once and stamped for every micro-batch.
+
+use crate::cause::{Cause, CommKind};
+use crate::kernel::{self, KernelCost};
+use crate::program::{GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work};
+use crate::setup::Setup;
+use rackflow_network::{CollectiveOp, ExchangeStyle};
+use rackflow_topology::Accelerator;
+use rackflow_units::{Bytes, SimDuration};
+use rackflow_workload::{CudaGraphs, Direction, Operation};
+
+/// What a transfer asks of the network, before it is known who its members are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Spec {
+    /// A collective over the communicator; the size as nccl-tests counts it.
+    Collective(CollectiveOp, Bytes),
+    /// Each member sends this much to the next one.
+    RingStep(Bytes),
+    /// Expert dispatch or combine: each member's tokens, once per expert they visit.
+    Exchange { tokens: u64, bytes_per_token: Bytes, top_k: u64, experts: u64, style: ExchangeStyle },
+    /// One message to a peer.
+    Message(Bytes),
+}
+
+/// One future task; `deps` are indices of earlier nodes of the same run.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub work: Work,
+    pub stream: Stream,
+    pub deps: Vec<u32>,
+    /// Also waits for whatever the run as a whole waits for.
+    pub entry: bool,
+    pub host_waits: bool,
+}
+
+/// Nodes in issue order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Run {
+    pub nodes: Vec<Node>,
+    /// Communication that the next computation after this run must wait for.
+    pub exits: Vec<u32>,
+}
+
+impl Run {
+    /// Index of the last computation.
+    fn last_compute(&self) -> Option<u32> {
+        self.nodes.iter().rposition(|n| n.stream == Stream::Compute).map(|i| i as u32)
+    }
+
+    /// Appends `other`, whose entry nodes wait for the end of what is here.
+    pub fn append(&mut self, other: &Self) {
+        let offset = self.nodes.len() as u32;
+        let last_compute = self.last_compute();
+        for node in &other.nodes {
+            let mut node = node.clone();
+            for dep in &mut node.deps {
+                *dep += offset;
+            }
+            if node.entry && offset > 0 {
+                node.deps.extend_from_slice(&self.exits);
+                // Another computation follows the last one on its stream anyway.
+                if node.stream != Stream::Compute {
+                    node.deps.extend(last_compute);
+                }
+                node.entry = false;
+            }
+            self.nodes.push(node);
+        }
+        // A run without computation leaves the earlier exits open.
+        if other.last_compute().is_some() {
+            self.exits.clear();
+        }
+        self.exits.extend(other.exits.iter().map(|exit| exit + offset));
+    }
+
+    /// Appends a node that waits for exactly `deps`, beside the chain of computation.
+    pub fn push_aside(&mut self, work: Work, stream: Stream, deps: Vec<u32>) -> u32 {
+        self.nodes.push(Node { work, stream, deps, entry: false, host_waits: false });
+        self.nodes.len() as u32 - 1
+    }
+
+    /// Index of the last node of computation, for what must wait for all of it.
+    pub fn after_compute(&self) -> Vec<u32> {
+        self.last_compute().into_iter().collect()
+    }
+}
+
+/// Everything that runs share while they are built.
+pub(crate) struct Context<'a> {
+    pub setup: &'a Setup,
+    pub accelerator: &'a Accelerator,
+    pub segments: Vec<Segment>,
+    pub transfers: Vec<Transfer>,
+    pub specs: Vec<(Spec, Option<GroupSlot>)>,
+    /// Tensor-core FLOPs by segment, for hardware FLOPs: useful and recomputed.
+    pub segment_flops: Vec<SegmentFlops>,
+    options: kernel::KernelOptions,
+    level_sms: [u32; SEGMENT_LEVELS],
+}
+
+/// Tensor-core FLOPs of one segment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SegmentFlops {
+    /// Model FLOPs, attention as the mask leaves it.
+    pub model: f64,
+    /// FLOPs executed again: recomputation, and the scores in flash attention's backward pass.
+    pub again: f64,
+}
+
+impl<'a> Context<'a> {
+    pub fn new(setup: &'a Setup) -> Self {
+        let accelerator = &setup.cluster.node.accelerator;
+        let stack = &setup.training.stack;
+        let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms / 2);
+        let level_sms =
+            std::array::from_fn(|level| accelerator.sms - most * level as u32 / (SEGMENT_LEVELS as u32 - 1));
+        Self {
+            setup,
+            accelerator,
+            segments: Vec::new(),
+            transfers: Vec::new(),
+            specs: Vec::new(),
+            segment_flops: Vec::new(),
+            options: kernel::KernelOptions { attention: stack.attention },
+            level_sms,
+        }
+    }
+
+    /// SMs that communication holds at the highest segment level.
+    pub fn most_held_sms(&self) -> u32 {
+        self.accelerator.sms - self.level_sms[SEGMENT_LEVELS - 1]
+    }
+
+    /// Registers a communication and returns its index; equal ones are shared.
+    pub fn transfer(
+        &mut self,
+        label: &'static str,
+        kind: CommKind,
+        slot: Option<GroupSlot>,
+        spec: Spec,
+        sms: u32,
+    ) -> TransferId {
+        let same = |i: &usize| {
+            self.specs[*i] == (spec, slot)
+                && self.transfers[*i].kind == kind
+                && self.transfers[*i].sms == sms
+                && self.transfers[*i].label == label
+        };
+        let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
+            self.transfers.push(Transfer { label, kind, sms, memory_share: 0.0 });
+            self.specs.push((spec, slot));
+            self.specs.len() - 1
+        });
+        TransferId(index as u32)
+    }
+
+    /// Prices a run of operations.
+    fn segment(&mut self, label: &'static str, ops: &[Operation], routed: bool, recompute: bool) -> SegmentId {
+        let native = self.setup.training.recipe.gemm();
+        let peak_native = self.accelerator.peak.get(native);
+        let mut time = [SimDuration::ZERO; SEGMENT_LEVELS];
+        let mut memory_time = SimDuration::ZERO;
+        let mut kernels = 0;
+        let mut flops = SegmentFlops::default();
+        let mut causes: Vec<(Cause, SimDuration)> = Vec::new();
+        let mut book = |cause: Cause, span: SimDuration| {
+            if span == SimDuration::ZERO {
+                return;
+            }
+            match causes.iter_mut().find(|(c, _)| *c == cause) {
+                Some((_, sum)) => *sum += span,
+                None => causes.push((cause, span)),
+            }
+        };
+        for op in ops {
+            let cost = kernel::cost_with(op, self.accelerator, self.level_sms[0], self.options);
+            time[0] += cost.time;
+            memory_time += cost.memory_time;
+            kernels += kernel_count(op);
+            for (level, sms) in self.level_sms.iter().enumerate().skip(1) {
+                time[level] += kernel::cost_with(op, self.accelerator, *sms, self.options).time.max(cost.time);
+            }
+            let executed = op.tensor_flops();
+            let model = if recompute { 0.0 } else { executed * model_fraction(op) };
+            flops.model += model;
+            flops.again += executed - model;
+            if recompute {
+                book(Cause::Recomputation, cost.time);
+                continue;
+            }
+            let KernelCost { useful, sustained, shape, memory, exponent, floor, .. } = cost;
+            // What flash attention's backward pass computes again is not model FLOPs.
+            let again = useful.scale(((1.0 - model_fraction(op)) * 1e6).round() as u64, 1_000_000);
+            let useful = useful - again;
+            let at_native = SimDuration::from_secs_f64(model / peak_native.flops_per_sec()).min(useful);
+            book(Cause::UsefulMath, at_native);
+            book(Cause::WiderPrecision, useful - at_native);
+            book(Cause::Recomputation, again);
+            book(Cause::SustainedRate, sustained);
+            book(Cause::Shape, shape);
+            book(Cause::MemoryBound, memory);
+            book(Cause::ExponentBound, exponent);
+            book(Cause::Launch, floor);
+        }
+        let stack = &self.setup.training.stack;
+        let launched = match stack.cuda_graphs {
+            CudaGraphs::None => kernels,
+            CudaGraphs::Partial if routed => kernels,
+            CudaGraphs::Partial => 1,
+            CudaGraphs::Full => 0,
+        };
+        self.segments.push(Segment {
+            label,
+            time,
+            memory_time,
+            launch: stack.launch * u64::from(launched),
+            routed,
+            causes,
+        });
+        self.segment_flops.push(flops);
+        SegmentId(self.segments.len() as u32 - 1)
+    }
+}
+
+/// Share of an operation's tensor FLOPs that the model's definition counts.
+fn model_fraction(op: &Operation) -> f64 {
+    match *op {
+        Operation::Attention { direction: Direction::Backward, head_dim_qk, head_dim_v, .. } => {
+            let model = 2 * head_dim_qk + 2 * head_dim_v;
+            model as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64
+        }
+        _ => 1.0,
+    }
+}
+
+fn kernel_count(op: &Operation) -> u32 {
+    match *op {
+        Operation::Gemm { .. } | Operation::GroupedGemm { .. } => 1,
+        Operation::Attention { direction: Direction::Forward, .. } => 1,
+        // Row sums of dO * O, the main kernel, and the conversion of dQ.
+        Operation::Attention { direction: Direction::Backward, .. } => 3,
+        Operation::Stream { kernels, .. } => kernels,
+    }
+}
+
+/// Builds a [`Run`]: operations collect into a segment until communication or a wait closes it.
+pub(crate) struct Builder<'c, 'a> {
+    pub ctx: &'c mut Context<'a>,
+    run: Run,
+    ops: Vec<Operation>,
+    waits: Vec<u32>,
+    label: &'static str,
+    routed: bool,
+    recompute: bool,
+}
+
+impl<'c, 'a> Builder<'c, 'a> {
+    pub fn new(ctx: &'c mut Context<'a>) -> Self {
+        Self {
+            ctx,
+            run: Run::default(),
+            ops: Vec::new(),
+            waits: Vec::new(),
+            label: "",
+            routed: false,
+            recompute: false,
+        }
+    }
+
+    /// Names the open segment, and those after it until the next call.
+    pub fn label(&mut self, label: &'static str) {
+        self.label = label;
+    }
+
+    /// The following operations scale with the rank's expert load (or no longer do).
+    pub fn routed(&mut self, routed: bool) {
+        if self.routed != routed {
+            self.close();
+            self.routed = routed;
+        }
+    }
+
+    /// The following operations are computed a second time (or no longer are).
+    pub fn recompute(&mut self, recompute: bool) {
+        if self.recompute != recompute {
+            self.close();
+            self.recompute = recompute;
+        }
+    }
+
+    pub fn op(&mut self, op: Operation) {
+        self.ops.push(op);
+    }
+
+    pub fn extend(&mut self, ops: impl IntoIterator<Item = Operation>) {
+        self.ops.extend(ops);
+    }
+
+    /// Ends the open segment, if there is one.
+    pub fn close(&mut self) -> Option<u32> {
+        if self.ops.is_empty() {
+            return None;
+        }
+        let id = self.ctx.segment(self.label, &self.ops, self.routed, self.recompute);
+        self.ops.clear();
+        let entry = self.run.last_compute().is_none();
+        self.run.nodes.push(Node {
+            work: Work::Compute(id),
+            stream: Stream::Compute,
+            deps: std::mem::take(&mut self.waits),
+            entry,
+            host_waits: false,
+        });
+        Some(self.run.nodes.len() as u32 - 1)
+    }
+
+    /// Issues a collective after everything computed so far; nothing waits for it yet.
+    #[allow(clippy::too_many_arguments, reason = "one call per collective reads best on one line")]
+    pub fn collective(
+        &mut self,
+        label: &'static str,
+        kind: CommKind,
+        slot: GroupSlot,
+        stream: Stream,
+        spec: Spec,
+        sms: u32,
+    ) -> u32 {
+        self.close();
+        let id = self.ctx.transfer(label, kind, Some(slot), spec, sms);
+        let last = self.run.last_compute();
+        let mut deps: Vec<u32> = last.into_iter().collect();
+        // A wait that no computation has taken up yet holds for this communication as well.
+        deps.extend_from_slice(&self.waits);
+        self.run.nodes.push(Node {
+            work: Work::Collective(slot, id),
+            stream,
+            deps,
+            entry: last.is_none(),
+            host_waits: false,
+        });
+        self.run.nodes.len() as u32 - 1
+    }
+
+    /// The host waits for this node before it issues anything more.
+    pub fn host_waits(&mut self, node: u32) {
+        self.run.nodes[node as usize].host_waits = true;
+    }
+
+    /// What is computed from here on waits for `node`.
+    pub fn wait(&mut self, node: u32) {
+        self.close();
+        self.waits.push(node);
+    }
+
+    pub fn finish(mut self) -> Run {
+        self.close();
+        self.run.exits = self.waits;
+        self.run
+    }
+}

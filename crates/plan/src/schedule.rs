@@ -1,0 +1,388 @@
+//! The order in which each pipeline stage takes its forward and backward passes.
+//!
+//! A schedule knows passes, not times: the simulator finds out how long the stages wait.
+
+use rackflow_workload::Schedule;
+
+/// One entry of a stage's order. `chunk` counts the model chunks that the stage holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Forward.
+    Forward {
+        /// Which micro-batch.
+        micro_batch: u32,
+        /// Which chunk of the stage.
+        chunk: u32,
+    },
+    /// Backward, with the weight gradients.
+    Backward {
+        /// Which micro-batch.
+        micro_batch: u32,
+        /// Which chunk of the stage.
+        chunk: u32,
+    },
+    /// Backward without the weight gradients: only what the stage before waits for.
+    InputGradient {
+        /// Which micro-batch.
+        micro_batch: u32,
+        /// Which chunk of the stage.
+        chunk: u32,
+    },
+    /// The weight gradients of an earlier [`Pass::InputGradient`].
+    WeightGradient {
+        /// Which micro-batch.
+        micro_batch: u32,
+        /// Which chunk of the stage.
+        chunk: u32,
+    },
+    /// A forward and a backward of different micro-batches, interleaved layer by layer so that
+    /// the communication of one runs beside the computation of the other.
+    Overlapped {
+        /// Micro-batch and chunk that go forward.
+        forward: (u32, u32),
+        /// Micro-batch and chunk that go backward.
+        backward: (u32, u32),
+    },
+}
+
+/// What a schedule is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Pipeline stages.
+    pub stages: u32,
+    /// Model chunks per stage.
+    pub chunks: u32,
+    /// Micro-batches.
+    pub micro_batches: u32,
+    /// Adjacent forward and backward passes of the steady state are [`Pass::Overlapped`].
+    pub overlap_passes: bool,
+}
+
+/// The order of `stage`.
+///
+/// # Panics
+/// When DualPipe gets an odd number of stages or fewer micro-batches than twice the stages;
+/// [`crate::compile`] refuses these first.
+pub fn order(schedule: Schedule, shape: Shape, stage: u32) -> Vec<Pass> {
+    match schedule {
+        Schedule::Gpipe => gpipe(shape),
+        Schedule::OneForwardOneBackward if shape.chunks == 1 => one_forward_one_backward(shape, stage),
+        Schedule::OneForwardOneBackward => interleaved(shape, stage),
+        Schedule::ZeroBubbleH1 => zero_bubble(shape, |s, p| p - s).swap_remove(stage as usize),
+        Schedule::ZeroBubbleH2 => {
+            zero_bubble(shape, |s, p| 2 * (p - s) - 1).swap_remove(stage as usize)
+        }
+        Schedule::Dualpipe => dualpipe(shape, stage),
+    }
+}
+
+fn gpipe(shape: Shape) -> Vec<Pass> {
+    let forwards = (0..shape.chunks).flat_map(|chunk| {
+        (0..shape.micro_batches).map(move |micro_batch| Pass::Forward { micro_batch, chunk })
+    });
+    let backwards = (0..shape.chunks).rev().flat_map(|chunk| {
+        (0..shape.micro_batches).map(move |micro_batch| Pass::Backward { micro_batch, chunk })
+    });
+    forwards.chain(backwards).collect()
+}
+
+/// Narayanan et al., "Efficient large-scale language model training on GPU clusters", 2021, 2.2.1.
+fn one_forward_one_backward(shape: Shape, stage: u32) -> Vec<Pass> {
+    let m = shape.micro_batches;
+    let warm_up = (shape.stages - stage - 1).min(m);
+    steady(m, warm_up, shape.overlap_passes, |k| (k, 0), |k| (k, 0))
+}
+
+/// The interleaved schedule of the same paper, 2.2.2, in the order that Megatron-LM gives it:
+/// groups of `stages` micro-batches go through one chunk after the other.
+fn interleaved(shape: Shape, stage: u32) -> Vec<Pass> {
+    let (p, v, m) = (shape.stages, shape.chunks, shape.micro_batches);
+    let total = m * v;
+    let warm_up = if m == p {
+        total
+    } else {
+        // With overlapped passes one more forward must be in flight.
+        ((p - stage - 1) * 2 + (v - 1) * p + u32::from(shape.overlap_passes)).min(total)
+    };
+    let place = move |k: u32| {
+        // The last group is smaller where the micro-batches do not divide by the stages.
+        let group = k / (p * v);
+        let size = p.min(m - group * p);
+        let within = k - group * p * v;
+        (group * p + within % size, within / size)
+    };
+    steady(total, warm_up, shape.overlap_passes, place, move |k| {
+        let (micro_batch, chunk) = place(k);
+        (micro_batch, v - 1 - chunk)
+    })
+}
+
+/// Warm-up forwards, then one forward and one backward at a time, then the last backwards.
+fn steady(
+    total: u32,
+    warm_up: u32,
+    overlap: bool,
+    forward: impl Fn(u32) -> (u32, u32),
+    backward: impl Fn(u32) -> (u32, u32),
+) -> Vec<Pass> {
+    let f = |k| {
+        let (micro_batch, chunk) = forward(k);
+        Pass::Forward { micro_batch, chunk }
+    };
+    let b = |k| {
+        let (micro_batch, chunk) = backward(k);
+        Pass::Backward { micro_batch, chunk }
+    };
+    let mut order = Vec::with_capacity(2 * total as usize);
+    order.extend((0..warm_up).map(f));
+    for k in 0..total - warm_up {
+        let pair = (forward(warm_up + k), backward(k));
+        // A pass cannot overlap with the backward pass of the very same micro-batch and chunk.
+        if overlap && pair.0 != pair.1 {
+            order.push(Pass::Overlapped { forward: pair.0, backward: pair.1 });
+        } else {
+            order.push(f(warm_up + k));
+            order.push(b(k));
+        }
+    }
+    order.extend((total - warm_up..total).map(b));
+    order
+}
+
+/// Zero-bubble schedules (Qi et al. 2023): a greedy list schedule in which forward, input gradient
+/// and weight gradient take equal time, as in the paper's hand-written H1 and H2. A stage prefers
+/// the input gradient, then a forward while fewer than `limit(stage, stages)` activations are in
+/// flight, then a weight gradient.
+fn zero_bubble(shape: Shape, limit: impl Fn(u32, u32) -> u32) -> Vec<Vec<Pass>> {
+    let (p, m) = (shape.stages as usize, shape.micro_batches);
+    let mut orders = vec![Vec::with_capacity(3 * m as usize); p];
+    let mut forwards = vec![0u32; p];
+    let mut inputs = vec![0u32; p];
+    let mut weights = vec![0u32; p];
+    while orders.iter().any(|order| order.len() < 3 * m as usize) {
+        // What was finished before this tick decides what may run in it.
+        let (f_before, b_before) = (forwards.clone(), inputs.clone());
+        let mut progress = false;
+        for s in 0..p {
+            let f_ready = forwards[s] < m && (s == 0 || f_before[s - 1] > forwards[s]);
+            let b_ready = inputs[s] < m
+                && f_before[s] > inputs[s]
+                && (s == p - 1 || b_before[s + 1] > inputs[s]);
+            let in_flight = forwards[s] - weights[s];
+            let pass = if b_ready {
+                inputs[s] += 1;
+                Pass::InputGradient { micro_batch: inputs[s] - 1, chunk: 0 }
+            } else if f_ready && in_flight < limit(s as u32, p as u32) {
+                forwards[s] += 1;
+                Pass::Forward { micro_batch: forwards[s] - 1, chunk: 0 }
+            } else if weights[s] < inputs[s] {
+                weights[s] += 1;
+                Pass::WeightGradient { micro_batch: weights[s] - 1, chunk: 0 }
+            } else {
+                continue;
+            };
+            orders[s].push(pass);
+            progress = true;
+        }
+        assert!(progress, "a zero-bubble schedule always has a pass that is ready");
+    }
+    orders
+}
+
+/// DualPipe (DeepSeek-AI 2024): micro-batches enter from both ends, every stage holds two chunks
+/// (its own stage of the forward direction and of the reverse one), and the steady state runs the
+/// forward pass of one direction beside the backward pass of the other. Chunk 0 is the direction
+/// that enters at the stage's own nearer end, as in the paper's Figure 5.
+fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
+    let (p, m) = (shape.stages, shape.micro_batches);
+    assert!(p % 2 == 0 && m % 2 == 0 && m >= 2 * p, "DualPipe needs even stages and m >= 2p");
+    let half = p / 2;
+    let in_second_half = stage >= half;
+    let half_rank = stage.min(p - 1 - stage);
+    let half_chunks = m / 2;
+    // `phase` 0 is the nearer direction; chunk 0 of a stage is the direction that enters at stage 0.
+    let chunk = |phase: u32| phase ^ u32::from(in_second_half);
+    // The two directions take the even and the odd micro-batches.
+    let id = |phase: u32, k: u32| 2 * k + chunk(phase);
+
+    let mut order = Vec::with_capacity(2 * m as usize);
+    let mut f = [0u32; 2];
+    let mut b = [0u32; 2];
+    let mut delayed = std::collections::VecDeque::new();
+    let next = |counter: &mut [u32; 2], phase: u32| {
+        let k = counter[phase as usize];
+        counter[phase as usize] += 1;
+        (id(phase, k), chunk(phase))
+    };
+    let forward = |order: &mut Vec<Pass>, f: &mut [u32; 2], phase: u32| {
+        let (micro_batch, chunk) = next(f, phase);
+        order.push(Pass::Forward { micro_batch, chunk });
+    };
+
+    // 1: forwards of the nearer direction fill the pipeline.
+    for _ in 0..(half - half_rank - 1) * 2 {
+        forward(&mut order, &mut f, 0);
+    }
+    // 2: both directions.
+    for _ in 0..half_rank + 1 {
+        forward(&mut order, &mut f, 0);
+        forward(&mut order, &mut f, 1);
+    }
+    // 3: the farther direction's backwards begin; weight gradients fill the gaps.
+    for _ in 0..half - half_rank - 1 {
+        let (micro_batch, c) = (id(1, b[1]), chunk(1));
+        b[1] += 1;
+        order.push(Pass::InputGradient { micro_batch, chunk: c });
+        order.push(Pass::WeightGradient { micro_batch, chunk: c });
+        let (micro_batch, c) = (id(1, f[1]), chunk(1));
+        f[1] += 1;
+        order.push(Pass::Forward { micro_batch, chunk: c });
+    }
+    // 4: the steady state.
+    let pair = |order: &mut Vec<Pass>, f: &mut [u32; 2], b: &mut [u32; 2], forward: u32| {
+        let backward = 1 - forward;
+        let fw = (id(forward, f[forward as usize]), chunk(forward));
+        let bw = (id(backward, b[backward as usize]), chunk(backward));
+        f[forward as usize] += 1;
+        b[backward as usize] += 1;
+        order.push(Pass::Overlapped { forward: fw, backward: bw });
+    };
+    for i in 0..half_chunks - p + half_rank + 1 {
+        if i == 0 && half_rank == half - 1 {
+            // The middle stages have nothing to overlap the very first pair with.
+            let (micro_batch, c) = (id(0, f[0]), chunk(0));
+            f[0] += 1;
+            order.push(Pass::Forward { micro_batch, chunk: c });
+            let (micro_batch, c) = (id(1, b[1]), chunk(1));
+            b[1] += 1;
+            order.push(Pass::Backward { micro_batch, chunk: c });
+        } else {
+            pair(&mut order, &mut f, &mut b, 0);
+        }
+        pair(&mut order, &mut f, &mut b, 1);
+    }
+    // 5: the nearer direction has no more forwards.
+    for _ in 0..half - half_rank - 1 {
+        let (micro_batch, c) = (id(1, b[1]), chunk(1));
+        b[1] += 1;
+        order.push(Pass::Backward { micro_batch, chunk: c });
+        pair(&mut order, &mut f, &mut b, 1);
+    }
+    // 6: backwards of both directions; the later half leaves its weight gradients for the gaps.
+    let mut late = false;
+    for i in 0..half_rank + 1 {
+        for phase in [1, 0] {
+            if i == (half_rank + 1) / 2 && half_rank % 2 == u32::from(phase == 1) {
+                late = true;
+            }
+            let (micro_batch, c) = (id(phase, b[phase as usize]), chunk(phase));
+            b[phase as usize] += 1;
+            if late {
+                order.push(Pass::InputGradient { micro_batch, chunk: c });
+                delayed.push_back((micro_batch, c));
+            } else {
+                order.push(Pass::Backward { micro_batch, chunk: c });
+            }
+        }
+    }
+    // 7 and 8: the remaining input gradients between the delayed weight gradients.
+    for _ in 0..half - half_rank - 1 {
+        if let Some((micro_batch, c)) = delayed.pop_front() {
+            order.push(Pass::WeightGradient { micro_batch, chunk: c });
+        }
+        let (micro_batch, c) = (id(0, b[0]), chunk(0));
+        b[0] += 1;
+        order.push(Pass::InputGradient { micro_batch, chunk: c });
+        delayed.push_back((micro_batch, c));
+    }
+    for (micro_batch, chunk) in delayed {
+        order.push(Pass::WeightGradient { micro_batch, chunk });
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Every micro-batch goes once forward and once backward through every chunk of the stage,
+    /// forward first and weight gradient last.
+    fn check_complete(order: &[Pass], expected: impl Iterator<Item = (u32, u32)>) {
+        let (mut f, mut b, mut w) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for pass in order {
+            match *pass {
+                Pass::Forward { micro_batch, chunk } => assert!(f.insert((micro_batch, chunk))),
+                Pass::Backward { micro_batch, chunk } => {
+                    assert!(f.contains(&(micro_batch, chunk)));
+                    assert!(b.insert((micro_batch, chunk)) && w.insert((micro_batch, chunk)));
+                }
+                Pass::InputGradient { micro_batch, chunk } => {
+                    assert!(f.contains(&(micro_batch, chunk)) && b.insert((micro_batch, chunk)));
+                }
+                Pass::WeightGradient { micro_batch, chunk } => {
+                    assert!(b.contains(&(micro_batch, chunk)) && w.insert((micro_batch, chunk)));
+                }
+                Pass::Overlapped { forward, backward } => {
+                    assert!(f.contains(&backward), "{backward:?} overlaps its own forward");
+                    assert!(f.insert(forward) && b.insert(backward) && w.insert(backward));
+                }
+            }
+        }
+        let expected: BTreeSet<_> = expected.collect();
+        assert_eq!(f, expected);
+        assert_eq!(b, expected);
+        assert_eq!(w, expected);
+    }
+
+    #[test]
+    fn every_schedule_is_complete() {
+        for stages in [1, 2, 4, 6, 8] {
+            for micro_batches in [1, 2, 3, 8, 13, 16, 40] {
+                for overlap_passes in [false, true] {
+                    for stage in 0..stages {
+                        let one = Shape { stages, chunks: 1, micro_batches, overlap_passes };
+                        let all = || (0..micro_batches).map(|m| (m, 0));
+                        check_complete(&order(Schedule::Gpipe, one, stage), all());
+                        check_complete(&order(Schedule::OneForwardOneBackward, one, stage), all());
+                        check_complete(&order(Schedule::ZeroBubbleH1, one, stage), all());
+                        check_complete(&order(Schedule::ZeroBubbleH2, one, stage), all());
+                        let three = Shape { chunks: 3, ..one };
+                        let all = (0..micro_batches).flat_map(|m| (0..3).map(move |c| (m, c)));
+                        check_complete(&order(Schedule::OneForwardOneBackward, three, stage), all);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dualpipe_is_complete_and_each_direction_takes_half() {
+        for stages in [2, 4, 8, 16] {
+            for micro_batches in [2 * stages, 2 * stages + 4, 120] {
+                if micro_batches < 2 * stages {
+                    continue;
+                }
+                for stage in 0..stages {
+                    let shape = Shape { stages, chunks: 2, micro_batches, overlap_passes: true };
+                    let order = order(Schedule::Dualpipe, shape, stage);
+                    check_complete(&order, (0..micro_batches).map(|m| (m, m % 2)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_forward_one_backward_of_the_first_of_four_stages() {
+        let shape = Shape { stages: 4, chunks: 1, micro_batches: 5, overlap_passes: false };
+        let text: String = order(Schedule::OneForwardOneBackward, shape, 0)
+            .iter()
+            .map(|pass| match pass {
+                Pass::Forward { micro_batch, .. } => format!("F{micro_batch} "),
+                Pass::Backward { micro_batch, .. } => format!("B{micro_batch} "),
+                other => panic!("{other:?} in 1F1B"),
+            })
+            .collect();
+        assert_eq!(text, "F0 F1 F2 F3 B0 F4 B1 B2 B3 B4 ");
+    }
+}

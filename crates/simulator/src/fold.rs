@@ -1,0 +1,237 @@
+//! Which ranks cannot differ.
+//!
+//! Ranks begin with the colour of what they are: stage, expert load, speed, and what their
+//! communicators and neighbours cost. Colours are refined by the colours of those they talk to
+//! until nothing splits any more (colour refinement). Two ranks of one colour then run the same
+//! program at the same speed beside the same partners, so one of them stands for all.
+
+use rackflow_engine::RandomStream;
+use rackflow_plan::{Fidelity, GroupSlot, Plan};
+use rackflow_workload::Routing;
+use rustc_hash::FxHashMap;
+
+/// Fixed point of loads and slowdowns: this is 1.
+pub(crate) const ONE: u64 = 1 << 16;
+
+/// A rank, or all ranks of one colour.
+#[derive(Debug, Clone)]
+pub(crate) struct Entity {
+    /// Ranks that it stands for.
+    pub ranks: u32,
+    pub stage: u32,
+    /// Expert load over the mean, fixed point.
+    pub load: u64,
+    /// Kernel time over the nominal, fixed point.
+    pub slowdown: u64,
+    /// Index into [`Folding::groups`], by slot.
+    pub groups: [u32; GroupSlot::COUNT],
+    pub next: u32,
+    pub previous: u32,
+    /// Path class to `next` and to `previous`.
+    pub next_path: u32,
+    pub previous_path: u32,
+}
+
+/// A communicator.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    /// Entities in it, each once.
+    pub members: Vec<u32>,
+    pub span_class: u32,
+}
+
+pub(crate) struct Folding {
+    pub entities: Vec<Entity>,
+    pub groups: Vec<Group>,
+    pub class_of_rank: Vec<u32>,
+}
+
+/// Gives every distinct key the next number, in order of appearance.
+struct Interner<K>(FxHashMap<K, u32>);
+
+impl<K: std::hash::Hash + Eq> Interner<K> {
+    fn new() -> Self {
+        Self(FxHashMap::default())
+    }
+
+    fn number(&mut self, key: K) -> u32 {
+        let next = self.0.len() as u32;
+        *self.0.entry(key).or_insert(next)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+pub(crate) fn fold(plan: &Plan) -> Folding {
+    let placement = &plan.placement;
+    let ranks = placement.ranks();
+    let stages = plan.setup.training.parallelism.pipeline;
+    let loads = expert_loads(plan);
+    let slowdowns = slowdowns(plan, ranks);
+    let load_of = |rank: u32| {
+        if loads.is_empty() { ONE } else { loads[placement.expert_position(rank) as usize] }
+    };
+    let next_path = |rank: u32| plan.next_paths.get(rank as usize).copied().unwrap_or(0);
+    let previous = |rank: u32| placement.shifted(rank, stages - 1);
+    let group_of: Vec<Vec<u32>> = plan
+        .slots
+        .iter()
+        .map(|slot| (0..ranks).map(|rank| placement.group_of(*slot, rank)).collect())
+        .collect();
+
+    let colours = match plan.setup.fidelity {
+        Fidelity::Full => (0..ranks).collect(),
+        Fidelity::Folded => {
+            let mut interner = Interner::new();
+            let first: Vec<u32> = (0..ranks)
+                .map(|rank| {
+                    let spans: Vec<u32> = plan
+                        .slots
+                        .iter()
+                        .zip(&group_of)
+                        .map(|(slot, groups)| {
+                            plan.span_classes[*slot as usize][groups[rank as usize] as usize]
+                        })
+                        .collect();
+                    interner.number((
+                        placement.coordinates(rank).stage,
+                        load_of(rank),
+                        slowdowns[rank as usize],
+                        next_path(rank),
+                        spans,
+                    ))
+                })
+                .collect();
+            let count = interner.len();
+            refine(plan, &group_of, first, count)
+        }
+    };
+    quotient(plan, &group_of, colours, &load_of, &slowdowns, &next_path, &previous)
+}
+
+fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: usize) -> Vec<u32> {
+    let placement = &plan.placement;
+    let ranks = placement.ranks();
+    let stages = plan.setup.training.parallelism.pipeline;
+    loop {
+        let mut group_colours: Vec<Vec<u32>> = Vec::with_capacity(plan.slots.len());
+        let mut members = Vec::new();
+        for slot in &plan.slots {
+            let mut interner: Interner<Vec<u32>> = Interner::new();
+            let of_slot = (0..placement.groups(*slot))
+                .map(|group| {
+                    members.clear();
+                    placement.members(*slot, group, &mut members);
+                    let mut key: Vec<u32> = members.iter().map(|rank| colours[*rank as usize]).collect();
+                    key.sort_unstable();
+                    interner.number(key)
+                })
+                .collect();
+            group_colours.push(of_slot);
+        }
+        let mut interner = Interner::new();
+        let refined: Vec<u32> = (0..ranks)
+            .map(|rank| {
+                let groups: Vec<u32> = group_of
+                    .iter()
+                    .zip(&group_colours)
+                    .map(|(of_rank, colours)| colours[of_rank[rank as usize] as usize])
+                    .collect();
+                interner.number((
+                    colours[rank as usize],
+                    colours[placement.shifted(rank, 1) as usize],
+                    colours[placement.shifted(rank, stages - 1) as usize],
+                    groups,
+                ))
+            })
+            .collect();
+        let refined_count = interner.len();
+        colours = refined;
+        if refined_count == count {
+            return colours;
+        }
+        count = refined_count;
+    }
+}
+
+fn quotient(
+    plan: &Plan,
+    group_of: &[Vec<u32>],
+    colours: Vec<u32>,
+    load_of: &dyn Fn(u32) -> u64,
+    slowdowns: &[u64],
+    next_path: &dyn Fn(u32) -> u32,
+    previous: &dyn Fn(u32) -> u32,
+) -> Folding {
+    let placement = &plan.placement;
+    let ranks = placement.ranks();
+    let mut entities: Vec<Entity> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    // Groups with the same members after folding are one; in full fidelity each is its own.
+    let mut known: FxHashMap<(GroupSlot, Vec<u32>, u32), u32> = FxHashMap::default();
+    let mut scratch = Vec::new();
+    for rank in 0..ranks {
+        let colour = colours[rank as usize] as usize;
+        if let Some(entity) = entities.get_mut(colour) {
+            entity.ranks += 1;
+            continue;
+        }
+        debug_assert_eq!(colour, entities.len(), "colours are numbered by first appearance");
+        let mut of_slot = [u32::MAX; GroupSlot::COUNT];
+        for (slot, of_rank) in plan.slots.iter().zip(group_of) {
+            let group = of_rank[rank as usize];
+            scratch.clear();
+            placement.members(*slot, group, &mut scratch);
+            let mut members: Vec<u32> = scratch.iter().map(|r| colours[*r as usize]).collect();
+            members.sort_unstable();
+            members.dedup();
+            let span_class = plan.span_classes[*slot as usize][group as usize];
+            let number = groups.len() as u32;
+            let index = *known.entry((*slot, members.clone(), span_class)).or_insert_with(|| {
+                groups.push(Group { members, span_class });
+                number
+            });
+            of_slot[*slot as usize] = index;
+        }
+        entities.push(Entity {
+            ranks: 1,
+            stage: placement.coordinates(rank).stage,
+            load: load_of(rank),
+            slowdown: slowdowns[rank as usize],
+            groups: of_slot,
+            next: colours[placement.shifted(rank, 1) as usize],
+            previous: colours[previous(rank) as usize],
+            next_path: next_path(rank),
+            previous_path: next_path(previous(rank)),
+        });
+    }
+    Folding { entities, groups, class_of_rank: colours }
+}
+
+/// Load of each expert-parallel position over the mean; empty where all are equal.
+fn expert_loads(plan: &Plan) -> Vec<u64> {
+    let training = &plan.setup.training;
+    match training.routing {
+        Routing::Lognormal { sigma } if training.model.moe.is_some() && sigma > 0.0 => {
+            let root = RandomStream::root(plan.setup.seed).derive("expert load");
+            let draws: Vec<f64> = (0..training.parallelism.expert)
+                .map(|position| root.derive_index(u64::from(position)).lognormal(1.0, sigma))
+                .collect();
+            let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+            draws.iter().map(|draw| (draw / mean * ONE as f64).round() as u64).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn slowdowns(plan: &Plan, ranks: u32) -> Vec<u64> {
+    let mut slowdowns = vec![ONE; ranks as usize];
+    for straggler in &plan.setup.stragglers {
+        if let Some(slowdown) = slowdowns.get_mut(straggler.gpu as usize) {
+            *slowdown = (straggler.slowdown.max(1.0) * ONE as f64).round() as u64;
+        }
+    }
+    slowdowns
+}
