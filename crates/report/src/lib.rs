@@ -1,1 +1,29 @@
-//! placeholder
+//! What a simulated run means.
+//!
+//! A [`Record`](rackflow_simulator::Record) says what happened; [`summarize`] turns it into a
+//! [`Report`] of metrics, per-rack figures, the waterfall from peak to effective FLOP/s, and the
+//! changes that would help most. A report is data: [`Report::to_json`] writes it for programs and
+//! [`render_text`] for people, from the same numbers.
+//!
+//! This crate cannot ask the simulator anything: it sees records only. It does not touch files,
+//! the terminal or the clock; whoever calls it passes the wall time in and writes the text out.
+//!
+//! Each metric is defined once, at its field in [`Report`].
+
+mod advice;
+mod causes;
+mod format;
+mod paint;
+mod report;
+mod summarize;
+mod text;
+
+
+pub use causes::{Explanation, explain};
+pub use paint::Style;
+pub use report::{
+    ByConvention, Change, Cluster, Comparison, Engine, Loss, Memory, Model, Peak, Plan, Rack, Report,
+    SCHEMA_VERSION, TflopsPerGpu, Training,
+};
+pub use summarize::{Measured, Options, Published, ReportError, summarize};
+pub use text::render_text;

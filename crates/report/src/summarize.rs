@@ -1,0 +1,397 @@
+//! From what happened to what it means.
+
+use crate::advice;
+use crate::causes::{explain, key};
+use crate::report::{
+    ByConvention, Cluster, Comparison, Engine, Loss, Memory, Model, Peak, Plan, Rack, Report, SCHEMA_VERSION,
+    TflopsPerGpu, Training,
+};
+use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
+use rackflow_simulator::Record;
+use rackflow_topology::Fabric;
+use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
+use thiserror::Error;
+
+/// What a report needs besides the record.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Options {
+    /// Wall time of the simulation; measured by the caller, because this crate has no clock.
+    pub wall_s: f64,
+    /// What was published about the run that the scenario replays.
+    pub published: Option<Published>,
+}
+
+/// What was published about a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// The figure.
+    pub value: Measured,
+    /// Where it is from.
+    pub source: String,
+    /// What to know about it.
+    pub note: Option<String>,
+}
+
+/// A published figure, by the metric that it is compared with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Measured {
+    /// Wall time of one step, in seconds.
+    StepTime(f64),
+    /// Tokens per second of the whole cluster.
+    TokensPerSecond(f64),
+    /// Tokens per second and GPU.
+    TokensPerSecondPerGpu(f64),
+    /// Model TFLOP/s per GPU, attention counted causally.
+    TflopsCausal(f64),
+    /// Model TFLOP/s per GPU, attention over the full square.
+    TflopsNoncausal(f64),
+}
+
+/// Why a record cannot be summarized: it contradicts itself, which is a defect of the simulator.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReportError {
+    /// A class of ranks has more or less time booked than the step took.
+    #[error("the accounts of class {class} sum to {booked} ps and the step took {step} ps")]
+    AccountsDoNotSum {
+        /// Which class.
+        class: usize,
+        /// Picoseconds booked.
+        booked: u128,
+        /// Picoseconds of the step.
+        step: u64,
+    },
+    /// The classes do not hold every GPU exactly once.
+    #[error("class {class} says it has {ranks} ranks and {found} GPUs are of that class")]
+    ClassSizes {
+        /// Which class.
+        class: usize,
+        /// As recorded.
+        ranks: u64,
+        /// As counted.
+        found: u64,
+    },
+    /// A GPU has no class, or the racks do not hold every GPU exactly once.
+    #[error("{what} covers {found} of {gpus} GPUs")]
+    Coverage {
+        /// "the record" or "the list of racks".
+        what: &'static str,
+        /// GPUs covered.
+        found: u64,
+        /// GPUs of the cluster.
+        gpus: u64,
+    },
+    /// A step without time has no rates.
+    #[error("the step took no time")]
+    EmptyStep,
+}
+
+/// What `record` means.
+///
+/// # Errors
+/// When the record contradicts itself: above all when the accounts do not sum to GPUs x step time,
+/// to the picosecond.
+pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportError> {
+    check(record)?;
+    let facts = &record.facts;
+    let total = record.total();
+    Ok(Report {
+        schema_version: SCHEMA_VERSION,
+        scenario: facts.scenario.clone(),
+        model: model(facts),
+        cluster: cluster(facts),
+        plan: plan(facts),
+        training: training(record, &total),
+        racks: racks(record),
+        waterfall: waterfall(&total),
+        what_to_change: advice::changes(facts, &total),
+        published: options.published.map(|published| compare(record, published)),
+        assumed: facts.training.assumed.clone(),
+        engine: Engine {
+            events: record.engine.events,
+            ranks_simulated: record.engine.entities,
+            wall_s: options.wall_s,
+            fidelity: match record.engine.fidelity {
+                Fidelity::Folded => "folded".into(),
+                Fidelity::Full => "full".into(),
+            },
+            seed: record.engine.seed,
+        },
+    })
+}
+
+/// Every GPU-second is booked exactly once. Checked in every build, for every run.
+fn check(record: &Record) -> Result<(), ReportError> {
+    let gpus = u64::from(record.facts.cluster.gpus);
+    let step = record.step_time.as_picos();
+    if step == 0 {
+        return Err(ReportError::EmptyStep);
+    }
+    for (class, ranks) in record.classes.iter().enumerate() {
+        let booked = ranks.accounts.total_picos();
+        if booked != u128::from(step) {
+            return Err(ReportError::AccountsDoNotSum { class, booked, step });
+        }
+    }
+    let mut found = vec![0_u64; record.classes.len()];
+    let mut covered = 0;
+    for class in &record.class_of_gpu {
+        if let Some(count) = found.get_mut(*class as usize) {
+            *count += 1;
+            covered += 1;
+        }
+    }
+    if covered != gpus || record.class_of_gpu.len() as u64 != gpus {
+        return Err(ReportError::Coverage { what: "the record", found: covered, gpus });
+    }
+    for (class, (ranks, found)) in record.classes.iter().zip(found).enumerate() {
+        let ranks = u64::from(ranks.ranks);
+        if ranks != found {
+            return Err(ReportError::ClassSizes { class, ranks, found });
+        }
+    }
+    let mut next = 0;
+    for rack in &record.facts.racks {
+        if rack.start != next || rack.end < rack.start {
+            break;
+        }
+        next = rack.end;
+    }
+    if u64::from(next) != gpus {
+        return Err(ReportError::Coverage { what: "the list of racks", found: next.into(), gpus });
+    }
+    Ok(())
+}
+
+fn model(facts: &Facts) -> Model {
+    Model {
+        name: facts.training.model.name.clone(),
+        parameters: facts.parameters,
+        active_parameters: facts.active_parameters,
+        flops_per_step_causal: facts.model_flops_causal,
+        flops_per_step_noncausal: facts.model_flops_noncausal,
+    }
+}
+
+fn cluster(facts: &Facts) -> Cluster {
+    let gpus = f64::from(facts.cluster.gpus);
+    let fullest = facts.racks.iter().map(|rack| u64::from(rack.end - rack.start)).max();
+    Cluster {
+        node: facts.cluster.node.name.clone(),
+        accelerator: facts.cluster.node.accelerator.name.clone(),
+        fabric: fabric(&facts.cluster.fabric),
+        gpus: facts.cluster.gpus.into(),
+        racks: facts.racks.len() as u64,
+        gpus_per_rack: fullest.unwrap_or(0),
+        peak_flops: Peak {
+            bf16: facts.peak_bf16.flops_per_sec() * gpus,
+            native: facts.peak_native.flops_per_sec() * gpus,
+        },
+        native_precision: facts.native.to_string(),
+    }
+}
+
+/// A fabric in a few words.
+fn fabric(fabric: &Fabric) -> String {
+    let shape = |name: &str, tiers: u32, leaf: f64, spine: f64| {
+        let mut text = format!("{tiers}-tier {name}");
+        for (at, ratio) in [("leaf", leaf), ("spine", spine)] {
+            if ratio > 1.0 {
+                text.push_str(&format!(", {ratio}:1 at the {at}"));
+            }
+        }
+        text
+    };
+    match fabric {
+        Fabric::FatTree(tree) => {
+            shape("fat tree", tree.tiers, tree.leaf_oversubscription, tree.spine_oversubscription)
+        }
+        Fabric::RailOptimized(tree) => {
+            shape("rail-optimised tree", tree.tiers, tree.leaf_oversubscription, tree.spine_oversubscription)
+        }
+        Fabric::MultiPlaneFatTree(tree) => format!("{}-plane two-tier fat tree", tree.planes),
+    }
+}
+
+fn plan(facts: &Facts) -> Plan {
+    let training = &facts.training;
+    let parallelism = &training.parallelism;
+    Plan {
+        tensor: parallelism.tensor,
+        sequence_parallel: parallelism.sequence_parallel,
+        context: parallelism.context,
+        pipeline: parallelism.pipeline,
+        virtual_pipeline: parallelism.virtual_pipeline,
+        data: parallelism.data,
+        expert: parallelism.expert,
+        expert_tensor: parallelism.expert_tensor,
+        zero: parallelism.zero.into(),
+        schedule: schedule(training.schedule, parallelism.virtual_pipeline),
+        precision: precision(training.recipe).into(),
+        recompute: recompute(&training.recompute),
+        stack: training.stack.name.clone(),
+        sequence_length: training.sequence_length,
+        global_batch: training.global_batch,
+        micro_batch: training.micro_batch,
+        micro_batches: facts.micro_batches,
+    }
+}
+
+fn schedule(schedule: Schedule, chunks: u32) -> String {
+    match schedule {
+        Schedule::Gpipe => "GPipe".into(),
+        Schedule::OneForwardOneBackward if chunks > 1 => "interleaved 1F1B".into(),
+        Schedule::OneForwardOneBackward => "1F1B".into(),
+        Schedule::ZeroBubbleH1 => "ZB-H1".into(),
+        Schedule::ZeroBubbleH2 => "ZB-H2".into(),
+        Schedule::Dualpipe => "DualPipe".into(),
+    }
+}
+
+fn precision(recipe: Recipe) -> &'static str {
+    match recipe {
+        Recipe::Fp16 => "fp16",
+        Recipe::Bf16 => "bf16",
+        Recipe::Fp8 => "fp8",
+        Recipe::Fp8Blockwise => "fp8 (blockwise)",
+        Recipe::Mxfp8 => "mxfp8",
+        Recipe::Nvfp4 => "nvfp4",
+    }
+}
+
+fn recompute(recompute: &Recompute) -> String {
+    let name = |activation: &Activation| match activation {
+        Activation::CoreAttention => "core attention",
+        Activation::Norms => "norms",
+        Activation::MlaUpProjection => "MLA up-projection",
+        Activation::Swiglu => "SwiGLU",
+        Activation::Mlp => "MLP",
+        Activation::MoeActivation => "MoE activation",
+        Activation::Moe => "MoE",
+    };
+    match recompute {
+        Recompute::None => "nothing".into(),
+        Recompute::Selective => "core attention".into(),
+        Recompute::Full => "whole layers".into(),
+        Recompute::FullLayers(layers) => format!("{layers} whole layers per chunk"),
+        Recompute::Activations(some) if some.is_empty() => "nothing".into(),
+        Recompute::Activations(some) => some.iter().map(name).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn training(record: &Record, total: &Accounts) -> Training {
+    let facts = &record.facts;
+    let step = record.step_time.as_secs_f64();
+    let gpus = f64::from(facts.cluster.gpus);
+    let tokens_per_s = facts.training.tokens() as f64 / step;
+    let by_convention = |causal: f64, noncausal: f64| ByConvention {
+        bf16_causal: causal / step / gpus / facts.peak_bf16.flops_per_sec(),
+        bf16_noncausal: noncausal / step / gpus / facts.peak_bf16.flops_per_sec(),
+        native_causal: causal / step / gpus / facts.peak_native.flops_per_sec(),
+        native_noncausal: noncausal / step / gpus / facts.peak_native.flops_per_sec(),
+    };
+    let hfu = by_convention(facts.hardware_flops_causal, facts.hardware_flops_noncausal);
+    let exposed = Cause::all().filter(|cause| matches!(cause, Cause::Exposed(..)));
+    Training {
+        step_time_s: step,
+        tokens_per_s,
+        tokens_per_s_per_gpu: tokens_per_s / gpus,
+        model_tflops_per_gpu: TflopsPerGpu {
+            causal: facts.model_flops_causal / step / gpus / 1e12,
+            noncausal: facts.model_flops_noncausal / step / gpus / 1e12,
+        },
+        mfu: by_convention(facts.model_flops_causal, facts.model_flops_noncausal),
+        hfu: hfu.bf16_noncausal,
+        hfu_by_convention: hfu,
+        bubble_fraction: fraction(total, [Cause::Bubble]),
+        exposed_comm_fraction: fraction(total, exposed),
+        memory_per_gpu_bytes: memory(facts),
+    }
+}
+
+/// The share of all booked time that `causes` take.
+pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>) -> f64 {
+    let picos: u128 = causes.into_iter().map(|cause| total.picos(cause)).sum();
+    picos as f64 / total.total_picos() as f64
+}
+
+fn memory(facts: &Facts) -> Memory {
+    let stages = facts.stages.iter().map(|stage| stage.memory).enumerate();
+    // The first of equally full stages, so that the report does not depend on their order.
+    let (stage, fullest) =
+        stages.rev().max_by_key(|(_, memory)| memory.total()).unwrap_or((0, Default::default()));
+    Memory {
+        weights: fullest.weights.get(),
+        gradients: fullest.gradients.get(),
+        optimizer: fullest.optimizer.get(),
+        activations: fullest.activations.get(),
+        buffers: fullest.buffers.get(),
+        reserved: fullest.reserved.get(),
+        total: fullest.total().get(),
+        capacity: facts.memory_capacity.get(),
+        stage: stage as u64,
+        stages: facts.stages.len() as u64,
+    }
+}
+
+fn racks(record: &Record) -> Vec<Rack> {
+    let peak = record.facts.peak_native.flops_per_sec();
+    let useful: Vec<u128> =
+        record.classes.iter().map(|class| class.accounts.picos(Cause::UsefulMath)).collect();
+    let step = u128::from(record.step_time.as_picos());
+    let rack = |(id, gpus): (usize, &std::ops::Range<u32>)| {
+        let classes = &record.class_of_gpu[gpus.start as usize..gpus.end as usize];
+        let picos: u128 = classes.iter().map(|class| useful[*class as usize]).sum();
+        let peak_flops = peak * classes.len() as f64;
+        let fraction =
+            if classes.is_empty() { 0.0 } else { picos as f64 / (step * classes.len() as u128) as f64 };
+        Rack {
+            id: id as u64,
+            gpus: classes.len() as u64,
+            effective_flops: fraction * peak_flops,
+            peak_flops,
+            fraction,
+        }
+    };
+    record.facts.racks.iter().enumerate().map(rack).collect()
+}
+
+fn waterfall(total: &Accounts) -> Vec<Loss> {
+    let nonzero = Cause::all().filter(|cause| total.picos(*cause) > 0);
+    nonzero
+        .map(|cause| {
+            let words = explain(cause);
+            Loss {
+                cause: key(cause),
+                label: words.label,
+                explanation: words.sentence,
+                gpu_seconds: total.seconds(cause),
+                fraction: fraction(total, [cause]),
+            }
+        })
+        .collect()
+}
+
+fn compare(record: &Record, published: Published) -> Comparison {
+    let step = record.step_time.as_secs_f64();
+    let gpus = f64::from(record.facts.cluster.gpus);
+    let tokens = record.facts.training.tokens() as f64;
+    let (metric, value, simulated) = match published.value {
+        Measured::StepTime(value) => ("step_time_s", value, step),
+        Measured::TokensPerSecond(value) => ("tokens_per_s", value, tokens / step),
+        Measured::TokensPerSecondPerGpu(value) => ("tokens_per_s_per_gpu", value, tokens / step / gpus),
+        Measured::TflopsCausal(value) => {
+            ("model_tflops_per_gpu_causal", value, record.facts.model_flops_causal / step / gpus / 1e12)
+        }
+        Measured::TflopsNoncausal(value) => {
+            ("model_tflops_per_gpu_noncausal", value, record.facts.model_flops_noncausal / step / gpus / 1e12)
+        }
+    };
+    Comparison {
+        source: published.source,
+        metric: metric.into(),
+        published: value,
+        simulated,
+        error: simulated / value - 1.0,
+        note: published.note,
+    }
+}

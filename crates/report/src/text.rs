@@ -1,0 +1,447 @@
+//! The report for people: one screen of text.
+
+use crate::causes::purpose;
+use crate::format::{count, number, percent, seconds, significant, wrap};
+use crate::paint::{Ink, Style};
+use crate::report::{ByConvention, Loss, Report};
+use rackflow_plan::{Cause, CommKind};
+use rackflow_topology::Level;
+
+/// Losses below this share of the GPU-seconds are drawn together in one row.
+const SMALLEST_ROW: f64 = 0.0005;
+
+/// Width of the column of names at the left of every section.
+const LABEL: usize = 27;
+
+/// The report as text for a terminal.
+pub fn render_text(report: &Report, style: &Style) -> String {
+    let mut page = Page { style, width: style.width.clamp(80, 100), out: String::new() };
+    header(&mut page, report);
+    memory(&mut page, report);
+    results(&mut page, report);
+    racks(&mut page, report);
+    waterfall(&mut page, report);
+    exposed(&mut page, report);
+    changes(&mut page, report);
+    published(&mut page, report);
+    assumed(&mut page, report);
+    engine(&mut page, report);
+    page.out
+}
+
+struct Page<'a> {
+    style: &'a Style,
+    width: usize,
+    out: String,
+}
+
+impl Page<'_> {
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text.trim_end());
+        self.out.push('\n');
+    }
+
+    fn ink(&self, ink: Ink, text: &str) -> String {
+        self.style.paint(ink, text)
+    }
+
+    /// A section title with a rule to the right edge, and what the columns below hold at its end.
+    fn title(&mut self, title: &str, columns: &str) {
+        let used = title.chars().count() + columns.chars().count() + 2;
+        let rule = "─".repeat(self.width.saturating_sub(used));
+        let line = format!(
+            "{} {} {}",
+            self.ink(Ink::Strong, title),
+            self.ink(Ink::Faint, &rule),
+            self.ink(Ink::Faint, columns)
+        );
+        self.line("");
+        self.line(&line);
+    }
+
+    /// A name and a text that may take several lines.
+    fn entry(&mut self, name: &str, text: &str) {
+        for (i, part) in wrap(text, self.width - 2 - 11).iter().enumerate() {
+            let name = if i == 0 { name } else { "" };
+            let line = format!("  {} {part}", self.ink(Ink::Faint, &format!("{name:<10}")));
+            self.line(&line);
+        }
+    }
+}
+
+fn header(page: &mut Page<'_>, report: &Report) {
+    let name = page.ink(Ink::Strong, &report.scenario);
+    page.line(&name);
+    let (model, cluster, plan) = (&report.model, &report.cluster, &report.plan);
+    let active = if model.active_parameters < 0.99 * model.parameters {
+        format!(", {} active per token", count(model.active_parameters))
+    } else {
+        String::new()
+    };
+    page.entry("model", &format!("{}: {} parameters{active}", model.name, count(model.parameters)));
+    page.entry(
+        "cluster",
+        &format!(
+            "{} {} in {} of {} ({}), {}",
+            number(cluster.gpus as f64, 0),
+            cluster.accelerator,
+            plural(cluster.racks, "rack"),
+            cluster.gpus_per_rack,
+            cluster.node,
+            cluster.fabric
+        ),
+    );
+    page.entry("plan", &shorthand(report));
+    page.entry(
+        "batch",
+        &format!(
+            "{} sequences of {} tokens; {} of {} per data-parallel rank",
+            number(plan.global_batch as f64, 0),
+            number(plan.sequence_length as f64, 0),
+            plural(plan.micro_batches, "micro-batch"),
+            plan.micro_batch
+        ),
+    );
+    page.entry("numbers", &format!("{}, recomputing {}", plan.precision, plan.recompute));
+    page.entry("software", &plan.stack);
+}
+
+/// The plan as the field writes it: "TP 8 · PP 16 · DP 128, 1F1B".
+fn shorthand(report: &Report) -> String {
+    let plan = &report.plan;
+    let mut parts = Vec::new();
+    if plan.tensor > 1 {
+        parts.push(format!("TP {}{}", plan.tensor, if plan.sequence_parallel { " +SP" } else { "" }));
+    }
+    if plan.context > 1 {
+        parts.push(format!("CP {}", plan.context));
+    }
+    if plan.pipeline > 1 {
+        parts.push(format!("PP {}", plan.pipeline));
+    }
+    if plan.virtual_pipeline > 1 {
+        parts.push(format!("VPP {}", plan.virtual_pipeline));
+    }
+    parts.push(format!("DP {}", plan.data));
+    if plan.expert > 1 {
+        parts.push(format!("EP {}", plan.expert));
+    }
+    if plan.expert_tensor > 1 {
+        parts.push(format!("ETP {}", plan.expert_tensor));
+    }
+    parts.push(format!("ZeRO {}", plan.zero));
+    let mut text = parts.join(" · ");
+    if plan.pipeline > 1 {
+        text.push_str(&format!(", {} schedule", plan.schedule));
+    }
+    text
+}
+
+fn memory(page: &mut Page<'_>, report: &Report) {
+    let memory = &report.training.memory_per_gpu_bytes;
+    let gb = |bytes: u64| number(bytes as f64 / 1e9, 1);
+    let stage = if memory.stages > 1 {
+        format!(" on the fullest stage ({} of {})", memory.stage + 1, memory.stages)
+    } else {
+        String::new()
+    };
+    page.entry("memory", &format!("{} of {} GB per GPU{stage}:", gb(memory.total), gb(memory.capacity)));
+    let parts = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("activations", memory.activations),
+        ("buffers", memory.buffers),
+        ("reserved", memory.reserved),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(_, bytes)| *bytes > 0).map(|(name, bytes)| format!("{name} {}", gb(*bytes))).collect();
+    page.entry("", &parts.join(" · "));
+}
+
+fn results(page: &mut Page<'_>, report: &Report) {
+    let training = &report.training;
+    page.title("Results", "");
+    let figures = [
+        ("Step time", seconds(training.step_time_s)),
+        ("Tokens per second", number(training.tokens_per_s, 0)),
+        ("Tokens per second and GPU", significant(training.tokens_per_s_per_gpu)),
+    ];
+    for (name, value) in figures {
+        let line = format!("  {name:<LABEL$} {}", page.ink(Ink::Strong, &format!("{value:>12}")));
+        page.line(&line);
+    }
+    page.line("");
+    let native = &report.cluster.native_precision;
+    let same = report.cluster.peak_flops.native == report.cluster.peak_flops.bf16;
+    let mut columns = vec!["TFLOP/s/GPU".to_owned(), "MFU of bf16 peak".into()];
+    if !same {
+        columns.push(format!("MFU of {native} peak"));
+    }
+    columns.push("HFU of bf16 peak".into());
+    let head: String = columns.iter().map(|name| format!("{name:>18}")).collect();
+    let line = format!("  {:<LABEL$}{}", "", page.ink(Ink::Faint, &head));
+    page.line(&line);
+    let mfu = &training.mfu;
+    let hfu = &training.hfu_by_convention;
+    let pick = |by: &ByConvention, causal: bool| {
+        if causal { (by.bf16_causal, by.native_causal) } else { (by.bf16_noncausal, by.native_noncausal) }
+    };
+    for (name, tflops, causal) in [
+        ("Attention as masked (causal)", training.model_tflops_per_gpu.causal, true),
+        ("Attention as full square", training.model_tflops_per_gpu.noncausal, false),
+    ] {
+        let (bf16, native) = pick(mfu, causal);
+        let mut cells = vec![number(tflops, 1), format!("{} %", percent(bf16))];
+        if !same {
+            cells.push(format!("{} %", percent(native)));
+        }
+        cells.push(format!("{} %", percent(pick(hfu, causal).0)));
+        let cells: String = cells.iter().map(|cell| format!("{cell:>18}")).collect();
+        let line = format!("  {name:<28}{}", cells.get(1..).unwrap_or(""));
+        page.line(&line);
+    }
+}
+
+fn racks(page: &mut Page<'_>, report: &Report) {
+    let Some(first) = report.racks.first() else { return };
+    page.title("Racks", "effective of peak PFLOP/s");
+    let pflops = |flops: f64| significant(flops / 1e15);
+    let row = |page: &mut Page<'_>, name: &str, rack: &crate::report::Rack| {
+        let bar_width = page.width.saturating_sub(2 + LABEL + 1 + 30);
+        let line = format!(
+            "  {name:<LABEL$} {} {:>9} of {:>7} {:>6} %",
+            bar(page, rack.fraction, bar_width),
+            page.ink(Ink::Strong, &format!("{:>9}", pflops(rack.effective_flops))),
+            pflops(rack.peak_flops),
+            percent(rack.fraction)
+        );
+        page.line(&line);
+    };
+    let differ = report.racks.iter().any(|rack| rack.gpus != first.gpus || rack.fraction != first.fraction);
+    if !differ {
+        let name = if report.racks.len() == 1 {
+            format!("the rack ({} GPUs)", first.gpus)
+        } else {
+            format!("each of {} ({} GPUs)", report.racks.len(), first.gpus)
+        };
+        row(page, &name, first);
+        return;
+    }
+    let by_fraction = |a: &&crate::report::Rack, b: &&crate::report::Rack| a.fraction.total_cmp(&b.fraction);
+    let least = report.racks.iter().min_by(by_fraction).unwrap_or(first);
+    let most = report.racks.iter().rev().max_by(by_fraction).unwrap_or(first);
+    row(page, &format!("best: rack {} ({} GPUs)", most.id, most.gpus), most);
+    let n = report.racks.len() as f64;
+    let effective: f64 = report.racks.iter().map(|rack| rack.effective_flops).sum();
+    let peak: f64 = report.racks.iter().map(|rack| rack.peak_flops).sum();
+    let mean = crate::report::Rack {
+        effective_flops: effective / n,
+        peak_flops: peak / n,
+        fraction: effective / peak,
+        ..*first
+    };
+    row(page, &format!("mean of {} racks", report.racks.len()), &mean);
+    row(page, &format!("worst: rack {} ({} GPUs)", least.id, least.gpus), least);
+}
+
+/// A bar of `fraction` of `width` columns, in eighths of a column, on a faint track.
+fn bar(page: &Page<'_>, fraction: f64, width: usize) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = ((fraction.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize).min(width * 8);
+    let (full, rest) = (eighths / 8, eighths % 8);
+    let filled = format!("{}{}", "█".repeat(full), EIGHTHS[rest]);
+    let used = full + usize::from(rest > 0);
+    format!("{}{}", page.ink(Ink::Useful, &filled), page.ink(Ink::Faint, &"·".repeat(width - used)))
+}
+
+fn waterfall(page: &mut Page<'_>, report: &Report) {
+    page.title("Where the peak goes", "share   PFLOP/s");
+    let peak = report.cluster.peak_flops.native;
+    let useful = report.waterfall.iter().find(|loss| loss.cause == "useful_math");
+    let losses = report.waterfall.iter().filter(|loss| loss.cause != "useful_math");
+    let (rows, small): (Vec<&Loss>, Vec<&Loss>) = losses.partition(|loss| loss.fraction >= SMALLEST_ROW);
+    let name = format!("Dense {} peak", report.cluster.native_precision);
+    step(page, &name, Ink::Strong, 0.0, 1.0, peak, "");
+    let mut left = 1.0;
+    for loss in rows {
+        step(page, &loss.label, ink(&loss.cause), left - loss.fraction, left, loss.fraction * peak, "-");
+        left -= loss.fraction;
+    }
+    if !small.is_empty() {
+        let rest: f64 = small.iter().map(|loss| loss.fraction).sum();
+        let name = format!("{} smaller losses", small.len());
+        step(page, &name, Ink::Faint, left - rest, left, rest * peak, "-");
+    }
+    let kept = useful.map_or(0.0, |loss| loss.fraction);
+    step(page, "Effective: useful math", Ink::Useful, 0.0, kept, kept * peak, "");
+}
+
+/// One row of the waterfall: a bar from `from` to `to`, both fractions of the peak.
+fn step(page: &mut Page<'_>, name: &str, ink: Ink, from: f64, to: f64, flops: f64, sign: &str) {
+    let width = page.width - 2 - LABEL - 1 - 22;
+    let bar = span(from.max(0.0), to.min(1.0), width);
+    let share = format!("{sign}{} %", percent(to - from));
+    let rate = format!("{sign}{}", significant(flops / 1e15));
+    let strong = sign.is_empty();
+    let figures = format!("{share:>9} {rate:>11}");
+    let line = format!(
+        "  {} {} {}",
+        if strong { page.ink(Ink::Strong, &format!("{name:<LABEL$}")) } else { format!("{name:<LABEL$}") },
+        page.ink(ink, &bar),
+        if strong { page.ink(Ink::Strong, &figures) } else { figures }
+    );
+    page.line(&line);
+}
+
+/// A bar from `from` to `to` over `width` columns, in half columns, padded to `width`. A bar that
+/// is not empty shows.
+fn span(from: f64, to: f64, width: usize) -> String {
+    let halves = |at: f64| (at * width as f64 * 2.0).round() as usize;
+    let (mut start, end) = (halves(from), halves(to));
+    if start == end {
+        start = start.saturating_sub(1);
+    }
+    let end = end.max(start + 1);
+    (0..width)
+        .map(|column| {
+            let half = |at: usize| (start..end).contains(&at);
+            match (half(2 * column), half(2 * column + 1)) {
+                (true, true) => '█',
+                (true, false) => '▌',
+                (false, true) => '▐',
+                (false, false) => ' ',
+            }
+        })
+        .collect()
+}
+
+fn ink(cause: &str) -> Ink {
+    match cause {
+        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => Ink::Order,
+        exposed if exposed.starts_with("exposed_") => Ink::Wait,
+        _ => Ink::Math,
+    }
+}
+
+fn exposed(page: &mut Page<'_>, report: &Report) {
+    let levels = [Level::NvLink, Level::Leaf, Level::Spine, Level::Core];
+    let share = |kind: CommKind, level: Level| {
+        let key = crate::causes::key(Cause::Exposed(kind, level));
+        report.waterfall.iter().find(|loss| loss.cause == key).map_or(0.0, |loss| loss.fraction)
+    };
+    let kinds: Vec<CommKind> = CommKind::ALL
+        .into_iter()
+        .filter(|kind| levels.iter().any(|level| share(*kind, *level) >= SMALLEST_ROW))
+        .collect();
+    if kinds.is_empty() {
+        return;
+    }
+    page.title("Waiting for communication", "% of GPU time, by slowest link");
+    let head: String = levels.iter().map(|level| format!("{:>9}", level.to_string())).collect();
+    let line = format!("  {:<44}{}", "", page.ink(Ink::Faint, &head));
+    page.line(&line);
+    for kind in kinds {
+        let cells: String = levels
+            .iter()
+            .map(|level| match share(kind, *level) {
+                none if none < SMALLEST_ROW => format!("{:>9}", "·"),
+                some => format!("{:>9}", percent(some)),
+            })
+            .collect();
+        let line = format!("  {} {:<41}{cells}", kind.name(), page.ink(Ink::Faint, &format!("{:<41}", purpose(kind))));
+        page.line(&line);
+    }
+}
+
+fn changes(page: &mut Page<'_>, report: &Report) {
+    if report.what_to_change.is_empty() {
+        return;
+    }
+    page.title("What would help most", "throughput, at most");
+    for (i, change) in report.what_to_change.iter().enumerate() {
+        let gain = format!("+{} %", percent(change.gain_at_most));
+        let head = format!("{}. {}", i + 1, change.label);
+        let room = page.width - 2;
+        let line = format!(
+            "  {}{}",
+            page.ink(Ink::Strong, &head),
+            format_args!("{:>1$}", page_right(page, &gain), room - head.chars().count() + page_extra(page))
+        );
+        page.line(&line);
+        for part in wrap(&change.change, page.width - 5) {
+            page.line(&format!("     {part}"));
+        }
+    }
+}
+
+fn page_right(page: &Page<'_>, text: &str) -> String {
+    page.ink(Ink::Useful, text)
+}
+
+/// Characters that colour adds to a painted text.
+fn page_extra(page: &Page<'_>) -> usize {
+    page.ink(Ink::Useful, "x").chars().count() - 1
+}
+
+fn published(page: &mut Page<'_>, report: &Report) {
+    let Some(comparison) = &report.published else { return };
+    page.title("Beside what was published", "");
+    let (name, unit) = match comparison.metric.as_str() {
+        "step_time_s" => ("step time", " s"),
+        "tokens_per_s" => ("tokens per second", ""),
+        "tokens_per_s_per_gpu" => ("tokens per second and GPU", ""),
+        "model_tflops_per_gpu_causal" => ("TFLOP/s per GPU (causal)", ""),
+        _ => ("TFLOP/s per GPU (full square)", ""),
+    };
+    let sign = if comparison.error >= 0.0 { "+" } else { "" };
+    let ink = if comparison.error.abs() <= 0.1 { Ink::Useful } else { Ink::Alarm };
+    let line = format!(
+        "  {name:<LABEL$} published {}{unit}, simulated {}{unit}: {}",
+        significant(comparison.published),
+        page.ink(Ink::Strong, &significant(comparison.simulated)),
+        page.ink(ink, &format!("{sign}{} %", percent(comparison.error)))
+    );
+    page.line(&line);
+    page.entry("source", &comparison.source);
+    if let Some(note) = &comparison.note {
+        page.entry("note", note);
+    }
+}
+
+fn assumed(page: &mut Page<'_>, report: &Report) {
+    if report.assumed.is_empty() {
+        return;
+    }
+    page.title("Assumed, because no source says it", "");
+    for assumption in &report.assumed {
+        for (i, part) in wrap(assumption, page.width - 4).iter().enumerate() {
+            page.line(&format!("  {} {part}", if i == 0 { "-" } else { " " }));
+        }
+    }
+}
+
+fn engine(page: &mut Page<'_>, report: &Report) {
+    let engine = &report.engine;
+    let text = format!(
+        "{} events in {} · {} of {} simulated ({}) · seed {}",
+        number(engine.events as f64, 0),
+        seconds(engine.wall_s),
+        number(engine.ranks_simulated as f64, 0),
+        plural(report.cluster.gpus, "rank"),
+        engine.fidelity,
+        engine.seed
+    );
+    let text = page.ink(Ink::Faint, &text);
+    page.line("");
+    page.line(&text);
+}
+
+fn plural(n: u64, noun: &str) -> String {
+    let ending = match (n, noun.ends_with("ch")) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{ending}", number(n as f64, 0))
+}

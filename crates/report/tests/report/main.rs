@@ -1,0 +1,192 @@
+//! Reports of records built by hand.
+
+mod fixture;
+
+use rackflow_plan::{Cause, CommKind};
+use rackflow_report::{Measured, Options, Published, Report, ReportError, Style, render_text, summarize};
+use rackflow_simulator::Record;
+use rackflow_topology::Level;
+
+fn report(record: &Record) -> Report {
+    let published = Published {
+        value: Measured::StepTime(19.93),
+        source: "DeepSeek-V3 technical report, arXiv:2412.19437, table 1: 14.8 T tokens in 2.664 M GPU hours".into(),
+        note: None,
+    };
+    summarize(record, Options { wall_s: 0.0431, published: Some(published) }).expect("the fixture adds up")
+}
+
+#[test]
+fn fractions_of_the_waterfall_sum_to_one() {
+    for record in [fixture::even(), fixture::uneven()] {
+        let report = report(&record);
+        let sum: f64 = report.waterfall.iter().map(|loss| loss.fraction).sum();
+        assert!((sum - 1.0).abs() < 1e-12, "{sum}");
+        let seconds: f64 = report.waterfall.iter().map(|loss| loss.gpu_seconds).sum();
+        let whole = 2048.0 * fixture::STEP.as_secs_f64();
+        assert!((seconds / whole - 1.0).abs() < 1e-12, "{seconds} of {whole}");
+    }
+}
+
+#[test]
+fn racks_add_up_to_the_useful_work_of_the_cluster() {
+    let report = report(&fixture::uneven());
+    let racks: f64 = report.racks.iter().map(|rack| rack.effective_flops).sum();
+    let useful = report.waterfall[0].fraction * report.cluster.peak_flops.native;
+    assert_eq!(report.waterfall[0].cause, "useful_math");
+    assert!((racks / useful - 1.0).abs() < 1e-12, "{racks} and {useful}");
+}
+
+#[test]
+fn mfu_is_model_flops_over_each_peak() {
+    let mfu = report(&fixture::even()).training.mfu;
+    assert!((mfu.native_causal - 0.196).abs() < 1e-12);
+    assert!((mfu.bf16_causal - 0.392).abs() < 1e-12);
+    assert!((mfu.native_noncausal - 0.2152).abs() < 1e-12);
+}
+
+#[test]
+fn a_picosecond_booked_twice_is_refused() {
+    let mut record = fixture::even();
+    record.classes[0].accounts.book(Cause::Bubble, rackflow_units::SimDuration::from_picos(1));
+    let refusal = summarize(&record, Options::default()).expect_err("one picosecond too many");
+    assert!(matches!(refusal, ReportError::AccountsDoNotSum { class: 0, .. }), "{refusal}");
+}
+
+#[test]
+fn a_gpu_without_a_class_is_refused() {
+    let mut record = fixture::even();
+    record.class_of_gpu[7] = 3;
+    let refusal = summarize(&record, Options::default()).expect_err("class 3 does not exist");
+    assert_eq!(refusal, ReportError::Coverage { what: "the record", found: 2047, gpus: 2048 });
+}
+
+#[test]
+fn racks_that_leave_gpus_out_are_refused() {
+    let mut record = fixture::even();
+    record.facts.racks.pop();
+    let refusal = summarize(&record, Options::default()).expect_err("the last rack is missing");
+    assert_eq!(refusal, ReportError::Coverage { what: "the list of racks", found: 2016, gpus: 2048 });
+}
+
+#[test]
+fn the_largest_losses_that_can_be_changed_come_first() {
+    let report = report(&fixture::even());
+    let causes: Vec<&str> = report.what_to_change.iter().map(|change| change.cause.as_str()).collect();
+    // Clocks take 11.8 %, more than two of these, and are nobody's to change.
+    assert_eq!(causes, ["memory_bound", "exposed_ep", "shape"]);
+    let first = &report.what_to_change[0];
+    assert!((first.gain_at_most - 0.168 / 0.832).abs() < 1e-9);
+}
+
+#[test]
+fn every_loss_has_advice_or_is_nobodys_to_change() {
+    for cause in Cause::all() {
+        let mut record = fixture::even();
+        let mut accounts = rackflow_plan::Accounts::default();
+        let half = fixture::STEP.scale(1, 2);
+        accounts.book(cause, half);
+        accounts.book(Cause::UsefulMath, fixture::STEP - half);
+        record.classes[0].accounts = accounts;
+        let report = report(&record);
+        let silent = matches!(cause, Cause::UsefulMath | Cause::SustainedRate);
+        assert_eq!(report.what_to_change.is_empty(), silent, "{cause:?}");
+    }
+}
+
+#[test]
+fn the_json_has_the_keys_that_others_rely_on() {
+    let json: serde_json::Value =
+        serde_json::from_str(&report(&fixture::even()).to_json()).expect("the report is JSON");
+    for pointer in [
+        "/schema_version",
+        "/scenario",
+        "/cluster/gpus",
+        "/cluster/racks",
+        "/cluster/gpus_per_rack",
+        "/cluster/peak_flops/bf16",
+        "/cluster/peak_flops/native",
+        "/training/step_time_s",
+        "/training/tokens_per_s",
+        "/training/tokens_per_s_per_gpu",
+        "/training/model_tflops_per_gpu/causal",
+        "/training/model_tflops_per_gpu/noncausal",
+        "/training/mfu/bf16_causal",
+        "/training/mfu/bf16_noncausal",
+        "/training/mfu/native_causal",
+        "/training/mfu/native_noncausal",
+        "/training/hfu",
+        "/training/bubble_fraction",
+        "/training/exposed_comm_fraction",
+        "/training/memory_per_gpu_bytes/weights",
+        "/training/memory_per_gpu_bytes/gradients",
+        "/training/memory_per_gpu_bytes/optimizer",
+        "/training/memory_per_gpu_bytes/activations",
+        "/training/memory_per_gpu_bytes/buffers",
+        "/training/memory_per_gpu_bytes/reserved",
+        "/training/memory_per_gpu_bytes/total",
+        "/training/memory_per_gpu_bytes/capacity",
+        "/racks/0/id",
+        "/racks/0/gpus",
+        "/racks/0/effective_flops",
+        "/racks/0/peak_flops",
+        "/racks/0/fraction",
+        "/waterfall/0/cause",
+        "/waterfall/0/gpu_seconds",
+        "/waterfall/0/fraction",
+        "/engine/events",
+        "/engine/wall_s",
+        "/engine/fidelity",
+        "/engine/seed",
+        "/what_to_change/0/change",
+        "/published/error",
+        "/assumed/0",
+    ] {
+        assert!(json.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer} is missing");
+    }
+}
+
+#[test]
+fn a_cause_has_one_stable_lower_case_name() {
+    let mut record = fixture::even();
+    let mut accounts = rackflow_plan::Accounts::default();
+    accounts.book(Cause::Exposed(CommKind::Tensor, Level::NvLink), fixture::STEP);
+    record.classes[0].accounts = accounts;
+    assert_eq!(report(&record).waterfall[0].cause, "exposed_tp_nvlink");
+}
+
+#[test]
+fn text_of_an_even_cluster() {
+    insta::assert_snapshot!(render_text(&report(&fixture::even()), &Style::default()));
+}
+
+#[test]
+fn text_of_an_uneven_cluster() {
+    insta::assert_snapshot!(render_text(&report(&fixture::uneven()), &Style { color: false, width: 100 }));
+}
+
+#[test]
+fn no_line_is_wider_than_asked() {
+    for width in [0, 80, 91, 100, 300] {
+        for record in [fixture::even(), fixture::uneven()] {
+            let text = render_text(&report(&record), &Style { color: false, width });
+            let most = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            assert!(most <= width.clamp(80, 100), "{most} columns of {width}");
+        }
+    }
+}
+
+#[test]
+fn colour_changes_nothing_but_colour() {
+    let report = report(&fixture::uneven());
+    let colored = render_text(&report, &Style { color: true, width: 92 });
+    let mut plain = String::new();
+    let mut rest = colored.as_str();
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        plain.push_str(before);
+        rest = after.split_once('m').expect("a colour ends").1;
+    }
+    plain.push_str(rest);
+    let trimmed: String = plain.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    assert_eq!(trimmed, render_text(&report, &Style { color: false, width: 92 }));
+}
