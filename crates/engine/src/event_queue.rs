@@ -2,6 +2,7 @@
 
 use crate::queues::{DefaultSet, Key, PendingSet};
 use rackflow_units::SimTime;
+use std::hint::black_box;
 
 /// Rank of an event among those of the same instant; the lowest is handled first.
 ///
@@ -53,8 +54,15 @@ pub struct EventQueue<E, Q = DefaultSet> {
     free: Vec<u32>,
     /// Keys in `pending` whose event was cancelled.
     dead: usize,
+    /// Pops until it is worth while to look ahead again.
+    looked_ahead: usize,
     pending: Q,
 }
+
+/// With more slots than this, an event is often out of the cache when its turn comes.
+const SLOTS_IN_CACHE: usize = 4096;
+/// So many events are fetched together, which takes hardly longer than fetching one.
+const LOOK_AHEAD: usize = 16;
 
 /// Below this many dead keys a sweep is not worth its walk.
 const DEAD_KEYS_TOLERATED: usize = 1024;
@@ -82,6 +90,7 @@ impl<E, Q: PendingSet> EventQueue<E, Q> {
             slots: Vec::new(),
             free: Vec::new(),
             dead: 0,
+            looked_ahead: 0,
             pending: Q::default(),
         }
     }
@@ -177,6 +186,9 @@ impl<E, Q: PendingSet> EventQueue<E, Q> {
     #[inline]
     pub fn pop(&mut self) -> Option<(SimTime, E)> {
         loop {
+            if self.slots.len() > SLOTS_IN_CACHE {
+                self.look_ahead();
+            }
             let (time, slot) = self.pending.pop()?;
             let place = &mut self.slots[slot as usize];
             self.free.push(slot);
@@ -194,6 +206,21 @@ impl<E, Q: PendingSet> EventQueue<E, Q> {
             self.handled += 1;
             return Some((time, event));
         }
+    }
+
+    /// Reads the slots of the next events, so that their cache misses overlap.
+    #[inline]
+    fn look_ahead(&mut self) {
+        if self.looked_ahead > 0 {
+            self.looked_ahead -= 1;
+            return;
+        }
+        let mut read = 0;
+        self.pending.look_ahead(LOOK_AHEAD, |slot| {
+            read ^= self.slots[slot as usize].generation;
+            self.looked_ahead += 1;
+        });
+        black_box(read);
     }
 
     /// The time of the event that [`pop`](Self::pop) would take. The clock does not move.

@@ -44,7 +44,11 @@ pub enum ParseQuantityError {
 impl fmt::Display for ParseQuantityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MissingUnit { kind, number, units } => {
+            Self::MissingUnit {
+                kind,
+                number,
+                units,
+            } => {
                 write!(f, "missing unit of {kind}: write ")?;
                 for (i, unit) in units.iter().take(3).enumerate() {
                     let glue = ["", " or "][usize::from(i > 0)];
@@ -53,9 +57,17 @@ impl fmt::Display for ParseQuantityError {
                 Ok(())
             }
             Self::UnknownUnit { kind, unit, units } => {
-                write!(f, "unknown unit of {kind} \"{unit}\"; known: {}", units.join(", "))
+                write!(
+                    f,
+                    "unknown unit of {kind} \"{unit}\"; known: {}",
+                    units.join(", ")
+                )
             }
-            Self::NotANumber { kind, text, example } => {
+            Self::NotANumber {
+                kind,
+                text,
+                example,
+            } => {
                 write!(f, "\"{text}\" is not a {kind}; an example is \"{example}\"")
             }
             Self::OutOfRange { kind, text } => {
@@ -82,11 +94,15 @@ pub(crate) fn parse(text: &str, grammar: &Grammar) -> Result<f64, ParseQuantityE
     let split = number_length(trimmed);
     let (number, unit) = trimmed.split_at(split);
     let unit = unit.trim_start();
-    let value: f64 = number.replace('_', "").parse().map_err(|_| ParseQuantityError::NotANumber {
-        kind: grammar.kind,
-        text: shorten(trimmed),
-        example: grammar.example,
-    })?;
+    let value: f64 =
+        number
+            .replace('_', "")
+            .parse()
+            .map_err(|_| ParseQuantityError::NotANumber {
+                kind: grammar.kind,
+                text: shorten(trimmed),
+                example: grammar.example,
+            })?;
     if unit.is_empty() {
         return Err(ParseQuantityError::MissingUnit {
             kind: grammar.kind,
@@ -103,7 +119,10 @@ pub(crate) fn parse(text: &str, grammar: &Grammar) -> Result<f64, ParseQuantityE
     };
     let base = value * scale;
     if !base.is_finite() || base < 0.0 {
-        return Err(ParseQuantityError::OutOfRange { kind: grammar.kind, text: shorten(trimmed) });
+        return Err(ParseQuantityError::OutOfRange {
+            kind: grammar.kind,
+            text: shorten(trimmed),
+        });
     }
     Ok(base)
 }
@@ -118,7 +137,10 @@ fn number_length(text: &str) -> usize {
     let exponent = bytes.get(i).is_some_and(|b| matches!(b, b'e' | b'E'));
     if exponent {
         let sign = usize::from(bytes.get(i + 1).is_some_and(|b| matches!(b, b'+' | b'-')));
-        let digits = bytes[i + 1 + sign..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let digits = bytes[i + 1 + sign..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .count();
         if digits > 0 {
             i += 1 + sign + digits;
         }

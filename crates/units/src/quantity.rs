@@ -117,6 +117,7 @@ fn integer(base: f64) -> Option<u64> {
 
 quantity! {
     /// A number of bytes. Prints decimal (GB = 10^9); parses decimal and binary (GiB = 2^30).
+    #[derive(Eq, Ord)]
     Bytes(u64), "size", "Bytes", "80 GB",
     parse {
         "B" = 1.0, "kB" = 1e3, "KB" = 1e3, "MB" = 1e6, "GB" = 1e9, "TB" = 1e12, "PB" = 1e15,
@@ -128,6 +129,7 @@ quantity! {
 
 quantity! {
     /// Bytes per second, one direction. `Gbit/s` is 10^9 bits and `GB/s` is 10^9 bytes per second.
+    #[derive(Eq, Ord)]
     Bandwidth(u64), "bandwidth", "Bandwidth", "400 Gbit/s",
     parse {
         "B/s" = 1.0, "kB/s" = 1e3, "MB/s" = 1e6, "GB/s" = 1e9, "TB/s" = 1e12,
@@ -217,18 +219,14 @@ impl Bytes {
     }
 }
 
-impl Eq for Bytes {}
-
-impl Ord for Bytes {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
-    }
-}
-
 impl Sub for Bytes {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self(self.0.checked_sub(other.0).expect("a size is never negative"))
+        Self(
+            self.0
+                .checked_sub(other.0)
+                .expect("a size is never negative"),
+        )
     }
 }
 
@@ -238,8 +236,6 @@ impl Mul<u64> for Bytes {
         Self(self.0 * times)
     }
 }
-
-impl Eq for Bandwidth {}
 
 impl Bandwidth {
     /// `n` bytes per second.
@@ -297,7 +293,10 @@ macro_rules! real_accessors {
                 Self(value)
             }
 
-            #[allow(clippy::unnecessary_wraps, reason = "the macro asks every quantity the same question")]
+            #[allow(
+                clippy::unnecessary_wraps,
+                reason = "the macro asks every quantity the same question"
+            )]
             fn from_base(base: f64) -> Option<Self> {
                 Some(Self(base))
             }
@@ -318,7 +317,12 @@ macro_rules! real_accessors {
 }
 
 real_accessors!(Flops, new, get, "floating-point operations");
-real_accessors!(FlopRate, from_flops_per_sec, flops_per_sec, "floating-point operations per second");
+real_accessors!(
+    FlopRate,
+    from_flops_per_sec,
+    flops_per_sec,
+    "floating-point operations per second"
+);
 real_accessors!(Frequency, from_hertz, hertz, "hertz");
 real_accessors!(Power, from_watts, watts, "watts");
 real_accessors!(UsdPerHour, new, get, "dollars per hour");

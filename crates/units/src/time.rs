@@ -44,7 +44,10 @@ impl SimTime {
     /// # Panics
     /// When `earlier` is later: time never runs backward.
     pub fn since(self, earlier: Self) -> SimDuration {
-        assert!(earlier <= self, "time ran backward: {earlier:?} is after {self:?}");
+        assert!(
+            earlier <= self,
+            "time ran backward: {earlier:?} is after {self:?}"
+        );
         SimDuration(self.0 - earlier.0)
     }
 
@@ -79,7 +82,10 @@ impl SimDuration {
     /// When negative, not finite, or longer than 213 days.
     pub fn from_secs_f64(seconds: f64) -> Self {
         let ps = (seconds * 1e12).round();
-        assert!((0.0..1.8e19).contains(&ps), "not a span of simulated time: {seconds} s");
+        assert!(
+            (0.0..1.8e19).contains(&ps),
+            "not a span of simulated time: {seconds} s"
+        );
         Self(ps as u64)
     }
 
@@ -111,14 +117,22 @@ impl SimDuration {
 impl Add<SimDuration> for SimTime {
     type Output = SimTime;
     fn add(self, span: SimDuration) -> SimTime {
-        SimTime(self.0.checked_add(span.0).expect("simulated time fits 213 days"))
+        SimTime(
+            self.0
+                .checked_add(span.0)
+                .expect("simulated time fits 213 days"),
+        )
     }
 }
 
 impl Add for SimDuration {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self(self.0.checked_add(other.0).expect("simulated time fits 213 days"))
+        Self(
+            self.0
+                .checked_add(other.0)
+                .expect("simulated time fits 213 days"),
+        )
     }
 }
 
@@ -131,7 +145,11 @@ impl AddAssign for SimDuration {
 impl Sub for SimDuration {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self(self.0.checked_sub(other.0).expect("a span of time is never negative"))
+        Self(
+            self.0
+                .checked_sub(other.0)
+                .expect("a span of time is never negative"),
+        )
     }
 }
 
@@ -144,7 +162,11 @@ impl SubAssign for SimDuration {
 impl Mul<u64> for SimDuration {
     type Output = Self;
     fn mul(self, times: u64) -> Self {
-        Self(self.0.checked_mul(times).expect("simulated time fits 213 days"))
+        Self(
+            self.0
+                .checked_mul(times)
+                .expect("simulated time fits 213 days"),
+        )
     }
 }
 
@@ -154,8 +176,15 @@ impl std::iter::Sum for SimDuration {
     }
 }
 
-const SCALES: &[(f64, &str)] =
-    &[(1e-12, "ps"), (1e-9, "ns"), (1e-6, "us"), (1e-3, "ms"), (1.0, "s"), (3600.0, "h"), (86400.0, "d")];
+const SCALES: &[(f64, &str)] = &[
+    (1e-12, "ps"),
+    (1e-9, "ns"),
+    (1e-6, "us"),
+    (1e-3, "ms"),
+    (1.0, "s"),
+    (3600.0, "h"),
+    (86400.0, "d"),
+];
 
 const GRAMMAR: Grammar = Grammar {
     kind: "duration",
@@ -191,7 +220,10 @@ impl FromStr for SimDuration {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let ps = parse::parse(text, &GRAMMAR)?;
         if ps >= 1.8e19 {
-            return Err(ParseQuantityError::OutOfRange { kind: GRAMMAR.kind, text: text.to_owned() });
+            return Err(ParseQuantityError::OutOfRange {
+                kind: GRAMMAR.kind,
+                text: text.to_owned(),
+            });
         }
         Ok(Self(ps.round() as u64))
     }

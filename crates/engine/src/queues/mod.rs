@@ -4,15 +4,19 @@
 //! Each holds keys and slot numbers only; the events stay with the caller. All of them pop in the
 //! same order, (time, class, sequence), and differ in speed alone.
 
+mod dary_heap;
+mod ladder;
 mod std_heap;
 
 use crate::EventClass;
 use rackflow_units::SimTime;
 
+pub use dary_heap::DaryHeap;
+pub use ladder::LadderQueue;
 pub use std_heap::StdHeap;
 
 /// The candidate that models get.
-pub type DefaultSet = StdHeap;
+pub type DefaultSet = LadderQueue;
 
 /// When an event happens, and its place among simultaneous ones. Compares in the promised order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +46,7 @@ fn packed_time(packed: u128) -> SimTime {
 
 /// Keys in order, each with the slot of its event.
 ///
-/// CONTRACT: sequences grow with every push, and no key is earlier than the last key popped.
+/// CONTRACT: sequences grow with every push.
 pub trait PendingSet: Default {
     /// Adds `key`.
     fn push(&mut self, key: Key, slot: u32);
@@ -52,6 +56,10 @@ pub trait PendingSet: Default {
 
     /// What [`pop`](Self::pop) would take. May reorganise, hence `mut`.
     fn peek(&mut self) -> Option<(SimTime, u32)>;
+
+    /// Visits the slots of some of the next keys, at most `count` and perhaps none, so that the
+    /// caller can have their events in the cache when they are popped.
+    fn look_ahead(&self, _count: usize, _visit: impl FnMut(u32)) {}
 
     /// Drops every key whose slot is refused by `keep`.
     fn retain(&mut self, keep: impl FnMut(u32) -> bool);

@@ -1,0 +1,685 @@
+//! A ladder of ever finer calendars, with lanes for ties.
+//!
+//! Keys travel from right to left, and each place sorts them a little more:
+//!
+//! ```text
+//! lanes         front              rungs                          top
+//! one instant   a few dozen keys,  buckets of one width each,     everything later,
+//! by class      sorted             the last rung is the finest    in the order of arrival
+//! ```
+//!
+//! - The **top** only collects. When all else is empty, its nearer half (at least) becomes a rung.
+//! - A **rung** cuts a range of time into buckets whose width follows the median spacing of its
+//!   keys, not their range, so a few keys in the far future do not spoil it.
+//! - The **front** takes the next few buckets and sorts them. A bucket with too many keys becomes
+//!   a finer rung of its own, and so does a front into which too many are inserted. Widths shrink
+//!   by a constant factor each time, so there are at most a few dozen rungs, whatever the times.
+//! - A bucket with many keys of one instant is not sorted at all: it goes to the **lanes**, one
+//!   first-in-first-out lane per class. So do keys that are pushed at the current instant.
+//!
+//! Within one instant and class every place keeps the order of arrival. That makes the sequence
+//! number superfluous: a stored key is 16 bytes.
+
+use super::{Key, PendingSet};
+use rackflow_units::SimTime;
+use std::collections::VecDeque;
+
+/// A crowd: more keys than this in one bucket are split, or go to the lanes.
+const CROWD: usize = 64;
+/// The front takes buckets until it has this many keys,
+const FRONT_KEYS: usize = 48;
+/// but not beyond this many buckets, so that a rung made from a front is finer than its parent.
+const FRONT_BUCKETS: usize = 16;
+/// A front with more keys becomes a rung.
+const FRONT_MAX: usize = 128;
+/// Keys that a bucket should have where keys are as dense as at the median.
+const KEYS_PER_BUCKET: usize = 12;
+/// A rung from the top reaches this many times as far as its keys would need at median density.
+const REACH: usize = 4;
+/// Buckets of the smallest rung. CORRECTNESS: more than `FRONT_BUCKETS`, or rungs need not shrink.
+const RUNG_BUCKETS_MIN: usize = 64;
+
+/// A key with its slot. The sequence is implied by the order of arrival.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    time: u64,
+    /// Class in the upper half, slot in the lower.
+    tag: u64,
+}
+
+impl Entry {
+    #[inline]
+    fn new(key: Key, slot: u32) -> Self {
+        Self {
+            time: key.time.as_picos(),
+            tag: u64::from(key.class.0) << 32 | u64::from(slot),
+        }
+    }
+
+    #[inline]
+    fn class(self) -> u8 {
+        (self.tag >> 32) as u8
+    }
+
+    #[inline]
+    fn slot(self) -> u32 {
+        self.tag as u32
+    }
+
+    /// What is left to compare when arrival order is kept.
+    #[inline]
+    fn order(self) -> (u64, u64) {
+        (self.time, self.tag >> 32)
+    }
+}
+
+/// Entries in chunks of one cache line each, chained into buckets and recycled.
+#[derive(Debug, Default)]
+struct ChunkPool {
+    chunks: Vec<Chunk>,
+    next: Vec<u32>,
+    free: Vec<u32>,
+}
+
+const CHUNK: usize = 8;
+
+#[derive(Debug, Default, Clone)]
+#[repr(align(64))]
+struct Chunk([Entry; CHUNK]);
+
+/// A first-in-first-out list of entries: a ring of chunks, known by its last one.
+#[derive(Debug, Default, Clone, Copy)]
+struct Bucket {
+    last: u32,
+    len: u32,
+}
+
+impl ChunkPool {
+    #[inline]
+    fn push(&mut self, bucket: &mut Bucket, entry: Entry) {
+        let at = bucket.len as usize % CHUNK;
+        if at == 0 {
+            let chunk = self.take();
+            if bucket.len == 0 {
+                self.next[chunk as usize] = chunk;
+            } else {
+                self.next[chunk as usize] = self.next[bucket.last as usize];
+                self.next[bucket.last as usize] = chunk;
+            }
+            bucket.last = chunk;
+        }
+        self.chunks[bucket.last as usize].0[at] = entry;
+        bucket.len += 1;
+    }
+
+    #[inline]
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            let chunk = u32::try_from(self.chunks.len()).expect("fewer than 2^32 chunks");
+            self.chunks.push(Chunk::default());
+            self.next.push(0);
+            chunk
+        })
+    }
+
+    /// Moves all of `bucket` to the end of `to`, in order.
+    #[inline]
+    fn drain(&mut self, bucket: Bucket, to: &mut Vec<Entry>) {
+        let mut left = bucket.len as usize;
+        let mut chunk = bucket.last;
+        while left > 0 {
+            chunk = self.next[chunk as usize];
+            let entries = &self.chunks[chunk as usize].0;
+            to.extend_from_slice(&entries[..left.min(CHUNK)]);
+            self.free.push(chunk);
+            left = left.saturating_sub(CHUNK);
+        }
+    }
+}
+
+/// A stretch of time cut into buckets of 2^`shift` picoseconds.
+#[derive(Debug, Default)]
+struct Rung {
+    /// First instant of bucket 0.
+    start: u64,
+    /// The first instant that is not covered. INVARIANT: of all rungs, the last ends first.
+    end: u64,
+    shift: u32,
+    /// Buckets before this one have been taken.
+    cursor: usize,
+    /// Entries in the buckets.
+    count: usize,
+    buckets: Vec<Bucket>,
+    /// One bit per bucket, set when it is not empty.
+    occupied: Vec<u64>,
+}
+
+impl Rung {
+    /// Makes this an empty rung of at most `buckets` buckets.
+    fn reset(&mut self, start: u64, shift: u32, buckets: usize, end: u64) {
+        self.start = start;
+        self.end = end;
+        self.shift = shift;
+        self.cursor = 0;
+        self.count = 0;
+        self.buckets.clear();
+        self.buckets.resize(buckets, Bucket::default());
+        self.occupied.clear();
+        self.occupied.resize(buckets.div_ceil(64), 0);
+    }
+
+    #[inline]
+    fn push(&mut self, pool: &mut ChunkPool, entry: Entry) {
+        let index = ((entry.time - self.start) >> self.shift) as usize;
+        debug_assert!(index >= self.cursor, "the bucket was taken already");
+        self.occupied[index / 64] |= 1 << (index % 64);
+        pool.push(&mut self.buckets[index], entry);
+        self.count += 1;
+    }
+
+    /// The first bucket at or after the cursor with an entry, if it is before `limit`.
+    #[inline]
+    fn next_occupied(&self, limit: usize) -> Option<usize> {
+        let mut word = self.cursor / 64;
+        let mut bits = *self.occupied.get(word)? & (u64::MAX << (self.cursor % 64));
+        while bits == 0 {
+            word += 1;
+            if word * 64 >= limit {
+                return None;
+            }
+            bits = *self.occupied.get(word)?;
+        }
+        let index = word * 64 + bits.trailing_zeros() as usize;
+        (index < limit).then_some(index)
+    }
+
+    /// Takes bucket `index` and leaves the cursor behind it.
+    #[inline]
+    fn take(&mut self, index: usize) -> Bucket {
+        self.occupied[index / 64] &= !(1 << (index % 64));
+        self.cursor = index + 1;
+        let bucket = std::mem::take(&mut self.buckets[index]);
+        self.count -= bucket.len as usize;
+        bucket
+    }
+
+    /// First instant of bucket `index`, or the end of the rung.
+    #[inline]
+    fn start_of(&self, index: usize) -> u64 {
+        let start = u128::from(self.start) + ((index as u128) << self.shift);
+        u64::try_from(start).map_or(self.end, |start| start.min(self.end))
+    }
+}
+
+/// All that is pending at one instant and came there in bulk, or while it was the current one.
+#[derive(Debug, Default)]
+struct Lanes {
+    instant: u64,
+    count: usize,
+    /// The lowest class that is not empty.
+    class: u8,
+    /// One bit per class, set when its lane is not empty.
+    occupied: [u64; 4],
+    slots: Vec<VecDeque<u32>>,
+}
+
+impl Lanes {
+    #[inline]
+    fn push(&mut self, entry: Entry) {
+        let class = entry.class();
+        let lane = usize::from(class);
+        if lane >= self.slots.len() {
+            self.slots.resize_with(lane + 1, VecDeque::new);
+        }
+        self.slots[lane].push_back(entry.slot());
+        self.occupied[lane / 64] |= 1 << (lane % 64);
+        self.class = if self.count == 0 {
+            class
+        } else {
+            class.min(self.class)
+        };
+        self.count += 1;
+    }
+
+    #[inline]
+    fn pop(&mut self) -> u32 {
+        let lane = &mut self.slots[usize::from(self.class)];
+        let slot = lane.pop_front().expect("lanes are dropped when empty");
+        self.count -= 1;
+        if lane.is_empty() {
+            self.occupied[usize::from(self.class) / 64] &= !(1 << (self.class % 64));
+            self.find_class();
+        }
+        slot
+    }
+
+    #[inline]
+    fn find_class(&mut self) {
+        if let Some(word) = self.occupied.iter().position(|bits| *bits != 0) {
+            self.class = (word * 64) as u8 + self.occupied[word].trailing_zeros() as u8;
+        }
+    }
+}
+
+/// Where the least key is.
+enum Least {
+    Front,
+    Lanes,
+}
+
+/// The ladder queue: constant time per key, amortised, for every distribution of times, and
+/// nearly free for ties. See the [module](self) for how.
+///
+/// # Memory
+/// 16 bytes per key, half-filled cache lines in the rungs, and 8 bytes per bucket. It is kept for
+/// reuse and never shrinks.
+#[derive(Debug, Default)]
+pub struct LadderQueue {
+    len: usize,
+    /// Time of the key popped last.
+    now: u64,
+    /// Lanes of different instants; the last is the earliest, and there is rarely more than one.
+    lanes: Vec<Lanes>,
+    /// Sorted, from `front_at` on. INVARIANT: holds every key before `front_end`, except in lanes.
+    front: Vec<Entry>,
+    front_at: usize,
+    front_end: u64,
+    /// Each covers the time from the cursor of the next finer one's end; the last is the finest.
+    rungs: Vec<Rung>,
+    /// Keys at or after the end of the first rung (or of the front, when there is no rung), and
+    /// always those at the end of time, which no exclusive end can cover.
+    top: Vec<Entry>,
+    top_min: u64,
+    top_max: u64,
+    pool: ChunkPool,
+    spare_rungs: Vec<Rung>,
+    spare_lanes: Vec<Lanes>,
+    scratch: Vec<Entry>,
+    scratch_times: Vec<u64>,
+}
+
+impl LadderQueue {
+    /// Finds the least key, refilling the front as needed.
+    #[inline]
+    fn settle(&mut self) -> Option<Least> {
+        loop {
+            match (self.front.get(self.front_at), self.lanes.last()) {
+                (Some(_), None) => return Some(Least::Front),
+                (Some(entry), Some(lanes)) => {
+                    // Keys in the front came before those in the lanes of the same instant.
+                    let front_first = entry.order() <= (lanes.instant, u64::from(lanes.class));
+                    return Some(if front_first {
+                        Least::Front
+                    } else {
+                        Least::Lanes
+                    });
+                }
+                (None, Some(lanes)) if self.front_end > lanes.instant => return Some(Least::Lanes),
+                (None, Some(_)) => {
+                    if !self.refill() {
+                        return Some(Least::Lanes);
+                    }
+                }
+                (None, None) => {
+                    if !self.refill() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts the next keys into the empty front, or into lanes. False when there are none, or none
+    /// before those that already wait in lanes.
+    #[cold]
+    #[inline(never)]
+    fn refill(&mut self) -> bool {
+        debug_assert!(self.front_at == self.front.len(), "the front is empty");
+        self.front.clear();
+        self.front_at = 0;
+        loop {
+            let Some(rung) = self.rungs.last_mut() else {
+                if self.top.is_empty() {
+                    return false;
+                }
+                if let Some(lanes) = self.lanes.last()
+                    && lanes.instant < self.top_min
+                {
+                    self.front_end = lanes.instant + 1;
+                    return false;
+                }
+                if self.take_from_top() {
+                    return true;
+                }
+                continue;
+            };
+            let first = (rung.count > 0)
+                .then(|| rung.next_occupied(usize::MAX))
+                .flatten();
+            let Some(first) = first else {
+                self.front_end = rung.end;
+                let rung = self.rungs.pop().expect("there is a rung");
+                self.spare_rungs.push(rung);
+                continue;
+            };
+            if rung.buckets[first].len as usize > CROWD {
+                let (start, end) = (rung.start_of(first), rung.start_of(first + 1));
+                self.front_end = end;
+                self.scratch.clear();
+                let bucket = rung.take(first);
+                self.pool.drain(bucket, &mut self.scratch);
+                if self.take_from_crowd(start, end) {
+                    return true;
+                }
+                continue;
+            }
+            let limit = first + FRONT_BUCKETS;
+            let mut next = Some(first);
+            while let Some(index) = next
+                && self.front.len() < FRONT_KEYS
+                && rung.buckets[index].len as usize <= CROWD
+            {
+                let bucket = rung.take(index);
+                self.pool.drain(bucket, &mut self.front);
+                next = rung.next_occupied(limit);
+            }
+            self.front_end = rung.start_of(rung.cursor);
+            sort(&mut self.front);
+            return true;
+        }
+    }
+
+    /// Distributes the scratch, all that was in one bucket. True when that made the front or the
+    /// lanes ready, false when it made a rung.
+    fn take_from_crowd(&mut self, start: u64, end: u64) -> bool {
+        let instant = self.scratch[0].time;
+        if self.scratch.iter().any(|entry| entry.time != instant) {
+            self.spawn_rung(start, end);
+            return false;
+        }
+        if self
+            .lanes
+            .last()
+            .is_none_or(|lanes| instant < lanes.instant)
+        {
+            self.open_lanes(instant);
+            let lanes = self.lanes.last_mut().expect("lanes were opened");
+            self.scratch.iter().for_each(|entry| lanes.push(*entry));
+        } else {
+            // Rare: lanes are waiting at an earlier instant, or at this one.
+            self.front.append(&mut self.scratch);
+            sort(&mut self.front);
+        }
+        true
+    }
+
+    fn open_lanes(&mut self, instant: u64) {
+        let mut lanes = self.spare_lanes.pop().unwrap_or_default();
+        lanes.instant = instant;
+        self.lanes.push(lanes);
+    }
+
+    /// Moves the scratch into a new finest rung over `start..end`.
+    fn spawn_rung(&mut self, start: u64, end: u64) {
+        let wanted = (self.scratch.len() / KEYS_PER_BUCKET).next_power_of_two();
+        let wanted = wanted.max(RUNG_BUCKETS_MIN);
+        let last = end - start - 1;
+        let shift = (u64::BITS - last.leading_zeros()).saturating_sub(wanted.ilog2());
+        let mut rung = self.spare_rungs.pop().unwrap_or_default();
+        rung.reset(start, shift, (last >> shift) as usize + 1, end);
+        for entry in &self.scratch {
+            rung.push(&mut self.pool, *entry);
+        }
+        self.front_end = start;
+        self.rungs.push(rung);
+    }
+
+    /// Makes the nearer part of the top, at least half of it, a rung, a front or lanes. True when
+    /// that made the front or the lanes ready.
+    fn take_from_top(&mut self) -> bool {
+        let (len, min) = (self.top.len(), self.top_min);
+        self.scratch.clear();
+        if min == self.top_max && (len > CROWD || min == u64::MAX) {
+            self.scratch.append(&mut self.top);
+            self.front_end = min.saturating_add(1);
+            return self.take_from_crowd(min, self.front_end);
+        }
+        if len <= CROWD {
+            // The end of time stays in the top until it is alone.
+            let end = self
+                .top
+                .iter()
+                .map(|entry| entry.time)
+                .filter(|time| *time < u64::MAX)
+                .max();
+            let end = end.expect("some key is before the end of time") + 1;
+            self.split_top(end);
+            self.front.append(&mut self.scratch);
+            sort(&mut self.front);
+            self.front_end = end;
+            return true;
+        }
+        self.scratch_times.clear();
+        self.scratch_times
+            .extend(self.top.iter().map(|entry| entry.time));
+        let (_, median, _) = self.scratch_times.select_nth_unstable(len / 2);
+        let half = *median - min;
+        if half == 0 {
+            self.split_top(min + 1);
+            self.front_end = min + 1;
+            return self.take_from_crowd(min, min + 1);
+        }
+        let width = u128::from(half) * 2 * KEYS_PER_BUCKET as u128 / len as u128;
+        let shift = width.max(1).ilog2();
+        // At least up to the median, so that the top shrinks by half.
+        let buckets = (REACH * len / KEYS_PER_BUCKET).max((half >> shift) as usize + 1);
+        let end = u128::from(min) + ((buckets as u128) << shift);
+        let end = u64::try_from(end).unwrap_or(u64::MAX);
+        self.split_top(end);
+        let mut rung = self.spare_rungs.pop().unwrap_or_default();
+        rung.reset(min, shift, buckets, end);
+        for entry in &self.scratch {
+            rung.push(&mut self.pool, *entry);
+        }
+        self.front_end = min;
+        self.rungs.push(rung);
+        false
+    }
+
+    /// Moves what is before `end` from the top to the scratch, in order.
+    fn split_top(&mut self, end: u64) {
+        let scratch = &mut self.scratch;
+        self.top.retain(|entry| {
+            let stays = entry.time >= end;
+            if !stays {
+                scratch.push(*entry);
+            }
+            stays
+        });
+        self.measure_top();
+    }
+
+    fn measure_top(&mut self) {
+        let times = self.top.iter().map(|entry| entry.time);
+        self.top_min = times.clone().min().unwrap_or(u64::MAX);
+        self.top_max = times.max().unwrap_or(0);
+    }
+
+    /// Inserts into the sorted front, after its equals.
+    fn push_front(&mut self, entry: Entry) {
+        if self.front.len() - self.front_at >= FRONT_MAX {
+            self.spill_front();
+            return self.push_later(entry);
+        }
+        if self.front_at >= FRONT_MAX {
+            self.front.drain(..self.front_at);
+            self.front_at = 0;
+        }
+        let waiting = &self.front[self.front_at..];
+        let at = waiting.partition_point(|other| other.order() <= entry.order());
+        self.front.insert(self.front_at + at, entry);
+    }
+
+    /// Makes the front a rung, since too many keys were inserted into it.
+    fn spill_front(&mut self) {
+        let (start, end) = (self.front[self.front_at].time, self.front_end);
+        self.scratch.clear();
+        self.scratch.extend_from_slice(&self.front[self.front_at..]);
+        self.front.clear();
+        self.front_at = 0;
+        self.spawn_rung(start, end);
+    }
+
+    #[inline]
+    fn push_later(&mut self, entry: Entry) {
+        if entry.time < self.front_end {
+            return self.push_front(entry);
+        }
+        for rung in self.rungs.iter_mut().rev() {
+            if entry.time < rung.end {
+                return rung.push(&mut self.pool, entry);
+            }
+        }
+        if self.top.is_empty() {
+            (self.top_min, self.top_max) = (entry.time, entry.time);
+        } else {
+            self.top_min = self.top_min.min(entry.time);
+            self.top_max = self.top_max.max(entry.time);
+        }
+        self.top.push(entry);
+    }
+}
+
+/// Sorts by time and class and keeps the order of arrival.
+#[inline]
+fn sort(entries: &mut [Entry]) {
+    entries.sort_by_key(|entry| entry.order());
+}
+
+impl PendingSet for LadderQueue {
+    #[inline]
+    fn push(&mut self, key: Key, slot: u32) {
+        let entry = Entry::new(key, slot);
+        self.len += 1;
+        for lanes in self.lanes.iter_mut().rev() {
+            if lanes.instant == entry.time {
+                return lanes.push(entry);
+            }
+        }
+        // The clock may have gone back behind lanes, when the keys popped last were dead.
+        let earliest = self
+            .lanes
+            .last()
+            .is_none_or(|lanes| entry.time < lanes.instant);
+        if entry.time == self.now && earliest {
+            self.open_lanes(entry.time);
+            return self
+                .lanes
+                .last_mut()
+                .expect("lanes were opened")
+                .push(entry);
+        }
+        self.push_later(entry);
+    }
+
+    #[inline]
+    fn pop(&mut self) -> Option<(SimTime, u32)> {
+        let (time, slot) = match self.settle()? {
+            Least::Front => {
+                let entry = self.front[self.front_at];
+                self.front_at += 1;
+                (entry.time, entry.slot())
+            }
+            Least::Lanes => {
+                let lanes = self.lanes.last_mut().expect("lanes hold the least key");
+                let popped = (lanes.instant, lanes.pop());
+                if lanes.count == 0 {
+                    let lanes = self.lanes.pop().expect("lanes hold the least key");
+                    self.spare_lanes.push(lanes);
+                }
+                popped
+            }
+        };
+        self.len -= 1;
+        self.now = time;
+        Some((SimTime::from_picos(time), slot))
+    }
+
+    #[inline]
+    fn peek(&mut self) -> Option<(SimTime, u32)> {
+        let (time, slot) = match self.settle()? {
+            Least::Front => {
+                let entry = self.front[self.front_at];
+                (entry.time, entry.slot())
+            }
+            Least::Lanes => {
+                let lanes = self.lanes.last().expect("lanes hold the least key");
+                (lanes.instant, lanes.slots[usize::from(lanes.class)][0])
+            }
+        };
+        Some((SimTime::from_picos(time), slot))
+    }
+
+    #[inline]
+    fn look_ahead(&self, count: usize, mut visit: impl FnMut(u32)) {
+        if let Some(lanes) = self.lanes.last() {
+            let lane = &lanes.slots[usize::from(lanes.class)];
+            lane.range(..count.min(lane.len()))
+                .for_each(|slot| visit(*slot));
+        } else {
+            let waiting = &self.front[self.front_at..];
+            waiting
+                .iter()
+                .take(count)
+                .for_each(|entry| visit(entry.slot()));
+        }
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
+        self.len = 0;
+        for lanes in &mut self.lanes {
+            lanes.count = 0;
+            lanes.occupied = [0; 4];
+            for (class, lane) in lanes.slots.iter_mut().enumerate() {
+                lane.retain(|slot| keep(*slot));
+                lanes.count += lane.len();
+                lanes.occupied[class / 64] |= u64::from(!lane.is_empty()) << (class % 64);
+            }
+            lanes.find_class();
+            self.len += lanes.count;
+        }
+        let emptied = self.lanes.extract_if(.., |lanes| lanes.count == 0);
+        self.spare_lanes.extend(emptied);
+
+        self.front.drain(..self.front_at);
+        self.front_at = 0;
+        self.front.retain(|entry| keep(entry.slot()));
+        self.len += self.front.len();
+
+        for rung in &mut self.rungs {
+            rung.count = 0;
+            for index in rung.cursor..rung.buckets.len() {
+                let bucket = std::mem::take(&mut rung.buckets[index]);
+                self.scratch.clear();
+                self.pool.drain(bucket, &mut self.scratch);
+                self.scratch.retain(|entry| keep(entry.slot()));
+                for entry in &self.scratch {
+                    self.pool.push(&mut rung.buckets[index], *entry);
+                }
+                if self.scratch.is_empty() {
+                    rung.occupied[index / 64] &= !(1 << (index % 64));
+                }
+                rung.count += self.scratch.len();
+            }
+            self.len += rung.count;
+        }
+
+        self.top.retain(|entry| keep(entry.slot()));
+        self.measure_top();
+        self.len += self.top.len();
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}
