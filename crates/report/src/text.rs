@@ -3,7 +3,7 @@
 use crate::causes::purpose;
 use crate::format::{count, number, percent, seconds, significant, wrap};
 use crate::paint::{Ink, Style};
-use crate::report::{ByConvention, Loss, Report};
+use crate::report::{Loss, Report};
 use rackflow_plan::{Cause, CommKind};
 use rackflow_topology::Level;
 
@@ -47,7 +47,8 @@ impl Page<'_> {
 
     /// A section title with a rule to the right edge, and what the columns below hold at its end.
     fn title(&mut self, title: &str, columns: &str) {
-        let used = title.chars().count() + columns.chars().count() + 2;
+        let gaps = if columns.is_empty() { 1 } else { 2 };
+        let used = title.chars().count() + columns.chars().count() + gaps;
         let rule = "─".repeat(self.width.saturating_sub(used));
         let line = format!(
             "{} {} {}",
@@ -141,7 +142,7 @@ fn memory(page: &mut Page<'_>, report: &Report) {
     let memory = &report.training.memory_per_gpu_bytes;
     let gb = |bytes: u64| number(bytes as f64 / 1e9, 1);
     let stage = if memory.stages > 1 {
-        format!(" on the fullest stage ({} of {})", memory.stage + 1, memory.stages)
+        format!(", on the fullest stage ({} of {})", memory.stage + 1, memory.stages)
     } else {
         String::new()
     };
@@ -163,42 +164,52 @@ fn results(page: &mut Page<'_>, report: &Report) {
     let training = &report.training;
     page.title("Results", "");
     let figures = [
-        ("Step time", seconds(training.step_time_s)),
-        ("Tokens per second", number(training.tokens_per_s, 0)),
-        ("Tokens per second and GPU", significant(training.tokens_per_s_per_gpu)),
+        ("step time", seconds(training.step_time_s)),
+        ("tokens/s", number(training.tokens_per_s, 0)),
+        ("tokens/s/GPU", significant(training.tokens_per_s_per_gpu)),
     ];
-    for (name, value) in figures {
-        let line = format!("  {name:<LABEL$} {}", page.ink(Ink::Strong, &format!("{value:>12}")));
-        page.line(&line);
-    }
+    let figures: Vec<String> = figures
+        .iter()
+        .map(|(name, value)| format!("{} {}", page.ink(Ink::Faint, name), page.ink(Ink::Strong, value)))
+        .collect();
+    page.line(&format!("  {}", figures.join("     ")));
     page.line("");
+    utilisation(page, report);
+}
+
+/// MFU and HFU under each convention in use.
+fn utilisation(page: &mut Page<'_>, report: &Report) {
+    const CELL: usize = 12;
     let native = &report.cluster.native_precision;
-    let same = report.cluster.peak_flops.native == report.cluster.peak_flops.bf16;
-    let mut columns = vec!["TFLOP/s/GPU".to_owned(), "MFU of bf16 peak".into()];
-    if !same {
-        columns.push(format!("MFU of {native} peak"));
-    }
-    columns.push("HFU of bf16 peak".into());
-    let head: String = columns.iter().map(|name| format!("{name:>18}")).collect();
-    let line = format!("  {:<LABEL$}{}", "", page.ink(Ink::Faint, &head));
-    page.line(&line);
-    let mfu = &training.mfu;
-    let hfu = &training.hfu_by_convention;
-    let pick = |by: &ByConvention, causal: bool| {
-        if causal { (by.bf16_causal, by.native_causal) } else { (by.bf16_noncausal, by.native_noncausal) }
+    let peak = &report.cluster.peak_flops;
+    let two_peaks = peak.native != peak.bf16;
+    let row = |cells: [String; 5]| -> String {
+        let keep = |(i, _): &(usize, &String)| two_peaks || !matches!(i, 2 | 4);
+        cells.iter().enumerate().filter(keep).map(|(_, cell)| format!("{cell:>CELL$}")).collect()
     };
-    for (name, tflops, causal) in [
-        ("Attention as masked (causal)", training.model_tflops_per_gpu.causal, true),
-        ("Attention as full square", training.model_tflops_per_gpu.noncausal, false),
+    let of = |metric: &str, format: &str| format!("{metric} of {format}");
+    let head = row([
+        "TFLOP/s/GPU".into(),
+        of("MFU", "bf16"),
+        of("MFU", native),
+        of("HFU", "bf16"),
+        of("HFU", native),
+    ]);
+    let line = format!("  {:<17}{}", "", page.ink(Ink::Faint, &head));
+    page.line(&line);
+    let (tflops, mfu, hfu) =
+        (&report.training.model_tflops_per_gpu, &report.training.mfu, &report.training.hfu_by_convention);
+    let share = |fraction: f64| format!("{} %", percent(fraction));
+    for (name, tflops, fractions) in [
+        ("causal attention", tflops.causal, [mfu.bf16_causal, mfu.native_causal, hfu.bf16_causal, hfu.native_causal]),
+        (
+            "full-square",
+            tflops.noncausal,
+            [mfu.bf16_noncausal, mfu.native_noncausal, hfu.bf16_noncausal, hfu.native_noncausal],
+        ),
     ] {
-        let (bf16, native) = pick(mfu, causal);
-        let mut cells = vec![number(tflops, 1), format!("{} %", percent(bf16))];
-        if !same {
-            cells.push(format!("{} %", percent(native)));
-        }
-        cells.push(format!("{} %", percent(pick(hfu, causal).0)));
-        let cells: String = cells.iter().map(|cell| format!("{cell:>18}")).collect();
-        let line = format!("  {name:<28}{}", cells.get(1..).unwrap_or(""));
+        let [a, b, c, d] = fractions.map(share);
+        let line = format!("  {name:<17}{}", row([number(tflops, 1), a, b, c, d]));
         page.line(&line);
     }
 }
@@ -265,24 +276,27 @@ fn waterfall(page: &mut Page<'_>, report: &Report) {
     step(page, &name, Ink::Strong, 0.0, 1.0, peak, "");
     let mut left = 1.0;
     for loss in rows {
-        step(page, &loss.label, ink(&loss.cause), left - loss.fraction, left, loss.fraction * peak, "-");
+        step(page, &loss.label, ink(&loss.cause), left - loss.fraction, left, peak, "-");
         left -= loss.fraction;
     }
     if !small.is_empty() {
         let rest: f64 = small.iter().map(|loss| loss.fraction).sum();
         let name = format!("{} smaller losses", small.len());
-        step(page, &name, Ink::Faint, left - rest, left, rest * peak, "-");
+        step(page, &name, Ink::Faint, left - rest, left, peak, "-");
     }
     let kept = useful.map_or(0.0, |loss| loss.fraction);
-    step(page, "Effective: useful math", Ink::Useful, 0.0, kept, kept * peak, "");
+    step(page, "Effective: useful math", Ink::Useful, 0.0, kept, peak, "");
 }
 
 /// One row of the waterfall: a bar from `from` to `to`, both fractions of the peak.
-fn step(page: &mut Page<'_>, name: &str, ink: Ink, from: f64, to: f64, flops: f64, sign: &str) {
+fn step(page: &mut Page<'_>, name: &str, ink: Ink, from: f64, to: f64, peak: f64, sign: &str) {
+    let flops = (to - from) * peak;
+    // One number of decimals for the whole column, so that it adds up by eye.
+    let digits = if peak >= 99.95e15 { 1 } else { 3 };
     let width = page.width - 2 - LABEL - 1 - 22;
     let bar = span(from.max(0.0), to.min(1.0), width);
     let share = format!("{sign}{} %", percent(to - from));
-    let rate = format!("{sign}{}", significant(flops / 1e15));
+    let rate = format!("{sign}{}", number(flops / 1e15, digits));
     let strong = sign.is_empty();
     let figures = format!("{share:>9} {rate:>11}");
     let line = format!(
@@ -339,7 +353,7 @@ fn exposed(page: &mut Page<'_>, report: &Report) {
     }
     page.title("Waiting for communication", "% of GPU time, by slowest link");
     let head: String = levels.iter().map(|level| format!("{:>9}", level.to_string())).collect();
-    let line = format!("  {:<44}{}", "", page.ink(Ink::Faint, &head));
+    let line = format!("  {:<42}{}", "", page.ink(Ink::Faint, &head));
     page.line(&line);
     for kind in kinds {
         let cells: String = levels
@@ -349,7 +363,7 @@ fn exposed(page: &mut Page<'_>, report: &Report) {
                 some => format!("{:>9}", percent(some)),
             })
             .collect();
-        let line = format!("  {} {:<41}{cells}", kind.name(), page.ink(Ink::Faint, &format!("{:<41}", purpose(kind))));
+        let line = format!("  {} {}{cells}", kind.name(), page.ink(Ink::Faint, &format!("{:<39}", purpose(kind))));
         page.line(&line);
     }
 }
@@ -362,26 +376,18 @@ fn changes(page: &mut Page<'_>, report: &Report) {
     for (i, change) in report.what_to_change.iter().enumerate() {
         let gain = format!("+{} %", percent(change.gain_at_most));
         let head = format!("{}. {}", i + 1, change.label);
-        let room = page.width - 2;
+        let gap = (page.width - 2).saturating_sub(head.chars().count() + gain.chars().count());
         let line = format!(
-            "  {}{}",
+            "  {}{}{}",
             page.ink(Ink::Strong, &head),
-            format_args!("{:>1$}", page_right(page, &gain), room - head.chars().count() + page_extra(page))
+            " ".repeat(gap),
+            page.ink(Ink::Useful, &gain)
         );
         page.line(&line);
         for part in wrap(&change.change, page.width - 5) {
             page.line(&format!("     {part}"));
         }
     }
-}
-
-fn page_right(page: &Page<'_>, text: &str) -> String {
-    page.ink(Ink::Useful, text)
-}
-
-/// Characters that colour adds to a painted text.
-fn page_extra(page: &Page<'_>) -> usize {
-    page.ink(Ink::Useful, "x").chars().count() - 1
 }
 
 fn published(page: &mut Page<'_>, report: &Report) {
