@@ -3,11 +3,15 @@
 //! This crate does not know any hardware: it says what must be computed, read and sent, never how
 //! long that takes.
 
+mod check;
+mod counts;
 mod model;
 mod operation;
 mod stack;
 mod training;
 
+pub use check::ModelError;
+pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount};
 pub use model::{Attention, FeedForward, LayerKind, Model, MoE, MultiTokenPrediction};
 pub use operation::{Direction, Operation};
 pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};

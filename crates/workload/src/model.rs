@@ -24,6 +24,16 @@ pub enum Attention {
         /// absent with a window means that all layers are windowed.
         #[serde(default)]
         full_every: Option<u64>,
+        /// The window does not slide: the sequence is cut into chunks that wide, and a query sees
+        /// back to the start of its own (Llama 4).
+        #[serde(default)]
+        chunked: bool,
+        /// Queries and keys are normalised per head with learned weights (Qwen3, GLM-4.6).
+        #[serde(default)]
+        qk_norm: bool,
+        /// Every head has a learned logit that takes a part of the softmax (GPT-OSS).
+        #[serde(default)]
+        sinks: bool,
     },
     /// Multi-head latent attention (DeepSeek).
     #[serde(rename = "mla")]
@@ -83,8 +93,32 @@ pub enum FeedForward {
 pub struct LayerKind {
     /// Dense or routed.
     pub feed_forward: FeedForward,
-    /// Keys that a query sees, where the layer is windowed.
+    /// Keys that a query sees at most, where the layer is windowed.
     pub window: Option<u64>,
+    /// The window is a chunk of the sequence instead of the keys just before the query.
+    pub chunked: bool,
+}
+
+impl LayerKind {
+    /// Keys that a query sees under the causal mask, averaged over a sequence of this length.
+    ///
+    /// Half the sequence without a window (the literature drops the half key of the diagonal, and
+    /// so do we).
+    pub fn keys_seen(self, sequence_length: u64) -> f64 {
+        let sequence = sequence_length as f64;
+        match self.window {
+            Some(window) if window < sequence_length && self.chunked => {
+                let (chunk, last) = (window as f64, (sequence_length % window) as f64);
+                let chunks = (sequence_length / window) as f64;
+                (chunks * chunk * chunk + last * last) / (2.0 * sequence)
+            }
+            Some(window) if window < sequence_length => {
+                let window = window as f64;
+                window - window * window / (2.0 * sequence)
+            }
+            _ => sequence / 2.0,
+        }
+    }
 }
 
 /// Extra prediction modules after the last layer (DeepSeek-V3).
@@ -140,18 +174,53 @@ impl Model {
     /// What kind the layer with this index (0-based) is.
     pub fn layer_kind(&self, index: u64) -> LayerKind {
         let feed_forward = match &self.moe {
-            Some(moe) if index >= moe.first_dense_layers && (index + 1) % moe.every == 0 => {
+            Some(moe) if index >= moe.first_dense_layers && is_nth(index, moe.every) => {
                 FeedForward::MoE
             }
             _ => FeedForward::Dense,
         };
-        let window = match self.attention {
-            Attention::Grouped { sliding_window: Some(window), full_every, .. } => {
-                let full = full_every.is_some_and(|every| every > 1 && (index + 1) % every == 0);
-                (!full).then_some(window)
+        let (window, chunked) = match self.attention {
+            Attention::Grouped {
+                sliding_window: Some(window),
+                full_every,
+                chunked,
+                ..
+            } if !full_every.is_some_and(|every| every > 1 && is_nth(index, every)) => {
+                (Some(window), chunked)
             }
-            _ => None,
+            _ => (None, false),
         };
-        LayerKind { feed_forward, window }
+        LayerKind {
+            feed_forward,
+            window,
+            chunked,
+        }
     }
+
+    /// The kinds of layer of this model with the number of layers of each, in the order in which
+    /// they first occur.
+    pub fn layer_kinds(&self) -> Vec<(LayerKind, u64)> {
+        let mut kinds: Vec<(LayerKind, u64)> = Vec::new();
+        for kind in (0..self.layers).map(|index| self.layer_kind(index)) {
+            match kinds.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((kind, 1)),
+            }
+        }
+        kinds
+    }
+
+    /// The kind of the layer inside a prediction module: that of the last layer, without a window.
+    pub fn mtp_layer_kind(&self) -> LayerKind {
+        LayerKind {
+            window: None,
+            chunked: false,
+            ..self.layer_kind(self.layers.saturating_sub(1))
+        }
+    }
+}
+
+/// Whether the layer with this 0-based index is the last of a run of `every`.
+fn is_nth(index: u64, every: u64) -> bool {
+    index.saturating_add(1).is_multiple_of(every.max(1))
 }
