@@ -90,14 +90,44 @@ fn whereabouts(level: impl std::fmt::Display) -> String {
     }
 }
 
+/// What kind of loss a cause is; pictures and text give each kind one colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// No loss.
+    Useful,
+    /// Math below peak.
+    Math,
+    /// Waiting for communication.
+    Communication,
+    /// Waiting for each other, or for nothing.
+    Waiting,
+}
+
+/// The family of the cause with this machine name.
+pub(crate) fn family(key: &str) -> Family {
+    match key {
+        "useful_math" => Family::Useful,
+        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => Family::Waiting,
+        exposed if exposed.starts_with("exposed_") => Family::Communication,
+        _ => Family::Math,
+    }
+}
+
 /// Stable machine name of a cause.
-pub(crate) fn key(cause: Cause) -> String {
+pub fn key(cause: Cause) -> String {
     cause.key().to_lowercase()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_useful_math_is_no_loss() {
+        let useful: Vec<Cause> =
+            Cause::all().filter(|cause| family(&key(*cause)) == Family::Useful).collect();
+        assert_eq!(useful, [Cause::UsefulMath]);
+    }
 
     #[test]
     fn labels_fit_their_column_and_differ() {

@@ -1,6 +1,6 @@
 //! The report for people: one screen of text.
 
-use crate::causes::purpose;
+use crate::causes::{Family, family, purpose};
 use crate::format::{count, number, percent, seconds, significant, wrap};
 use crate::paint::{Ink, Style};
 use crate::report::{Loss, Report};
@@ -331,10 +331,11 @@ fn span(from: f64, to: f64, width: usize) -> String {
 }
 
 fn ink(cause: &str) -> Ink {
-    match cause {
-        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => Ink::Order,
-        exposed if exposed.starts_with("exposed_") => Ink::Wait,
-        _ => Ink::Math,
+    match family(cause) {
+        Family::Useful => Ink::Useful,
+        Family::Math => Ink::Math,
+        Family::Communication => Ink::Wait,
+        Family::Waiting => Ink::Order,
     }
 }
 

@@ -3,7 +3,7 @@
 mod fixture;
 
 use rackflow_plan::{Cause, CommKind};
-use rackflow_report::{Measured, Options, Published, Report, ReportError, Style, render_text, summarize};
+use rackflow_report::{Measured, Options, Published, Report, ReportError, Style, render_text, summarize, waterfall_svg};
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
 
@@ -189,4 +189,15 @@ fn colour_changes_nothing_but_colour() {
     plain.push_str(rest);
     let trimmed: String = plain.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     assert_eq!(trimmed, render_text(&report, &Style { color: false, width: 92 }));
+}
+
+#[test]
+fn the_picture_names_every_loss_and_escapes_what_it_is_given() {
+    let mut report = report(&fixture::uneven());
+    report.scenario = "<a> & b".into();
+    let svg = waterfall_svg(&report);
+    for loss in &report.waterfall[1..] {
+        assert!(svg.contains(&loss.label), "{}", loss.label);
+    }
+    assert!(svg.contains("&lt;a&gt; &amp; b") && !svg.contains("<a>"));
 }
