@@ -12,6 +12,7 @@
 
 mod attention;
 mod gemm;
+pub mod measured;
 mod mechanism;
 mod stream;
 #[cfg(test)]
@@ -126,6 +127,19 @@ impl Device<'_> {
     /// Time for `cycles` of the rated clock [s].
     fn cycles(&self, cycles: f64) -> f64 {
         cycles / self.accelerator.clock.hertz()
+    }
+
+    /// Generation of the tensor cores, told by what an SM multiplies in a clock: 0 to 2048 bf16
+    /// operations (Ampere), 1 to 4096 (Hopper), 2 to 8192 and more (Blackwell).
+    fn generation(&self) -> usize {
+        let accelerator = self.accelerator;
+        let per_clock = accelerator.peak.bf16.flops_per_sec()
+            / (f64::from(accelerator.sms) * accelerator.clock.hertz());
+        match per_clock {
+            ..3000.0 => 0,
+            3000.0..6000.0 => 1,
+            _ => 2,
+        }
     }
 
     fn floor(&self) -> f64 {

@@ -111,10 +111,7 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
         Direction::Forward => (shape.query, shape.kv),
         Direction::Backward => (shape.kv, shape.query),
     };
-    // A kernel keeps as many tiles in flight as it takes to feed the tensor cores: two on Blackwell.
-    let per_clock = gemm::peak(device, Precision::Bf16)
-        / (f64::from(device.accelerator.sms) * device.accelerator.clock.hertz());
-    let in_flight = (per_clock / 4096.0).round().clamp(1.0, 2.0);
+    let in_flight = if device.generation() == 2 { 2.0 } else { 1.0 };
     let rows = mechanism.attention_rows * in_flight;
     let tiles = (outer / rows).ceil() * shape.batch * shape.heads;
     let steps = |length: f64| (length / mechanism.attention_keys).ceil() * mechanism.attention_keys;

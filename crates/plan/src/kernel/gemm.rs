@@ -153,10 +153,10 @@ fn tiled(
     // The sustained rate is that of the largest tile, so delivery counts against that tile's.
     let per_k = multiply * starved(rows, columns, multiply, element, device)
         / starved(LARGEST.0, LARGEST.1, multiply * LARGEST.0 * LARGEST.1 / (rows * columns), element, device);
-    let overhead = device.cycles(mechanism.gemm_tile_cycles);
+    let overhead = device.cycles(mechanism.gemm_tile_cycles[device.generation()]);
     let mut best = f64::INFINITY;
     for split in SPLITS {
-        if split > 1.0 && (tiles >= 2.0 * sms || product.k < 512.0 * split) {
+        if split > 1.0 && tiles >= 2.0 * sms {
             break;
         }
         let k = (product.k / split / step).ceil() * step;

@@ -7,8 +7,10 @@ pub struct Mechanism {
     /// Bytes per SM and clock that the last-level cache delivers to an SM's operand buffers,
     /// counted after multicast between neighbouring SMs.
     pub delivery_bytes_per_sm_clock: f64,
-    /// Cycles in which a GEMM tile fills its pipeline and stores its result.
-    pub gemm_tile_cycles: f64,
+    /// Cycles in which a GEMM tile fills its pipeline and stores its result, as far as the next
+    /// tile does not hide them, by generation of the tensor cores: warp-synchronous
+    /// (Ampere), asynchronous (Hopper), with results in their own memory (Blackwell).
+    pub gemm_tile_cycles: [f64; 3],
     /// Part of an incomplete last wave that is really waited for: SMs that stay idle leave power
     /// and cache bandwidth to the others, and persistent kernels balance.
     pub wave_tail: f64,
@@ -22,7 +24,7 @@ pub struct Mechanism {
     pub attention_tail: f64,
     /// Time of a byte written over a byte read: the memory turns around.
     pub write_cost: f64,
-    /// Rows of queries in one tile of attention.
+    /// Rows of queries in one tile of attention; Blackwell keeps two tiles in flight.
     pub attention_rows: f64,
     /// Keys in one step of attention: a causal mask computes whole steps.
     pub attention_keys: f64,
@@ -32,25 +34,24 @@ pub struct Mechanism {
     pub exponent_serial: f64,
     /// Memory bandwidth that an SM can ask for over its even share.
     pub sm_memory_surplus: f64,
-    /// Bytes at which a stream reaches half of its final bandwidth, per byte/s of bandwidth [s]:
-    /// the latency that the first and last bytes do not overlap.
+    /// Latency of the first and last bytes of a kernel, which no other byte hides [s].
     pub stream_ramp: f64,
 }
 
 /// The constants in use.
 pub const MECHANISM: Mechanism = Mechanism {
-    delivery_bytes_per_sm_clock: 52.0,
-    gemm_tile_cycles: 2100.0,
-    wave_tail: 0.56,
-    split_cycles: 9200.0,
-    cache_share: 0.35,
+    delivery_bytes_per_sm_clock: 70.0,
+    gemm_tile_cycles: [4300.0, 2600.0, 1650.0],
+    wave_tail: 0.5,
+    split_cycles: 10_000.0,
+    cache_share: 0.45,
     gemm_memory: 0.85,
     attention_tail: 1.0,
     write_cost: 1.2,
     attention_rows: 128.0,
     attention_keys: 128.0,
-    attention_tile_cycles: 6000.0,
+    attention_tile_cycles: 5400.0,
     exponent_serial: 0.4,
     sm_memory_surplus: 1.6,
-    stream_ramp: 1.0e-6,
+    stream_ramp: 1.1e-6,
 };
