@@ -1,7 +1,7 @@
 //! Records built by hand: small enough to check on paper, whole enough to draw.
 
 use rackflow_plan::{
-    Accounts, Cause, CommKind, Facts, Fidelity, MemoryUse, StageFacts,
+    Accounts, Cause, CommKind, Facts, Fidelity, MemoryUse, RankOrder, Setup, StageFacts,
 };
 use rackflow_simulator::{ClassRecord, EngineRecord, Record};
 use rackflow_topology::{
@@ -83,6 +83,26 @@ pub fn uneven() -> Record {
         *class = 1;
     }
     record
+}
+
+/// A run of 64 GPUs of the same kind, to be compiled and simulated.
+pub fn small_setup() -> Setup {
+    let mut cluster = cluster();
+    cluster.gpus = 64;
+    let mut training = training();
+    training.parallelism.pipeline = 4;
+    training.parallelism.data = 16;
+    training.parallelism.expert = 16;
+    training.global_batch = 16 * 8;
+    Setup {
+        name: "DeepSeek-V3 on 64 H800".into(),
+        cluster,
+        training,
+        rank_order: RankOrder::DataBeforePipeline,
+        stragglers: Vec::new(),
+        fidelity: Fidelity::Folded,
+        seed: 0,
+    }
 }
 
 fn facts() -> Facts {

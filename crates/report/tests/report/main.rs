@@ -201,3 +201,13 @@ fn the_picture_names_every_loss_and_escapes_what_it_is_given() {
     }
     assert!(svg.contains("&lt;a&gt; &amp; b") && !svg.contains("<a>"));
 }
+
+#[test]
+fn a_simulated_step_adds_up_to_the_picosecond() {
+    let plan = rackflow_plan::compile(&fixture::small_setup()).expect("the fixture is a plan");
+    let report = report(&rackflow_simulator::simulate(&plan));
+    // Useful math is the causal model FLOPs at native peak, so the two ways to MFU agree.
+    let useful = report.waterfall[0].fraction;
+    let mfu = report.training.mfu.native_causal;
+    assert!((useful / mfu - 1.0).abs() < 1e-3, "{useful} and {mfu}");
+}
