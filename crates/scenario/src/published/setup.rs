@@ -4,8 +4,8 @@ use super::habits::{Habits, Interleaving, habits};
 use super::{PublishedModel, PublishedRun};
 use crate::Catalogue;
 use rackflow_plan::{Fidelity, Setup};
-use rackflow_topology::{Cluster, Fabric, Node, RailOptimized};
-use rackflow_units::{Bandwidth, Bytes, SimDuration};
+use rackflow_topology::{Cluster, Fabric, Node};
+use rackflow_units::Bandwidth;
 use rackflow_workload::{
     Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing, Schedule,
     SoftwareStack, Training, Zero,
@@ -106,6 +106,7 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
         assumed.push(format!("vocabulary {GPT2_VOCAB}: not published, GPT-2's is usual"));
         GPT2_VOCAB
     });
+    let family = Family::of(published);
     let attention = match published.latent {
         Some(latent) => Attention::Latent {
             heads,
@@ -121,9 +122,11 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
             head_dim: published.head_dim.filter(|dim| *dim > 0).unwrap_or(hidden / heads).max(1),
             sliding_window: published.window,
             full_every: published.full_every,
+            chunked: false,
+            qk_norm: family.qk_norm,
+            sinks: family.sinks,
         },
     };
-    let family = Family::of(published);
     Ok(Model {
         name: published.name.clone(),
         layers,
@@ -146,6 +149,8 @@ struct Family {
     tied_embeddings: bool,
     learned_positions: bool,
     biases: bool,
+    qk_norm: bool,
+    sinks: bool,
 }
 
 impl Family {
@@ -163,7 +168,13 @@ impl Family {
             // LLaMA and its heirs, Nemotron, DeepSeek, Qwen, Grok
             (false, false, false)
         };
-        Self { tied_embeddings, learned_positions, biases }
+        Self {
+            tied_embeddings,
+            learned_positions,
+            biases,
+            qk_norm: name.starts_with("qwen3"),
+            sinks: name.starts_with("gpt-oss"),
+        }
     }
 }
 
@@ -457,13 +468,24 @@ fn cluster(
         reason: "accelerator not in the catalogue",
         detail: run.gpu.clone(),
     })?;
-    let mut node = catalogue
-        .node(name)
-        .ok_or_else(|| Unusable { reason: "node not in the catalogue", detail: name.to_owned() })?;
-    if run.gpu == "A100-SXM-40GB" && node.accelerator.memory > Bytes::new(40_000_000_000) {
-        node.accelerator.name = "a100-sxm-40".to_owned();
-        node.accelerator.memory = Bytes::new(40_000_000_000);
-        node.accelerator.memory_bandwidth = Bandwidth::from_gigabytes_per_sec(1_555);
+    let look_up = |name: &str| {
+        catalogue
+            .node(name)
+            .ok_or_else(|| Unusable { reason: "node not in the catalogue", detail: name.to_owned() })
+    };
+    let mut node = look_up(name)?;
+    if run.gpu == "A100-SXM-40GB" {
+        node.accelerator = look_up("hgx-a100-40-4x100g")?.accelerator;
+        node.name = format!("{name}-40");
+    }
+    if gpus > node.gpus && !gpus.is_multiple_of(node.gpus) && node.gpus == 72 {
+        let part = format!("{name}-64of72");
+        if let Ok(smaller) = look_up(&part)
+            && gpus.is_multiple_of(smaller.gpus)
+        {
+            assumed.push("64 of the 72 GPUs of each rack are used, as jobs of powers of two do".to_owned());
+            node = smaller;
+        }
     }
     if node.gpus <= 8
         && let Some(total) = node_gigabits(&network)
@@ -475,15 +497,15 @@ fn cluster(
     if gpus > node.gpus && gpus % node.gpus != 0 {
         shrink_domain(&mut node, gpus, assumed)?;
     }
-    Ok(Cluster { fabric: fabric(&node, gpus, &network, catalogue, assumed), node, gpus })
+    Ok(Cluster { fabric: fabric(&node, gpus, &network, catalogue, assumed)?, node, gpus })
 }
 
 fn node_name(gpu: &str, network: &str) -> Option<&'static str> {
     Some(match gpu {
         "A100-SXM-80GB" if network.contains("jean zay") => "jean-zay-a100",
         "A100-SXM-80GB" if network.contains("4 x 100 gb/s") => "hgx-a100-4x100g",
-        "A100-SXM-80GB" => "dgx-a100",
-        "A100-SXM-40GB" => "dgx-a100-40",
+        "A100-SXM-80GB" | "A100-SXM-40GB" if network.contains("roce") => "hgx-a100-roce",
+        "A100-SXM-80GB" | "A100-SXM-40GB" => "dgx-a100",
         "H100-SXM-80GB" => "dgx-h100",
         "H100-SXM-96GB-HBM2e-500W" => "hgx-h100-hbm2e-500w",
         "H800-SXM-80GB" => "hgx-h800",
@@ -556,30 +578,40 @@ fn shrink_domain(node: &mut Node, gpus: u32, assumed: &mut Vec<String>) -> Resul
 
 /// Sources describe their network in a few words: rail-optimised trees are what NVIDIA's
 /// reference design wires, and hashed Ethernet paths collide.
-fn fabric(node: &Node, gpus: u32, network: &str, catalogue: &Catalogue, assumed: &mut Vec<String>) -> Fabric {
-    let known = match network {
-        _ if network.contains("jean zay") => catalogue.fabric("jean-zay-omni-path"),
-        _ if network.contains("multi-plane") => catalogue.fabric("deepseek-mpft"),
-        _ => None,
+fn fabric(
+    node: &Node,
+    gpus: u32,
+    network: &str,
+    catalogue: &Catalogue,
+    assumed: &mut Vec<String>,
+) -> Result<Fabric, Unusable> {
+    let nics = u64::from(gpus) * u64::from(node.nic.count) / u64::from(node.gpus.max(1));
+    // Two tiers of 64-port switches end at 2,048 NICs.
+    let small = nics <= 2_048;
+    let name = if network.contains("multi-plane") {
+        "deepseek-mpft"
+    } else if network.contains("24k cluster") {
+        "meta-roce-24k"
+    } else if network.contains("omni-path") {
+        "ib-two-tier"
+    } else if small {
+        "rail-optimized"
+    } else {
+        "rail-optimized-three-tier"
     };
-    if let Some(fabric) = known {
-        return fabric;
+    let mut fabric = catalogue
+        .fabric(name)
+        .ok_or_else(|| Unusable { reason: "fabric not in the catalogue", detail: name.to_owned() })?;
+    if gpus > node.gpus && !matches!(name, "deepseek-mpft" | "meta-roce-24k") {
+        assumed.push(format!("fabric {name}: the source does not describe the switches"));
     }
-    let ethernet = network.contains("roce") || network.contains("ethernet") && !network.contains("ib");
-    if gpus > node.gpus {
-        assumed.push("rail-optimised fabric without oversubscription".to_owned());
+    let hashed = network.contains("roce") && !network.contains("roce/ib");
+    if let Fabric::RailOptimized(tree) = &mut fabric
+        && hashed
+    {
+        tree.load_balance = ETHERNET_LOAD_BALANCE;
     }
-    Fabric::RailOptimized(RailOptimized {
-        // Two tiers of 64-port switches end at 2,048 NICs.
-        tiers: if gpus > 2_048 { 3 } else { 2 },
-        radix: 64,
-        rails: None,
-        link: None,
-        leaf_oversubscription: 1.0,
-        spine_oversubscription: 1.0,
-        load_balance: if ethernet { ETHERNET_LOAD_BALANCE } else { 1.0 },
-        hop: SimDuration::from_nanos(300),
-    })
+    Ok(fabric)
 }
 
 /// Fraction of the fair share that hashed paths leave between leaves; typical, unverified.
