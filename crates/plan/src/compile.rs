@@ -10,12 +10,11 @@ use crate::program::{GroupSlot, Peer, Program, Segment, Stream, Transfer, Transf
 use crate::run::{Builder, Context, Run, SegmentFlops, Spec};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
-use crate::shim::{AttentionCount, Counts};
 use rackflow_network::{self as network, CollectiveOp, Demand, Links};
 use rackflow_topology::{ClusterMap, Path};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
-    Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
+    AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -251,6 +250,7 @@ pub(crate) struct Chunk {
 pub(crate) struct LayerKindKey {
     routed: bool,
     window: Option<u64>,
+    chunked: bool,
 }
 
 impl LayerKindKey {
@@ -258,13 +258,14 @@ impl LayerKindKey {
         LayerKind {
             feed_forward: if self.routed { FeedForward::MoE } else { FeedForward::Dense },
             window: self.window,
+            chunked: self.chunked,
         }
     }
 }
 
 impl From<LayerKind> for LayerKindKey {
     fn from(kind: LayerKind) -> Self {
-        Self { routed: kind.feed_forward == FeedForward::MoE, window: kind.window }
+        Self { routed: kind.feed_forward == FeedForward::MoE, window: kind.window, chunked: kind.chunked }
     }
 }
 
@@ -333,7 +334,7 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
         };
         sum.dense += output / tp;
         if let Some(mtp) = &s.model.mtp {
-            let layer = layer_parameters(s, last_kind(s));
+            let layer = layer_parameters(s, s.model.mtp_layer_kind());
             for _ in 0..mtp.modules {
                 sum = sum + layer;
                 sum.dense += 2 * s.model.hidden * s.model.hidden;
@@ -341,10 +342,6 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
         }
     }
     sum
-}
-
-fn last_kind(s: &Sizes<'_>) -> LayerKind {
-    s.model.layer_kind(s.model.layers - 1)
 }
 
 struct Compiler<'a> {
@@ -487,7 +484,7 @@ impl<'a> Compiler<'a> {
             run.append(&head);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
                 run.append(&layer::mtp_projection(ctx, &s, Direction::Forward, Gradients::Both));
-                run.append(&layer::forward(ctx, &s, last_kind(&s), false));
+                run.append(&layer::forward(ctx, &s, s.model.mtp_layer_kind(), false));
                 run.append(&head);
             }
         }
@@ -506,7 +503,7 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
                 run.append(&head);
-                run.append(&layer::backward(ctx, &s, last_kind(&s), gradients));
+                run.append(&layer::backward(ctx, &s, s.model.mtp_layer_kind(), gradients));
                 run.append(&layer::mtp_projection(ctx, &s, Direction::Backward, gradients));
             }
             run.append(&head);

@@ -193,25 +193,13 @@ fn projections(s: &Sizes<'_>) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
     }
 }
 
-/// Fraction of the score square that the mask leaves.
-fn mask_fraction(sequence: u64, window: Option<u64>) -> f64 {
-    let s = sequence as f64;
-    match window {
-        Some(w) if w < sequence => {
-            let w = w as f64;
-            (s * w - w * w / 2.0) / (s * s)
-        }
-        _ => 0.5,
-    }
-}
-
 /// Attention proper. Returns one list of operations per context-parallel step.
 fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Vec<Operation>> {
     let shape = attention_shape(s);
     let sequence = s.training.sequence_length;
     let ranks = u64::from(s.plan.context);
     let own = sequence / ranks;
-    let mask = mask_fraction(sequence, kind.window);
+    let mask = kind.keys_seen(sequence) / sequence as f64;
     let batch = s.training.micro_batch;
     if s.stack.attention == AttentionKernel::Unfused {
         return vec![unfused_attention(s, &shape, own, sequence, direction)];

@@ -13,7 +13,6 @@ mod memory;
 mod placement;
 mod program;
 mod run;
-mod shim;
 pub mod schedule;
 mod setup;
 

@@ -108,7 +108,7 @@ fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
         .map(|(i, kind)| if (i as u64) < recomputed { input } else { layer_activations(s, kind) })
         .sum();
     let mtp = match (&s.model.mtp, chunk.last) {
-        (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.layer_kind(s.model.layers - 1)),
+        (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.mtp_layer_kind()),
         _ => 0,
     };
     // The final norm's input and output.
@@ -130,7 +130,7 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
             let kv = (kv_heads / tp).max(1);
             t * (heads / tp + 2 * kv) * head_dim * 2 + t * heads / tp * head_dim * 2
         }
-        Attention::Latent { heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim } => {
+        Attention::Latent { heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
             let qk = qk_nope_head_dim + qk_rope_head_dim;
             let up = t * heads / tp * (2 * qk + v_head_dim) * 2;
             let latent = t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
