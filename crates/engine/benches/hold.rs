@@ -15,6 +15,12 @@ use std::time::{Duration, Instant};
 /// Mean time between pop and rescheduled event [ps].
 const MEAN: f64 = 1e9;
 
+/// Increments drawn beforehand.
+const INCREMENTS: usize = 1 << 16;
+
+/// The event that stands in for a timeout; the others are numbers.
+const TIMEOUT: u64 = u64::MAX;
+
 /// How much later an event is scheduled again.
 #[derive(Debug, Clone, Copy)]
 enum Increments {
@@ -66,7 +72,7 @@ impl<Q: PendingSet> Hold<Q> {
         let mut random = RandomStream::root(1)
             .derive("hold")
             .derive(&format!("{kind:?}"));
-        let increments = (0..1 << 16).map(|_| kind.draw(&mut random)).collect();
+        let increments = (0..INCREMENTS).map(|_| kind.draw(&mut random)).collect();
         let mut queue = EventQueue::with_pending_set();
         for i in 0..pending {
             let at = SimTime::from_picos(kind.draw(&mut random));
@@ -82,7 +88,7 @@ impl<Q: PendingSet> Hold<Q> {
             for _ in 0..pending.min(1024) {
                 let at = hold.next();
                 hold.timeouts
-                    .push(hold.queue.schedule(at, EventClass(3), u64::MAX));
+                    .push(hold.queue.schedule(at, EventClass(3), TIMEOUT));
             }
         }
         // Reach the steady state.
@@ -91,23 +97,27 @@ impl<Q: PendingSet> Hold<Q> {
     }
 
     fn next(&mut self) -> SimTime {
-        self.at = (self.at + 1) % self.increments.len();
+        self.at = (self.at + 1) % INCREMENTS;
         self.queue.now() + SimDuration::from_picos(self.increments[self.at])
     }
 
     /// Pops and schedules `holds` events. When cancelling, each hold also takes back the oldest
-    /// timeout and sets another.
+    /// timeout, unless it has expired, and sets another.
     fn run(&mut self, holds: u64) {
-        for i in 0..holds as usize {
-            let (_, event) = self.queue.pop().expect("the hold model never runs dry");
+        let mut oldest = 0;
+        for _ in 0..holds {
+            let mut event = TIMEOUT;
+            while event == TIMEOUT {
+                (_, event) = self.queue.pop().expect("the hold model never runs dry");
+            }
             let at = self.next();
             self.queue
                 .schedule(at, EventClass((event % 3) as u8), event);
             if !self.timeouts.is_empty() {
-                let oldest = i % self.timeouts.len();
                 self.queue.cancel(self.timeouts[oldest]);
                 let at = self.next();
-                self.timeouts[oldest] = self.queue.schedule(at, EventClass(3), u64::MAX);
+                self.timeouts[oldest] = self.queue.schedule(at, EventClass(3), TIMEOUT);
+                oldest = (oldest + 1) % self.timeouts.len();
             }
         }
         black_box(self.queue.now());

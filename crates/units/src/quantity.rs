@@ -19,8 +19,12 @@ macro_rules! text_serde {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
-                text.parse().map_err(serde::de::Error::custom)
+                // Not `deserialize_str`: YAML would make text of a bare number, or refuse it
+                // without a word about units.
+                d.deserialize_any(crate::parse::QuantityVisitor {
+                    grammar: &$grammar,
+                    quantity: std::marker::PhantomData,
+                })
             }
         }
 
@@ -76,7 +80,7 @@ macro_rules! quantity {
                     let base = parse::parse(text, &GRAMMAR)?;
                     Self::from_base(base).ok_or_else(|| ParseQuantityError::OutOfRange {
                         kind: GRAMMAR.kind,
-                        text: text.to_owned(),
+                        text: parse::shorten(text.trim()),
                     })
                 }
             }
@@ -92,7 +96,7 @@ macro_rules! quantity {
         impl Add for $name {
             type Output = Self;
             fn add(self, other: Self) -> Self {
-                Self(self.0 + other.0)
+                Self(Self::add_base(self.0, other.0))
             }
         }
 
@@ -108,11 +112,6 @@ macro_rules! quantity {
             }
         }
     };
-}
-
-/// Base units held as integers: rounded to the nearest, refused beyond `u64`.
-fn integer(base: f64) -> Option<u64> {
-    (base < 1.8e19).then(|| base.round() as u64)
 }
 
 quantity! {
@@ -132,7 +131,7 @@ quantity! {
     #[derive(Eq, Ord)]
     Bandwidth(u64), "bandwidth", "Bandwidth", "400 Gbit/s",
     parse {
-        "B/s" = 1.0, "kB/s" = 1e3, "MB/s" = 1e6, "GB/s" = 1e9, "TB/s" = 1e12,
+        "B/s" = 1.0, "kB/s" = 1e3, "MB/s" = 1e6, "GB/s" = 1e9, "TB/s" = 1e12, "PB/s" = 1e15,
         "bit/s" = 0.125, "kbit/s" = 125.0, "Mbit/s" = 125e3, "Gbit/s" = 125e6, "Tbit/s" = 125e9,
         "Mb/s" = 125e3, "Gb/s" = 125e6, "Tb/s" = 125e9, "Mbps" = 125e3, "Gbps" = 125e6, "Tbps" = 125e9,
     },
@@ -144,7 +143,8 @@ quantity! {
     /// A count of floating-point operations (a fused multiply-add counts two).
     Flops(f64), "operation count", "Flops", "2 TFLOP",
     parse {
-        "FLOP" = 1.0, "GFLOP" = 1e9, "TFLOP" = 1e12, "PFLOP" = 1e15, "EFLOP" = 1e18, "ZFLOP" = 1e21,
+        "FLOP" = 1.0, "kFLOP" = 1e3, "MFLOP" = 1e6, "GFLOP" = 1e9, "TFLOP" = 1e12,
+        "PFLOP" = 1e15, "EFLOP" = 1e18, "ZFLOP" = 1e21,
     },
     offer ["TFLOP", "PFLOP", "EFLOP", "GFLOP", "ZFLOP", "FLOP"],
     print {
@@ -156,7 +156,10 @@ quantity! {
 quantity! {
     /// Floating-point operations per second, dense.
     FlopRate(f64), "rate of operations", "FlopRate", "989 TFLOP/s",
-    parse { "GFLOP/s" = 1e9, "TFLOP/s" = 1e12, "PFLOP/s" = 1e15, "EFLOP/s" = 1e18 },
+    parse {
+        "FLOP/s" = 1.0, "GFLOP/s" = 1e9, "TFLOP/s" = 1e12, "PFLOP/s" = 1e15, "EFLOP/s" = 1e18,
+        "ZFLOP/s" = 1e21,
+    },
     offer ["TFLOP/s", "PFLOP/s", "GFLOP/s", "EFLOP/s"],
     print {
         "FLOP/s" = 1.0, "GFLOP/s" = 1e9, "TFLOP/s" = 1e12, "PFLOP/s" = 1e15, "EFLOP/s" = 1e18,
@@ -194,8 +197,12 @@ impl Bytes {
         Self(n)
     }
 
+    fn add_base(a: u64, b: u64) -> u64 {
+        a.checked_add(b).expect("a size fits 2^64 bytes")
+    }
+
     fn from_base(base: f64) -> Option<Self> {
-        integer(base).map(Self)
+        parse::integer(base).map(Self)
     }
 
     /// The number of bytes.
@@ -209,8 +216,13 @@ impl Bytes {
     }
 
     /// Bytes of `elements` elements of `bits` bits each, rounded up to whole bytes.
+    ///
+    /// # Panics
+    /// When that is 2^64 bytes or more.
     pub const fn of_elements(elements: u64, bits: u64) -> Self {
-        Self((elements * bits).div_ceil(8))
+        let bytes = (elements as u128 * bits as u128).div_ceil(8);
+        assert!(bytes <= u64::MAX as u128, "a size fits 2^64 bytes");
+        Self(bytes as u64)
     }
 
     /// The part beyond `other`, or zero.
@@ -233,7 +245,7 @@ impl Sub for Bytes {
 impl Mul<u64> for Bytes {
     type Output = Self;
     fn mul(self, times: u64) -> Self {
-        Self(self.0 * times)
+        Self(self.0.checked_mul(times).expect("a size fits 2^64 bytes"))
     }
 }
 
@@ -253,8 +265,13 @@ impl Bandwidth {
         Self(n * 1_000_000_000)
     }
 
+    fn add_base(a: u64, b: u64) -> u64 {
+        a.checked_add(b)
+            .expect("a bandwidth fits 2^64 bytes per second")
+    }
+
     fn from_base(base: f64) -> Option<Self> {
-        integer(base).map(Self)
+        parse::integer(base).map(Self)
     }
 
     /// Bytes per second.
@@ -291,6 +308,10 @@ macro_rules! real_accessors {
             #[doc = concat!("`value` ", $unit, ".")]
             pub const fn $new(value: f64) -> Self {
                 Self(value)
+            }
+
+            fn add_base(a: f64, b: f64) -> f64 {
+                a + b
             }
 
             #[allow(
@@ -331,5 +352,75 @@ impl Flops {
     /// Seconds that these operations take at `rate`.
     pub fn seconds_at(self, rate: FlopRate) -> f64 {
         self.0 / rate.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes(text: &str) -> u64 {
+        text.parse::<Bytes>().unwrap().get()
+    }
+
+    fn bandwidth(text: &str) -> u64 {
+        text.parse::<Bandwidth>().unwrap().bytes_per_sec()
+    }
+
+    #[test]
+    fn decimal_and_binary_sizes_differ() {
+        assert_eq!(bytes("80 GB"), 80_000_000_000);
+        assert_eq!(bytes("80 GiB"), 85_899_345_920);
+        assert_eq!(bytes("1KiB"), 1024);
+        assert_eq!(bytes("1_000 kB"), bytes("1 MB"));
+        assert_eq!(bytes("1.5e3 B"), 1500);
+    }
+
+    #[test]
+    fn bits_and_bytes_differ() {
+        assert_eq!(bandwidth("400 GB/s"), 400_000_000_000);
+        assert_eq!(bandwidth("400 Gbit/s"), 50_000_000_000);
+        assert_eq!(bandwidth("400 Gb/s"), bandwidth("400 Gbps"));
+    }
+
+    #[test]
+    fn elements_of_four_bits_share_bytes() {
+        assert_eq!(Bytes::of_elements(3, 4), Bytes::new(2));
+        assert_eq!(Bytes::of_elements(1 << 62, 16), Bytes::new(1 << 63));
+    }
+
+    #[test]
+    #[should_panic(expected = "a size fits 2^64 bytes")]
+    fn a_size_never_wraps() {
+        let _ = Bytes::new(u64::MAX) + Bytes::new(1);
+    }
+
+    #[test]
+    fn time_to_send_rounds_up() {
+        let nvlink = Bandwidth::from_gigabytes_per_sec(900);
+        // 512 B / 900 GB/s = 568.88 ps.
+        assert_eq!(
+            nvlink.time_to_send(Bytes::new(512)),
+            SimDuration::from_picos(569)
+        );
+        assert_eq!(
+            nvlink.time_to_send(Bytes::new(900)),
+            SimDuration::from_picos(1000)
+        );
+        assert_eq!(Bandwidth::ZERO.time_to_send(Bytes::ZERO), SimDuration::ZERO);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_transfer_never_finishes_early(size in 0u64..1 << 42, rate in 1_000_000u64..1 << 50) {
+            let ps = Bandwidth::from_bytes_per_sec(rate).time_to_send(Bytes::new(size)).as_picos();
+            let sent = |ps: u64| u128::from(ps) * u128::from(rate);
+            let wanted = u128::from(size) * 1_000_000_000_000;
+            prop_assert!(sent(ps) >= wanted);
+            prop_assert!(ps == 0 || sent(ps - 1) < wanted, "and never a whole picosecond late");
+        }
     }
 }

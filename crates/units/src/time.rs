@@ -219,13 +219,12 @@ impl FromStr for SimDuration {
     type Err = ParseQuantityError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let ps = parse::parse(text, &GRAMMAR)?;
-        if ps >= 1.8e19 {
-            return Err(ParseQuantityError::OutOfRange {
+        parse::integer(ps)
+            .map(Self)
+            .ok_or_else(|| ParseQuantityError::OutOfRange {
                 kind: GRAMMAR.kind,
-                text: text.to_owned(),
-            });
-        }
-        Ok(Self(ps.round() as u64))
+                text: parse::shorten(text.trim()),
+            })
     }
 }
 

@@ -31,7 +31,7 @@ const FRONT_KEYS: usize = 48;
 /// but not beyond this many buckets, so that a rung made from a front is finer than its parent.
 const FRONT_BUCKETS: usize = 16;
 /// A front with more keys becomes a rung.
-const FRONT_MAX: usize = 128;
+const FRONT_MAX: usize = 256;
 /// Keys that a bucket should have where keys are as dense as at the median.
 const KEYS_PER_BUCKET: usize = 12;
 /// A rung from the top reaches this many times as far as its keys would need at median density.
@@ -73,7 +73,7 @@ impl Entry {
     }
 }
 
-/// Entries in chunks of one cache line each, chained into buckets and recycled.
+/// Entries in chunks of two cache lines each, chained into buckets and recycled.
 #[derive(Debug, Default)]
 struct ChunkPool {
     chunks: Vec<Chunk>,
@@ -84,7 +84,7 @@ struct ChunkPool {
 const CHUNK: usize = 8;
 
 #[derive(Debug, Default, Clone)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Chunk([Entry; CHUNK]);
 
 /// A first-in-first-out list of entries: a ring of chunks, known by its last one.
