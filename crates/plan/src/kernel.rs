@@ -56,7 +56,9 @@ pub struct KernelOptions {
 
 impl Default for KernelOptions {
     fn default() -> Self {
-        Self { attention: AttentionKernel::Best }
+        Self {
+            attention: AttentionKernel::Best,
+        }
     }
 }
 
@@ -95,7 +97,11 @@ pub fn cost_by(
         accelerator.sms,
         accelerator.name
     );
-    let device = Device { accelerator, sms, mechanism };
+    let device = Device {
+        accelerator,
+        sms,
+        mechanism,
+    };
     match op {
         Operation::Gemm { .. } | Operation::GroupedGemm { .. } => gemm::cost(op, &device),
         Operation::Attention { .. } => attention::cost(op, options.attention, &device),

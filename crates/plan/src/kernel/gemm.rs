@@ -37,7 +37,14 @@ struct Product {
 impl Product {
     fn of(op: &Operation) -> (Self, Precision) {
         match *op {
-            Operation::Gemm { m, n, k, batch, precision, output_bytes } => (
+            Operation::Gemm {
+                m,
+                n,
+                k,
+                batch,
+                precision,
+                output_bytes,
+            } => (
                 Self {
                     m: m as f64,
                     n: n as f64,
@@ -58,11 +65,24 @@ impl Product {
                 weight_gradient,
             } => {
                 let rows = m_total as f64 / groups as f64;
-                let (m, n, k) =
-                    if weight_gradient { (n as f64, k as f64, rows) } else { (rows, n as f64, k as f64) };
+                let (m, n, k) = if weight_gradient {
+                    (n as f64, k as f64, rows)
+                } else {
+                    (rows, n as f64, k as f64)
+                };
                 let ragged = groups > 1 && !weight_gradient;
                 let count = groups as f64;
-                (Self { m, n, k, count, ragged, output_bytes: output_bytes as f64 }, precision)
+                (
+                    Self {
+                        m,
+                        n,
+                        k,
+                        count,
+                        ragged,
+                        output_bytes: output_bytes as f64,
+                    },
+                    precision,
+                )
             }
             Operation::Attention { .. } | Operation::Stream { .. } => {
                 unreachable!("only products are products")
@@ -112,11 +132,19 @@ pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
         return Parts::default();
     }
     let peak = peak(device, precision);
-    let sustained = flops / (peak * device.accelerator.measured.gemm.get(precision)) * device.sms_missing();
+    let sustained =
+        flops / (peak * device.accelerator.measured.gemm.get(precision)) * device.sms_missing();
     let element = element_bytes(precision);
     let mut math = f64::INFINITY;
     for (rows, columns) in TILES {
-        math = math.min(tiled(&product, rows, columns, sustained / flops, element, device));
+        math = math.min(tiled(
+            &product,
+            rows,
+            columns,
+            sustained / flops,
+            element,
+            device,
+        ));
     }
     let math = math.max(sustained);
     let memory_time =
@@ -152,7 +180,13 @@ fn tiled(
     let multiply = 2.0 * rows * columns * per_flop * sms;
     // The sustained rate is that of the largest tile, so delivery counts against that tile's.
     let per_k = multiply * starved(rows, columns, multiply, element, device)
-        / starved(LARGEST.0, LARGEST.1, multiply * LARGEST.0 * LARGEST.1 / (rows * columns), element, device);
+        / starved(
+            LARGEST.0,
+            LARGEST.1,
+            multiply * LARGEST.0 * LARGEST.1 / (rows * columns),
+            element,
+            device,
+        );
     let overhead = device.cycles(mechanism.gemm_tile_cycles[device.generation()]);
     let mut best = f64::INFINITY;
     for split in SPLITS {
@@ -161,7 +195,11 @@ fn tiled(
         }
         let k = (product.k / split / step).ceil() * step;
         let waves = tiles * split / sms;
-        let waited = if waves <= 1.0 { 1.0 } else { waves + mechanism.wave_tail * (waves.ceil() - waves) };
+        let waited = if waves <= 1.0 {
+            1.0
+        } else {
+            waves + mechanism.wave_tail * (waves.ceil() - waves)
+        };
         let mut time = waited * (k * per_k + overhead);
         if split > 1.0 {
             // Partial sums leave in fp32 and are read again, through the cache.
@@ -176,7 +214,8 @@ fn tiled(
 
 /// Factor by which fetching the operands of one k from the cache slows `multiply` seconds of math.
 fn starved(rows: f64, columns: f64, multiply: f64, element: f64, device: &Device<'_>) -> f64 {
-    let deliver = device.cycles((rows + columns) * element / device.mechanism.delivery_bytes_per_sm_clock);
+    let deliver =
+        device.cycles((rows + columns) * element / device.mechanism.delivery_bytes_per_sm_clock);
     overlapped(multiply, deliver) / multiply
 }
 

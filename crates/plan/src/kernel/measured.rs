@@ -48,7 +48,11 @@ pub struct MeasuredKernel {
 impl MeasuredKernel {
     /// The cost model's time over the measured time, as a natural logarithm.
     pub fn log_error(&self, accelerator: &Accelerator) -> f64 {
-        let cost = |op| cost_with(op, accelerator, accelerator.sms, self.options).time.as_secs_f64();
+        let cost = |op| {
+            cost_with(op, accelerator, accelerator.sms, self.options)
+                .time
+                .as_secs_f64()
+        };
         (self.operations.iter().map(cost).sum::<f64>() / self.seconds).ln()
     }
 }
@@ -61,7 +65,10 @@ const TABLE: &str = include_str!("../../data/kernels.csv");
 /// Never, unless the table in this crate is broken.
 pub fn measured_kernels() -> Vec<MeasuredKernel> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
-    lines.skip(1).map(|line| row(line).unwrap_or_else(|| panic!("broken row: {line}"))).collect()
+    lines
+        .skip(1)
+        .map(|line| row(line).unwrap_or_else(|| panic!("broken row: {line}")))
+        .collect()
 }
 
 fn row(line: &'static str) -> Option<MeasuredKernel> {
@@ -76,13 +83,24 @@ fn row(line: &'static str) -> Option<MeasuredKernel> {
     let shape = fields.next()?;
     let seconds = fields.next()?.parse::<f64>().ok()? * 1e-6;
     let source = fields.next()?;
-    let sizes = shape.split('x').map(str::parse).collect::<Result<Vec<u64>, _>>().ok()?;
+    let sizes = shape
+        .split('x')
+        .map(str::parse)
+        .collect::<Result<Vec<u64>, _>>()
+        .ok()?;
     let (kind, operations, large) = match (kind, &*sizes) {
-        ("gemm", &[m, n, k]) => (MeasuredKind::Gemm, vec![gemm(m, n, k, precision)], m.min(n).min(k) >= 1024),
+        ("gemm", &[m, n, k]) => (
+            MeasuredKind::Gemm,
+            vec![gemm(m, n, k, precision)],
+            m.min(n).min(k) >= 1024,
+        ),
         ("gemm_best", &[m, n, k]) => (MeasuredKind::BestGemm, vec![gemm(m, n, k, precision)], true),
         ("gemm_quantise", &[m, n, k, passes, kernels]) => (
             MeasuredKind::QuantisedGemm,
-            vec![quantise(m, k, precision, passes, u32::try_from(kernels).ok()?), gemm(m, n, k, precision)],
+            vec![
+                quantise(m, k, precision, passes, u32::try_from(kernels).ok()?),
+                gemm(m, n, k, precision),
+            ],
             m.min(n).min(k) >= 1024,
         ),
         ("grouped_gemm", &[groups, m, n, k]) => {
@@ -99,7 +117,12 @@ fn row(line: &'static str) -> Option<MeasuredKernel> {
         }
         ("attention_cache", &[batch, heads, kv_heads, length, width]) => {
             let cache = Bytes::of_elements(2 * batch * kv_heads * length * width, precision.bits());
-            let copy = Operation::Stream { read: cache, write: cache, kernels: 1, flops: 0.0 };
+            let copy = Operation::Stream {
+                read: cache,
+                write: cache,
+                kernels: 1,
+                flops: 0.0,
+            };
             let attention = Operation::Attention {
                 batch,
                 heads,
@@ -112,11 +135,19 @@ fn row(line: &'static str) -> Option<MeasuredKernel> {
                 direction: Direction::Forward,
                 precision,
             };
-            (MeasuredKind::Attention, vec![copy, attention], length >= 1024 && batch * heads >= 8)
+            (
+                MeasuredKind::Attention,
+                vec![copy, attention],
+                length >= 1024 && batch * heads >= 8,
+            )
         }
         ("stream", &[read, write]) => {
-            let stream =
-                Operation::Stream { read: Bytes::new(read), write: Bytes::new(write), kernels: 1, flops: 0.0 };
+            let stream = Operation::Stream {
+                read: Bytes::new(read),
+                write: Bytes::new(write),
+                kernels: 1,
+                flops: 0.0,
+            };
             (MeasuredKind::Stream, vec![stream], true)
         }
         _ => return None,
@@ -127,11 +158,28 @@ fn row(line: &'static str) -> Option<MeasuredKernel> {
         _ => AttentionKernel::Best,
     };
     let options = KernelOptions { attention };
-    Some(MeasuredKernel { kind, accelerator, precision, shape, operations, options, seconds, source, large })
+    Some(MeasuredKernel {
+        kind,
+        accelerator,
+        precision,
+        shape,
+        operations,
+        options,
+        seconds,
+        source,
+        large,
+    })
 }
 
 fn gemm(m: u64, n: u64, k: u64, precision: Precision) -> Operation {
-    Operation::Gemm { m, n, k, batch: 1, precision, output_bytes: 2 }
+    Operation::Gemm {
+        m,
+        n,
+        k,
+        batch: 1,
+        precision,
+        output_bytes: 2,
+    }
 }
 
 /// Quantisation of an m x k operand: one pass finds the scale of each block while it converts, two

@@ -41,7 +41,7 @@ pub struct Mechanism {
 /// The constants in use.
 pub const MECHANISM: Mechanism = Mechanism {
     delivery_bytes_per_sm_clock: 70.0,
-    gemm_tile_cycles: [4300.0, 2600.0, 1650.0],
+    gemm_tile_cycles: [4300.0, 2600.0, 1000.0],
     wave_tail: 0.5,
     split_cycles: 10_000.0,
     cache_share: 0.45,

@@ -15,7 +15,10 @@ const CATALOGUE: &str = include_str!("../../../scenario/catalogue/accelerators.y
 fn entry(name: &str) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
     let mut path: Vec<String> = Vec::new();
-    for line in CATALOGUE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+    for line in CATALOGUE
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+    {
         let depth = (line.len() - line.trim_start().len()) / 2;
         let (key, value) = line.trim().split_once(':').expect("a key and a value");
         path.truncate(depth);
@@ -25,7 +28,10 @@ fn entry(name: &str) -> BTreeMap<String, String> {
         }
         let here = path[1..].join(".");
         let value = value.trim().trim_matches('"');
-        if let Some(map) = value.strip_prefix('{').and_then(|map| map.strip_suffix('}')) {
+        if let Some(map) = value
+            .strip_prefix('{')
+            .and_then(|map| map.strip_suffix('}'))
+        {
             for field in map.split(',') {
                 let (key, value) = field.split_once(':').expect("a key and a value");
                 values.insert(format!("{here}.{}", key.trim()), value.trim().to_owned());
@@ -41,11 +47,19 @@ fn parse<T: FromStr<Err: std::fmt::Debug>>(values: &BTreeMap<String, String>, pa
     parse_if(values, path).unwrap_or_else(|| panic!("no {path}"))
 }
 
-fn parse_if<T: FromStr<Err: std::fmt::Debug>>(values: &BTreeMap<String, String>, path: &str) -> Option<T> {
-    values.get(path).map(|text| text.parse().expect("a value with its unit"))
+fn parse_if<T: FromStr<Err: std::fmt::Debug>>(
+    values: &BTreeMap<String, String>,
+    path: &str,
+) -> Option<T> {
+    values
+        .get(path)
+        .map(|text| text.parse().expect("a value with its unit"))
 }
 
-fn by_precision<T: FromStr<Err: std::fmt::Debug>>(v: &BTreeMap<String, String>, path: &str) -> ByPrecision<T> {
+fn by_precision<T: FromStr<Err: std::fmt::Debug>>(
+    v: &BTreeMap<String, String>,
+    path: &str,
+) -> ByPrecision<T> {
     ByPrecision {
         bf16: parse(v, &format!("{path}.bf16")),
         fp8: parse_if(v, &format!("{path}.fp8")),
@@ -75,7 +89,11 @@ fn accelerator(name: &str) -> Accelerator {
         price: parse_if(&v, "price"),
         measured: Measured {
             gemm: by_precision(&v, "measured.gemm"),
-            attention: AttentionRates { flash1: rate("flash1"), flash2: rate("flash2"), best: rate("best") },
+            attention: AttentionRates {
+                flash1: rate("flash1"),
+                flash2: rate("flash2"),
+                best: rate("best"),
+            },
             memory: parse(&v, "measured.memory"),
             kernel_floor: parse(&v, "measured.kernel_floor"),
         },
@@ -100,7 +118,14 @@ const NAMES: [&str; 13] = [
 ];
 
 fn gemm(m: u64, n: u64, k: u64, precision: Precision) -> Operation {
-    Operation::Gemm { m, n, k, batch: 1, precision, output_bytes: 2 }
+    Operation::Gemm {
+        m,
+        n,
+        k,
+        batch: 1,
+        precision,
+        output_bytes: 2,
+    }
 }
 
 fn attention(length: u64, direction: Direction) -> Operation {
@@ -121,14 +146,29 @@ fn attention(length: u64, direction: Direction) -> Operation {
 fn many_operations() -> Vec<Operation> {
     let sizes = [1, 129, 1024, 5120, 7168, 28672];
     let mut ops = vec![
-        Operation::Stream { read: Bytes::new(1 << 28), write: Bytes::new(1 << 27), kernels: 3, flops: 1e9 },
-        Operation::Stream { read: Bytes::ZERO, write: Bytes::ZERO, kernels: 1, flops: 0.0 },
+        Operation::Stream {
+            read: Bytes::new(1 << 28),
+            write: Bytes::new(1 << 27),
+            kernels: 3,
+            flops: 1e9,
+        },
+        Operation::Stream {
+            read: Bytes::ZERO,
+            write: Bytes::ZERO,
+            kernels: 1,
+            flops: 0.0,
+        },
         gemm(0, 1024, 1024, Precision::Bf16),
     ];
     for m in sizes {
         for n in sizes {
             for k in sizes {
-                for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp8, Precision::Fp4] {
+                for precision in [
+                    Precision::Fp32,
+                    Precision::Bf16,
+                    Precision::Fp8,
+                    Precision::Fp4,
+                ] {
                     ops.push(gemm(m, n, k, precision));
                 }
             }
@@ -163,9 +203,12 @@ fn parts_sum_to_the_time_of_every_kernel() {
     for name in NAMES {
         let acc = accelerator(name);
         for op in many_operations() {
-            for kernel in
-                [AttentionKernel::Unfused, AttentionKernel::Flash1, AttentionKernel::Flash2, AttentionKernel::Best]
-            {
+            for kernel in [
+                AttentionKernel::Unfused,
+                AttentionKernel::Flash1,
+                AttentionKernel::Flash2,
+                AttentionKernel::Best,
+            ] {
                 let c = cost_with(&op, &acc, acc.sms, KernelOptions { attention: kernel });
                 assert_eq!(sum(&c), c.time, "{name} {op:?}");
             }
@@ -180,15 +223,25 @@ fn no_kernel_beats_its_roofline() {
         for op in many_operations() {
             let c = cost(&op, &acc, acc.sms);
             let bytes = match op {
-                Operation::Gemm { m, n, k, precision, .. } => {
-                    (m * k + n * k) as f64 * precision.bits() as f64 / 8.0 + (m * n * 2) as f64
-                }
+                Operation::Gemm {
+                    m, n, k, precision, ..
+                } => (m * k + n * k) as f64 * precision.bits() as f64 / 8.0 + (m * n * 2) as f64,
                 Operation::Stream { read, write, .. } => read.as_f64() + write.as_f64(),
                 _ => 0.0,
             };
-            let read = if op.tensor_flops() > 0.0 || matches!(op, Operation::Stream { .. }) { bytes } else { 0.0 };
-            assert!(c.time.as_secs_f64() >= read / acc.memory_bandwidth.as_f64(), "{name} {op:?}");
-            assert!(c.time >= c.memory_time && c.time >= c.useful, "{name} {op:?}");
+            let read = if op.tensor_flops() > 0.0 || matches!(op, Operation::Stream { .. }) {
+                bytes
+            } else {
+                0.0
+            };
+            assert!(
+                c.time.as_secs_f64() >= read / acc.memory_bandwidth.as_f64(),
+                "{name} {op:?}"
+            );
+            assert!(
+                c.time >= c.memory_time && c.time >= c.useful,
+                "{name} {op:?}"
+            );
         }
     }
 }
@@ -201,7 +254,10 @@ fn fewer_sms_are_never_faster() {
             let mut before = SimDuration::ZERO;
             for sms in [acc.sms, acc.sms * 7 / 8, acc.sms / 2, acc.sms / 4, 1] {
                 let time = cost(&op, &acc, sms).time;
-                assert!(time >= before, "{name} {op:?} on {sms} SMs: {time} after {before}");
+                assert!(
+                    time >= before,
+                    "{name} {op:?} on {sms} SMs: {time} after {before}"
+                );
                 before = time;
             }
         }
@@ -210,7 +266,9 @@ fn fewer_sms_are_never_faster() {
 
 #[test]
 fn larger_products_are_never_faster() {
-    let sizes = [1, 63, 64, 65, 255, 256, 257, 1000, 1023, 1024, 1025, 4000, 4096, 8191, 8192, 20000, 65536];
+    let sizes = [
+        1, 63, 64, 65, 255, 256, 257, 1000, 1023, 1024, 1025, 4000, 4096, 8191, 8192, 20000, 65536,
+    ];
     for name in NAMES {
         let acc = accelerator(name);
         for side in [128, 1024, 5000] {
@@ -219,7 +277,12 @@ fn larger_products_are_never_faster() {
                 for size in sizes {
                     let mut dims = [side; 3];
                     dims[axis] = size;
-                    let time = cost(&gemm(dims[0], dims[1], dims[2], Precision::Bf16), &acc, acc.sms).time;
+                    let time = cost(
+                        &gemm(dims[0], dims[1], dims[2], Precision::Bf16),
+                        &acc,
+                        acc.sms,
+                    )
+                    .time;
                     assert!(time >= before, "{name} {dims:?}: {time} after {before}");
                     before = time;
                 }
@@ -232,7 +295,14 @@ fn larger_products_are_never_faster() {
 fn a_batch_takes_its_number_of_products() {
     let acc = accelerator("h100-sxm");
     let time = |batch| {
-        let op = Operation::Gemm { m: 4096, n: 4096, k: 4096, batch, precision: Precision::Bf16, output_bytes: 2 };
+        let op = Operation::Gemm {
+            m: 4096,
+            n: 4096,
+            k: 4096,
+            batch,
+            precision: Precision::Bf16,
+            output_bytes: 2,
+        };
         cost(&op, &acc, acc.sms).time.as_secs_f64()
     };
     let ratio = time(64) / time(1);
@@ -257,8 +327,14 @@ fn attention_generations_keep_their_order() {
         for direction in [Direction::Forward, Direction::Backward] {
             let op = attention(4096, direction);
             let time = |attention| cost_with(&op, &acc, acc.sms, KernelOptions { attention }).time;
-            assert!(time(AttentionKernel::Best) <= time(AttentionKernel::Flash2), "{name}");
-            assert!(time(AttentionKernel::Flash2) < time(AttentionKernel::Flash1), "{name}");
+            assert!(
+                time(AttentionKernel::Best) <= time(AttentionKernel::Flash2),
+                "{name}"
+            );
+            assert!(
+                time(AttentionKernel::Flash2) < time(AttentionKernel::Flash1),
+                "{name}"
+            );
         }
     }
 }
@@ -326,7 +402,9 @@ fn errors_stay_within_what_the_documentation_states() {
             _ => 0.30,
         };
         if median > bound && rows >= 5 {
-            missed.push(format!("{kind:?} {name} {precision} {source} {size}: {median:.3} > {bound}"));
+            missed.push(format!(
+                "{kind:?} {name} {precision} {source} {size}: {median:.3} > {bound}"
+            ));
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
