@@ -248,10 +248,16 @@ pub struct Change {
 /// The simulation beside what was published.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Comparison {
-    /// Where the published figure is from.
+    /// Where the published figures are from, and what convention they follow.
     pub source: String,
-    /// What was published: `step_time_s`, `tokens_per_s_per_gpu`, `model_tflops_per_gpu_causal`
-    /// and so on, by the key of this report that it is compared with.
+    /// Each published figure beside the simulated ones that it may mean.
+    pub figures: Vec<Figure>,
+}
+
+/// One published figure beside a simulated one.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Figure {
+    /// What is compared: `step_time_s`, `model_tflops_per_gpu_causal`, `hfu_bf16_noncausal` and so on.
     pub metric: String,
     /// As published.
     pub published: f64,
@@ -259,9 +265,6 @@ pub struct Comparison {
     pub simulated: f64,
     /// Simulated over published, minus one.
     pub error: f64,
-    /// What to know about the published figure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
 }
 
 /// How the simulation itself went.

@@ -3,7 +3,7 @@
 use crate::advice;
 use crate::causes::{explain, key};
 use crate::report::{
-    ByConvention, Cluster, Comparison, Engine, Loss, Memory, Model, Peak, Plan, Rack, Report, SCHEMA_VERSION,
+    ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack, Report, SCHEMA_VERSION,
     TflopsPerGpu, Training,
 };
 use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
@@ -21,30 +21,17 @@ pub struct Options {
     pub published: Option<Published>,
 }
 
-/// What was published about a run.
-#[derive(Debug, Clone, PartialEq)]
+/// What was published about a run. Absent where the source does not say it.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Published {
-    /// The figure.
-    pub value: Measured,
-    /// Where it is from.
+    /// Where it was printed, and by which convention.
     pub source: String,
-    /// What to know about it.
-    pub note: Option<String>,
-}
-
-/// A published figure, by the metric that it is compared with.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Measured {
     /// Wall time of one step, in seconds.
-    StepTime(f64),
-    /// Tokens per second of the whole cluster.
-    TokensPerSecond(f64),
-    /// Tokens per second and GPU.
-    TokensPerSecondPerGpu(f64),
-    /// Model TFLOP/s per GPU, attention counted causally.
-    TflopsCausal(f64),
-    /// Model TFLOP/s per GPU, attention over the full square.
-    TflopsNoncausal(f64),
+    pub step_time_s: Option<f64>,
+    /// TFLOP/s per GPU, in the source's own convention.
+    pub tflops_per_gpu: Option<f64>,
+    /// Model FLOPs utilisation as a fraction, in the source's own convention.
+    pub mfu: Option<f64>,
 }
 
 /// Why a record cannot be summarized: it contradicts itself, which is a defect of the simulator.
@@ -94,17 +81,18 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
     check(record)?;
     let facts = &record.facts;
     let total = record.total();
+    let training = training(record, &total);
     Ok(Report {
         schema_version: SCHEMA_VERSION,
         scenario: facts.scenario.clone(),
         model: model(facts),
         cluster: cluster(facts),
         plan: plan(facts),
-        training: training(record, &total),
         racks: racks(record),
         waterfall: waterfall(&total),
         what_to_change: advice::changes(facts, &total),
-        published: options.published.map(|published| compare(record, published)),
+        published: options.published.map(|published| compare(&training, published)),
+        training,
         assumed: facts.training.assumed.clone(),
         engine: Engine {
             events: record.engine.events,
@@ -371,27 +359,29 @@ fn waterfall(total: &Accounts) -> Vec<Loss> {
         .collect()
 }
 
-fn compare(record: &Record, published: Published) -> Comparison {
-    let step = record.step_time.as_secs_f64();
-    let gpus = f64::from(record.facts.cluster.gpus);
-    let tokens = record.facts.training.tokens() as f64;
-    let (metric, value, simulated) = match published.value {
-        Measured::StepTime(value) => ("step_time_s", value, step),
-        Measured::TokensPerSecond(value) => ("tokens_per_s", value, tokens / step),
-        Measured::TokensPerSecondPerGpu(value) => ("tokens_per_s_per_gpu", value, tokens / step / gpus),
-        Measured::TflopsCausal(value) => {
-            ("model_tflops_per_gpu_causal", value, record.facts.model_flops_causal / step / gpus / 1e12)
-        }
-        Measured::TflopsNoncausal(value) => {
-            ("model_tflops_per_gpu_noncausal", value, record.facts.model_flops_noncausal / step / gpus / 1e12)
+/// Sources count FLOPs in at least six ways and seldom say which, so a published rate stands beside
+/// each convention of ours that it may follow; only the step time has one meaning.
+fn compare(training: &Training, published: Published) -> Comparison {
+    let mut figures = Vec::new();
+    let mut row = |metric: &str, published: Option<f64>, simulated: f64| {
+        if let Some(published) = published.filter(|value| *value > 0.0) {
+            let error = simulated / published - 1.0;
+            figures.push(Figure { metric: metric.into(), published, simulated, error });
         }
     };
-    Comparison {
-        source: published.source,
-        metric: metric.into(),
-        published: value,
-        simulated,
-        error: simulated / value - 1.0,
-        note: published.note,
+    let (tflops, mfu, hfu) = (&training.model_tflops_per_gpu, &training.mfu, &training.hfu_by_convention);
+    let recomputes = hfu.bf16_noncausal > 1.001 * mfu.bf16_noncausal;
+    row("step_time_s", published.step_time_s, training.step_time_s);
+    row("model_tflops_per_gpu_causal", published.tflops_per_gpu, tflops.causal);
+    row("model_tflops_per_gpu_noncausal", published.tflops_per_gpu, tflops.noncausal);
+    if recomputes {
+        let hardware = tflops.noncausal * hfu.bf16_noncausal / mfu.bf16_noncausal;
+        row("hardware_tflops_per_gpu_noncausal", published.tflops_per_gpu, hardware);
     }
+    row("mfu_bf16_causal", published.mfu, mfu.bf16_causal);
+    row("mfu_bf16_noncausal", published.mfu, mfu.bf16_noncausal);
+    if recomputes {
+        row("hfu_bf16_noncausal", published.mfu, hfu.bf16_noncausal);
+    }
+    Comparison { source: published.source, figures }
 }

@@ -393,27 +393,40 @@ fn changes(page: &mut Page<'_>, report: &Report) {
 
 fn published(page: &mut Page<'_>, report: &Report) {
     let Some(comparison) = &report.published else { return };
-    page.title("Beside what was published", "");
-    let (name, unit) = match comparison.metric.as_str() {
-        "step_time_s" => ("step time", " s"),
-        "tokens_per_s" => ("tokens per second", ""),
-        "tokens_per_s_per_gpu" => ("tokens per second and GPU", ""),
-        "model_tflops_per_gpu_causal" => ("TFLOP/s per GPU (causal)", ""),
-        _ => ("TFLOP/s per GPU (full square)", ""),
-    };
-    let sign = if comparison.error >= 0.0 { "+" } else { "" };
-    let ink = if comparison.error.abs() <= 0.1 { Ink::Useful } else { Ink::Alarm };
-    let line = format!(
-        "  {name:<LABEL$} published {}{unit}, simulated {}{unit}: {}",
-        significant(comparison.published),
-        page.ink(Ink::Strong, &significant(comparison.simulated)),
-        page.ink(ink, &format!("{sign}{} %", percent(comparison.error)))
-    );
-    page.line(&line);
-    page.entry("source", &comparison.source);
-    if let Some(note) = &comparison.note {
-        page.entry("note", note);
+    page.title("Beside what was published", "published   simulated      error");
+    for figure in &comparison.figures {
+        let metric = figure.metric.as_str();
+        let name = match metric {
+            "step_time_s" => "step time".to_owned(),
+            _ => {
+                let what = match metric.split('_').next() {
+                    Some("mfu") => "MFU of bf16",
+                    Some("hfu") => "HFU of bf16",
+                    Some("hardware") => "TFLOP/s/GPU with recomputation",
+                    _ => "TFLOP/s/GPU",
+                };
+                let attention = if metric.ends_with("noncausal") { "full-square" } else { "causal" };
+                format!("{what}, {attention}")
+            }
+        };
+        let show = |value: f64| match metric {
+            "step_time_s" => seconds(value),
+            _ if metric.contains("tflops") => number(value, 1),
+            _ => format!("{} %", percent(value)),
+        };
+        let sign = if figure.error >= 0.0 { "+" } else { "" };
+        let error = format!("{:>10}", format!("{sign}{} %", percent(figure.error)));
+        let ink = if figure.error.abs() < 0.1 { Ink::Useful } else { Ink::Alarm };
+        let names = page.width - 2 - 33;
+        let line = format!(
+            "  {name:<names$}{:>10} {} {}",
+            show(figure.published),
+            page.ink(Ink::Strong, &format!("{:>11}", show(figure.simulated))),
+            page.ink(if metric == "step_time_s" { ink } else { Ink::Faint }, &error)
+        );
+        page.line(&line);
     }
+    page.entry("source", &comparison.source);
 }
 
 fn assumed(page: &mut Page<'_>, report: &Report) {

@@ -3,15 +3,16 @@
 mod fixture;
 
 use rackflow_plan::{Cause, CommKind};
-use rackflow_report::{Measured, Options, Published, Report, ReportError, Style, render_text, summarize, waterfall_svg};
+use rackflow_report::{Options, Published, Report, ReportError, Style, explain, key, render_text, summarize, waterfall_svg};
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
 
 fn report(record: &Record) -> Report {
     let published = Published {
-        value: Measured::StepTime(19.93),
-        source: "DeepSeek-V3 technical report, arXiv:2412.19437, table 1: 14.8 T tokens in 2.664 M GPU hours".into(),
-        note: None,
+        source: "DeepSeek-V3 technical report, arXiv:2412.19437: 14.8 T tokens in 2.664 M GPU hours".into(),
+        step_time_s: Some(19.93),
+        tflops_per_gpu: None,
+        mfu: Some(0.437),
     };
     summarize(record, Options { wall_s: 0.0431, published: Some(published) }).expect("the fixture adds up")
 }
@@ -139,7 +140,7 @@ fn the_json_has_the_keys_that_others_rely_on() {
         "/engine/fidelity",
         "/engine/seed",
         "/what_to_change/0/change",
-        "/published/error",
+        "/published/figures/0/error",
         "/assumed/0",
     ] {
         assert!(json.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer} is missing");
@@ -210,4 +211,15 @@ fn a_simulated_step_adds_up_to_the_picosecond() {
     let useful = report.waterfall[0].fraction;
     let mfu = report.training.mfu.native_causal;
     assert!((useful / mfu - 1.0).abs() < 1e-3, "{useful} and {mfu}");
+}
+
+#[test]
+fn the_documentation_explains_every_cause_in_the_same_words() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+    let page = std::fs::read_to_string(path).expect("docs/metrics.md is there");
+    for cause in Cause::all().filter(|cause| !matches!(cause, Cause::Exposed(..))) {
+        let words = explain(cause);
+        let row = format!("| `{}` | {} | {} |", key(cause), words.label, words.sentence);
+        assert!(page.contains(&row), "docs/metrics.md lacks this row:\n{row}");
+    }
 }
