@@ -252,3 +252,89 @@ impl<E, Q: PendingSet> EventQueue<E, Q> {
         self.handled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ps: u64) -> SimTime {
+        SimTime::from_picos(ps)
+    }
+
+    fn popped<E>(queue: &mut EventQueue<E>) -> Vec<E> {
+        std::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect()
+    }
+
+    #[test]
+    fn simultaneous_events_come_by_class_then_in_order_of_scheduling() {
+        let mut queue = EventQueue::new();
+        for (class, event) in [(1, 'c'), (1, 'd'), (0, 'a'), (2, 'e'), (0, 'b')] {
+            queue.schedule(at(5), EventClass(class), event);
+        }
+        assert_eq!(popped(&mut queue), ['a', 'b', 'c', 'd', 'e']);
+    }
+
+    #[test]
+    fn an_event_now_waits_behind_its_class_and_before_higher_ones() {
+        let mut queue = EventQueue::new();
+        for (class, event) in [(0, 'a'), (1, 'b'), (1, 'c'), (2, 'e')] {
+            queue.schedule(at(5), EventClass(class), event);
+        }
+        assert_eq!(queue.pop(), Some((at(5), 'a')));
+        queue.schedule(at(5), EventClass(1), 'd');
+        assert_eq!(popped(&mut queue), ['b', 'c', 'd', 'e']);
+    }
+
+    #[test]
+    #[should_panic(expected = "scheduled into the past")]
+    fn the_past_is_closed() {
+        let mut queue = EventQueue::new();
+        queue.schedule(at(5), EventClass(0), ());
+        queue.pop();
+        queue.schedule(at(4), EventClass(0), ());
+    }
+
+    #[test]
+    fn an_id_works_once_and_never_for_the_next_in_its_slot() {
+        let mut queue = EventQueue::new();
+        let first = queue.schedule(at(1), EventClass(0), 'a');
+        assert!(queue.cancel(first));
+        assert!(!queue.cancel(first));
+        assert_eq!(queue.pop(), None);
+        let second = queue.schedule(at(1), EventClass(0), 'b');
+        assert_eq!(first.slot, second.slot, "the slot is used again");
+        assert!(!queue.cancel(first));
+        assert_eq!(queue.pop(), Some((at(1), 'b')));
+        assert!(!queue.cancel(second));
+        assert_eq!(queue.events_handled(), 1);
+    }
+
+    #[test]
+    fn cancelled_events_do_not_pile_up() {
+        let mut queue = EventQueue::new();
+        for i in 0..1_000_000 {
+            let id = queue.schedule(at(1_000_000 + i), EventClass(0), i);
+            assert!(queue.cancel(id));
+        }
+        assert!(queue.is_empty());
+        assert!(
+            queue.slots.len() <= 2 * DEAD_KEYS_TOLERATED,
+            "{} slots",
+            queue.slots.len()
+        );
+    }
+
+    #[test]
+    fn a_cancelled_event_is_dropped_at_once() {
+        let witness = std::rc::Rc::new(());
+        let mut queue = EventQueue::new();
+        let id = queue.schedule(at(1), EventClass(0), witness.clone());
+        queue.cancel(id);
+        assert_eq!(std::rc::Rc::strong_count(&witness), 1);
+    }
+
+    #[test]
+    fn an_id_is_small() {
+        assert_eq!(size_of::<EventId>(), 8);
+    }
+}

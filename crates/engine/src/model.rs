@@ -56,3 +56,83 @@ pub fn run_until<M: Model>(
         end: queue.now(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EventClass;
+    use rackflow_units::SimDuration;
+
+    /// Each event causes one at the same instant and one a tick later, `left` times.
+    #[derive(Default)]
+    struct Echo {
+        heard: Vec<u64>,
+    }
+
+    struct Sounded {
+        echoes_left: u32,
+        is_echo: bool,
+    }
+
+    impl Model for Echo {
+        type Event = Sounded;
+
+        fn handle(&mut self, event: Sounded, queue: &mut EventQueue<Sounded>) {
+            self.heard.push(queue.now().as_picos());
+            if event.is_echo || event.echoes_left == 0 {
+                return;
+            }
+            let next = Sounded {
+                echoes_left: event.echoes_left - 1,
+                is_echo: false,
+            };
+            queue.schedule(
+                queue.now() + SimDuration::from_picos(1),
+                EventClass(0),
+                next,
+            );
+            queue.schedule(
+                queue.now(),
+                EventClass(0),
+                Sounded {
+                    echoes_left: 0,
+                    is_echo: true,
+                },
+            );
+        }
+    }
+
+    fn queue() -> EventQueue<Sounded> {
+        let mut queue = EventQueue::new();
+        let first = Sounded {
+            echoes_left: 3,
+            is_echo: false,
+        };
+        queue.schedule(SimTime::ZERO, EventClass(0), first);
+        queue
+    }
+
+    #[test]
+    fn run_ends_when_nothing_is_pending() {
+        let (mut echo, mut queue) = (Echo::default(), queue());
+        let summary = run(&mut echo, &mut queue);
+        assert_eq!(echo.heard, [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(
+            summary,
+            RunSummary {
+                events_handled: 7,
+                end: SimTime::from_picos(3)
+            }
+        );
+        assert_eq!(run(&mut echo, &mut queue).events_handled, 0);
+    }
+
+    #[test]
+    fn run_until_includes_the_last_instant_and_can_go_on() {
+        let (mut echo, mut queue) = (Echo::default(), queue());
+        let summary = run_until(&mut echo, &mut queue, SimTime::from_picos(1));
+        assert_eq!(echo.heard, [0, 0, 1, 1], "also what was caused at 1 ps");
+        assert_eq!(summary.end, SimTime::from_picos(1));
+        assert_eq!(run(&mut echo, &mut queue).events_handled, 3);
+    }
+}

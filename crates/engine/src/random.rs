@@ -172,3 +172,104 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_labels_give_the_same_bits_everywhere() {
+        let mut stream = RandomStream::root(7).derive("arrivals").derive_index(17);
+        let drawn = [stream.bits(), stream.bits(), stream.bits()];
+        assert_eq!(drawn, PINNED_BITS);
+        let floats = [
+            stream.uniform(),
+            stream.exponential(2.0),
+            stream.normal(1.0, 3.0),
+            stream.lognormal(1.0, 0.5),
+        ];
+        assert_eq!(floats.map(f64::to_bits), PINNED_FLOATS);
+    }
+
+    /// A change here changes every result with a seed: say so in the changelog.
+    const PINNED_BITS: [u64; 3] = [
+        11_056_419_877_559_996_252,
+        10_272_148_581_624_775_729,
+        13_989_268_453_126_484_428,
+    ];
+    const PINNED_FLOATS: [u64; 4] = [
+        4_602_691_524_754_939_273,
+        4_619_835_472_842_254_735,
+        4_607_506_228_985_479_996,
+        4_606_012_415_214_686_838,
+    ];
+
+    #[test]
+    fn a_child_does_not_depend_on_draws_or_siblings() {
+        let mut parent = RandomStream::root(1);
+        let before = parent.derive("child");
+        parent.bits();
+        let _sibling = parent.derive("sibling");
+        assert_eq!(parent.derive("child"), before);
+    }
+
+    #[test]
+    fn labels_do_not_run_together() {
+        let root = RandomStream::root(1);
+        let streams = [
+            root.clone(),
+            root.derive("ab"),
+            root.derive("a").derive("b"),
+            root.derive(""),
+            root.derive("a\0"),
+            root.derive("a"),
+            root.derive_index(0),
+            root.derive_index(1),
+            root.derive_index(0).derive_index(0),
+            RandomStream::root(2),
+        ];
+        for (i, a) in streams.iter().enumerate() {
+            for b in &streams[i + 1..] {
+                assert_ne!(a.clone().bits(), b.clone().bits());
+            }
+        }
+    }
+
+    /// Mean and variance of 200,000 numbers.
+    fn moments(mut draw: impl FnMut(&mut RandomStream) -> f64) -> (f64, f64) {
+        let n = 200_000;
+        let mut stream = RandomStream::root(3).derive("moments");
+        let drawn: Vec<f64> = (0..n).map(|_| draw(&mut stream)).collect();
+        let mean = drawn.iter().sum::<f64>() / f64::from(n);
+        let square = drawn.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>();
+        (mean, square / f64::from(n))
+    }
+
+    fn check((mean, variance): (f64, f64), expected: (f64, f64)) {
+        assert!((mean / expected.0 - 1.0).abs() < 0.02, "mean {mean}");
+        assert!(
+            (variance / expected.1 - 1.0).abs() < 0.05,
+            "variance {variance}"
+        );
+    }
+
+    #[test]
+    fn distributions_have_their_moments() {
+        check(moments(RandomStream::uniform), (0.5, 1.0 / 12.0));
+        check(moments(|s| s.exponential(4.0)), (4.0, 16.0));
+        check(moments(|s| s.normal(10.0, 3.0)), (10.0, 9.0));
+        let spread = (0.25f64).exp();
+        check(
+            moments(|s| s.lognormal(2.0, 0.5)),
+            (2.0 * spread.sqrt(), 4.0 * spread * (spread - 1.0)),
+        );
+        check(moments(|s| s.below(6) as f64), (2.5, 35.0 / 12.0));
+        check(moments(|s| f64::from(s.happens(0.3))), (0.3, 0.21));
+    }
+
+    #[test]
+    fn an_exponential_is_never_endless() {
+        assert_eq!(RandomStream::root(1).exponential(0.0), 0.0);
+        assert!(moments(|s| s.exponential(1.0)).0.is_finite());
+    }
+}

@@ -268,7 +268,7 @@ enum Least {
 }
 
 /// The ladder queue: constant time per key, amortised, for every distribution of times, and
-/// nearly free for ties. See the [module](self) for how.
+/// nearly free for ties. The head of its source file draws how.
 ///
 /// # Memory
 /// 16 bytes per key, half-filled cache lines in the rungs, and 8 bytes per bucket. It is kept for
