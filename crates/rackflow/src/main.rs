@@ -1,1 +1,71 @@
-fn main() {}
+//! The command line: arguments, files, terminal and exit status, and nothing else.
+//!
+//! Every command is a function from what was typed to a text for standard output, or a
+//! [`Failure`](failure::Failure). Only this crate looks at files, the terminal, the wall clock and
+//! the environment.
+
+mod args;
+mod catalogue;
+mod columns;
+mod failure;
+mod files;
+mod input;
+mod messages;
+mod run;
+mod terminal;
+mod validate;
+
+use args::{Cli, Command, Document, Validate};
+use clap::{CommandFactory, Parser};
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let colored = terminal::colored_messages(cli.color);
+    match execute(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match &failure {
+                Failure::Run(text) | Failure::Input(text) => files::tell(&messages::draw(text, colored)),
+                Failure::ReaderGone => {}
+            }
+            failure.status()
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Run(args) => run::run(args, cli.color),
+        Command::Check { scenarios } => run::check(scenarios, cli.color),
+        Command::List { kind, format } => files::print(&catalogue::list(*kind, *format, terminal::style(cli.color))),
+        Command::Show { name, format } => files::print(&catalogue::show(name, *format)?),
+        Command::Validate { what: Validate::Training(args) } => {
+            files::print(&validate::training(args).map_err(Failure::from)?)
+        }
+        Command::Schema { of } => files::print(&schema(*of)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "rackflow", &mut script);
+            files::print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn schema(of: Document) -> String {
+    let schema = match of {
+        Document::Scenario => rackflow_scenario::scenario_schema(),
+        Document::Report => rackflow_report::Report::schema(),
+    };
+    format!("{schema:#}\n")
+}
+
+impl From<validate::ValidateError> for Failure {
+    fn from(error: validate::ValidateError) -> Self {
+        match error {
+            validate::ValidateError::Threads(_) => Self::run(error),
+            _ => Self::input(error),
+        }
+    }
+}

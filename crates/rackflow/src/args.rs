@@ -1,0 +1,170 @@
+//! The command line as typed.
+
+use crate::validate;
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A discrete-event simulator of AI datacenters.
+///
+/// It answers three questions about a training run: how many useful FLOP/s each rack delivers, where
+/// every lost FLOP went, and what to change first.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rackflow",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  rackflow list scenarios                     what can be run right away
+  rackflow run deepseek-v3-2048-h800          replay a published run
+  rackflow show h100-sxm                      what the simulator believes, and on whose word
+  rackflow show bloom-176b-384-a100 > my.yaml start a scenario of your own from a shipped one
+  rackflow check my.yaml && rackflow run my.yaml -o results
+
+Results go to standard output and everything else to standard error. Exit status: 0 fine, 1 the run
+failed, 2 the input or the usage is wrong."
+)]
+pub struct Cli {
+    /// When to use colours; `auto` does on a terminal unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Simulate a scenario: what does it deliver, and where does the rest go?
+    #[command(after_help = "\
+Examples:
+  rackflow run scenarios/deepseek-v3-2048-h800.yaml
+  rackflow run deepseek-v3-2048-h800 --format json | jq .training.mfu
+  rackflow run my.yaml -o results             also writes results/report.txt, .json and waterfall.svg
+  cat my.yaml | rackflow run -
+
+A plan that does not fit into memory is refused with the arithmetic and a plan that would fit.")]
+    Run(RunArgs),
+    /// Check scenarios without running them: is every name, unit and count right, and does it fit?
+    Check {
+        /// Scenario files, names of shipped scenarios, or `-` for standard input
+        #[arg(required = true, value_name = "FILE")]
+        scenarios: Vec<String>,
+    },
+    /// List the catalogue: which models, hardware, stacks and scenarios are there?
+    List {
+        /// Which part of it [default: all]
+        kind: Option<Kind>,
+        /// How the result is written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Show one entry of the catalogue: what are its values, and where is each from?
+    Show {
+        /// Its name, as `list` prints it
+        name: String,
+        /// How the result is written
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Compare with published runs: how far is the simulation to be trusted?
+    Validate {
+        /// What to validate
+        #[command(subcommand)]
+        what: Validate,
+    },
+    /// Print a JSON Schema: how is a scenario written, what does a report hold?
+    #[command(after_help = "\
+Examples:
+  rackflow schema scenario > scenario.schema.json
+
+Put `# yaml-language-server: $schema=scenario.schema.json` on the first line of a scenario, and an
+editor with a YAML language server completes it and explains every key.")]
+    Schema {
+        /// Of which document
+        of: Document,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to run, and how to report it.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A scenario file, the name of a shipped scenario, or `-` for standard input
+    #[arg(value_name = "FILE|NAME|-")]
+    pub scenario: String,
+    /// How the report is written to standard output
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Also write the report into this folder, as text, JSON and a picture
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Root of all random streams, in place of the scenario's
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Simulate equal ranks once (folded) or every rank (full); the report is the same
+    #[arg(long, value_enum)]
+    pub fidelity: Option<Fidelity>,
+}
+
+/// What can be validated.
+#[derive(Debug, Subcommand)]
+pub enum Validate {
+    /// Training: published step times beside simulated ones
+    Training(validate::TrainingArgs),
+}
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs: one JSON document.
+    Json,
+}
+
+/// Which ranks are simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Fidelity {
+    /// One of those that cannot differ.
+    Folded,
+    /// Every one.
+    Full,
+}
+
+/// A part of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// What can be trained.
+    Models,
+    /// GPUs and TPUs.
+    Accelerators,
+    /// Servers and NVLink domains.
+    Nodes,
+    /// What stands in one rack.
+    Racks,
+    /// Networks between nodes.
+    Fabrics,
+    /// Training frameworks, dated.
+    Stacks,
+    /// Runs that ship with Rackflow.
+    Scenarios,
+    /// Losses that a report names.
+    Causes,
+}
+
+/// A document with a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Document {
+    /// What `run` reads.
+    Scenario,
+    /// What `run --format json` writes.
+    Report,
+}

@@ -1,0 +1,109 @@
+//! From what the user named to a setup.
+
+use crate::failure::Failure;
+use rackflow_plan::Setup;
+use rackflow_report::Published;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// A scenario is a page of text; beyond this something else was named by mistake.
+const LARGEST: u64 = 16 << 20;
+
+/// The text of a scenario, and where it is from.
+pub struct Input {
+    /// What messages call it.
+    pub source: String,
+    text: String,
+    /// Files that the scenario names are relative to this folder.
+    folder: PathBuf,
+}
+
+/// A scenario as meant.
+pub struct Resolved {
+    /// What messages call it.
+    pub source: String,
+    /// What to simulate.
+    pub setup: Setup,
+    /// What to compare it with.
+    pub published: Option<Published>,
+}
+
+/// Reads standard input for `-`, else a file, else the shipped scenario of that name.
+pub fn read(name: &str) -> Result<Input, Failure> {
+    if name == "-" {
+        let text = text_of(io::stdin().lock(), Path::new("standard input"))?;
+        return Ok(Input { source: "standard input".into(), text, folder: PathBuf::from(".") });
+    }
+    let path = Path::new(name);
+    match File::open(path) {
+        Ok(file) => {
+            let text = text_of(file, path)?;
+            let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+            Ok(Input { source: name.to_owned(), text, folder })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => shipped(name),
+        Err(error) => Err(Failure::file("read", path, &error)),
+    }
+}
+
+fn text_of(reader: impl Read, path: &Path) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    reader.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|error| Failure::file("read", path, &error))?;
+    let shown = path.display();
+    if bytes.len() as u64 > LARGEST {
+        return Err(Failure::input(format_args!("{shown} is larger than 16 MiB, which no scenario is")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::input(format_args!("{shown} is not text: byte {at} is not UTF-8"))
+    })
+}
+
+/// The shipped scenario of this name.
+fn shipped(name: &str) -> Result<Input, Failure> {
+    let scenarios = rackflow_scenario::shipped();
+    if let Some((_, text)) = scenarios.iter().find(|(shipped, _)| *shipped == name) {
+        return Ok(Input { source: name.to_owned(), text: (*text).to_owned(), folder: PathBuf::from(".") });
+    }
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    let names = scenarios.iter().map(|(name, _)| *name);
+    let mut text = format!("error: there is no file and no shipped scenario {name}");
+    match nearest(stem, names) {
+        Some(near) => text.push_str(&format!("\n  hint: did you mean {near}?")),
+        None => text.push_str("\n  hint: `rackflow list scenarios` names those that ship"),
+    }
+    Err(Failure::Input(text))
+}
+
+/// The name that is spelled most like `typed`, if any is.
+pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    names
+        .map(|name| (strsim::jaro_winkler(typed, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// Says what the scenario means, or everything that is wrong with it.
+pub fn resolve(input: &Input) -> Result<Resolved, Failure> {
+    let refuse = |found: Vec<rackflow_scenario::Diagnostic>| {
+        Failure::Input(found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))
+    };
+    let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refuse)?;
+    let published = scenario.published().map(|published| Published {
+        source: published.source.clone(),
+        step_time_s: published.step_time.map(|time| time.as_secs_f64()),
+        tflops_per_gpu: published.tflops_per_gpu,
+        mfu: published.mfu,
+    });
+    let setup = scenario.resolve(&|path| read_beside(&input.folder, path)).map_err(refuse)?;
+    Ok(Resolved { source: input.source.clone(), setup, published })
+}
+
+/// Reads a file that the scenario names, relative to the scenario's folder.
+fn read_beside(folder: &Path, path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(folder.join(path))?.take(LARGEST).read_to_string(&mut text)?;
+    Ok(text)
+}

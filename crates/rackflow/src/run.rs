@@ -1,0 +1,103 @@
+//! `run` and `check`: from a scenario to its report, or to what is wrong with it.
+
+use crate::args::{Fidelity, Format, RunArgs};
+use crate::failure::Failure;
+use crate::files;
+use crate::input::{self, Resolved};
+use crate::messages;
+use crate::terminal;
+use clap::ColorChoice;
+use rackflow_plan::{Plan, PlanError};
+use rackflow_report::{Options, Report, Style, render_text, summarize, waterfall_svg};
+use std::path::Path;
+use std::time::Instant;
+
+/// Simulates one scenario and writes what it means.
+pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
+    let mut resolved = input::resolve(&input::read(&args.scenario)?)?;
+    if let Some(seed) = args.seed {
+        resolved.setup.seed = seed;
+    }
+    if let Some(fidelity) = args.fidelity {
+        resolved.setup.fidelity = match fidelity {
+            Fidelity::Folded => rackflow_plan::Fidelity::Folded,
+            Fidelity::Full => rackflow_plan::Fidelity::Full,
+        };
+    }
+    let plan = plan(&resolved)?;
+    let report = simulate(&plan, resolved)?;
+    if let Some(folder) = &args.output {
+        write(folder, &report)?;
+    }
+    files::print(&match args.format {
+        Format::Table => render_text(&report, &terminal::style(color)),
+        Format::Json => report.to_json(),
+    })
+}
+
+/// Says of each scenario whether it could be run. All are read, so that one call shows all errors.
+pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
+    let mut wrong = 0;
+    for scenario in scenarios {
+        let outcome = input::read(scenario).and_then(|text| {
+            let resolved = input::resolve(&text)?;
+                    plan(&resolved).map(|plan| plan.setup.name)
+        });
+        match outcome {
+            Ok(_) => files::print(&format!("{scenario}: ok\n"))?,
+            Err(Failure::Input(text)) => {
+                wrong += 1;
+                files::tell(&messages::draw(&text, terminal::colored_messages(color)));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    match (wrong, scenarios.len()) {
+        (0, _) => Ok(()),
+        (_, 1) => Err(Failure::Input(String::new())),
+        (wrong, all) => Err(Failure::input(format_args!("{wrong} of {all} scenarios cannot be run"))),
+    }
+}
+
+/// Compiles the setup and holds it against the memory of one GPU.
+fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
+    let plan = rackflow_plan::compile(&resolved.setup).and_then(|plan| plan.check_memory().map(|()| plan));
+    plan.map_err(|error| refusal(&error, &resolved.source))
+}
+
+/// A refusal that concerns the scenario as a whole, drawn like those that concern one line.
+fn refusal(error: &PlanError, source: &str) -> Failure {
+    let mut text = format!("error: {error}\n  --> {source}");
+    if let PlanError::DoesNotFit { hints, .. } = error {
+        for hint in hints {
+            text.push_str(&format!("\n  hint: {hint}"));
+        }
+    }
+    Failure::Input(text)
+}
+
+#[allow(clippy::disallowed_methods, reason = "the command line is where the wall clock is read")]
+fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
+    let started = Instant::now();
+    let record = rackflow_simulator::simulate(plan);
+    let wall_s = started.elapsed().as_secs_f64();
+    let options = Options { wall_s, published: resolved.published };
+    summarize(&record, options).map_err(|error| {
+        Failure::run(format_args!("the simulation contradicts itself, which is a defect of Rackflow: {error}"))
+    })
+}
+
+/// Writes the report in every form.
+fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
+    for (name, text) in [
+        ("report.txt", render_text(report, &Style::default())),
+        ("report.json", report.to_json()),
+        ("waterfall.svg", waterfall_svg(report)),
+    ] {
+        let path = folder.join(name);
+        files::write_atomically(&path, &text)?;
+        files::tell(&format!("wrote {}", path.display()));
+    }
+    Ok(())
+}
