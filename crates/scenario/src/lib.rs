@@ -1,1 +1,30 @@
-//! placeholder
+//! Scenarios: the YAML schema, its checks and diagnostics, the built-in catalogue.
+//!
+//! [`parse`] reads what was typed into a [`Scenario`]; [`Scenario::resolve`] looks every name up,
+//! fills the documented defaults in, holds the numbers against each other and returns the
+//! [`Setup`](rackflow_plan::Setup) that was meant. Both refuse with [`Diagnostic`]s, which carry
+//! the place in the text and what would be right. Syntax and types stop at the first error; errors
+//! of meaning are all reported at once.
+//!
+//! This crate opens no file: a scenario that names a Hugging Face `config.json` gets its text from
+//! the caller.
+
+mod catalogue;
+mod check;
+mod decode;
+mod diagnostic;
+mod document;
+pub mod huggingface;
+pub mod published;
+mod resolve;
+mod schema;
+mod shipped;
+mod suggest;
+mod yaml;
+
+pub use catalogue::{Catalogue, Section};
+pub use diagnostic::{Diagnostic, Severity, Span};
+pub use document::Published;
+pub use resolve::{Scenario, parse};
+pub use schema::scenario_schema;
+pub use shipped::shipped;

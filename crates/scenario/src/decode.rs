@@ -1,0 +1,549 @@
+//! From a tree with places to Rust types, through serde.
+//!
+//! Numbers, words and quantities are read as their type asks. An error carries the place of the
+//! innermost value (or key) that is wrong, whatever derive it came from, and a key that no type
+//! knows is always an error.
+
+use crate::catalogue::{self, Catalogue, Section};
+use crate::diagnostic::{Diagnostic, Source, Span};
+use crate::suggest;
+use crate::yaml::{Key, Node, Value};
+use serde::de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor};
+use std::fmt;
+
+/// What is wrong with a value, before the source is known.
+#[derive(Debug, Clone)]
+pub(crate) struct DecodeError {
+    message: String,
+    label: String,
+    hints: Vec<String>,
+    span: Option<Span>,
+}
+
+impl DecodeError {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), label: String::new(), hints: Vec::new(), span: None }
+    }
+
+    /// An error of the caller's own.
+    pub fn placed(message: impl Into<String>, span: Span) -> Self {
+        Self::new(message).at(span)
+    }
+
+    fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// The first place that is set is the innermost one, and it stays.
+    fn at(mut self, span: Span) -> Self {
+        self.span.get_or_insert(span);
+        self
+    }
+
+    /// With the text it points into.
+    pub fn in_source(self, source: &Source) -> Diagnostic {
+        Diagnostic::error(source, self.span.unwrap_or_default(), self.message)
+            .label(self.label)
+            .hints(self.hints)
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl de::Error for DecodeError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::new(message.to_string())
+    }
+
+    fn invalid_type(unexpected: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::new(format!("expected {expected}, found {}", spoken(unexpected)))
+    }
+
+    fn invalid_value(unexpected: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::new(format!("expected {expected}, found {}", spoken(unexpected)))
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        unknown("key", field, expected)
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        unknown("value", variant, expected)
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::new(format!("`{field}` is missing"))
+    }
+}
+
+/// What was found, in the words of someone who writes YAML.
+fn spoken(unexpected: de::Unexpected<'_>) -> String {
+    match unexpected {
+        de::Unexpected::Map => "a mapping".to_owned(),
+        de::Unexpected::Seq => "a list".to_owned(),
+        de::Unexpected::Unit => "nothing".to_owned(),
+        de::Unexpected::Str(text) => format!("\"{}\"", shorten(text)),
+        de::Unexpected::Unsigned(n) => n.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn unknown(what: &str, word: &str, expected: &[&str]) -> DecodeError {
+    let found = DecodeError::new(format!("unknown {what} `{}`", shorten(word)));
+    let quoted: Vec<String> = expected.iter().map(|word| format!("`{word}`")).collect();
+    let found = match suggest::closest(word, expected.iter().copied()) {
+        Some(meant) => found.label(format!("did you mean `{meant}`?")),
+        None => found,
+    };
+    match quoted.len() {
+        0 => found.hint("no key is known here"),
+        1 => found.hint(format!("only {} is known here", quoted[0])),
+        _ => found.hint(format!("known here: {}", quoted.join(", "))),
+    }
+}
+
+/// A name that a section of the catalogue does not have.
+pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeError {
+    let catalogue = Catalogue::builtin();
+    let found = DecodeError::new(format!("unknown {} `{}`", section.singular(), shorten(name))).at(span);
+    if let Some(other) = catalogue.sections_of(name).next() {
+        let found = found.label(format!("this is the name of one of the {other}"));
+        if (section, other) == (Section::Nodes, Section::Accelerators) {
+            let with: Vec<&str> = catalogue
+                .names(section)
+                .filter(|node| catalogue.node(node).is_some_and(|node| node.accelerator.name == name))
+                .collect();
+            return found.hint(format!("nodes with this accelerator: {}", with.join(", ")));
+        }
+        return found;
+    }
+    let near = catalogue::nearest(section, name);
+    match near.split_first() {
+        Some((meant, [])) => found.label(format!("did you mean `{meant}`?")),
+        Some((meant, others)) => found
+            .label(format!("did you mean `{meant}`?"))
+            .hint(format!("others that are near: {}", others.join(", "))),
+        None => {
+            let names: Vec<&str> = catalogue.names(section).collect();
+            found.hint(format!("known {section}: {}", names.join(", ")))
+        }
+    }
+}
+
+/// Keeps a message readable whatever was typed.
+pub(crate) fn shorten(text: &str) -> String {
+    const LIMIT: usize = 60;
+    if text.chars().count() <= LIMIT {
+        return text.to_owned();
+    }
+    text.chars().take(LIMIT).chain("...".chars()).collect()
+}
+
+/// Reads a value of type `T`. `at` is where to point when something is missing from it.
+pub(crate) fn decode<T: de::DeserializeOwned>(node: &Node, name: &str, at: Span) -> Result<T, DecodeError> {
+    T::deserialize(Decoder { node, name, at })
+}
+
+/// Name under which [`Subtree`] asks to be left alone.
+const SUBTREE: &str = "$subtree";
+
+/// A part of the document that is decoded later, from the tree, when names can be looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subtree;
+
+impl<'de> de::Deserialize<'de> for Subtree {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Present;
+        impl Visitor<'_> for Present {
+            type Value = Subtree;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<Subtree, E> {
+                Ok(Subtree)
+            }
+        }
+        deserializer.deserialize_newtype_struct(SUBTREE, Present)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Decoder<'t> {
+    node: &'t Node,
+    /// The key that leads here, for messages.
+    name: &'t str,
+    /// Where to point when something is missing.
+    at: Span,
+}
+
+impl<'t> Decoder<'t> {
+    /// Where to point when this value is wrong.
+    fn span(&self) -> Span {
+        match &self.node.value {
+            Value::Scalar { .. } if self.node.span.len > 0 => self.node.span,
+            _ => self.at,
+        }
+    }
+
+    fn wrong(&self, wanted: &str) -> DecodeError {
+        let found = match &self.node.value {
+            _ if self.node.is_null() => {
+                return DecodeError::new(format!("`{}` has no value", self.name))
+                    .label(format!("expected {wanted}"))
+                    .at(self.span());
+            }
+            Value::Scalar { text, .. } => format!("\"{}\"", shorten(text)),
+            Value::Sequence(_) => "a list".to_owned(),
+            Value::Mapping(_) => "a mapping".to_owned(),
+        };
+        let place = self.span();
+        DecodeError::new(format!("`{}` must be {wanted}, not {found}", self.name)).at(place)
+    }
+
+    fn scalar(&self, wanted: &str) -> Result<&'t str, DecodeError> {
+        self.node.text().ok_or_else(|| self.wrong(wanted))
+    }
+
+    fn whole_number(&self, limit: u64) -> Result<u64, DecodeError> {
+        let wanted = "a whole number";
+        let text = self.scalar(wanted)?;
+        if matches!(&self.node.value, Value::Scalar { quoted: true, .. }) && text.parse::<u64>().is_ok() {
+            return Err(self.wrong(wanted).hint("take the quotes off"));
+        }
+        let digits = text.replace('_', "");
+        let digits = digits.strip_prefix('+').unwrap_or(&digits);
+        let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        if all_digits && !text.starts_with('_') {
+            return match digits.parse::<u64>() {
+                Ok(n) if n <= limit => Ok(n),
+                _ => Err(DecodeError::new(format!("`{}` is {}, which is absurdly large", self.name, shorten(text)))
+                    .at(self.span())),
+            };
+        }
+        if let Some(positive) = digits.strip_prefix('-')
+            && !positive.is_empty()
+            && positive.bytes().all(|b| b.is_ascii_digit())
+        {
+            return Err(DecodeError::new(format!("`{}` is {}; it cannot be negative", self.name, shorten(text))).at(self.span()));
+        }
+        let error = self.wrong(wanted);
+        match digits.parse::<f64>() {
+            Ok(value) if value.fract() == 0.0 && value.abs() < 1e15 => {
+                Err(error.hint(format!("write it out: {value:.0}")))
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn real_number(&self) -> Result<f64, DecodeError> {
+        let text = self.scalar("a number")?;
+        match text.replace('_', "").parse::<f64>() {
+            Ok(value) if value.is_finite() && text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.')) => {
+                Ok(value)
+            }
+            _ => Err(self.wrong("a number")),
+        }
+    }
+
+    fn mapping(&self, fields: &'static [&'static str]) -> Result<Mapping<'t>, DecodeError> {
+        match &self.node.value {
+            Value::Mapping(entries) => Ok(Mapping { entries: entries.iter(), value: None, fields }),
+            _ => {
+                let error = self.wrong("a mapping");
+                Err(match fields {
+                    [] => error,
+                    fields => error.hint(format!("its keys: {}", fields.join(", "))),
+                })
+            }
+        }
+    }
+
+    fn visit_mapping<V: Visitor<'t>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        let mapping = self.mapping(fields)?;
+        visitor.visit_map(mapping).map_err(|error| error.at(self.at))
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($method:ident $visit:ident $type:ty),* $(,)?) => {$(
+        fn $method<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+            let value = self.whole_number(<$type>::MAX as u64)?;
+            visitor.$visit(value as $type).map_err(|error: DecodeError| error.at(self.span()))
+        }
+    )*};
+}
+
+impl<'t> de::Deserializer<'t> for Decoder<'t> {
+    type Error = DecodeError;
+
+    /// Only types that take several shapes ask for this; words and numbers reach them as text.
+    fn deserialize_any<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        let span = self.span();
+        match &self.node.value {
+            _ if self.node.is_null() => visitor.visit_unit(),
+            Value::Scalar { text, .. } => visitor.visit_str(text),
+            Value::Sequence(items) => visitor.visit_seq(Items { items: items.iter(), name: self.name }),
+            Value::Mapping(_) => return self.visit_mapping(&[], visitor),
+        }
+        .map_err(|error| error.at(span))
+    }
+
+    whole_numbers! {
+        deserialize_u8 visit_u8 u8,
+        deserialize_u16 visit_u16 u16,
+        deserialize_u32 visit_u32 u32,
+        deserialize_u64 visit_u64 u64,
+        deserialize_i8 visit_i8 i8,
+        deserialize_i16 visit_i16 i16,
+        deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64,
+    }
+
+    fn deserialize_f32<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_f64(self.real_number()?).map_err(|error: DecodeError| error.at(self.span()))
+    }
+
+    fn deserialize_bool<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match self.scalar("true or false")? {
+            "true" => visitor.visit_bool(true),
+            "false" => visitor.visit_bool(false),
+            _ => Err(self.wrong("true or false")),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        let text = self.scalar("text")?;
+        visitor.visit_str(text).map_err(|error: DecodeError| error.at(self.span()))
+    }
+
+    fn deserialize_string<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_char<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        if self.node.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_unit<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        if self.node.is_null() { visitor.visit_unit() } else { Err(self.wrong("left empty")) }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'t>>(self, _: &'static str, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'t>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        if name != SUBTREE {
+            return visitor.visit_newtype_struct(self);
+        }
+        if self.node.is_null() {
+            return Err(self.wrong("a name or a definition"));
+        }
+        visitor.visit_unit()
+    }
+
+    fn deserialize_seq<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.node.value {
+            Value::Sequence(items) => visitor
+                .visit_seq(Items { items: items.iter(), name: self.name })
+                .map_err(|error| error.at(self.at)),
+            _ => Err(self.wrong("a list")),
+        }
+    }
+
+    fn deserialize_tuple<V: Visitor<'t>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_seq(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        self.deserialize_seq(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.visit_mapping(&[], visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        self.visit_mapping(fields, visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        let choices = || suggest::either(variants);
+        let (variant, span, content) = match &self.node.value {
+            Value::Scalar { text, .. } if !self.node.is_null() => (text.as_str(), self.node.span, None),
+            Value::Mapping(entries) => match entries.as_slice() {
+                [(key, node)] => (key.text.as_str(), key.span, Some((key, node))),
+                [] => return Err(self.wrong(&format!("one of {}", choices()))),
+                [_, (second, _), ..] => {
+                    return Err(DecodeError::new(format!("`{}` takes one of {}, not several", self.name, choices()))
+                        .label("one too many")
+                        .at(second.span));
+                }
+            },
+            _ => return Err(self.wrong(&choices())),
+        };
+        visitor.visit_enum(Variant { variant, span, content }).map_err(|error| error.at(span))
+    }
+
+    fn deserialize_bytes<V: Visitor<'t>>(self, _: V) -> Result<V::Value, DecodeError> {
+        Err(self.wrong("text"))
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_bytes(visitor)
+    }
+
+    fn deserialize_identifier<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_str(visitor)
+    }
+
+    /// Asked for by types that let unknown keys pass; here nobody does.
+    fn deserialize_ignored_any<V: Visitor<'t>>(self, _: V) -> Result<V::Value, DecodeError> {
+        Err(DecodeError::new(format!("unknown key `{}`", shorten(self.name))).at(self.at))
+    }
+}
+
+struct Mapping<'t> {
+    entries: std::slice::Iter<'t, (Key, Node)>,
+    value: Option<&'t (Key, Node)>,
+    /// The keys that the type knows; empty where it takes any.
+    fields: &'static [&'static str],
+}
+
+impl<'t> MapAccess<'t> for Mapping<'t> {
+    type Error = DecodeError;
+
+    fn next_key_seed<K: DeserializeSeed<'t>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
+        let Some(entry) = self.entries.next() else { return Ok(None) };
+        let (key, _) = entry;
+        if !self.fields.is_empty() && !self.fields.contains(&key.text.as_str()) {
+            return Err(unknown("key", &key.text, self.fields).at(key.span));
+        }
+        self.value = Some(entry);
+        let key_text: de::value::StrDeserializer<'_, DecodeError> = key.text.as_str().into_deserializer();
+        seed.deserialize(key_text).map(Some).map_err(|error| error.at(key.span))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'t>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
+        let (key, node) = self.value.take().ok_or_else(|| DecodeError::new("a value without a key"))?;
+        let decoder = Decoder { node, name: &key.text, at: key.span };
+        seed.deserialize(decoder).map_err(|error| error.at(decoder.span()))
+    }
+}
+
+struct Items<'t> {
+    items: std::slice::Iter<'t, Node>,
+    name: &'t str,
+}
+
+impl<'t> SeqAccess<'t> for Items<'t> {
+    type Error = DecodeError;
+
+    fn next_element_seed<T: DeserializeSeed<'t>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
+        let Some(node) = self.items.next() else { return Ok(None) };
+        let decoder = Decoder { node, name: self.name, at: node.span };
+        seed.deserialize(decoder).map(Some).map_err(|error| error.at(decoder.span()))
+    }
+}
+
+struct Variant<'t> {
+    variant: &'t str,
+    span: Span,
+    content: Option<(&'t Key, &'t Node)>,
+}
+
+impl<'t> Variant<'t> {
+    fn content(&self) -> Result<Decoder<'t>, DecodeError> {
+        let Some((key, node)) = self.content else {
+            return Err(DecodeError::new(format!("`{}` needs a value", self.variant))
+                .hint(format!("write {{ {}: ... }}", self.variant))
+                .at(self.span));
+        };
+        Ok(Decoder { node, name: &key.text, at: key.span })
+    }
+}
+
+impl<'t> EnumAccess<'t> for Variant<'t> {
+    type Error = DecodeError;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'t>>(self, seed: V) -> Result<(V::Value, Self), DecodeError> {
+        let name: de::value::StrDeserializer<'_, DecodeError> = self.variant.into_deserializer();
+        let value = seed.deserialize(name).map_err(|error| error.at(self.span))?;
+        Ok((value, self))
+    }
+}
+
+impl<'t> VariantAccess<'t> for Variant<'t> {
+    type Error = DecodeError;
+
+    fn unit_variant(self) -> Result<(), DecodeError> {
+        match self.content {
+            Some((key, node)) if !node.is_null() => {
+                Err(DecodeError::new(format!("`{}` takes no value", key.text))
+                    .hint(format!("write {} alone", key.text))
+                    .at(key.span))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'t>>(self, seed: T) -> Result<T::Value, DecodeError> {
+        seed.deserialize(self.content()?)
+    }
+
+    fn tuple_variant<V: Visitor<'t>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        de::Deserializer::deserialize_seq(self.content()?, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'t>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        self.content()?.visit_mapping(fields, visitor)
+    }
+}

@@ -1,0 +1,365 @@
+//! A scenario as its author typed it: names are still names, and what was left out is still absent
+//! or at its documented default.
+
+use crate::decode::Subtree;
+use crate::schema;
+use rackflow_units::SimDuration;
+use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// One cluster and the work it does.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Rackflow scenario")]
+pub(crate) struct Document {
+    /// The hardware.
+    pub cluster: ClusterText,
+    /// What it does.
+    pub workload: WorkloadText,
+    /// How it is simulated.
+    #[serde(default)]
+    pub simulation: SimulationText,
+    /// What a source printed about the same run. Shown beside the result, never used by it.
+    #[serde(default)]
+    pub published: Option<Published>,
+}
+
+/// Many equal nodes on one fabric.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterText {
+    /// The unit that repeats: a catalogue name such as `hgx-h800`, or a definition in place.
+    #[schemars(schema_with = "schema::node")]
+    pub node: Subtree,
+    /// Accelerators in all: a multiple of what one node holds, or fewer than that.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub gpus: u32,
+    /// What connects the nodes: a catalogue name such as `rail-optimized`, or a definition in
+    /// place. May be left out where one node is enough.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::fabric")]
+    pub fabric: Option<Subtree>,
+}
+
+/// What the cluster does.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WorkloadText {
+    /// One step of pre-training.
+    Training(Box<TrainingText>),
+}
+
+/// One training step as its authors would describe it.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TrainingText {
+    /// What is trained: a catalogue name such as `deepseek-v3`, the path of a Hugging Face
+    /// `config.json` relative to the scenario, or a definition in place.
+    #[schemars(schema_with = "schema::model")]
+    pub model: Subtree,
+    /// With what software: a catalogue name such as `megatron-core-25.04`, or a definition in place.
+    #[schemars(schema_with = "schema::stack")]
+    pub stack: Subtree,
+    /// Number formats of the step.
+    pub precision: Recipe,
+    /// Tokens per sequence.
+    #[schemars(range(min = 1))]
+    pub sequence_length: u64,
+    /// Sequences per step.
+    #[schemars(range(min = 1))]
+    pub global_batch: u64,
+    /// Sequences per micro-batch and data-parallel rank.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub micro_batch: u64,
+    /// How the ranks divide the work; plain data parallelism where it is left out.
+    #[serde(default)]
+    pub parallelism: ParallelismText,
+    /// The order in which a pipeline stage takes its micro-batches.
+    #[serde(default = "one_forward_one_backward")]
+    pub schedule: Schedule,
+    /// What is computed twice to save memory.
+    #[serde(default)]
+    pub recompute: RecomputeText,
+    /// How evenly tokens spread over experts.
+    #[serde(default = "balanced")]
+    pub routing: Routing,
+    /// Layers of each model chunk in pipeline order (`pipeline` x `virtual_pipeline` entries), where
+    /// they are not spread evenly.
+    #[serde(default)]
+    pub layers_per_chunk: Option<Vec<u64>>,
+    /// Which ranks are neighbours in the hall. Tensor-parallel ranks always are.
+    #[serde(default)]
+    pub rank_order: RankOrderText,
+    /// What the source did not publish and this scenario assumes; repeated in the report.
+    #[serde(default)]
+    pub assumed: Vec<String>,
+}
+
+/// How the ranks divide the work: `tensor` x `context` x `pipeline` x `data` GPUs. Experts are
+/// spread over the tensor-context-data ranks of one pipeline stage.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ParallelismText {
+    /// Tensor-parallel ranks.
+    #[schemars(range(min = 1))]
+    pub tensor: u32,
+    /// Activations between tensor-parallel regions are sharded over the sequence; true where it is
+    /// left out and `tensor` exceeds 1.
+    pub sequence_parallel: Option<bool>,
+    /// Context-parallel ranks: each holds a part of every sequence.
+    #[schemars(range(min = 1))]
+    pub context: u32,
+    /// Pipeline stages.
+    #[schemars(range(min = 1))]
+    pub pipeline: u32,
+    /// Model chunks per pipeline stage (interleaving); 1 for none.
+    #[schemars(range(min = 1))]
+    pub virtual_pipeline: u32,
+    /// Data-parallel ranks; all GPUs that the others leave, where it is left out.
+    #[schemars(range(min = 1))]
+    pub data: Option<u32>,
+    /// Expert-parallel ranks.
+    #[schemars(range(min = 1))]
+    pub expert: u32,
+    /// Tensor-parallel ranks inside an expert.
+    #[schemars(range(min = 1))]
+    pub expert_tensor: u32,
+    /// What data-parallel ranks shard: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights
+    /// too.
+    #[schemars(range(max = 3))]
+    pub zero: Zero,
+    /// Ranks over which ZeRO shards, where that is fewer than all data-parallel ranks (HSDP).
+    #[schemars(range(min = 1))]
+    pub zero_group: Option<u32>,
+}
+
+impl Default for ParallelismText {
+    fn default() -> Self {
+        Self {
+            tensor: 1,
+            sequence_parallel: None,
+            context: 1,
+            pipeline: 1,
+            virtual_pipeline: 1,
+            data: None,
+            expert: 1,
+            expert_tensor: 1,
+            zero: Zero::Stage1,
+            zero_group: None,
+        }
+    }
+}
+
+/// Which ranks are neighbours in the hall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RankOrderText {
+    /// Tensor, context, data, pipeline (Megatron's default): a stage is contiguous.
+    #[default]
+    DataBeforePipeline,
+    /// Tensor, context, pipeline, data (Llama 3): a model replica is contiguous.
+    PipelineBeforeData,
+}
+
+/// Which ranks are simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FidelityText {
+    /// Ranks that cannot differ are simulated once. The report is identical.
+    #[default]
+    Folded,
+    /// Every rank is simulated.
+    Full,
+}
+
+/// How the scenario is simulated.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SimulationText {
+    /// Which ranks are simulated.
+    pub fidelity: FidelityText,
+    /// Root of all random streams: the same seed gives the same bytes.
+    pub seed: u64,
+    /// GPUs that compute more slowly than the others.
+    pub stragglers: Vec<StragglerText>,
+}
+
+/// One GPU that computes more slowly than the others.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StragglerText {
+    /// Which GPU, counted from 0.
+    pub gpu: u32,
+    /// Its kernels take this many times as long: 1.1 is 10 % slower.
+    #[schemars(range(min = 1.0, max = 1000.0))]
+    pub slowdown: f64,
+}
+
+/// What a source printed about a run. Absent where it did not.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Wall time of one step.
+    #[serde(default)]
+    pub step_time: Option<SimDuration>,
+    /// TFLOP/s per GPU, in the source's own convention.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub tflops_per_gpu: Option<f64>,
+    /// Model FLOPs utilisation as a fraction, in the source's own convention.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub mfu: Option<f64>,
+    /// Where it was printed, and by which convention.
+    pub source: String,
+}
+
+/// `none`, `selective`, `full`, `{ full_layers: 4 }`, or a list of activations.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RecomputeText(pub Recompute);
+
+impl Default for RecomputeText {
+    fn default() -> Self {
+        Self(Recompute::None)
+    }
+}
+
+impl<'de> Deserialize<'de> for RecomputeText {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shapes;
+
+        impl<'de> Visitor<'de> for Shapes {
+            type Value = RecomputeText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("none, selective, full, { full_layers: 4 } or a list of activations")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<RecomputeText, E> {
+                let word: de::value::StrDeserializer<'_, E> = de::IntoDeserializer::into_deserializer(word);
+                Word::deserialize(word).map(|word| {
+                    RecomputeText(match word {
+                        Word::None => Recompute::None,
+                        Word::Selective => Recompute::Selective,
+                        Word::Full => Recompute::Full,
+                    })
+                })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RecomputeText, A::Error> {
+                let activations = Vec::<Activation>::deserialize(de::value::SeqAccessDeserializer::new(list))?;
+                Ok(RecomputeText(Recompute::Activations(activations)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RecomputeText, A::Error> {
+                let kind = Kind::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                match (kind.full_layers, kind.activations) {
+                    (Some(layers), None) => Ok(RecomputeText(Recompute::FullLayers(layers))),
+                    (None, Some(list)) => Ok(RecomputeText(Recompute::Activations(list))),
+                    _ => Err(de::Error::custom("`recompute` takes either full_layers or activations")),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Shapes)
+    }
+}
+
+/// The shapes of `recompute` that are one word.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Word {
+    /// Nothing.
+    None,
+    /// Core attention: scores and softmax.
+    Selective,
+    /// Whole layers: only the layer's input is kept.
+    Full,
+}
+
+/// The shapes of `recompute` that are a mapping.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kind {
+    /// Whole layers, but only this many of each model chunk.
+    #[serde(default)]
+    full_layers: Option<u32>,
+    /// Named activations.
+    #[serde(default)]
+    activations: Option<Vec<Activation>>,
+}
+
+impl JsonSchema for RecomputeText {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Recompute".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let word = generator.subschema_for::<Word>();
+        let kind = generator.subschema_for::<Kind>();
+        let list = generator.subschema_for::<Vec<Activation>>();
+        schemars::json_schema!({
+            "description": "A word, a list of activations, or { full_layers: 4 }.",
+            "anyOf": [word, list, kind],
+        })
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn one_forward_one_backward() -> Schedule {
+    Schedule::OneForwardOneBackward
+}
+
+fn balanced() -> Routing {
+    Routing::Balanced
+}
+
+/// Fields of a node that is defined in place; the accelerator is looked up apart.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeText {
+    /// Name, for the report.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// One line for lists.
+    #[serde(default)]
+    #[allow(dead_code, reason = "the catalogue reads it from the tree")]
+    pub description: Option<String>,
+    /// What computes: a catalogue name such as `h100-sxm`, or a definition in place.
+    #[schemars(schema_with = "schema::accelerator")]
+    pub accelerator: Subtree,
+    /// Accelerators per node.
+    #[schemars(range(min = 1))]
+    pub gpus: u32,
+    /// The network inside.
+    pub scale_up: rackflow_topology::ScaleUp,
+    /// The interfaces to the outside.
+    pub nic: rackflow_topology::Nic,
+    /// The rack it stands in.
+    pub rack: rackflow_topology::Rack,
+    /// Sources of the values, by field name.
+    #[serde(default)]
+    pub sources: std::collections::BTreeMap<String, String>,
+}
+
+/// An entry of the fabrics section of the catalogue.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FabricEntry {
+    /// One line for lists.
+    #[allow(dead_code, reason = "the catalogue reads it from the tree")]
+    pub description: Option<String>,
+    /// What it is.
+    pub fabric: rackflow_topology::Fabric,
+    /// Sources of the values, by field name.
+    #[serde(default)]
+    #[allow(dead_code, reason = "shown with the entry's text")]
+    pub sources: std::collections::BTreeMap<String, String>,
+}

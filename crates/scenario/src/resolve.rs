@@ -1,0 +1,289 @@
+//! From what was typed to what was meant: names are looked up, defaults filled in, numbers checked.
+
+use crate::catalogue::{Catalogue, Section};
+use crate::check;
+use crate::decode::{self, DecodeError, shorten};
+use crate::diagnostic::{Diagnostic, Source, Span};
+use crate::document::{
+    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, TrainingText, WorkloadText,
+};
+use crate::huggingface;
+use crate::yaml::{self, Node as Tree};
+use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
+use rackflow_topology::{Accelerator, Cluster, Fabric, Node};
+use rackflow_workload::{Model, Parallelism, SoftwareStack, Training};
+use serde::de::DeserializeOwned;
+
+/// A scenario as typed: well-formed, with known keys and right types, its names not yet looked up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scenario {
+    source: Source,
+    tree: Tree,
+    document: Document,
+}
+
+/// Reads the text of a scenario. `source_name` is what messages call it.
+///
+/// # Errors
+/// When the text is not YAML, a key is unknown, missing or given twice, or a value is of the wrong
+/// type. The first such error is reported alone.
+pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>> {
+    let source = Source { name: source_name.into(), text: text.into() };
+    let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
+    let document = decode::decode(&tree, "the scenario", tree.place(""))
+        .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
+    Ok(Scenario { source, tree, document })
+}
+
+/// Reads a file that a scenario names, relative to the scenario.
+type Files<'f> = dyn Fn(&str) -> std::io::Result<String> + 'f;
+
+impl Scenario {
+    /// What a source printed about the same run, where the scenario says.
+    pub fn published(&self) -> Option<&Published> {
+        self.document.published.as_ref()
+    }
+
+    /// The name of the scenario: its file without directory and extension.
+    pub fn name(&self) -> &str {
+        let file = self.source.name.rsplit(['/', '\\']).next().unwrap_or_default();
+        let stem = file.strip_suffix(".yaml").or_else(|| file.strip_suffix(".yml")).unwrap_or(file);
+        if stem.is_empty() { "scenario" } else { stem }
+    }
+
+    /// Looks every name up, fills defaults in and checks the numbers. `files` reads a Hugging Face
+    /// `config.json` that the scenario names, relative to the scenario.
+    ///
+    /// # Errors
+    /// With everything that keeps the scenario from being simulated.
+    pub fn resolve(self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
+        let mut findings = Findings { source: &self.source, tree: &self.tree, found: Vec::new() };
+        let WorkloadText::Training(text) = &self.document.workload;
+        let node = findings.node();
+        let fabric = findings.fabric(self.document.cluster.fabric.is_some());
+        let model = findings.model(files);
+        let stack = findings.named::<SoftwareStack>(Section::Stacks, STACK).map(|(mut stack, name)| {
+            stack.name = name;
+            stack
+        });
+        let (Some(node), Some(fabric), Some(model), Some(stack)) = (node, fabric, model, stack) else {
+            return Err(findings.found);
+        };
+        let Some(fabric) = fabric.or_else(|| findings.default_fabric(&node, self.document.cluster.gpus)) else {
+            return Err(findings.found);
+        };
+        let cluster = Cluster { node, gpus: self.document.cluster.gpus, fabric };
+        let training = training(text, cluster.gpus, model, stack);
+        let simulation = &self.document.simulation;
+        let setup = Setup {
+            name: self.name().to_owned(),
+            cluster,
+            training,
+            rank_order: match text.rank_order {
+                RankOrderText::DataBeforePipeline => RankOrder::DataBeforePipeline,
+                RankOrderText::PipelineBeforeData => RankOrder::PipelineBeforeData,
+            },
+            stragglers: simulation
+                .stragglers
+                .iter()
+                .map(|straggler| Straggler { gpu: straggler.gpu, slowdown: straggler.slowdown })
+                .collect(),
+            fidelity: match simulation.fidelity {
+                FidelityText::Folded => Fidelity::Folded,
+                FidelityText::Full => Fidelity::Full,
+            },
+            seed: simulation.seed,
+        };
+        check::check(&setup, text, &mut findings);
+        if findings.found.is_empty() { Ok(setup) } else { Err(findings.found) }
+    }
+}
+
+const NODE: &str = "cluster.node";
+const FABRIC: &str = "cluster.fabric";
+const MODEL: &str = "workload.training.model";
+const STACK: &str = "workload.training.stack";
+
+/// The training step with its defaults. `data` is what the other dimensions leave, rounded down;
+/// the check says so where they leave no whole number.
+fn training(text: &TrainingText, gpus: u32, model: Model, stack: SoftwareStack) -> Training {
+    Training {
+        model,
+        stack,
+        recipe: text.precision,
+        sequence_length: text.sequence_length,
+        global_batch: text.global_batch,
+        micro_batch: text.micro_batch,
+        parallelism: parallelism(&text.parallelism, gpus),
+        schedule: text.schedule,
+        recompute: text.recompute.0.clone(),
+        routing: text.routing,
+        layers_per_chunk: text.layers_per_chunk.clone(),
+        assumed: text.assumed.clone(),
+    }
+}
+
+fn parallelism(text: &ParallelismText, gpus: u32) -> Parallelism {
+    let others = [text.tensor, text.context, text.pipeline].map(u64::from).iter().product::<u64>();
+    let derived = u64::from(gpus).checked_div(others).unwrap_or(1);
+    Parallelism {
+        tensor: text.tensor,
+        sequence_parallel: text.sequence_parallel.unwrap_or(text.tensor > 1),
+        context: text.context,
+        pipeline: text.pipeline,
+        virtual_pipeline: text.virtual_pipeline,
+        data: text.data.unwrap_or(u32::try_from(derived).unwrap_or(u32::MAX)),
+        expert: text.expert,
+        expert_tensor: text.expert_tensor,
+        zero: text.zero,
+        zero_group: text.zero_group,
+    }
+}
+
+/// Collects what is wrong.
+pub(crate) struct Findings<'s> {
+    source: &'s Source,
+    tree: &'s Tree,
+    found: Vec<Diagnostic>,
+}
+
+impl Findings<'_> {
+    /// Reports an error at a path of the document, or at the longest part of it that is written.
+    pub fn error(&mut self, path: &str, message: impl Into<String>) -> &mut Diagnostic {
+        self.error_at(self.tree.place(path), message)
+    }
+
+    fn error_at(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
+        self.push(Diagnostic::error(self.source, span, message))
+    }
+
+    fn push(&mut self, diagnostic: Diagnostic) -> &mut Diagnostic {
+        self.found.push(diagnostic);
+        self.found.last_mut().expect("pushed above")
+    }
+
+    /// Whether the author wrote something at this path.
+    pub fn written(&self, path: &str) -> bool {
+        self.tree.at(path).is_some_and(|node| !node.is_null())
+    }
+
+    /// An entry of the catalogue, or one that is defined in place, alone or by changing an entry.
+    /// With the name by which the report calls it.
+    fn named<T: DeserializeOwned>(&mut self, section: Section, path: &str) -> Option<(T, String)> {
+        let (tree, name) = self.definition(section, path)?;
+        let key = path.rsplit('.').next().unwrap_or(path);
+        match decode::decode::<T>(&tree, key, self.tree.place(path)) {
+            Ok(value) => Some((value, name)),
+            Err(error) => {
+                self.push(error.in_source(self.source));
+                None
+            }
+        }
+    }
+
+    /// The tree of an entry or a definition, and its name.
+    fn definition(&mut self, section: Section, path: &str) -> Option<(Tree, String)> {
+        let catalogue = Catalogue::builtin();
+        let node = self.tree.at(path)?;
+        if let Some(name) = node.text() {
+            return match catalogue.tree(section, name) {
+                Some(tree) => Some((tree.placed_at(node.span), name.to_owned())),
+                None => {
+                    self.push(decode::unknown_name(section, name, node.span).in_source(self.source));
+                    None
+                }
+            };
+        }
+        let given = node.get("name").and_then(Tree::text);
+        let Some((_, like)) = node.entry("like") else {
+            let name = given.map_or_else(|| format!("custom {}", section.singular()), str::to_owned);
+            return Some((node.clone(), name));
+        };
+        let Some(base) = like.text() else {
+            let known = section.plural();
+            self.error(path, format!("`like` must be the name of one of the {known}"));
+            return None;
+        };
+        let Some(tree) = catalogue.tree(section, base) else {
+            self.push(decode::unknown_name(section, base, like.span).in_source(self.source));
+            return None;
+        };
+        let changed = tree.placed_at(like.span).changed_by(&node.without("like"));
+        Some((changed, given.map_or_else(|| format!("{base} (changed)"), str::to_owned)))
+    }
+
+    fn node(&mut self) -> Option<Node> {
+        let (tree, name) = self.definition(Section::Nodes, NODE)?;
+        let text: NodeText = match decode::decode(&tree, "node", self.tree.place(NODE)) {
+            Ok(text) => text,
+            Err(error) => {
+                self.push(error.in_source(self.source));
+                return None;
+            }
+        };
+        let accelerator = self.accelerator(&tree)?;
+        Some(text.with(name, accelerator))
+    }
+
+    fn accelerator(&mut self, node: &Tree) -> Option<Accelerator> {
+        // A node of the catalogue names its accelerator there, a defined one here.
+        let path = "cluster.node.accelerator";
+        let (mut accelerator, name) = if self.written(path) {
+            self.named::<Accelerator>(Section::Accelerators, path)?
+        } else {
+            let name = node.get("accelerator").and_then(Tree::text)?;
+            (Catalogue::builtin().accelerator(name)?.clone(), name.to_owned())
+        };
+        accelerator.name = name;
+        Some(accelerator)
+    }
+
+    /// `Some(None)` where the scenario leaves it out.
+    fn fabric(&mut self, written: bool) -> Option<Option<Fabric>> {
+        if !written {
+            return Some(None);
+        }
+        self.named::<Fabric>(Section::Fabrics, FABRIC).map(|(fabric, _)| Some(fabric))
+    }
+
+    /// One node needs no fabric; more than one must say.
+    fn default_fabric(&mut self, node: &Node, gpus: u32) -> Option<Fabric> {
+        if gpus > node.gpus {
+            let names: Vec<&str> = Catalogue::builtin().names(Section::Fabrics).collect();
+            let message = format!("`fabric` is missing: {gpus} GPUs are more than one {} of {}", node.name, node.gpus);
+            self.error("cluster", message).hints.push(format!("known fabrics: {}", names.join(", ")));
+            return None;
+        }
+        Catalogue::builtin().fabric("rail-optimized").cloned()
+    }
+
+    fn model(&mut self, files: &Files<'_>) -> Option<Model> {
+        let node = self.tree.at(MODEL)?;
+        let Some(path) = node.text().filter(|text| text.ends_with(".json")) else {
+            let (mut model, name) = self.named::<Model>(Section::Models, MODEL)?;
+            model.name = name;
+            return Some(model);
+        };
+        let text = match files(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.error(MODEL, format!("cannot read {}: {error}", shorten(path)))
+                    .hints
+                    .push("the path is relative to the scenario".to_owned());
+                return None;
+            }
+        };
+        match huggingface::parse(&text) {
+            Ok(mut model) => {
+                if model.name.is_empty() {
+                    path.clone_into(&mut model.name);
+                }
+                Some(model)
+            }
+            Err(error) => {
+                self.error(MODEL, format!("{} is not a model: {error}", shorten(path)));
+                None
+            }
+        }
+    }
+}

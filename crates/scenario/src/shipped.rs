@@ -1,0 +1,21 @@
+//! The scenarios that ship with the program.
+
+macro_rules! shipped {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../scenarios/", $name, ".yaml")))),*]
+    };
+}
+
+/// Name and text of each scenario that ships with the program, in the order of `list`.
+pub fn shipped() -> &'static [(&'static str, &'static str)] {
+    shipped![
+        "quickstart-llama3-8b-8-h100",
+        "deepseek-v3-2048-h800",
+        "llama3-405b-8192-h100",
+        "llama3-405b-16384-h100",
+        "bloom-176b-384-a100",
+        "llama4-32k-h100",
+        "deepseek-v3-2048-gb200-nvl72",
+        "deepseek-v3-2048-gb200-nvl72-nvfp4",
+    ]
+}

@@ -1,0 +1,30 @@
+use rackflow_scenario::{parse, shipped};
+use std::io;
+
+/// None of the shipped scenarios names a file.
+fn no_files(_: &str) -> io::Result<String> {
+    Err(io::Error::from(io::ErrorKind::NotFound))
+}
+
+#[test]
+fn every_shipped_scenario_resolves() {
+    for (name, text) in shipped() {
+        let file = format!("{name}.yaml");
+        let setup = parse(&file, text).and_then(|scenario| scenario.resolve(&no_files));
+        match setup {
+            Ok(setup) => assert_eq!(setup.name, *name),
+            Err(diagnostics) => {
+                let texts: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+                panic!("{}", texts.join("\n\n"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_shipped_scenario_names_its_schema() {
+    for (name, text) in shipped() {
+        let first = text.lines().next().unwrap_or_default();
+        assert_eq!(first, "# yaml-language-server: $schema=../docs/scenario.schema.json", "{name}");
+    }
+}
