@@ -265,3 +265,299 @@ impl Model {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MoE, MultiTokenPrediction};
+    use std::collections::BTreeMap;
+
+    fn dense() -> Model {
+        Model {
+            name: "small".to_owned(),
+            layers: 4,
+            hidden: 512,
+            attention: grouped(8, 2, 64),
+            ffn: 1024,
+            gated: true,
+            moe: None,
+            vocab: 1000,
+            tied_embeddings: false,
+            learned_positions: 0,
+            biases: false,
+            mtp: None,
+            sources: BTreeMap::new(),
+        }
+    }
+
+    fn grouped(heads: u64, kv_heads: u64, head_dim: u64) -> Attention {
+        Attention::Grouped {
+            heads,
+            kv_heads,
+            head_dim,
+            sliding_window: None,
+            full_every: None,
+            chunked: false,
+            qk_norm: false,
+            sinks: false,
+        }
+    }
+
+    fn windowed(window: Option<u64>, every: Option<u64>, chunks: bool) -> Attention {
+        let mut attention = grouped(8, 2, 64);
+        if let Attention::Grouped {
+            sliding_window,
+            full_every,
+            chunked,
+            ..
+        } = &mut attention
+        {
+            (*sliding_window, *full_every, *chunked) = (window, every, chunks);
+        }
+        attention
+    }
+
+    fn mixture() -> MoE {
+        MoE {
+            experts: 8,
+            top_k: 2,
+            expert_ffn: 256,
+            shared_ffn: 0,
+            first_dense_layers: 1,
+            every: 1,
+        }
+    }
+
+    #[track_caller]
+    fn refuses(model: Model, field: &str, text: &str) {
+        let error = model.check().expect_err("is refused");
+        assert_eq!((error.field(), error.to_string().as_str()), (field, text));
+    }
+
+    #[test]
+    fn accepts_plain_shapes() {
+        assert_eq!(dense().check(), Ok(()));
+        assert_eq!(
+            Model {
+                moe: Some(mixture()),
+                ..dense()
+            }
+            .check(),
+            Ok(())
+        );
+        for (window, every, chunked) in [
+            (Some(16), Some(2), false),
+            (Some(16), None, false),
+            (Some(16), Some(4), true),
+        ] {
+            let attention = windowed(window, every, chunked);
+            assert_eq!(
+                Model {
+                    attention,
+                    ..dense()
+                }
+                .check(),
+                Ok(())
+            );
+        }
+    }
+
+    #[test]
+    fn zero() {
+        refuses(
+            Model {
+                layers: 0,
+                ..dense()
+            },
+            "layers",
+            "`layers` must not be 0",
+        );
+        refuses(
+            Model {
+                hidden: 0,
+                ..dense()
+            },
+            "hidden",
+            "`hidden` must not be 0",
+        );
+        refuses(
+            Model {
+                vocab: 0,
+                ..dense()
+            },
+            "vocab",
+            "`vocab` must not be 0",
+        );
+        let attention = grouped(8, 0, 64);
+        let field = "attention.gqa.kv_heads";
+        refuses(
+            Model {
+                attention,
+                ..dense()
+            },
+            field,
+            "`attention.gqa.kv_heads` must not be 0",
+        );
+        let mtp = Some(MultiTokenPrediction { modules: 0 });
+        refuses(
+            Model { mtp, ..dense() },
+            "mtp.modules",
+            "`mtp.modules` must not be 0",
+        );
+        let attention = Attention::Latent {
+            heads: 8,
+            q_lora_rank: None,
+            kv_lora_rank: 0,
+            qk_nope_head_dim: 32,
+            qk_rope_head_dim: 16,
+            v_head_dim: 32,
+        };
+        let field = "attention.mla.kv_lora_rank";
+        refuses(
+            Model {
+                attention,
+                ..dense()
+            },
+            field,
+            "`attention.mla.kv_lora_rank` must not be 0",
+        );
+    }
+
+    #[test]
+    fn absurd() {
+        refuses(
+            Model {
+                layers: 10_001,
+                ..dense()
+            },
+            "layers",
+            "`layers` is 10001, and no model has more than 10000",
+        );
+        refuses(
+            Model {
+                hidden: u64::MAX,
+                ..dense()
+            },
+            "hidden",
+            "`hidden` is 18446744073709551615, and no model has more than 1000000",
+        );
+    }
+
+    #[test]
+    fn kv_heads_do_not_divide() {
+        let model = Model {
+            attention: grouped(8, 3, 64),
+            ..dense()
+        };
+        let text = "`kv_heads` 3 does not divide `heads` 8";
+        refuses(model, "attention.gqa.kv_heads", text);
+    }
+
+    #[test]
+    fn heads_do_not_fit() {
+        let text =
+            "8 heads of width 4096 are 32768 wide together, which does not go with `hidden` 512";
+        refuses(
+            Model {
+                attention: grouped(8, 2, 4096),
+                ..dense()
+            },
+            "attention.gqa.head_dim",
+            text,
+        );
+    }
+
+    #[test]
+    fn no_window() {
+        for (every, chunked, field) in [
+            (Some(4), false, "attention.gqa.full_every"),
+            (None, true, "attention.gqa.chunked"),
+        ] {
+            let model = Model {
+                attention: windowed(None, every, chunked),
+                ..dense()
+            };
+            let text =
+                format!("`{field}` says how layers are windowed, but there is no `sliding_window`");
+            refuses(model, field, &text);
+        }
+    }
+
+    #[test]
+    fn top_k_exceeds_experts() {
+        let moe = Some(MoE {
+            top_k: 9,
+            ..mixture()
+        });
+        refuses(
+            Model { moe, ..dense() },
+            "moe.top_k",
+            "`top_k` 9 is more than the 8 `experts`",
+        );
+    }
+
+    #[test]
+    fn no_routed_layer() {
+        let moe = Some(MoE {
+            first_dense_layers: 4,
+            ..mixture()
+        });
+        let text = "`moe` leaves all 4 layers dense: `moe.first_dense_layers` is 4";
+        refuses(Model { moe, ..dense() }, "moe.first_dense_layers", text);
+        let moe = Some(MoE {
+            every: 5,
+            ..mixture()
+        });
+        let text = "`moe` leaves all 4 layers dense: `moe.every` is 5";
+        refuses(Model { moe, ..dense() }, "moe.every", text);
+    }
+
+    #[test]
+    fn no_dense_width() {
+        refuses(
+            Model { ffn: 0, ..dense() },
+            "ffn",
+            "layer 0 is dense, but `ffn` is 0",
+        );
+        let moe = Some(MoE {
+            first_dense_layers: 0,
+            every: 2,
+            ..mixture()
+        });
+        let model = Model {
+            ffn: 0,
+            moe: moe.clone(),
+            ..dense()
+        };
+        refuses(model, "ffn", "layer 0 is dense, but `ffn` is 0");
+        let moe = Some(MoE {
+            first_dense_layers: 0,
+            ..mixture()
+        });
+        assert_eq!(
+            Model {
+                ffn: 0,
+                moe,
+                ..dense()
+            }
+            .check(),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn too_many_parameters() {
+        let model = Model {
+            layers: 10_000,
+            hidden: 1_000_000,
+            ffn: 10_000_000,
+            ..dense()
+        };
+        let model = Model {
+            attention: grouped(8, 2, 100_000),
+            ..model
+        };
+        let text = "these sizes make more than 10000000000000000 parameters";
+        refuses(model, "layers", text);
+    }
+}

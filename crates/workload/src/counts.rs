@@ -429,3 +429,184 @@ impl Model {
         product([2, self.norm_parameters(self.hidden)]).saturating_add(inside)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MoE, MultiTokenPrediction};
+    use std::collections::BTreeMap;
+
+    /// Small enough to count by hand.
+    fn model() -> Model {
+        Model {
+            name: "small".to_owned(),
+            layers: 3,
+            hidden: 8,
+            attention: Attention::Grouped {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 4,
+                sliding_window: None,
+                full_every: None,
+                chunked: false,
+                qk_norm: false,
+                sinks: false,
+            },
+            ffn: 32,
+            gated: true,
+            moe: Some(MoE {
+                experts: 6,
+                top_k: 2,
+                expert_ffn: 10,
+                shared_ffn: 5,
+                first_dense_layers: 1,
+                every: 1,
+            }),
+            vocab: 100,
+            tied_embeddings: false,
+            learned_positions: 0,
+            biases: false,
+            mtp: Some(MultiTokenPrediction { modules: 2 }),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    const ATTENTION: u64 = 8 * 16 + 2 * 8 * 8 + 16 * 8;
+    const EXPERT: u64 = 3 * 8 * 10;
+    const SHARED: u64 = 3 * 8 * 5;
+
+    #[test]
+    fn parameters_by_hand() {
+        let model = model();
+        let dense = model.layer_parameters(model.layer_kind(0));
+        assert_eq!(
+            (dense.attention, dense.dense_ffn, dense.router),
+            (ATTENTION, 3 * 8 * 32, 0)
+        );
+        assert_eq!(dense.total(), dense.active());
+        let routed = model.layer_parameters(model.layer_kind(1));
+        assert_eq!(
+            (routed.one_expert, routed.routed_experts),
+            (EXPERT, 6 * EXPERT)
+        );
+        assert_eq!(
+            (routed.shared_expert, routed.router, routed.norms),
+            (SHARED, 48, 16)
+        );
+        assert_eq!(routed.total() - routed.active(), 4 * EXPERT);
+        let counts = model.parameters();
+        assert_eq!(
+            counts.total,
+            800 + dense.total() + 2 * routed.total() + 8 + 800
+        );
+        assert_eq!(counts.active, counts.total - 2 * 4 * EXPERT);
+        assert_eq!(counts.mtp, 2 * (routed.total() + 2 * 8 * 8 + 3 * 8));
+    }
+
+    #[test]
+    fn biases_count_as_parameters_and_not_as_work() {
+        let plain = Model {
+            moe: None,
+            mtp: None,
+            ..model()
+        };
+        let biased = Model {
+            biases: true,
+            ..plain.clone()
+        };
+        let added = biased.parameters_total() - plain.parameters_total();
+        assert_eq!(added, 3 * (16 + 8 + 8 + 8 + 32 + 32 + 8));
+        let flops = |model: &Model| model.flops_per_token(64, AttentionCount::Causal);
+        assert_eq!(flops(&biased), flops(&plain));
+        // LayerNorm, which goes without a gate, has a shift.
+        let layer_norm = Model {
+            gated: false,
+            ..biased
+        };
+        assert_eq!(
+            layer_norm.layer_parameters(layer_norm.layer_kind(0)).norms,
+            2 * 2 * 8
+        );
+    }
+
+    #[test]
+    fn flops_by_hand() {
+        let model = Model {
+            layers: 2,
+            ..model()
+        };
+        let weights = 2 * ATTENTION + 3 * 8 * 32 + 2 * EXPERT + SHARED + 48 + 800;
+        let scores = 2 * 2 * 16 * 64;
+        let noncausal = model.flops_per_token(64, AttentionCount::NonCausal);
+        assert_eq!(noncausal, 6.0 * (weights + scores) as f64);
+        let causal = model.flops_per_token(64, AttentionCount::Causal);
+        assert_eq!(causal, 6.0 * (weights + scores / 2) as f64);
+        let module = ATTENTION + 2 * EXPERT + SHARED + 48 + 2 * 64 + 800 + 16 * 64;
+        let mtp = model.mtp_flops_per_token(64, AttentionCount::Causal);
+        assert_eq!(mtp, 2.0 * 6.0 * module as f64);
+    }
+
+    /// Counted query by query, for every window up to the sequence. The diagonal counts half.
+    #[test]
+    fn keys_seen_are_those_counted_one_by_one() {
+        let sequence = 37;
+        for window in 1..=sequence {
+            for chunked in [false, true] {
+                let kind = LayerKind {
+                    feed_forward: FeedForward::Dense,
+                    window: Some(window),
+                    chunked,
+                };
+                let seen: f64 = (0..sequence)
+                    .map(|query| {
+                        if chunked {
+                            query % window
+                        } else {
+                            query.min(window)
+                        }
+                    })
+                    // Beyond its window a query loses as much of the last key as it gains.
+                    .map(|before| before as f64 + if before == window { 0.0 } else { 0.5 })
+                    .sum();
+                let ours = kind.keys_seen(sequence) * sequence as f64;
+                assert!(
+                    (ours - seen).abs() < 1e-9,
+                    "{window} {chunked}: {ours} {seen}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn cache_keeps_the_window_only() {
+        let mut model = Model {
+            layers: 4,
+            ..model()
+        };
+        assert_eq!(model.kv_bytes_per_token(16), Bytes::new(4 * 2 * 2 * 4 * 2));
+        assert_eq!(model.kv_bytes(10, 8), Bytes::new(4 * 2 * 2 * 4 * 10));
+        if let Attention::Grouped {
+            sliding_window,
+            full_every,
+            ..
+        } = &mut model.attention
+        {
+            (*sliding_window, *full_every) = (Some(3), Some(4));
+        }
+        assert_eq!(model.kv_bytes(10, 8), Bytes::new(2 * 2 * 4 * (3 * 3 + 10)));
+    }
+
+    #[test]
+    fn unchecked_shapes_saturate() {
+        let huge = Model {
+            hidden: u64::MAX,
+            vocab: u64::MAX,
+            ..model()
+        };
+        assert_eq!(huge.parameters_total(), u64::MAX);
+        assert!(
+            huge.flops_per_token(u64::MAX, AttentionCount::NonCausal)
+                .is_finite()
+        );
+    }
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// How a layer attends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Attention {
     /// Multi-head, grouped-query or multi-query attention, by the number of key-value heads.
     #[serde(rename = "gqa")]
