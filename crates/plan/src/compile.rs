@@ -926,8 +926,11 @@ impl Emitter {
     }
 
     fn receive(&mut self, stream: Stream, peer: Peer, micro_batch: u32) -> Vec<u32> {
-        let waits: Vec<u32> =
-            if self.asynchronous { vec![] } else { self.last_compute.into_iter().collect() };
+        // A blocking stage asks for its input when it is done with the work before. Interleaved
+        // schedules ask for the input of the next chunk together with their sends, which comes to
+        // asking early.
+        let early = self.asynchronous || self.positions.len() > 1;
+        let waits: Vec<u32> = if early { vec![] } else { self.last_compute.into_iter().collect() };
         vec![self.program.push(Work::Receive(peer, self.message), stream, micro_batch, &waits)]
     }
 

@@ -52,12 +52,25 @@ pub struct KernelCost {
 pub struct KernelOptions {
     /// How attention is computed.
     pub attention: AttentionKernel,
+    /// Whether the kernel runs cold or in hours of work.
+    pub load: Load,
+}
+
+/// What the accelerator did before the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// Little: a benchmark of one kernel, at the clocks of a short burst.
+    Burst,
+    /// Hours of the same: clocks settle where the power limit holds them
+    /// ([`Measured::continuous_clock`](rackflow_topology::Measured)).
+    Continuous,
 }
 
 impl Default for KernelOptions {
     fn default() -> Self {
         Self {
             attention: AttentionKernel::Best,
+            load: Load::Burst,
         }
     }
 }
@@ -101,6 +114,10 @@ pub fn cost_by(
         accelerator,
         sms,
         mechanism,
+        clock_share: match options.load {
+            Load::Burst => 1.0,
+            Load::Continuous => accelerator.measured.continuous_clock,
+        },
     };
     match op {
         Operation::Gemm { .. } | Operation::GroupedGemm { .. } => gemm::cost(op, &device),
@@ -115,6 +132,8 @@ struct Device<'a> {
     accelerator: &'a Accelerator,
     sms: u32,
     mechanism: &'a Mechanism,
+    /// Clock over the clock at which the efficiencies were measured.
+    clock_share: f64,
 }
 
 impl Device<'_> {
@@ -125,14 +144,15 @@ impl Device<'_> {
         whole * (share * self.mechanism.sm_memory_surplus).min(1.0)
     }
 
-    /// SMs of the package over SMs of the kernel, at least 1.
-    fn sms_missing(&self) -> f64 {
-        f64::from(self.accelerator.sms) / f64::from(self.sms)
+    /// What the SMs would do in a burst over what those of the kernel do, at least 1: SMs that it
+    /// was not given, and clocks that the power limit holds down.
+    fn slower(&self) -> f64 {
+        f64::from(self.accelerator.sms) / (f64::from(self.sms) * self.clock_share)
     }
 
-    /// Time for `cycles` of the rated clock [s].
+    /// Time for `cycles` of the clock [s].
     fn cycles(&self, cycles: f64) -> f64 {
-        cycles / self.accelerator.clock.hertz()
+        cycles / (self.accelerator.clock.hertz() * self.clock_share)
     }
 
     /// Generation of the tensor cores, told by what an SM multiplies in a clock: 0 to 2048 bf16

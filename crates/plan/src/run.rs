@@ -121,7 +121,7 @@ impl<'a> Context<'a> {
             transfers: Vec::new(),
             specs: Vec::new(),
             segment_flops: Vec::new(),
-            options: kernel::KernelOptions { attention: stack.attention },
+            options: kernel::KernelOptions { attention: stack.attention, load: kernel::Load::Continuous },
             level_sms,
         }
     }

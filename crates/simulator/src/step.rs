@@ -132,6 +132,15 @@ struct State {
     finished: SimTime,
 }
 
+impl State {
+    /// When the host has issued everything before `task`. What it issued before it last waited was
+    /// issued by then.
+    fn issued(&self, compiled: &Compiled<'_>, task: u32) -> SimTime {
+        let base = compiled.issue[self.host_base as usize];
+        self.host_time + compiled.issue[task as usize].saturating_sub(base)
+    }
+}
+
 /// A communication on its way.
 #[derive(Clone, Copy)]
 struct Active {
@@ -301,8 +310,7 @@ impl<'p> Step<'p> {
         if task > compiled.host_limit[state.host_base as usize] {
             return;
         }
-        let base = compiled.issue[state.host_base as usize];
-        let issued = state.host_time + (compiled.issue[task as usize] - base);
+        let issued = state.issued(compiled, task);
         if issued > now {
             state.waking[stream] = true;
             self.queue.schedule(issued, BEGINS, Event::Issued(entity, compiled.program.tasks[task as usize].stream));
@@ -311,7 +319,7 @@ impl<'p> Step<'p> {
         state.busy[stream] = true;
         match compiled.program.tasks[task as usize].work {
             Work::Compute(_) => {
-                let done = state.host_time + (compiled.issue[task as usize + 1] - base);
+                let done = state.issued(compiled, task + 1);
                 self.start_compute(now, entity, task, done);
             }
             Work::Collective(slot, transfer) => {
@@ -548,8 +556,7 @@ impl<'p> Step<'p> {
             }
         }
         if this.host_waits {
-            let issued = state.host_time + (compiled.issue[task as usize + 1] - compiled.issue[state.host_base as usize]);
-            state.host_time = issued.max(now);
+            state.host_time = state.issued(compiled, task + 1).max(now);
             state.host_base = task + 1;
         }
         for at in range {

@@ -79,6 +79,8 @@ pub struct Measured {
     pub gemm: ByPrecision<f64>,
     /// Fused attention, by the age of the kernel.
     pub attention: AttentionRates,
+    /// Clock that hours of work leave over the clock of a short benchmark, at the power limit.
+    pub continuous_clock: f64,
     /// Fraction of `memory_bandwidth` that a long stream reaches.
     pub memory: f64,
     /// Shortest time of any kernel on the device: scheduling, prologue and drain.

@@ -55,11 +55,12 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
     if kernel == AttentionKernel::Unfused {
         return unfused(&shape, useful, efficiency, device);
     }
-    let sustained = useful / efficiency * device.sms_missing();
+    let sustained = useful / efficiency * device.slower();
     let scores = shape.batch * shape.heads * shape.query * shape.kv * shape.mask;
     let math = math(&shape, sustained, scores, device);
     let exponent_rate = f64::from(device.sms)
         * device.accelerator.clock.hertz()
+        * device.clock_share
         * f64::from(device.accelerator.exponentials_per_sm_clock);
     // Exponentials are taken of whole tiles, like products.
     let exponentials = scores / exponent_rate * (math / sustained);
@@ -165,7 +166,7 @@ impl Shape {
 
 /// Scores and probabilities pass through memory, over the whole square: no block is skipped.
 fn unfused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> Parts {
-    let sustained = useful / efficiency * device.sms_missing();
+    let sustained = useful / efficiency * device.slower();
     let math = sustained / shape.mask;
     let square = shape.batch * shape.heads * shape.query * shape.kv;
     // Forward: scores written, read and normalised, probabilities written and read.

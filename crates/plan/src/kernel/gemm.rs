@@ -133,7 +133,7 @@ pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
     }
     let peak = peak(device, precision);
     let sustained =
-        flops / (peak * device.accelerator.measured.gemm.get(precision)) * device.sms_missing();
+        flops / (peak * device.accelerator.measured.gemm.get(precision)) * device.slower();
     let element = element_bytes(precision);
     let mut math = f64::INFINITY;
     for (rows, columns) in TILES {

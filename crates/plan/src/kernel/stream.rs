@@ -16,7 +16,7 @@ pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
     let bytes = read.as_f64() + write.as_f64() * device.mechanism.write_cost;
     let kernels = f64::from(kernels);
     let transfer = bytes / device.memory_rate();
-    let arithmetic = flops / device.accelerator.vector.flops_per_sec() * device.sms_missing();
+    let arithmetic = flops / device.accelerator.vector.flops_per_sec() * device.slower();
     let ramp = if bytes > 0.0 {
         device.mechanism.stream_ramp * kernels
     } else {
