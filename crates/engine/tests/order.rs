@@ -164,6 +164,43 @@ fn check<Q: PendingSet>(steps: &[Step]) {
     assert!(queue.is_empty());
 }
 
+/// Pushes, pops a few, drops some keys, pushes again: what a sweep does to a queue.
+fn check_retain<Q: PendingSet>(delays: &[(Delay, u8)], pops: usize, modulus: u32) {
+    let mut queue = Q::default();
+    let mut slow: Vec<(Key, u32)> = Vec::new();
+    let mut now = SimTime::ZERO;
+    let mut sequence = 0;
+    for round in 0..3 {
+        for &(delay, class) in delays {
+            for index in 0..8 {
+                let time = delay.after(now, index);
+                let key = Key {
+                    time,
+                    class: EventClass(class),
+                    sequence,
+                };
+                queue.push(key, sequence as u32);
+                slow.push((key, sequence as u32));
+                sequence += 1;
+            }
+        }
+        slow.sort();
+        for (key, slot) in slow.drain(..pops.min(slow.len())) {
+            assert_eq!(queue.pop(), Some((key.time, slot)));
+            now = key.time;
+        }
+        let keep = |slot: u32| slot % modulus == round;
+        queue.retain(keep);
+        slow.retain(|(_, slot)| keep(*slot));
+        assert_eq!(queue.len(), slow.len());
+    }
+    for (key, slot) in slow {
+        assert_eq!(queue.peek(), Some((key.time, slot)));
+        assert_eq!(queue.pop(), Some((key.time, slot)));
+    }
+    assert_eq!(queue.pop(), None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -181,5 +218,16 @@ proptest! {
     fn dary_heap_pops_in_the_promised_order(steps in prop::collection::vec(step(), 1..60)) {
         check::<DaryHeap<4>>(&steps);
         check::<DaryHeap<8>>(&steps);
+    }
+
+    #[test]
+    fn a_sweep_changes_nothing_for_the_living(
+        delays in prop::collection::vec((delay(), 0u8..4), 1..80),
+        pops in 0usize..200,
+        modulus in 3u32..6,
+    ) {
+        check_retain::<LadderQueue>(&delays, pops, modulus);
+        check_retain::<StdHeap>(&delays, pops, modulus);
+        check_retain::<DaryHeap<4>>(&delays, pops, modulus);
     }
 }
