@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use rackflow_workload::{AttentionCount, Model};
 use serde_json::{Value, json};
 
-/// Published configurations, cut to the keys that matter, by catalogue name. GPT-3 was never
-/// published this way: its shape in the spelling of GPT-2.
+/// Published configurations, cut to the keys that matter, by catalogue name. Those of BLOOM,
+/// DeepSeek-V2, GLM-4.6 and Moonlight are put together from the published dimensions in the keys of
+/// their family. GPT-3 was never published this way: its shape in the spelling of GPT-2.
 const CONFIGS: [(&str, &str); 18] = [
     (
         "bloom-176b",
