@@ -135,12 +135,16 @@ fn accelerator_row(accelerator: &Accelerator) -> Vec<String> {
     ]
 }
 
-/// Name and first comment line of each shipped scenario.
+/// Name of each shipped scenario, and the first sentence of the comment at its top.
 fn scenarios() -> Vec<(String, String)> {
     let describe = |text: &str| {
-        let comments = text.lines().filter_map(|line| line.strip_prefix('#')).map(str::trim);
-        let mut words = comments.filter(|line| !line.is_empty() && !line.contains("$schema"));
-        words.next().unwrap_or_default().to_owned()
+        let comments = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+        let prose = comments.filter(|line| !line.contains("$schema")).skip_while(|line| line.is_empty());
+        let words = prose.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        match words.split_once(". ") {
+            Some((first, _)) => format!("{first}."),
+            None => words,
+        }
     };
     rackflow_scenario::shipped().iter().map(|(name, text)| ((*name).to_owned(), describe(text))).collect()
 }

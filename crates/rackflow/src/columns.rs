@@ -1,7 +1,8 @@
 //! Columns of text, two spaces apart, as wide as their widest cell.
 
-/// Lays out `rows` under `head`. Columns whose head begins with `>` stand to the right.
-pub fn lay_out(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
+/// Lays out `rows` under `head`. Columns whose head begins with `>` stand to the right; a last column
+/// that does not takes as many lines as it needs.
+pub fn lay_out(head: &[&str], rows: &[Vec<String>], width_of_page: usize) -> String {
     let columns = head.len();
     let titles: Vec<String> = head.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
     let widest = |column: usize| {
@@ -9,30 +10,49 @@ pub fn lay_out(head: &[&str], rows: &[Vec<String>], width: usize) -> String {
         cells.chain([&titles[column]]).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(widest).collect();
+    let indent = 2 + widths.iter().rev().skip(1).map(|width| width + 2).sum::<usize>();
     let line = |row: &Vec<String>| {
-        let mut text = String::from(" ");
+        let mut text = String::new();
         for (column, width) in widths.iter().enumerate() {
             let cell = row.get(column).map_or("", String::as_str);
             let gap = " ".repeat(width - cell.chars().count());
             let right = head[column].starts_with('>');
-            text.push(' ');
-            text.push_str(&if right { format!("{gap}{cell}") } else { format!("{cell}{gap}") });
-            text.push(' ');
+            text.push_str("  ");
+            if column + 1 == columns && !right {
+                text.push_str(&wrapped(cell, width_left(width_of_page, indent), indent));
+            } else {
+                text.push_str(&if right { format!("{gap}{cell}") } else { format!("{cell}{gap}") });
+            }
         }
-        shorten(text.trim_end(), width) + "\n"
+        text.trim_end().to_owned() + "\n"
     };
     let body: String = rows.iter().map(line).collect();
     if titles.iter().all(String::is_empty) { body } else { line(&titles) + &body }
 }
 
-/// The part of a line that fits, with an ellipsis where something is left out.
-fn shorten(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
+/// Columns left for the last cell; a few even where the page is too narrow for the others.
+fn width_left(page: usize, indent: usize) -> usize {
+    page.saturating_sub(indent).max(24)
+}
+
+/// `text` over as many lines as it needs, the later ones indented.
+fn wrapped(text: &str, width: usize, indent: usize) -> String {
+    let mut out = String::new();
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += length;
     }
-    let mut short: String = text.chars().take(width.saturating_sub(1)).collect();
-    short.push('…');
-    short
+    out
 }
 
 #[cfg(test)]
@@ -47,9 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut_and_say_so() {
-        let text = lay_out(&["name"], &[vec!["x".repeat(50)]], 20);
-        assert!(text.lines().all(|line| line.chars().count() <= 20), "{text}");
-        assert!(text.contains('…'));
+    fn a_long_last_cell_goes_on_under_itself() {
+        let rows = [vec!["a".to_owned(), "one two three four five six seven".to_owned()]];
+        let text = lay_out(&["", ""], &rows, 30);
+        assert_eq!(text, "  a  one two three four five\n     six seven\n");
     }
 }

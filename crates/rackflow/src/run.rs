@@ -70,7 +70,7 @@ fn refusal(error: &PlanError, source: &str) -> Failure {
     let mut text = format!("error: {error}\n  --> {source}");
     if let PlanError::DoesNotFit { hints, .. } = error {
         for hint in hints {
-            text.push_str(&format!("\n  hint: {hint}"));
+            text.push_str(&format!("\n  hint: it would fit with {hint}"));
         }
     }
     Failure::Input(text)

@@ -281,7 +281,10 @@ fn waterfall(page: &mut Page<'_>, report: &Report) {
     }
     if !small.is_empty() {
         let rest: f64 = small.iter().map(|loss| loss.fraction).sum();
-        let name = format!("{} smaller losses", small.len());
+        let name = match &small[..] {
+            [one] => one.label.clone(),
+            several => format!("{} smaller losses", several.len()),
+        };
         step(page, &name, Ink::Faint, left - rest, left, peak, "-");
     }
     let kept = useful.map_or(0.0, |loss| loss.fraction);

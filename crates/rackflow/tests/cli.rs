@@ -1,0 +1,383 @@
+//! The command line as a person uses it: the binary is run, and what it prints and leaves is read.
+//!
+//! Files that are made from output (the README's example, docs/report.schema.json) are compared
+//! with a fresh run; `UPDATE=1 cargo test -p rackflow --test cli` writes them anew.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const QUICK: &str = "quickstart-llama3-8b-8-h100";
+const MAIN_JOB: &str = "scenarios/deepseek-v3-2048-h800.yaml";
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rackflow"));
+    command.args(args).current_dir(root()).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
+    command
+}
+
+fn rackflow(args: &[&str]) -> Output {
+    command(args).output().expect("the binary starts")
+}
+
+/// Standard output of a command that must succeed and say nothing else.
+fn fine(args: &[&str]) -> String {
+    let output = rackflow(args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rackflow {args:?}: {errors}");
+    String::from_utf8(output.stdout).expect("output is text")
+}
+
+/// Standard error of a command that must be refused with this status and print no result.
+fn refused(args: &[&str], status: i32) -> String {
+    let output = rackflow(args);
+    assert_eq!(output.status.code(), Some(status), "rackflow {args:?}");
+    assert!(output.stdout.is_empty(), "a refusal prints no result");
+    String::from_utf8(output.stderr).expect("messages are text")
+}
+
+/// A folder of one test, empty at its start.
+fn scratch(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a scratch folder");
+    folder
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("one JSON document")
+}
+
+/// The report without the one value that differs between reruns.
+fn without_wall_time(text: &str) -> Value {
+    let mut report = json(text);
+    report["engine"]["wall_s"] = Value::Null;
+    report
+}
+
+#[allow(clippy::disallowed_methods, reason = "a switch for the person who runs the tests")]
+fn updating() -> bool {
+    std::env::var("UPDATE").is_ok_and(|value| value == "1")
+}
+
+/// Holds a file against what it must be, or writes it.
+fn check_file(path: &Path, expected: &str) {
+    if updating() {
+        fs::write(path, expected).expect("the file is written");
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{} is out of date; UPDATE=1 cargo test -p rackflow --test cli writes it",
+        path.display()
+    );
+}
+
+// ---- run
+
+#[test]
+fn every_shipped_scenario_runs_and_its_report_holds_together() {
+    let listed = json(&fine(&["list", "scenarios", "--format", "json"]));
+    let scenarios = listed["scenarios"].as_array().expect("a list");
+    assert!(scenarios.len() >= 7, "{scenarios:?}");
+    for scenario in scenarios {
+        let name = scenario["name"].as_str().expect("a name");
+        assert!(!scenario["description"].as_str().unwrap_or_default().is_empty(), "{name} says what it is");
+        let report = json(&fine(&["run", name, "--format", "json"]));
+        let sum: f64 = report["waterfall"]
+            .as_array()
+            .expect("a waterfall")
+            .iter()
+            .map(|loss| loss["fraction"].as_f64().expect("a fraction"))
+            .sum();
+        assert!((sum - 1.0).abs() < 1e-9, "{name}: the waterfall sums to {sum}");
+        let racks = report["racks"].as_array().expect("racks");
+        let gpus: u64 = racks.iter().map(|rack| rack["gpus"].as_u64().expect("a count")).sum();
+        assert_eq!(Some(gpus), report["cluster"]["gpus"].as_u64(), "{name}");
+        let effective: f64 = racks.iter().map(|rack| rack["effective_flops"].as_f64().expect("a rate")).sum();
+        let model = report["training"]["model_tflops_per_gpu"]["causal"].as_f64().expect("a rate");
+        let whole = model * 1e12 * gpus as f64;
+        assert!((effective / whole - 1.0).abs() < 2e-3, "{name}: racks {effective}, model {whole}");
+    }
+}
+
+#[test]
+fn a_report_has_the_keys_of_its_schema() {
+    let report = json(&fine(&["run", QUICK, "--format", "json"]));
+    let schema = json(&fine(&["schema", "report"]));
+    let required = |schema: &Value, report: &Value, at: &str| {
+        for key in schema["required"].as_array().expect("required keys") {
+            let key = key.as_str().expect("a key");
+            assert!(report.get(key).is_some(), "{at}{key} is missing");
+        }
+    };
+    required(&schema, &report, "");
+    for (part, definition) in [("cluster", "Cluster"), ("training", "Training"), ("engine", "Engine"), ("plan", "Plan")] {
+        required(&schema["$defs"][definition], &report[part], &format!("{part}."));
+    }
+    required(&schema["$defs"]["Rack"], &report["racks"][0], "racks[0].");
+    required(&schema["$defs"]["Loss"], &report["waterfall"][0], "waterfall[0].");
+}
+
+#[test]
+fn a_rerun_gives_the_same_bytes_but_for_the_wall_time() {
+    let once = fine(&["run", QUICK, "--format", "json"]);
+    let again = fine(&["run", QUICK, "--format", "json"]);
+    assert_eq!(without_wall_time(&once), without_wall_time(&again));
+    let strip = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.contains("\"wall_s\"")).map(str::to_owned).collect()
+    };
+    assert_eq!(strip(&once), strip(&again));
+}
+
+#[test]
+fn full_fidelity_gives_the_same_report_as_folded() {
+    let mut folded = without_wall_time(&fine(&["run", QUICK, "--format", "json", "--fidelity", "folded"]));
+    let mut full = without_wall_time(&fine(&["run", QUICK, "--format", "json", "--fidelity", "full"]));
+    assert_eq!(full["engine"]["fidelity"], "full");
+    folded["engine"] = Value::Null;
+    full["engine"] = Value::Null;
+    assert_eq!(folded, full);
+}
+
+#[test]
+fn a_seed_on_the_command_line_replaces_the_scenarios() {
+    let report = json(&fine(&["run", QUICK, "--seed", "7", "--format", "json"]));
+    assert_eq!(report["engine"]["seed"], 7);
+}
+
+#[test]
+fn a_folder_gets_the_report_in_every_form_and_nothing_else() {
+    let folder = scratch("folder").join("deep/er");
+    let output = rackflow(&["run", QUICK, "--format", "json", "-o", folder.to_str().expect("a path of text")]);
+    assert!(output.status.success());
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .expect("the folder was made")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["report.json", "report.txt", "waterfall.svg"]);
+    let written = fs::read_to_string(folder.join("report.json")).expect("the report");
+    assert_eq!(written.as_bytes(), output.stdout, "the file is what was printed");
+    let text = fs::read_to_string(folder.join("report.txt")).expect("the report");
+    assert!(text.contains("Where the peak goes") && !text.contains('\u{1b}'), "{text}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 3, "one line for each file");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_fails_the_run() {
+    let folder = scratch("occupied");
+    let file = folder.join("file");
+    fs::write(&file, "in the way").expect("a file");
+    let below = file.join("results");
+    let message = refused(&["run", QUICK, "-o", below.to_str().expect("a path of text")], 1);
+    assert!(message.starts_with("error: "), "{message}");
+}
+
+#[test]
+fn a_scenario_is_read_from_standard_input() {
+    let text = fine(&["show", QUICK]);
+    let mut child = command(&["run", "-", "--format", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("the scenario is written");
+    let output = child.wait_with_output().expect("the binary ends");
+    assert!(output.status.success());
+    let piped = without_wall_time(&String::from_utf8_lossy(&output.stdout));
+    let named = without_wall_time(&fine(&["run", QUICK, "--format", "json"]));
+    assert_eq!(piped["training"], named["training"]);
+}
+
+#[test]
+fn colour_is_for_terminals_and_for_those_who_ask() {
+    assert!(!fine(&["run", QUICK]).contains('\u{1b}'));
+    assert!(!fine(&["run", QUICK, "--color", "never"]).contains('\u{1b}'));
+    assert!(fine(&["run", QUICK, "--color", "always"]).contains('\u{1b}'));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    for args in [&["list"][..], &["schema", "scenario"], &["run", QUICK], &["completions", "bash"]] {
+        let mut child = command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the binary ends");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "rackflow {args:?}: {errors}");
+    }
+}
+
+// ---- refusals
+
+#[test]
+fn a_faulty_scenario_is_refused_with_its_place() {
+    let folder = scratch("faulty");
+    let file = folder.join("faulty.yaml");
+    let good = fine(&["show", QUICK]);
+    fs::write(&file, good.replace("gpus: ", "gpsu: ")).expect("a file");
+    let path = file.to_str().expect("a path of text");
+    for verb in ["run", "check"] {
+        let message = refused(&[verb, path], 2);
+        assert!(message.starts_with("error: "), "{message}");
+        assert!(message.contains(&format!("--> {path}:")) && message.contains("^^^^"), "{message}");
+        assert!(message.contains("gpus"), "it says what would be right: {message}");
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_is_refused_with_the_arithmetic() {
+    let folder = scratch("too-large");
+    let file = folder.join("too-large.yaml");
+    let good = fine(&["show", QUICK]);
+    let model = "model: llama3-8b";
+    assert!(good.contains(model), "the quick start trains Llama 3 8B");
+    fs::write(&file, good.replace(model, "model: llama3-405b")).expect("a file");
+    let message = refused(&["check", file.to_str().expect("a path of text")], 2);
+    assert!(message.contains("weights") && message.contains("GB"), "{message}");
+}
+
+#[test]
+fn what_is_no_scenario_is_refused() {
+    let folder = scratch("no-scenario");
+    let binary = folder.join("binary.yaml");
+    fs::write(&binary, [0xff, 0xfe, 0x00, 0x80]).expect("a file");
+    let message = refused(&["check", binary.to_str().expect("a path of text")], 2);
+    assert!(message.contains("byte 0 is not UTF-8"), "{message}");
+    let empty = folder.join("empty.yaml");
+    fs::write(&empty, "").expect("a file");
+    refused(&["run", empty.to_str().expect("a path of text")], 2);
+    let message = refused(&["run", "deepseek-v3-2048-h80"], 2);
+    assert!(message.contains("did you mean deepseek-v3-2048-h800?"), "{message}");
+    refused(&["run", folder.to_str().expect("a path of text")], 1);
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    for args in [&[][..], &["fly"], &["run"], &["run", QUICK, "--format", "xml"], &["check"], &["list", "cats"]] {
+        assert_eq!(rackflow(args).status.code(), Some(2), "rackflow {args:?}");
+    }
+}
+
+#[test]
+fn one_bad_file_among_good_ones_fails_the_check_and_the_good_are_named() {
+    let output = rackflow(&["check", QUICK, "no-such-file.yaml", MAIN_JOB]);
+    assert_eq!(output.status.code(), Some(2));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(stdout, format!("{QUICK}: ok\n{MAIN_JOB}: ok\n"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 3 scenarios cannot be run"));
+}
+
+// ---- list, show, schema
+
+#[test]
+fn every_listed_entry_can_be_shown_with_its_sources() {
+    let listed = json(&fine(&["list", "--format", "json"]));
+    for (kind, entries) in listed.as_object().expect("kinds") {
+        for entry in entries.as_array().expect("a list") {
+            let name = entry["name"].as_str().expect("a name");
+            let shown = fine(&["show", name]);
+            assert!(!shown.trim().is_empty(), "{kind} {name}");
+            if ["models", "accelerators", "nodes", "stacks"].contains(&kind.as_str()) {
+                assert!(shown.contains("sources:"), "{kind} {name} has no sources");
+                json(&fine(&["show", name, "--format", "json"]));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_entry_that_does_not_exist_brings_a_suggestion() {
+    let message = refused(&["show", "h100-smx"], 2);
+    assert!(message.contains("did you mean h100-sxm?"), "{message}");
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for args in [&["--help"][..], &["run", "--help"], &["schema", "--help"]] {
+        assert!(fine(args).contains("Examples:"), "rackflow {args:?}");
+    }
+    assert_eq!(fine(&["--version"]), format!("rackflow {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_documented_schemas_are_those_of_the_program() {
+    check_file(&root().join("docs/report.schema.json"), &fine(&["schema", "report"]));
+    check_file(&root().join("docs/scenario.schema.json"), &fine(&["schema", "scenario"]));
+}
+
+// ---- README
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).expect("README.md is there")
+}
+
+/// Lines of the README's shell blocks, one command each.
+fn readme_commands() -> Vec<String> {
+    let text = readme();
+    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let lines = blocks.flat_map(str::lines).map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+/// Every command of the README is run as written, in a copy of the folder that a reader has. In
+/// place of `cargo run --release --` stands the binary under test, and `cargo test` is this.
+#[test]
+#[cfg(unix)]
+fn the_commands_of_the_readme_work() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = scratch("readme");
+    symlink(root().join("scenarios"), folder.join("scenarios")).expect("a link");
+    let tools = folder.join("tools");
+    fs::create_dir(&tools).expect("a folder");
+    let binary = env!("CARGO_BIN_EXE_rackflow");
+    let cargo = format!(
+        "#!/bin/sh\ncase \"$1\" in\n  run) while [ \"$1\" != -- ]; do shift; done; shift; exec '{binary}' \"$@\";;\n  test) exit 0;;\n  *) exit 9;;\nesac\n"
+    );
+    fs::write(tools.join("cargo"), cargo).expect("a script");
+    fs::set_permissions(tools.join("cargo"), fs::Permissions::from_mode(0o755)).expect("a script");
+    symlink(binary, tools.join("rackflow")).expect("a link");
+    let commands = readme_commands();
+    assert!(commands.iter().any(|line| line == &format!("cargo run --release -- run {MAIN_JOB}")), "{commands:?}");
+    for line in commands {
+        let output = Command::new("sh")
+            .args(["-c", &format!("PATH='{}':\"$PATH\"; {line}", tools.display())])
+            .current_dir(&folder)
+            .output()
+            .expect("a shell");
+        assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_readme_shows_real_output() {
+    let text = readme();
+    let (before, rest) = text.split_once("```text\n").expect("a block of output");
+    let (shown, after) = rest.split_once("```").expect("the block ends");
+    // The last line tells how long the simulation took, which is another time on each machine.
+    let body = |text: &str| -> String {
+        let lines: Vec<&str> = text.trim_end().lines().collect();
+        lines[..lines.len().saturating_sub(1)].join("\n")
+    };
+    let real = fine(&["run", MAIN_JOB]);
+    if body(shown) != body(&real) {
+        check_file(&root().join("README.md"), &format!("{before}```text\n{real}```{after}"));
+    }
+}
+
+#[test]
+fn ci_runs_the_test_command_of_the_readme() {
+    let script = fs::read_to_string(root().join(".ci/run")).expect(".ci/run is there");
+    let last = script.trim_end().lines().last().expect("a last line");
+    assert!(readme_commands().iter().any(|line| line == last), "{last} is not in README.md");
+}
