@@ -151,7 +151,7 @@ impl Candidate {
         let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
         let fill = links
             .nvlink_fill(wire_nvlink, nvlink_rate, protocol)
-            .max(links.nic_fill(wire_nic, nic_rate, protocol) * self.nic_fill_steps);
+            .max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps);
         let latency = links.base(self.algorithm, protocol)
             + links.peers(self.peers)
             + links.nvlink_step(protocol) * self.nvlink_steps
@@ -255,7 +255,7 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
         let fill = if inside {
             links.nvlink_fill(bytes, nvlink_rate, protocol)
         } else {
-            links.nic_fill(bytes, nic_rate, protocol)
+            links.nic_fill(bytes, nic_rate)
         };
         let (nvlink, nic) = if inside {
             (bytes, Bytes::ZERO)

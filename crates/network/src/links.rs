@@ -25,7 +25,7 @@ struct ProtocolCost {
     nvlink_payload: f64,
     /// Payload per wire byte over the NIC.
     nic_payload: f64,
-    /// Data is handed on in whole chunks, so that a pipeline takes time to fill.
+    /// Data is handed on over NVLink in whole chunks, so that a pipeline takes time to fill.
     chunked: bool,
 }
 
@@ -41,7 +41,7 @@ const IDEAL: ProtocolCost = ProtocolCost {
 const LL: ProtocolCost = ProtocolCost {
     tree_nic: 2_300,
     nvlink_payload: 0.4,
-    nic_payload: 0.5,
+    nic_payload: 0.25,
     ..IDEAL
 };
 const LL128: ProtocolCost = ProtocolCost {
@@ -50,7 +50,7 @@ const LL128: ProtocolCost = ProtocolCost {
     ring_nic: 1_300,
     tree_nic: 5_800,
     nvlink_payload: 0.54,
-    nic_payload: 0.92,
+    nic_payload: 0.6,
     chunked: false,
 };
 const SIMPLE: ProtocolCost = ProtocolCost {
@@ -268,30 +268,22 @@ impl Links {
         rate: Bandwidth,
         protocol: Protocol,
     ) -> SimDuration {
-        self.fill(NVLINK_FILL, bytes, rate, protocol)
-    }
-
-    /// The same over the NICs, for each of the steps that the first chunk takes.
-    pub(crate) fn nic_fill(
-        &self,
-        bytes: Bytes,
-        rate: Bandwidth,
-        protocol: Protocol,
-    ) -> SimDuration {
-        self.fill(NIC_FILL, bytes, rate, protocol)
-    }
-
-    fn fill(
-        &self,
-        (part, most): (f64, f64),
-        bytes: Bytes,
-        rate: Bandwidth,
-        protocol: Protocol,
-    ) -> SimDuration {
-        if !self.cost(protocol).chunked {
-            return SimDuration::ZERO;
+        let chunked = self.cost(protocol).chunked;
+        if chunked {
+            fill(NVLINK_FILL, bytes, rate)
+        } else {
+            SimDuration::ZERO
         }
-        rate.time_to_send(Bytes::new((bytes.as_f64() * part).min(most) as u64))
+    }
+
+    /// The same over the NICs, where every protocol hands on whole chunks, for each of the steps
+    /// that the first chunk takes.
+    pub(crate) fn nic_fill(&self, bytes: Bytes, rate: Bandwidth) -> SimDuration {
+        if self.library {
+            fill(NIC_FILL, bytes, rate)
+        } else {
+            SimDuration::ZERO
+        }
     }
 
     /// Payload rate of a rank's NVLink port in collectives that reduce on SMs.
@@ -333,4 +325,8 @@ impl Links {
         let pod = crossing.pod * self.leaf_oversubscription * self.spine_oversubscription;
         (leaf.max(pod) / self.load_balance).max(1.0)
     }
+}
+
+fn fill((part, most): (f64, f64), bytes: Bytes, rate: Bandwidth) -> SimDuration {
+    rate.time_to_send(Bytes::new((bytes.as_f64() * part).min(most) as u64))
 }

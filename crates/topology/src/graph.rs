@@ -88,24 +88,20 @@ impl<'a> Drawing<'a> {
                 + layout.ports as usize
                 + (layout.leaves_total() * layout.spines) as usize
                 + (layout.spines_total() * layout.cores_per_spine) as usize);
-        let blocks: [(u32, fn(u32) -> Vertex); 6] = [
-            (layout.gpus, Vertex::Gpu),
-            (layout.gpus.div_ceil(layout.domain), Vertex::Domain),
-            (layout.ports, Vertex::Nic),
-            (layout.leaves_total(), Vertex::Leaf),
-            (layout.spines_total(), Vertex::Spine),
-            (layout.cores_total(), Vertex::Core),
-        ];
-        let vertices: u32 = blocks.iter().map(|(count, _)| count).sum();
-        let mut graph = DiGraph::with_capacity(vertices as usize, edges);
-        let mut starts = [0; 6];
-        for (start, (count, vertex)) in starts.iter_mut().zip(blocks) {
-            *start = graph.node_count();
+        let mut graph = DiGraph::with_capacity(2 * layout.gpus as usize, edges);
+        let mut block = |count: u32, vertex: fn(u32) -> Vertex| {
+            let start = graph.node_count();
             for i in 0..count {
                 graph.add_node(vertex(i));
             }
-        }
-        let [_, domains, nics, leaves, spines, cores] = starts;
+            start
+        };
+        block(layout.gpus, Vertex::Gpu);
+        let domains = block(layout.gpus.div_ceil(layout.domain), Vertex::Domain);
+        let nics = block(layout.ports, Vertex::Nic);
+        let leaves = block(layout.leaves_total(), Vertex::Leaf);
+        let spines = block(layout.spines_total(), Vertex::Spine);
+        let cores = block(layout.cores_total(), Vertex::Core);
         Self {
             graph,
             layout,

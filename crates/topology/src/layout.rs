@@ -79,6 +79,16 @@ pub enum TopologyError {
         /// NICs of one node (those of one GPU count as one).
         nics: u32,
     },
+    /// Planes meet only inside an NVLink domain, and a domain does not reach them all.
+    #[error(
+        "{planes} planes never meet: an NVLink domain of {domain} GPUs does not reach all of them"
+    )]
+    PlanesNeverMeet {
+        /// Planes of the fabric.
+        planes: u32,
+        /// GPUs of one domain.
+        domain: u32,
+    },
     /// A leaf has no port left for a NIC or for an uplink.
     #[error(
         "a leaf of {radix} ports cannot carry {nics_per_leaf} NICs and {uplinks} uplinks to the spine"
@@ -348,7 +358,9 @@ impl Layout {
             ),
             (
                 "node.scale_up.expert_efficiency",
-                node.scale_up.expert_efficiency.unwrap_or(node.scale_up.efficiency),
+                node.scale_up
+                    .expert_efficiency
+                    .unwrap_or(node.scale_up.efficiency),
             ),
             ("node.nic.efficiency", node.nic.efficiency),
         ] {
@@ -397,6 +409,10 @@ impl Layout {
                 let nics = self.ports_per_node;
                 return Err(TopologyError::RailsDoNotDivide { what, rails, nics });
             }
+        }
+        if self.gpus > self.domain && self.domain / self.gpus_per_port < self.planes {
+            let (planes, domain) = (self.planes, self.domain);
+            return Err(TopologyError::PlanesNeverMeet { planes, domain });
         }
         let ratio = self.port_rate.as_f64() / self.link.as_f64();
         self.ports_per_leaf = self.size_leaf(tree, ratio)?;

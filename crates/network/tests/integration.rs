@@ -1,0 +1,567 @@
+//! Closed forms of collectives, the bound of the busiest link, and fair ports.
+
+#[path = "../../topology/tests/common/mod.rs"]
+mod common;
+
+use common::cluster;
+use proptest::prelude::*;
+use rackflow_network::{
+    Algorithm, CollectiveOp, Demand, ExchangeStyle, FlowId, FlowNet, Links, Protocol, Shape,
+    collective, collective_by, expert_exchange, send_recv,
+};
+use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+
+struct Scene {
+    cluster: Cluster,
+    map: ClusterMap,
+    links: Links,
+}
+
+impl Scene {
+    fn new(node: &str, gpus: u32, fabric: &str) -> Self {
+        let cluster = cluster(node, gpus, fabric);
+        let map = ClusterMap::new(&cluster).expect("the cluster is sound");
+        let links = Links::new(&cluster, &map);
+        Self {
+            cluster,
+            map,
+            links,
+        }
+    }
+
+    /// Wires alone: no launch, no protocol, and a fabric that is never in the way.
+    fn ideal(node: &str, gpus: u32) -> Self {
+        let mut scene = Self::new(node, gpus, "ib-three-tier");
+        scene.links = scene.links.without_library();
+        scene
+    }
+
+    fn first(&self, ranks: u32) -> GroupSpan {
+        self.map.span(&(0..ranks).collect::<Vec<_>>())
+    }
+}
+
+/// `numerator / denominator` of `bytes` at `rate`, rounded up to a picosecond.
+fn wire(bytes: u64, numerator: u64, denominator: u64, rate: Bandwidth) -> SimDuration {
+    let work = u128::from(bytes) * u128::from(numerator) * 1_000_000_000_000;
+    let ps = work.div_ceil(u128::from(denominator) * u128::from(rate.bytes_per_sec()));
+    SimDuration::from_picos(ps as u64)
+}
+
+const SIZES: [u64; 5] = [8, 1000, 1 << 20, 999_999_937, 1 << 33];
+
+/// 2(n-1)/n S/B + 2(n-1) a, and half of that for its two halves.
+#[test]
+fn a_ring_on_idle_wires() {
+    let scene = Scene::ideal("dgx-h100", 8);
+    let step = scene.links.nvlink_step(Protocol::Simple);
+    let rate = scene.links.nvlink_rate(Protocol::Simple);
+    for bytes in SIZES {
+        for n in [2, 3, 5, 8] {
+            let group = scene.first(n as u32);
+            let ring = |op| {
+                collective_by(Algorithm::Ring, op, Bytes::new(bytes), &group, &scene.links)
+                    .expect("a ring serves it")
+                    .duration()
+            };
+            let both = wire(bytes, 2 * (n - 1), n, rate) + step * (2 * (n - 1));
+            assert_eq!(ring(CollectiveOp::AllReduce), both, "{bytes} over {n}");
+            let half = wire(bytes, n - 1, n, rate) + step * (n - 1);
+            assert_eq!(ring(CollectiveOp::AllGather), half);
+            assert_eq!(ring(CollectiveOp::ReduceScatter), half);
+        }
+    }
+}
+
+/// One rank per node: every hop is a NIC.
+#[test]
+fn a_ring_across_nodes() {
+    let scene = Scene::ideal("dgx-h100", 256);
+    let group = scene
+        .map
+        .span(&(0..32).map(|node| node * 8).collect::<Vec<_>>());
+    let step = scene
+        .links
+        .nic_step(group.level, Shape::Ring, Protocol::Simple);
+    let rate = scene.links.nic_rate(Protocol::Simple);
+    for bytes in SIZES {
+        let op = CollectiveOp::AllReduce;
+        let ring = collective_by(Algorithm::Ring, op, Bytes::new(bytes), &group, &scene.links)
+            .expect("a ring serves it");
+        assert_eq!(ring.duration(), wire(bytes, 62, 32, rate) + step * 62);
+        assert_eq!(
+            (ring.nvlink, group.level),
+            (SimDuration::ZERO, Level::Spine)
+        );
+    }
+}
+
+/// Reduce-scatter inside, slices across by rail, all-gather inside: each NIC carries its slice.
+#[test]
+fn a_hierarchy_on_idle_wires() {
+    let scene = Scene::ideal("dgx-h100", 64);
+    let group = scene.first(64);
+    let (near, far) = (
+        scene.links.nvlink_step(Protocol::Simple),
+        scene
+            .links
+            .nic_step(group.level, Shape::Ring, Protocol::Simple),
+    );
+    let demand = collective_by(
+        Algorithm::Hierarchical,
+        CollectiveOp::AllReduce,
+        Bytes::new(1 << 30),
+        &group,
+        &scene.links,
+    )
+    .expect("it spans domains");
+    assert_eq!(
+        demand.nic,
+        wire(
+            1 << 30,
+            2 * 7,
+            8 * 8,
+            scene.links.nic_rate(Protocol::Simple)
+        )
+    );
+    assert_eq!(
+        demand.nvlink,
+        wire(1 << 30, 2 * 7, 8, scene.links.nvlink_rate(Protocol::Simple))
+    );
+    assert_eq!(demand.latency, near * 14 + far * 14);
+}
+
+/// Two steps per level of the tree; a NIC sends its slice up and down.
+#[test]
+fn a_tree_on_idle_wires() {
+    let scene = Scene::ideal("dgx-h100", 128);
+    let group = scene
+        .map
+        .span(&(0..16).map(|node| node * 8).collect::<Vec<_>>());
+    let op = CollectiveOp::AllReduce;
+    let tree = collective_by(
+        Algorithm::Tree,
+        op,
+        Bytes::new(1 << 20),
+        &group,
+        &scene.links,
+    )
+    .expect("it spans domains");
+    let step = scene
+        .links
+        .nic_step(group.level, Shape::Tree, Protocol::Simple);
+    assert_eq!(tree.latency, step * 8);
+    assert_eq!(
+        tree.nic,
+        wire(1 << 20, 2, 1, scene.links.nic_rate(Protocol::Simple))
+    );
+    let small = collective(op, Bytes::new(1024), &group, &scene.links);
+    assert_eq!(
+        small.algorithm,
+        Algorithm::Tree,
+        "latency decides small sizes"
+    );
+    let large = collective(op, Bytes::new(1 << 33), &group, &scene.links);
+    assert_eq!(
+        large.algorithm,
+        Algorithm::Ring,
+        "bandwidth decides large sizes"
+    );
+}
+
+#[test]
+fn an_all_to_all_and_a_message_on_idle_wires() {
+    let scene = Scene::ideal("dgx-h100", 16);
+    let inside = scene.first(8);
+    let bytes = Bytes::new(1 << 26);
+    let step = scene.links.nvlink_step(Protocol::Simple);
+    let rate = scene.links.copy_rate(Protocol::Simple);
+    let a2a = collective(CollectiveOp::AllToAll, bytes, &inside, &scene.links);
+    assert_eq!(a2a.duration(), wire(1 << 26, 7, 8, rate) + step);
+
+    let both = scene.first(16);
+    let a2a = collective(CollectiveOp::AllToAll, bytes, &both, &scene.links);
+    assert_eq!(
+        a2a.nic,
+        wire(1 << 26, 8, 16, scene.links.nic_rate(Protocol::Simple))
+    );
+    assert_eq!(a2a.nvlink, wire(1 << 26, 7, 16, rate));
+
+    let path = scene.map.path(0, 8);
+    let message = send_recv(bytes, &path, &scene.links);
+    assert_eq!(
+        message.duration(),
+        path.latency + wire(1 << 26, 1, 1, scene.links.nic_rate(Protocol::Simple))
+    );
+    assert_eq!(
+        send_recv(bytes, &scene.map.path(3, 3), &scene.links),
+        Demand::NONE
+    );
+}
+
+/// The switch reduces: a port carries the buffer once, and one slice more.
+#[test]
+fn an_in_switch_reduction() {
+    let scene = Scene::new("dgx-h100", 8, "ib-two-tier");
+    let demand = collective(
+        CollectiveOp::AllReduce,
+        Bytes::new(1 << 33),
+        &scene.first(8),
+        &scene.links,
+    );
+    assert_eq!(demand.algorithm, Algorithm::InSwitch);
+    assert_eq!(demand.wire_bytes_nvlink, Bytes::new((1 << 33) / 8 * 9));
+    let busbw = 2.0 * 7.0 / 8.0 * 8.59e9 / demand.duration().as_secs_f64() / 1e9;
+    assert!(
+        (470.0..490.0).contains(&busbw),
+        "{busbw} GB/s; 480 are published"
+    );
+    let gather = collective(
+        CollectiveOp::AllGather,
+        Bytes::new(1 << 33),
+        &scene.first(8),
+        &scene.links,
+    );
+    assert_eq!(
+        gather.algorithm,
+        Algorithm::Ring,
+        "only an all-reduce is reduced in flight"
+    );
+}
+
+/// A token crosses the NIC once per visited domain, however many experts it has there.
+#[test]
+fn experts_behind_relays() {
+    let scene = Scene::new("hgx-h800", 64, "deepseek-mpft");
+    let group = scene.first(64);
+    let exchange =
+        |style| expert_exchange(4096, Bytes::new(7168), 8, 256, style, &group, &scene.links);
+    let payload = 4096.0 * 7168.0;
+    let limited = exchange(ExchangeStyle::Relayed {
+        max_domains: Some(4),
+    });
+    let free = exchange(ExchangeStyle::Relayed { max_domains: None });
+    let plain = exchange(ExchangeStyle::AllToAll);
+    let copies = |demand: &Demand| demand.wire_bytes_nic.as_f64() / payload;
+    // 8 of 128 experts in 4 domains of 32: 4 (1 - C(96,8)/C(128,8)) = 3.629, 7/8 of them remote.
+    assert!(
+        (copies(&limited) - 3.629 * 7.0 / 8.0).abs() < 0.01,
+        "{}",
+        copies(&limited)
+    );
+    // 8 of 256 in 8 domains of 32: 8 (1 - C(224,8)/C(256,8)) = 5.304.
+    assert!(
+        (copies(&free) - 5.304 * 7.0 / 8.0).abs() < 0.01,
+        "{}",
+        copies(&free)
+    );
+    assert!((copies(&plain) - 8.0 * 7.0 / 8.0).abs() < 1e-6);
+    assert!(limited.duration() < free.duration() && free.duration() < plain.duration());
+    assert_eq!(limited.algorithm, Algorithm::Relayed);
+}
+
+/// All traffic over a 2:1 leaf and a 4:1 spine takes 8 times as long; a ring that leaves its leaf
+/// once in sixteen hops is not slowed.
+#[test]
+fn oversubscription_slows_what_crosses() {
+    let mut scene = Scene::new("dgx-h100", 4096, "roce-oversubscribed");
+    if let rackflow_topology::Fabric::FatTree(tree) = &mut scene.cluster.fabric {
+        tree.load_balance = 1.0;
+    }
+    scene.map = ClusterMap::new(&scene.cluster).expect("sound");
+    scene.links = Links::new(&scene.cluster, &scene.map);
+    let bytes = Bytes::new(1 << 26);
+    let message = |a, b| send_recv(bytes, &scene.map.path(a, b), &scene.links);
+    let near = message(0, 8);
+    assert_eq!(near.level, Level::Leaf);
+    let pod = message(0, 512);
+    assert_eq!(
+        (pod.level, pod.nic.as_picos().div_ceil(near.nic.as_picos())),
+        (Level::Spine, 2)
+    );
+    let far = message(0, 4088);
+    assert_eq!(
+        (far.level, far.nic.as_picos().div_ceil(near.nic.as_picos())),
+        (Level::Core, 8)
+    );
+
+    let nodes: Vec<u32> = (0..512).map(|node| node * 8).collect();
+    let group = scene.map.span(&nodes);
+    let ring = |links: &Links| {
+        collective_by(
+            Algorithm::Ring,
+            CollectiveOp::AllGather,
+            bytes,
+            &group,
+            links,
+        )
+        .expect("a ring serves it")
+        .nic
+    };
+    let free = Scene::new("dgx-h100", 4096, "ib-three-tier");
+    assert_eq!(ring(&scene.links), ring(&free.links));
+}
+
+const NODES: [&str; 6] = [
+    "dgx-a100",
+    "jean-zay-a100",
+    "dgx-h100",
+    "hgx-h800",
+    "mi300x-8",
+    "gb200-nvl72",
+];
+const FABRICS: [&str; 4] = [
+    "ib-three-tier",
+    "rail-optimized-three-tier",
+    "roce-oversubscribed",
+    "rail-optimized-xdr",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the operation: no port moves its bytes faster than its line rate, more bytes never
+    /// take less time, and idle wires alone are never slower than with the library.
+    #[test]
+    fn never_faster_than_the_wire(
+        node in prop::sample::select(&NODES[..]),
+        fabric in prop::sample::select(&FABRICS[..]),
+        op in prop::sample::select(&CollectiveOp::ALL[..]),
+        nodes in 1_u32..12,
+        picks in prop::collection::vec(any::<u32>(), 2..40),
+        bytes in 0_u64..(1 << 34),
+        contiguous in any::<bool>(),
+    ) {
+        let per_node = common::nodes()[node].gpus;
+        let scene = Scene::new(node, per_node * nodes, fabric);
+        let mut gpus: Vec<u32> = if contiguous {
+            (0..(picks.len() as u32).min(scene.map.gpus())).collect()
+        } else {
+            picks.iter().map(|pick| pick % scene.map.gpus()).collect()
+        };
+        gpus.sort_unstable();
+        gpus.dedup();
+        let group = scene.map.span(&gpus);
+        let line = |rate: Bandwidth, bytes: Bytes| rate.time_to_send(bytes);
+        let algorithms = [
+            Algorithm::Ring, Algorithm::Hierarchical, Algorithm::Tree, Algorithm::InSwitch,
+            Algorithm::InSwitchTree, Algorithm::Direct,
+        ];
+        let size = Bytes::new(bytes);
+        let all = algorithms.iter().filter_map(|a| collective_by(*a, op, size, &group, &scene.links));
+        for demand in all {
+            prop_assert!(demand.nvlink >= line(scene.cluster.node.scale_up.bandwidth, demand.wire_bytes_nvlink));
+            prop_assert!(demand.nic >= line(scene.map.nic_share(), demand.wire_bytes_nic));
+            prop_assert!(demand.duration() >= demand.nvlink.max(demand.nic) + demand.latency);
+        }
+        let chosen = collective(op, size, &group, &scene.links);
+        let more = collective(op, Bytes::new(bytes + (bytes >> 3) + 1), &group, &scene.links);
+        prop_assert!(chosen.duration() <= more.duration());
+        let ideal = collective(op, size, &group, &scene.links.clone().without_library());
+        prop_assert!(ideal.duration() <= chosen.duration());
+        if group.ranks > 1 && op == CollectiveOp::AllReduce && group.domains > 1 {
+            // Each domain must let the rest of the sum in: S over its members' NICs.
+            let floor = line(scene.map.nic_share(), Bytes::new(bytes / u64::from(group.ranks_per_domain_min)));
+            prop_assert!(chosen.nic >= floor);
+        }
+    }
+}
+
+/// A demand that keeps the NVLink port and the NIC busy for parts of its time.
+fn demand(latency: u64, nvlink: u64, nic: u64) -> Demand {
+    Demand {
+        latency: SimDuration::from_picos(latency),
+        nvlink: SimDuration::from_picos(nvlink),
+        nic: SimDuration::from_picos(nic),
+        ..Demand::NONE
+    }
+}
+
+fn at(ps: u64) -> SimTime {
+    SimTime::from_picos(ps)
+}
+
+/// Alone: the demand's own time. Two that fill one port: half rate each. One ends: full rate.
+#[test]
+fn two_flows_share_one_port() {
+    let mut net = FlowNet::new(2);
+    let mut changed = Vec::new();
+    let a = net.start(at(0), &[0], &demand(0, 1000, 0), &mut changed);
+    assert_eq!(changed, [(a, at(1000))]);
+    changed.clear();
+    // On another rank, and on the same rank's other port: nothing moves.
+    let elsewhere = net.start(at(100), &[1], &demand(0, 1000, 0), &mut changed);
+    let nic = net.start(at(100), &[0], &demand(0, 0, 1000), &mut changed);
+    assert_eq!(changed, [(elsewhere, at(1100)), (nic, at(1100))]);
+    changed.clear();
+    let b = net.start(at(500), &[0], &demand(0, 1000, 0), &mut changed);
+    assert_eq!(changed, [(b, at(2500)), (a, at(1500))]);
+    changed.clear();
+    net.finish(at(1500), a, &mut changed);
+    assert_eq!(
+        changed,
+        [(b, at(2000))],
+        "500 done by half, 500 left at full rate"
+    );
+    assert_eq!(net.live(), 3);
+}
+
+/// A flow that mostly waits leaves its port to others.
+#[test]
+fn latency_does_not_occupy_a_port() {
+    let mut net = FlowNet::new(1);
+    let mut changed = Vec::new();
+    let a = net.start(at(0), &[0], &demand(600, 400, 0), &mut changed);
+    let b = net.start(at(0), &[0], &demand(600, 400, 0), &mut changed);
+    assert_eq!((net.ends(a), net.ends(b)), (at(1000), at(1000)));
+    assert!((net.rate(a) - 1.0).abs() < 1e-9);
+}
+
+/// The obvious version: everything from nothing, every time.
+#[derive(Default)]
+struct SlowNet {
+    flows: Vec<SlowFlow>,
+}
+
+struct SlowFlow {
+    id: FlowId,
+    endpoints: Vec<u32>,
+    uses: [f64; 2],
+    left: f64,
+}
+
+impl SlowNet {
+    fn load(&self, endpoint: u32, side: usize) -> f64 {
+        self.flows
+            .iter()
+            .filter(|f| f.endpoints.contains(&endpoint))
+            .map(|f| f.uses[side])
+            .sum()
+    }
+
+    fn rate(&self, flow: &SlowFlow) -> f64 {
+        let ports = flow.endpoints.iter().flat_map(|e| [(*e, 0), (*e, 1)]);
+        let used = ports.filter(|(_, side)| flow.uses[*side] > 0.0);
+        used.map(|(e, side)| 1.0 / self.load(e, side).max(1.0))
+            .fold(1.0, f64::min)
+    }
+
+    fn advance(&mut self, by: f64) {
+        let rates: Vec<f64> = self.flows.iter().map(|flow| self.rate(flow)).collect();
+        for (flow, rate) in self.flows.iter_mut().zip(rates) {
+            flow.left -= rate * by;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Random starts and finishes: the fast net and the slow one agree, what was sent is what was
+    /// asked, no port is ever more than full, and no flow beats its own demand.
+    #[test]
+    fn ports_are_fair(
+        ops in prop::collection::vec(
+            (0_u64..400, prop::collection::btree_set(0_u32..6, 1..4), 0_u64..500, 0_u64..1000, 0_u64..1000, any::<bool>()),
+            1..60,
+        ),
+    ) {
+        let mut net = FlowNet::new(6);
+        let mut slow = SlowNet::default();
+        let mut ends: std::collections::BTreeMap<FlowId, (SimTime, SimTime)> = Default::default();
+        let mut now = at(0);
+        let mut changed = Vec::new();
+        for (gap, endpoints, latency, nvlink, nic, cancel) in ops {
+            let target = now + SimDuration::from_picos(gap);
+            // Let everything that ends before the next operation end.
+            while let Some((&id, &(end, alone))) = ends.iter().min_by_key(|(id, (end, _))| (*end, **id)) {
+                if end > target { break; }
+                prop_assert!(end >= alone, "a flow beat its own demand");
+                slow.advance(end.since(now).as_picos() as f64);
+                let index = slow.flows.iter().position(|f| f.id == id).expect("both know it");
+                prop_assert!(slow.flows[index].left.abs() < 2.0, "{} ps of work left", slow.flows[index].left);
+                slow.flows.swap_remove(index);
+                net.finish(end, id, &mut changed);
+                ends.remove(&id);
+                now = end;
+                for (id, end) in changed.drain(..) { ends.get_mut(&id).expect("live").0 = end; }
+            }
+            slow.advance(target.since(now).as_picos() as f64);
+            now = target;
+            if cancel && let Some((&id, _)) = ends.iter().next() {
+                net.finish(now, id, &mut changed);
+                slow.flows.retain(|f| f.id != id);
+                ends.remove(&id);
+            }
+            let demand = demand(latency, nvlink, nic);
+            let endpoints: Vec<u32> = endpoints.into_iter().collect();
+            let id = net.start(now, &endpoints, &demand, &mut changed);
+            let duration = demand.duration();
+            ends.insert(id, (now, now + duration));
+            for (id, end) in changed.drain(..) { ends.get_mut(&id).expect("live").0 = end; }
+            let whole = duration.as_picos() as f64;
+            let part = |busy: SimDuration| if whole > 0.0 { busy.as_picos() as f64 / whole } else { 0.0 };
+            slow.flows.push(SlowFlow { id, endpoints, uses: [part(demand.nvlink), part(demand.nic)], left: whole });
+            for flow in &slow.flows {
+                prop_assert!((net.rate(flow.id) - slow.rate(flow)).abs() < 1e-6);
+                prop_assert_eq!(net.ends(flow.id), ends[&flow.id].0);
+            }
+            for endpoint in 0..6 {
+                for side in 0..2 {
+                    let on_port = slow.flows.iter().filter(|f| f.endpoints.contains(&endpoint));
+                    let used: f64 = on_port.map(|f| f.uses[side] * net.rate(f.id)).sum();
+                    prop_assert!(used <= 1.0 + 1e-9, "port {endpoint}/{side} is used {used}");
+                }
+            }
+            prop_assert_eq!(net.live(), slow.flows.len());
+        }
+    }
+
+    /// The order of simultaneous starts and finishes does not matter.
+    #[test]
+    fn order_within_an_instant_does_not_matter(
+        flows in prop::collection::vec((prop::collection::btree_set(0_u32..4, 1..3), 0_u64..500, 1_u64..1000), 2..8),
+        shuffle in any::<prop::sample::Index>(),
+    ) {
+        let run = |order: &[usize]| {
+            let mut net = FlowNet::new(4);
+            let mut changed = Vec::new();
+            let first = net.start(at(0), &[0, 1, 2, 3], &demand(0, 900, 300), &mut changed);
+            let mut ends = vec![at(0); flows.len()];
+            let mut ids = vec![first; flows.len()];
+            for &i in order {
+                let (endpoints, latency, busy) = &flows[i];
+                let endpoints: Vec<u32> = endpoints.iter().copied().collect();
+                ids[i] = net.start(at(333), &endpoints, &demand(*latency, *busy, *busy), &mut changed);
+            }
+            net.finish(at(333), ids[0], &mut changed);
+            for i in 1..flows.len() { ends[i] = net.ends(ids[i]); }
+            (ends, net.ends(first))
+        };
+        let forward: Vec<usize> = (0..flows.len()).collect();
+        let mut other = forward.clone();
+        other.rotate_left(shuffle.index(flows.len()));
+        prop_assert_eq!(run(&forward), run(&other));
+    }
+}
+
+/// Slots are used again: a million flows through a small net leave it small.
+#[test]
+fn a_steady_state_does_not_grow() {
+    let mut net = FlowNet::new(8);
+    let mut changed = Vec::with_capacity(16);
+    let mut now = at(0);
+    let mut last: Vec<FlowId> = Vec::with_capacity(4);
+    for i in 0..1_000_000_u64 {
+        let rank = (i % 8) as u32;
+        let flow = net.start(now, &[rank], &demand(100, 700, 300), &mut changed);
+        assert!(flow.slot() <= 4, "slot {}", flow.slot());
+        last.push(flow);
+        if last.len() == 4 {
+            net.finish(now, last.remove(0), &mut changed);
+        }
+        changed.clear();
+        now = now + SimDuration::from_picos(50);
+    }
+}
