@@ -81,12 +81,14 @@ impl std::error::Error for ValidateError {}
 /// When the data cannot be read, or when no row remains.
 pub fn training(args: &TrainingArgs) -> Result<String, ValidateError> {
     let text = match &args.data {
-        Some(path) => {
-            std::fs::read_to_string(path).map_err(|error| ValidateError::File(path.clone(), error))?
-        }
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| ValidateError::File(path.clone(), error))?,
         None => published::SHIPPED.to_owned(),
     };
-    let shown = args.data.clone().unwrap_or_else(|| PathBuf::from("shipped runs"));
+    let shown = args
+        .data
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("shipped runs"));
     let runs = published::read(&text).map_err(|error| ValidateError::Line(shown, error))?;
     let validation = Validation::of(runs, args)?;
     Ok(match (args.format, args.markdown) {
@@ -106,8 +108,16 @@ struct Simulated {
 fn simulate(setup: &rackflow_plan::Setup) -> Result<Simulated, String> {
     let plan = rackflow_plan::compile(setup).map_err(|error| error.to_string())?;
     let record = rackflow_simulator::simulate(&plan);
-    let memory = record.facts.stages.iter().map(|stage| stage.memory.total().as_f64()).fold(0.0, f64::max);
-    Ok(Simulated { step_time_s: record.step_time.as_secs_f64(), memory })
+    let memory = record
+        .facts
+        .stages
+        .iter()
+        .map(|stage| stage.memory.total().as_f64())
+        .fold(0.0, f64::max);
+    Ok(Simulated {
+        step_time_s: record.step_time.as_secs_f64(),
+        memory,
+    })
 }
 
 /// One published run beside its simulation.
@@ -124,13 +134,18 @@ struct Row {
 impl Row {
     /// Simulated over published, minus one: positive where the simulation is too slow.
     fn error(&self) -> Option<f64> {
-        self.published_s.map(|published| self.simulated.step_time_s / published - 1.0)
+        self.published_s
+            .map(|published| self.simulated.step_time_s / published - 1.0)
     }
 
     /// The same for memory. What a source calls allocated is compared without the reserve.
     fn memory_error(&self) -> Option<f64> {
         let published = self.run.measured.memory?;
-        let reserve = if self.run.measured.memory_is_allocated { self.memory_reserved } else { 0.0 };
+        let reserve = if self.run.measured.memory_is_allocated {
+            self.memory_reserved
+        } else {
+            0.0
+        };
         Some((self.simulated.memory - reserve) / published - 1.0)
     }
 }
@@ -168,9 +183,16 @@ impl Validation {
         }
         // Collected in the order of the input: the answer does not depend on the threads.
         let outcomes: Vec<Result<Row, LeftOut>> = pool.install(|| {
-            wanted.into_par_iter().map(|run| compare(run, &catalogue, args.all_qualities)).collect()
+            wanted
+                .into_par_iter()
+                .map(|run| compare(run, &catalogue, args.all_qualities))
+                .collect()
         });
-        let mut validation = Self { rows: Vec::new(), replays: Vec::new(), left_out: Vec::new() };
+        let mut validation = Self {
+            rows: Vec::new(),
+            replays: Vec::new(),
+            left_out: Vec::new(),
+        };
         for outcome in outcomes {
             match outcome {
                 Ok(row) if row.run.replay => validation.replays.push(row),
@@ -229,9 +251,16 @@ impl Validation {
 
 fn matches(run: &PublishedRun, text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    [&run.id, &run.source, &run.gpu, &run.model.name, &run.citation, &run.release]
-        .iter()
-        .any(|field| field.to_ascii_lowercase().contains(&text))
+    [
+        &run.id,
+        &run.source,
+        &run.gpu,
+        &run.model.name,
+        &run.citation,
+        &run.release,
+    ]
+    .iter()
+    .any(|field| field.to_ascii_lowercase().contains(&text))
 }
 
 /// One row, or why not.
@@ -244,7 +273,11 @@ fn compare(run: PublishedRun, catalogue: &Catalogue, all_qualities: bool) -> Res
     };
     if !run.replay {
         if run.quality != Quality::A && !all_qualities {
-            return Err(leave_out(&run, "incomplete publication (quality B or C)", run.quality.to_string()));
+            return Err(leave_out(
+                &run,
+                "incomplete publication (quality B or C)",
+                run.quality.to_string(),
+            ));
         }
         if run.measured.step_time_s.is_none() {
             return Err(leave_out(&run, "no step time published", String::new()));
@@ -258,7 +291,13 @@ fn compare(run: PublishedRun, catalogue: &Catalogue, all_qualities: bool) -> Res
     let simulated = match catch_unwind(AssertUnwindSafe(|| simulate(&setup))) {
         Ok(Ok(simulated)) => simulated,
         Ok(Err(why)) => return Err(leave_out(&run, "the plan is refused", why)),
-        Err(_) => return Err(leave_out(&run, "the simulator failed (please report)", String::new())),
+        Err(_) => {
+            return Err(leave_out(
+                &run,
+                "the simulator failed (please report)",
+                String::new(),
+            ));
+        }
     };
     Ok(Row {
         accelerator: setup.cluster.node.accelerator.name.clone(),
@@ -283,8 +322,10 @@ struct Summary {
 impl Summary {
     /// Each source has a total weight of one, spread evenly over its rows in the group.
     fn of(rows: &[&Row], error: impl Fn(&Row) -> Option<f64>) -> Option<Self> {
-        let scored: Vec<(&str, f64)> =
-            rows.iter().filter_map(|row| Some((row.run.source.as_str(), error(row)?))).collect();
+        let scored: Vec<(&str, f64)> = rows
+            .iter()
+            .filter_map(|row| Some((row.run.source.as_str(), error(row)?)))
+            .collect();
         let mut per_source: BTreeMap<&str, usize> = BTreeMap::new();
         for (source, _) in &scored {
             *per_source.entry(source).or_insert(0) += 1;
@@ -293,7 +334,10 @@ impl Summary {
             return None;
         }
         let weigh = |source: &str| 1.0 / per_source[source] as f64;
-        let signed: Vec<(f64, f64)> = scored.iter().map(|(source, e)| (*e, weigh(source))).collect();
+        let signed: Vec<(f64, f64)> = scored
+            .iter()
+            .map(|(source, e)| (*e, weigh(source)))
+            .collect();
         let absolute: Vec<(f64, f64)> = signed.iter().map(|(e, w)| (e.abs(), *w)).collect();
         Some(Self {
             rows: scored.len(),
@@ -340,7 +384,9 @@ impl Validation {
         let map = |groups: BTreeMap<String, Vec<&Row>>| -> Value {
             groups
                 .iter()
-                .filter_map(|(name, rows)| Some((name.clone(), Summary::of(rows, Row::error)?.to_json())))
+                .filter_map(|(name, rows)| {
+                    Some((name.clone(), Summary::of(rows, Row::error)?.to_json()))
+                })
                 .collect::<serde_json::Map<_, _>>()
                 .into()
         };
@@ -352,11 +398,14 @@ impl Validation {
         summary["by_accelerator"] = map(self.by_accelerator());
         summary["by_family"] = map(self.by_family());
         summary["by_stack"] = map(self.by_stack());
-        summary["memory"] = Summary::of(&self.all(), Row::memory_error).map_or(Value::Null, |s| s.to_json());
+        summary["memory"] =
+            Summary::of(&self.all(), Row::memory_error).map_or(Value::Null, |s| s.to_json());
         summary["halves"] = self
             .halves()
             .iter()
-            .map(|rows| Summary::of(rows, Row::error).map_or(Value::Null, |summary| summary.to_json()))
+            .map(|rows| {
+                Summary::of(rows, Row::error).map_or(Value::Null, |summary| summary.to_json())
+            })
             .collect();
         summary["left_out"] = json!(self.reasons());
         json!({
@@ -402,7 +451,9 @@ struct Columns {
 
 impl Columns {
     fn new(header: &[&str]) -> Self {
-        Self { rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()] }
+        Self {
+            rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()],
+        }
     }
 
     fn push(&mut self, cells: Vec<String>) {
@@ -411,7 +462,13 @@ impl Columns {
 
     fn aligned(&self, left: usize) -> String {
         let widths: Vec<usize> = (0..self.rows[0].len())
-            .map(|column| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+            .map(|column| {
+                self.rows
+                    .iter()
+                    .map(|row| row[column].chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let mut out = String::new();
         for row in &self.rows {
@@ -467,7 +524,14 @@ fn or_dash(text: Option<String>) -> String {
 
 impl Validation {
     fn row_table(rows: &[Row]) -> Columns {
-        let mut table = Columns::new(&["row", "source", "accelerator", "published s", "simulated s", "error"]);
+        let mut table = Columns::new(&[
+            "row",
+            "source",
+            "accelerator",
+            "published s",
+            "simulated s",
+            "error",
+        ]);
         for row in rows {
             table.push(vec![
                 row.run.id.clone(),
@@ -482,8 +546,14 @@ impl Validation {
     }
 
     fn replay_table(&self) -> Columns {
-        let mut table =
-            Columns::new(&["replay", "GPUs", "published s", "simulated s", "error", "printed TFLOP/s"]);
+        let mut table = Columns::new(&[
+            "replay",
+            "GPUs",
+            "published s",
+            "simulated s",
+            "error",
+            "printed TFLOP/s",
+        ]);
         for row in &self.replays {
             table.push(vec![
                 row.run.id.clone(),
@@ -491,7 +561,12 @@ impl Validation {
                 or_dash(row.published_s.map(seconds)),
                 seconds(row.simulated.step_time_s),
                 or_dash(row.error().map(signed_percent)),
-                or_dash(row.run.measured.tflops_per_gpu.map(|rate| format!("{rate:.0}"))),
+                or_dash(
+                    row.run
+                        .measured
+                        .tflops_per_gpu
+                        .map(|rate| format!("{rate:.0}")),
+                ),
             ]);
         }
         table
@@ -541,7 +616,12 @@ impl Validation {
                 signed_percent(memory.bias)
             );
         }
-        let _ = writeln!(out, "Compared: {} rows. Left out: {}.", self.rows.len(), self.left_out.len());
+        let _ = writeln!(
+            out,
+            "Compared: {} rows. Left out: {}.",
+            self.rows.len(),
+            self.left_out.len()
+        );
         for (reason, count) in self.reasons() {
             let example = self.left_out.iter().find(|row| row.reason == reason);
             let example = example.map_or(String::new(), |row| {
@@ -597,7 +677,10 @@ mod tests {
     fn a_quantile_lies_half_way_where_the_weights_meet_it() {
         let check = |values: &[(f64, f64)], share, expected: f64| {
             let found = weighted_quantile(values.to_vec(), share);
-            assert!((found - expected).abs() < 1e-12, "{found} instead of {expected}");
+            assert!(
+                (found - expected).abs() < 1e-12,
+                "{found} instead of {expected}"
+            );
         };
         check(&[(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)], 0.5, 2.0);
         check(&[(4.0, 1.0), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0)], 0.5, 2.5);
@@ -614,6 +697,9 @@ mod tests {
         let mut table = Columns::new(&["a", "b"]);
         table.push(vec!["long".to_owned(), "1".to_owned()]);
         assert_eq!(table.aligned(1), "a     b\nlong  1\n");
-        assert_eq!(table.markdown(1), "| a | b |\n| --- | ---: |\n| long | 1 |\n");
+        assert_eq!(
+            table.markdown(1),
+            "| a | b |\n| --- | ---: |\n| long | 1 |\n"
+        );
     }
 }

@@ -14,9 +14,7 @@ mod survey;
 
 pub use setup::{Unusable, setup};
 
-use rackflow_workload::{
-    CudaGraphs, ExpertDispatcher, MoE, MultiTokenPrediction, Recompute,
-};
+use rackflow_workload::{CudaGraphs, ExpertDispatcher, MoE, MultiTokenPrediction, Recompute};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -314,7 +312,10 @@ fn is_step(kind: &str) -> bool {
     kind == "step"
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -340,7 +341,10 @@ pub fn read(text: &str) -> Result<Vec<PublishedRun>, ReadError> {
         if line.is_empty() {
             continue;
         }
-        let refuse = |message: String| ReadError { line: index + 1, message };
+        let refuse = |message: String| ReadError {
+            line: index + 1,
+            message,
+        };
         let value: serde_json::Value =
             serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
         let Some(object) = value.as_object() else {
@@ -356,4 +360,134 @@ pub fn read(text: &str) -> Result<Vec<PublishedRun>, ReadError> {
         runs.push(run);
     }
     Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Catalogue;
+
+    #[test]
+    fn shipped_runs_are_read_back_as_they_were_written() {
+        let runs = read(SHIPPED).expect("the shipped runs are well formed");
+        for run in &runs {
+            assert!(
+                !run.citation.is_empty() && run.url.starts_with("https://"),
+                "{} has no source",
+                run.id
+            );
+            assert!(
+                run.replay || run.quality == Quality::A,
+                "{} is incomplete",
+                run.id
+            );
+            let line = serde_json::to_string(run).expect("a run is plain data");
+            assert_eq!(read(&line).as_deref(), Ok(std::slice::from_ref(run)));
+        }
+        assert!(
+            SHIPPED.len() < 900_000,
+            "the shipped runs are to stay small"
+        );
+    }
+
+    #[test]
+    fn shipped_runs_become_setups() {
+        let catalogue = Catalogue::builtin();
+        let runs = read(SHIPPED).expect("the shipped runs are well formed");
+        let unusable: Vec<String> = runs
+            .iter()
+            .filter(|run| !run.replay)
+            .filter_map(|run| Some(format!("{}: {}", run.id, setup(run, &catalogue).err()?)))
+            .collect();
+        assert_eq!(
+            unusable,
+            [
+                "bs-prequel-L648: ranks do not multiply to the number of GPUs: 80 x 8 ranks on 320 GPUs"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_survey_row_needs_little() {
+        let run = |text: &str| read(text).map(|mut runs| runs.remove(0));
+        let least = run(r#"{"id": "x", "group": "new", "hardware": {"gpu": "H100-SXM-80GB"}}"#)
+            .expect("enough");
+        assert_eq!(least.quality, Quality::C);
+        assert_eq!(
+            setup(&least, &Catalogue::builtin()).unwrap_err().reason,
+            "dimensions not published"
+        );
+        let check = |text: &str, expected: &str| {
+            assert_eq!(read(text).unwrap_err().to_string(), expected);
+        };
+        check("\n\n[1]", "line 3: a published run is a JSON object");
+        check(
+            r#"{"group": "new", "hardware": {}}"#,
+            "line 1: the row has no `id`",
+        );
+        check(
+            r#"{"id": "x", "group": "new"}"#,
+            "line 1: the row has no `hardware.gpu`",
+        );
+    }
+
+    /// A small generator of damage: any JSON value of a row may become any of these.
+    fn damaged(value: &mut serde_json::Value, state: &mut u64) {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let choice = (*state >> 33) % 160;
+        let replacements = [
+            serde_json::json!(null),
+            serde_json::json!(0),
+            serde_json::json!(-1),
+            serde_json::json!(3),
+            serde_json::json!(1.5),
+            serde_json::json!(4_294_967_295_u64),
+            serde_json::json!(u64::MAX),
+            serde_json::json!(1e300),
+            serde_json::json!("full selective none (t*3|)*9 9999999x9999999Gb"),
+            serde_json::json!("\u{e9}4 x 100 Gb/s"),
+            serde_json::json!(true),
+            serde_json::json!([]),
+            serde_json::json!({}),
+        ];
+        if let Some(replacement) = usize::try_from(choice)
+            .ok()
+            .and_then(|choice| replacements.get(choice))
+        {
+            *value = replacement.clone();
+            return;
+        }
+        match value {
+            serde_json::Value::Object(map) => {
+                map.values_mut().for_each(|value| damaged(value, state))
+            }
+            serde_json::Value::Array(list) => {
+                list.iter_mut().for_each(|value| damaged(value, state))
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn damaged_rows_are_refused_and_never_panic() {
+        let survey = r#"{"id":"x","group":"megatron-bridge","kind":"step","year":2026,"source":{"title":"t","section":"26.04","url":"https://x"},"model":{"name":"qwen3","family":"moe","layers":48,"hidden":2048,"heads":32,"kv_heads":4,"head_dim":128,"ffn":0,"gated":true,"vocab":151936,"experts":128,"topk":8,"expert_ffn":768,"shared_experts":1,"first_dense_layers":1,"seq_len":4096,"sliding_window":128,"sliding_every":2,"mla":{"q_lora_rank":0,"kv_lora_rank":512,"qk_nope_head_dim":128,"qk_rope_head_dim":64,"v_head_dim":128}},"hardware":{"gpu":"GB200-NVL72","gpus":256,"interconnect":"4 x 100 Gb/s"},"precision":"MXFP8","parallel":{"tp":2,"pp":4,"vpp":3,"cp":1,"ep":8,"dp":32,"sp":true,"fsdp":8,"zero":1,"zero1_group":"8","schedule":"1F1B"},"batch":{"mbs":4,"gbs_seqs":512},"recompute":"selective","overlap":{"TP_COMM_OVERLAP":"True"},"notes":"layout Et|(tt|)*30mL","measured":{"mfu_pct":40,"hfu_pct":50,"mem_GB":30},"derived":{"step_time_s":6.5},"recipe":{"function":"f","model.recompute_granularity":"full","model.recompute_num_layers":"5"},"quality":"A","software_epoch":"26.08"}"#;
+        let catalogue = Catalogue::builtin();
+        let mut state = 1;
+        let shipped = SHIPPED.lines().step_by(40);
+        for line in std::iter::repeat_n(survey, 3_000)
+            .chain(shipped.flat_map(|line| std::iter::repeat_n(line, 100)))
+        {
+            let mut value: serde_json::Value = serde_json::from_str(line).expect("undamaged");
+            damaged(&mut value, &mut state);
+            for run in read(&value.to_string()).into_iter().flatten() {
+                let _ = setup(&run, &catalogue);
+            }
+        }
+        // Damage below the level of JSON: a line cut anywhere.
+        for end in (0..survey.len()).filter(|end| survey.is_char_boundary(*end)) {
+            assert!(read(&survey[..end]).is_err() || survey[..end].is_empty());
+        }
+    }
 }

@@ -21,6 +21,8 @@ pub(super) struct Habits {
     pub rank_order: RankOrder,
     /// What `FP8` means.
     pub fp8: Recipe,
+    /// Weights are gathered in fp8 where the GEMMs run in it and a row does not say.
+    pub fp8_parameter_gather: bool,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -41,14 +43,23 @@ const MEGATRON: Habits = Habits {
     experts_cut_over_tensor: false,
     rank_order: RankOrder::DataBeforePipeline,
     fp8: Recipe::Fp8,
+    fp8_parameter_gather: false,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
-const SHARDED: Habits = Habits { stack: "torchtitan-2024", zero: Zero::Stage3, ..MEGATRON };
+const SHARDED: Habits = Habits {
+    stack: "torchtitan-2024",
+    zero: Zero::Stage3,
+    ..MEGATRON
+};
 
 /// Megatron before 2022 and what was built on it.
-const EARLY: Habits =
-    Habits { stack: "megatron-lm-2021", zero: Zero::Stage0, sequence_parallel: false, ..MEGATRON };
+const EARLY: Habits = Habits {
+    stack: "megatron-lm-2021",
+    zero: Zero::Stage0,
+    sequence_parallel: false,
+    ..MEGATRON
+};
 
 /// NeMo, whose recipes interleave one layer per chunk where they interleave.
 const NEMO: Habits = Habits {
@@ -64,14 +75,33 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
     let framework = run.declared.framework.as_deref().unwrap_or_default();
     match run.source.as_str() {
         "megatron-sc21" | "mt-nlg" => EARLY,
-        "korthikanti22" | "korthikanti22-layer" => {
-            Habits { stack: "megatron-lm-2022", sequence_parallel: true, ..EARLY }
-        }
-        "bigscience" => Habits { stack: "megatron-deepspeed-2022", zero: Zero::Stage1, ..EARLY },
-        "vtrain-multi" => Habits { stack: "vtrain-megatron-2023", ..EARLY },
-        "zero-bubble" => Habits { stack: "zero-bubble-megatron-2023", ..EARLY },
-        "internevo" => Habits { stack: "internevo-2023", zero: Zero::Stage1, ..EARLY },
-        "llm-foundry" => Habits { stack: "llm-foundry-2023", ..SHARDED },
+        "korthikanti22" | "korthikanti22-layer" => Habits {
+            stack: "megatron-lm-2022",
+            sequence_parallel: true,
+            ..EARLY
+        },
+        "bigscience" => Habits {
+            stack: "megatron-deepspeed-2022",
+            zero: Zero::Stage1,
+            ..EARLY
+        },
+        "vtrain-multi" => Habits {
+            stack: "vtrain-megatron-2023",
+            ..EARLY
+        },
+        "zero-bubble" => Habits {
+            stack: "zero-bubble-megatron-2023",
+            ..EARLY
+        },
+        "internevo" => Habits {
+            stack: "internevo-2023",
+            zero: Zero::Stage1,
+            ..EARLY
+        },
+        "llm-foundry" => Habits {
+            stack: "llm-foundry-2023",
+            ..SHARDED
+        },
         "mlperf" => Habits {
             stack: match year {
                 ..=2023 => "mlperf-nemo-2023",
@@ -88,9 +118,17 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             },
             ..NEMO
         },
-        "dgxc-benchmarking" if framework.contains("Pax") => Habits { stack: "paxml-2024", ..SHARDED },
-        "dgxc-benchmarking" | "maxtext-a3" if framework.contains("MaxText") || run.source == "maxtext-a3" => {
-            Habits { stack: "maxtext-2025", ..SHARDED }
+        "dgxc-benchmarking" if framework.contains("Pax") => Habits {
+            stack: "paxml-2024",
+            ..SHARDED
+        },
+        "dgxc-benchmarking" | "maxtext-a3"
+            if framework.contains("MaxText") || run.source == "maxtext-a3" =>
+        {
+            Habits {
+                stack: "maxtext-2025",
+                ..SHARDED
+            }
         }
         "dgxc-benchmarking" => Habits {
             stack: match release {
@@ -110,23 +148,44 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             ..MEGATRON
         },
         // A verification card of a performance recipe; the others are of functional ones.
-        "mb-cards" if run.declared.cuda_graphs == Some(CudaGraphs::Full) => {
-            Habits { stack: "megatron-bridge-26.06", ..MEGATRON }
-        }
-        "mb-skills" | "mb-cards" | "mb-pr" | "mcore-pr" => {
-            Habits { stack: "megatron-bridge-functional-2026", ..MEGATRON }
-        }
-        "mcore-dsv3-guide" => Habits { stack: "megatron-core-dsv3-2025", ..MEGATRON },
-        "megatron-readme" | "megatron-core-moe" if year <= 2024 => {
-            Habits { stack: "megatron-core-24.05", ..MEGATRON }
-        }
-        "simumax-b200" => Habits { stack: "simumax-megatron-0.14", ..MEGATRON },
+        "mb-cards" if run.declared.cuda_graphs == Some(CudaGraphs::Full) => Habits {
+            stack: "megatron-bridge-26.06",
+            ..MEGATRON
+        },
+        "mb-skills" | "mb-cards" | "mb-pr" | "mcore-pr" => Habits {
+            stack: "megatron-bridge-functional-2026",
+            ..MEGATRON
+        },
+        "mcore-dsv3-guide" => Habits {
+            stack: "megatron-core-dsv3-2025",
+            ..MEGATRON
+        },
+        "megatron-readme" | "megatron-core-moe" if year <= 2024 => Habits {
+            stack: "megatron-core-24.05",
+            ..MEGATRON
+        },
+        "simumax-b200" => Habits {
+            stack: "simumax-megatron-0.14",
+            ..MEGATRON
+        },
         "torchtitan" | "titan-nebius" => Habits {
-            stack: if run.declared.compiled == Some(false) { "torchtitan-eager-2024" } else { "torchtitan-2024" },
+            stack: if run.declared.compiled == Some(false) {
+                "torchtitan-eager-2024"
+            } else {
+                "torchtitan-2024"
+            },
+            // float8.enable_fsdp_float8_all_gather, as its float8 guide recommends.
+            fp8_parameter_gather: true,
             ..SHARDED
         },
-        "fms-fsdp" => Habits { stack: "fms-fsdp-2024", ..SHARDED },
-        "tinyllama" => Habits { stack: "torchtitan-eager-2024", ..SHARDED },
+        "fms-fsdp" => Habits {
+            stack: "fms-fsdp-2024",
+            ..SHARDED
+        },
+        "tinyllama" => Habits {
+            stack: "torchtitan-eager-2024",
+            ..SHARDED
+        },
         "llama3" => Habits {
             stack: "meta-llama3-2024",
             interleaving: Interleaving::OneLayerPerChunk,
@@ -142,11 +201,25 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             rank_order: RankOrder::PipelineBeforeData,
             ..MEGATRON
         },
-        "deepseek-v3" => Habits { stack: "deepseek-hai-llm", fp8: Recipe::Fp8Blockwise, ..MEGATRON },
-        "megascale" if framework.contains("Megatron-LM") => Habits { stack: "megatron-lm-2023", ..MEGATRON },
+        "deepseek-v3" => Habits {
+            stack: "deepseek-hai-llm",
+            fp8: Recipe::Fp8Blockwise,
+            ..MEGATRON
+        },
+        "megascale" if framework.contains("Megatron-LM") => Habits {
+            stack: "megatron-lm-2023",
+            ..MEGATRON
+        },
         // MegaScale shards optimizer states and gradients (section 3.1).
-        "megascale" => Habits { stack: "megascale-2024", zero: Zero::Stage2, ..MEGATRON },
-        "megascale-moe" => Habits { stack: "megascale-moe-2025", ..MEGATRON },
+        "megascale" => Habits {
+            stack: "megascale-2024",
+            zero: Zero::Stage2,
+            ..MEGATRON
+        },
+        "megascale-moe" => Habits {
+            stack: "megascale-moe-2025",
+            ..MEGATRON
+        },
         _ => unknown_source(run, year, framework),
     }
 }
@@ -154,7 +227,10 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
 /// A source that this table does not know is taken by what it declares, and by its year.
 fn unknown_source(run: &PublishedRun, year: u32, framework: &str) -> Habits {
     if framework.contains("JAX") || framework.contains("MaxText") {
-        return Habits { stack: "maxtext-2025", ..SHARDED };
+        return Habits {
+            stack: "maxtext-2025",
+            ..SHARDED
+        };
     }
     if run.plan.zero == Some(3) {
         let stack = match (year, run.declared.compiled) {
@@ -166,10 +242,23 @@ fn unknown_source(run: &PublishedRun, year: u32, framework: &str) -> Habits {
     }
     match year {
         ..=2021 => EARLY,
-        2022 => Habits { stack: "megatron-lm-2022", sequence_parallel: true, ..EARLY },
-        2023 => Habits { stack: "megatron-lm-2023", ..MEGATRON },
-        2024 => Habits { stack: "megatron-core-24.05", ..MEGATRON },
+        2022 => Habits {
+            stack: "megatron-lm-2022",
+            sequence_parallel: true,
+            ..EARLY
+        },
+        2023 => Habits {
+            stack: "megatron-lm-2023",
+            ..MEGATRON
+        },
+        2024 => Habits {
+            stack: "megatron-core-24.05",
+            ..MEGATRON
+        },
         2025 => MEGATRON,
-        _ => Habits { stack: "megatron-bridge-26.02.01", ..MEGATRON },
+        _ => Habits {
+            stack: "megatron-bridge-26.02.01",
+            ..MEGATRON
+        },
     }
 }

@@ -7,8 +7,8 @@ use rackflow_plan::{Fidelity, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
 use rackflow_workload::{
-    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing, Schedule,
-    SoftwareStack, Training, Zero,
+    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing,
+    Schedule, SoftwareStack, Training, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -31,7 +31,10 @@ pub struct Unusable {
 }
 
 fn unusable(reason: &'static str) -> Unusable {
-    Unusable { reason, detail: String::new() }
+    Unusable {
+        reason,
+        detail: String::new(),
+    }
 }
 
 /// Turns a published run into a setup, looking hardware and software up in `catalogue`. The model
@@ -41,18 +44,27 @@ fn unusable(reason: &'static str) -> Unusable {
 /// When the plan is not fully published, does not add up, or needs what the catalogue lacks.
 pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusable> {
     if !matches!(run.kind.as_str(), "step" | "pretrain") {
-        return Err(Unusable { reason: "not a pre-training step", detail: run.kind.clone() });
+        return Err(Unusable {
+            reason: "not a pre-training step",
+            detail: run.kind.clone(),
+        });
     }
     if let Some(unread) = run.declared.unread.first() {
-        return Err(Unusable { reason: "a setting is not understood", detail: unread.clone() });
+        return Err(Unusable {
+            reason: "a setting is not understood",
+            detail: unread.clone(),
+        });
     }
     let mut assumed = Vec::new();
     let habits = habits(run);
     let model = model(run, &mut assumed)?;
-    let gpus = run.gpus.filter(|gpus| *gpus > 0).ok_or_else(|| unusable("number of GPUs not published"))?;
+    let gpus = run
+        .gpus
+        .filter(|gpus| *gpus > 0)
+        .ok_or_else(|| unusable("number of GPUs not published"))?;
     let cluster = cluster(run, gpus, catalogue, &mut assumed)?;
     let recipe = recipe(run, &habits)?;
-    let stack = stack(run, &habits, catalogue, &mut assumed)?;
+    let stack = stack(run, &habits, recipe, catalogue, &mut assumed)?;
     let parallelism = parallelism(run, &habits, &model, gpus, &mut assumed)?;
     let (global_batch, micro_batch) = batch(run, &parallelism, &mut assumed)?;
     let layers_per_chunk = layers_per_chunk(run, &model, &parallelism, &mut assumed);
@@ -88,9 +100,19 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
 /// The model, from the row's own dimensions.
 fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusable> {
     let published = &run.model;
-    let need = |value: Option<u64>| value.filter(|n| *n > 0).ok_or_else(|| unusable("dimensions not published"));
+    let need = |value: Option<u64>| {
+        value
+            .filter(|n| *n > 0)
+            .ok_or_else(|| unusable("dimensions not published"))
+    };
+    if dimensions(run).any(|n| n > LARGEST_DIMENSION) {
+        return Err(unusable("dimensions beyond any model"));
+    }
     if !matches!(published.family.as_str(), "dense" | "moe") {
-        return Err(Unusable { reason: "not a plain transformer", detail: published.family.clone() });
+        return Err(Unusable {
+            reason: "not a plain transformer",
+            detail: published.family.clone(),
+        });
     }
     if published.family == "moe" && published.moe.is_none() {
         return Err(unusable("dimensions not published"));
@@ -102,10 +124,15 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
     if ffn == 0 && published.moe.is_none() {
         return Err(unusable("dimensions not published"));
     }
-    let vocab = published.vocab.filter(|vocab| *vocab > 0).unwrap_or_else(|| {
-        assumed.push(format!("vocabulary {GPT2_VOCAB}: not published, GPT-2's is usual"));
-        GPT2_VOCAB
-    });
+    let vocab = published
+        .vocab
+        .filter(|vocab| *vocab > 0)
+        .unwrap_or_else(|| {
+            assumed.push(format!(
+                "vocabulary {GPT2_VOCAB}: not published, GPT-2's is usual"
+            ));
+            GPT2_VOCAB
+        });
     let family = Family::of(published);
     let attention = match published.latent {
         Some(latent) => Attention::Latent {
@@ -118,8 +145,15 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
         },
         None => Attention::Grouped {
             heads,
-            kv_heads: published.kv_heads.filter(|heads| *heads > 0).unwrap_or(heads),
-            head_dim: published.head_dim.filter(|dim| *dim > 0).unwrap_or(hidden / heads).max(1),
+            kv_heads: published
+                .kv_heads
+                .filter(|heads| *heads > 0)
+                .unwrap_or(heads),
+            head_dim: published
+                .head_dim
+                .filter(|dim| *dim > 0)
+                .unwrap_or(hidden / heads)
+                .max(1),
             sliding_window: published.window,
             full_every: published.full_every,
             chunked: false,
@@ -137,11 +171,58 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
         moe: published.moe.clone(),
         vocab,
         tied_embeddings: family.tied_embeddings,
-        learned_positions: if family.learned_positions { run.batch.sequence_length.unwrap_or(0) } else { 0 },
+        learned_positions: if family.learned_positions {
+            run.batch.sequence_length.unwrap_or(0)
+        } else {
+            0
+        },
         biases: family.biases,
         mtp: published.mtp.clone(),
         sources: BTreeMap::from([("*".to_owned(), format!("{} <{}>", run.citation, run.url))]),
     })
+}
+
+/// No published model has a width, a vocabulary or a sequence beyond this.
+const LARGEST_DIMENSION: u64 = 1 << 24;
+
+fn dimensions(run: &PublishedRun) -> impl Iterator<Item = u64> {
+    let model = &run.model;
+    let moe = model.moe.iter().flat_map(|moe| {
+        [
+            moe.experts,
+            moe.top_k,
+            moe.expert_ffn,
+            moe.shared_ffn,
+            moe.first_dense_layers,
+            moe.every,
+        ]
+    });
+    let latent = model.latent.iter().flat_map(|latent| {
+        [
+            latent.q_lora_rank.unwrap_or(0),
+            latent.kv_lora_rank,
+            latent.qk_nope_head_dim,
+            latent.qk_rope_head_dim,
+            latent.v_head_dim,
+        ]
+    });
+    [
+        model.layers,
+        model.hidden,
+        model.heads,
+        model.kv_heads,
+        model.head_dim,
+        model.ffn,
+        model.vocab,
+        model.window,
+        model.full_every,
+        run.batch.sequence_length,
+        run.batch.micro,
+    ]
+    .into_iter()
+    .flatten()
+    .chain(moe)
+    .chain(latent)
 }
 
 /// What the name of a model family implies and sources do not repeat.
@@ -189,7 +270,10 @@ fn recipe(run: &PublishedRun, habits: &Habits) -> Result<Recipe, Unusable> {
         "FP8-BLOCKWISE" | "FP8-SC" => Ok(Recipe::Fp8Blockwise),
         "MXFP8" | "FP8-MX" => Ok(Recipe::Mxfp8),
         "NVFP4" => Ok(Recipe::Nvfp4),
-        _ => Err(Unusable { reason: "precision not understood", detail: precision.clone() }),
+        _ => Err(Unusable {
+            reason: "precision not understood",
+            detail: precision.clone(),
+        }),
     }
 }
 
@@ -197,13 +281,17 @@ fn recipe(run: &PublishedRun, habits: &Habits) -> Result<Recipe, Unusable> {
 fn stack(
     run: &PublishedRun,
     habits: &Habits,
+    recipe: Recipe,
     catalogue: &Catalogue,
     assumed: &mut Vec<String>,
 ) -> Result<SoftwareStack, Unusable> {
-    let mut stack = catalogue.stack(habits.stack).ok_or_else(|| Unusable {
-        reason: "software stack not in the catalogue",
-        detail: habits.stack.to_owned(),
-    })?;
+    let mut stack = catalogue
+        .stack(habits.stack)
+        .cloned()
+        .ok_or_else(|| Unusable {
+            reason: "software stack not in the catalogue",
+            detail: habits.stack.to_owned(),
+        })?;
     let declared = &run.declared;
     let overlap = &mut stack.overlap;
     for (setting, said) in [
@@ -225,11 +313,18 @@ fn stack(
         if stack.cuda_graphs == CudaGraphs::None {
             stack.cuda_graphs = CudaGraphs::Partial;
         }
-        assumed.push("token dropping with a capacity of 1: shapes are static, all tokens are computed".to_owned());
+        assumed.push(
+            "token dropping with a capacity of 1: shapes are static, all tokens are computed"
+                .to_owned(),
+        );
     }
     match declared.fp8_parameter_gather {
         Some(true) => stack.parameter_gather_bytes = 1,
         Some(false) => stack.parameter_gather_bytes = 2,
+        None if habits.fp8_parameter_gather && recipe == Recipe::Fp8 => {
+            stack.parameter_gather_bytes = 1;
+            assumed.push("weights are gathered in fp8: the stack's habit".to_owned());
+        }
         None => {}
     }
     Ok(stack)
@@ -247,21 +342,39 @@ fn parallelism(
         return Err(unusable("parallelism not published"));
     };
     let context = plan.context.unwrap_or(1);
-    let inner = u64::from(tensor) * u64::from(pipeline) * u64::from(context);
-    let mismatch = |detail: String| Unusable { reason: "ranks do not multiply to the number of GPUs", detail };
+    let inner = u64::from(tensor)
+        .saturating_mul(u64::from(pipeline))
+        .saturating_mul(u64::from(context));
+    let mismatch = |detail: String| Unusable {
+        reason: "ranks do not multiply to the number of GPUs",
+        detail,
+    };
     if inner == 0 || u64::from(gpus) % inner != 0 {
         return Err(mismatch(format!("{gpus} GPUs in groups of {inner}")));
     }
     let data = u32::try_from(u64::from(gpus) / inner).expect("no more data ranks than GPUs");
     if plan.data.is_some_and(|published| published != data) {
-        return Err(mismatch(format!("{inner} x {} ranks on {gpus} GPUs", plan.data.unwrap_or_default())));
+        return Err(mismatch(format!(
+            "{inner} x {} ranks on {gpus} GPUs",
+            plan.data.unwrap_or_default()
+        )));
     }
-    let expert = if model.moe.is_some() { plan.expert.unwrap_or(1) } else { 1 };
+    let expert = if model.moe.is_some() {
+        plan.expert.unwrap_or(1)
+    } else {
+        1
+    };
     let zero = match plan.zero {
-        Some(stage) => Zero::try_from(stage).map_err(|detail| Unusable { reason: "ZeRO stage", detail })?,
+        Some(stage) => Zero::try_from(stage).map_err(|detail| Unusable {
+            reason: "ZeRO stage",
+            detail,
+        })?,
         None => {
             if data > 1 {
-                assumed.push(format!("ZeRO stage {}: the stack's habit", u8::from(habits.zero)));
+                assumed.push(format!(
+                    "ZeRO stage {}: the stack's habit",
+                    u8::from(habits.zero)
+                ));
             }
             habits.zero
         }
@@ -269,7 +382,9 @@ fn parallelism(
     let sequence_parallel = tensor > 1
         && plan.sequence_parallel.unwrap_or_else(|| {
             if habits.sequence_parallel {
-                assumed.push("sequence parallelism beside tensor parallelism: the stack's habit".to_owned());
+                assumed.push(
+                    "sequence parallelism beside tensor parallelism: the stack's habit".to_owned(),
+                );
             }
             habits.sequence_parallel
         });
@@ -281,9 +396,13 @@ fn parallelism(
         virtual_pipeline: virtual_pipeline(run, habits, model, pipeline, assumed),
         data,
         expert,
-        expert_tensor: plan.expert_tensor.unwrap_or_else(|| expert_tensor(habits, tensor, context, data, expert)),
+        expert_tensor: plan
+            .expert_tensor
+            .unwrap_or_else(|| expert_tensor(habits, tensor, context, data, expert)),
         zero,
-        zero_group: plan.zero_group.filter(|group| *group < data && data % group == 0),
+        zero_group: plan
+            .zero_group
+            .filter(|group| *group < data && data % group == 0),
     })
 }
 
@@ -291,7 +410,11 @@ fn parallelism(
 /// tensor ranks and spread experts over the data ranks; NeMo's recipes kept that default.
 fn expert_tensor(habits: &Habits, tensor: u32, context: u32, data: u32, expert: u32) -> u32 {
     let fits = expert <= data.saturating_mul(context);
-    if habits.experts_cut_over_tensor && fits && expert > 1 { tensor } else { 1 }
+    if habits.experts_cut_over_tensor && fits && expert > 1 {
+        tensor
+    } else {
+        1
+    }
 }
 
 fn virtual_pipeline(
@@ -311,7 +434,9 @@ fn virtual_pipeline(
     let per_stage = layers / u64::from(pipeline);
     match habits.interleaving {
         Interleaving::OneLayerPerChunk if layers.is_multiple_of(u64::from(pipeline)) => {
-            assumed.push(format!("{per_stage} chunks per stage, one layer each: not published, the recipes' habit"));
+            assumed.push(format!(
+                "{per_stage} chunks per stage, one layer each: not published, the recipes' habit"
+            ));
             u32::try_from(per_stage).unwrap_or(1)
         }
         _ => 1,
@@ -323,7 +448,11 @@ fn batch(
     parallelism: &Parallelism,
     assumed: &mut Vec<String>,
 ) -> Result<(u64, u64), Unusable> {
-    let global = run.batch.global.filter(|n| *n > 0).ok_or_else(|| unusable("batch not published"))?;
+    let global = run
+        .batch
+        .global
+        .filter(|n| *n > 0)
+        .ok_or_else(|| unusable("batch not published"))?;
     let micro = match run.batch.micro.filter(|n| *n > 0) {
         Some(micro) => micro,
         // The replays are shown whatever is missing, and are never scored or tuned to.
@@ -337,7 +466,10 @@ fn batch(
     if global % together != 0 {
         return Err(Unusable {
             reason: "the batch does not divide into micro-batches",
-            detail: format!("{global} sequences over {} ranks of {micro}", parallelism.data),
+            detail: format!(
+                "{global} sequences over {} ranks of {micro}",
+                parallelism.data
+            ),
         });
     }
     Ok((global, micro))
@@ -365,31 +497,40 @@ fn layers_per_chunk(
     {
         return Some(layout.clone());
     }
-    let declared = run.plan.short_ends || run.declared.ends_count_as_layers;
-    if model.layers.is_multiple_of(chunks) {
+    if model.layers.is_multiple_of(chunks) || chunks > model.layers.saturating_add(2) {
         return None;
     }
-    let each = model.layers.div_ceil(chunks);
-    let missing = each * chunks - model.layers;
-    if !declared {
-        assumed.push(format!("layers over {chunks} chunks: the ends hold fewer, as the stack spreads them"));
+    if !(run.plan.short_ends || run.declared.ends_count_as_layers) {
+        assumed.push(format!(
+            "layers over {chunks} chunks: the ends hold fewer, as the stack spreads them"
+        ));
     }
-    let mut spread = vec![each; usize::try_from(chunks).unwrap_or(1)];
+    // Prediction modules and leading dense layers make the two ends unlike each other.
+    let alike = model.mtp.is_none()
+        && model
+            .moe
+            .as_ref()
+            .is_none_or(|moe| moe.first_dense_layers == 0);
+    Some(spread(model.layers, chunks, alike))
+}
+
+/// `layers` over `chunks` of equal size, with what is missing taken from the ends.
+fn spread(layers: u64, chunks: u64, ends_alike: bool) -> Vec<u64> {
+    let each = layers.div_ceil(chunks);
+    let mut missing = each * chunks - layers;
+    let mut spread = vec![each; usize::try_from(chunks).expect("no more chunks than layers")];
     let last = spread.len() - 1;
-    if missing == 2 && model.mtp.is_none() && model.moe.as_ref().is_none_or(|moe| moe.first_dense_layers == 0) {
+    if missing == 2 && ends_alike {
         spread[0] -= 1;
         spread[last] -= 1;
-        return Some(spread);
+        return spread;
     }
-    let mut missing = missing;
-    for index in std::iter::once(last).chain(0..last) {
-        // The first chunk gives next, then the ones before the last in descending order.
-        let index = if index == last || index == 0 { index } else { last - index };
+    for index in [last, 0].into_iter().chain((1..last).rev()) {
         let gives = missing.min(spread[index]);
         spread[index] -= gives;
         missing -= gives;
     }
-    Some(spread)
+    spread
 }
 
 fn schedule(run: &PublishedRun) -> Result<Schedule, Unusable> {
@@ -397,19 +538,26 @@ fn schedule(run: &PublishedRun) -> Result<Schedule, Unusable> {
         return Ok(Schedule::OneForwardOneBackward);
     };
     match name.to_ascii_uppercase().as_str() {
-        "1F1B" | "1F1B-I" | "INTERLEAVED" | "INTERLEAVED 1F1B" => Ok(Schedule::OneForwardOneBackward),
+        "1F1B" | "1F1B-I" | "INTERLEAVED" | "INTERLEAVED 1F1B" => {
+            Ok(Schedule::OneForwardOneBackward)
+        }
         "GPIPE" => Ok(Schedule::Gpipe),
         "ZB-1P" | "ZB-H1" => Ok(Schedule::ZeroBubbleH1),
         "ZB-2P" | "ZB-H2" => Ok(Schedule::ZeroBubbleH2),
         "DUALPIPE" => Ok(Schedule::Dualpipe),
-        _ => Err(Unusable { reason: "schedule not understood", detail: name.clone() }),
+        _ => Err(Unusable {
+            reason: "schedule not understood",
+            detail: name.clone(),
+        }),
     }
 }
 
 fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Recompute {
     if let Some(recompute) = &run.declared.recompute {
         if run.declared.recompute_is_assumed {
-            assumed.push("recomputation as in the recipe of another plan of the same model".to_owned());
+            assumed.push(
+                "recomputation as in the recipe of another plan of the same model".to_owned(),
+            );
         }
         return recompute.clone();
     }
@@ -423,7 +571,11 @@ fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Re
         assumed.push(format!(
             "recomputation by operator stands as {layers} whole layers, which recompute as many FLOPs"
         ));
-        return if layers == 0 { Recompute::None } else { Recompute::FullLayers(layers) };
+        return if layers == 0 {
+            Recompute::None
+        } else {
+            Recompute::FullLayers(layers)
+        };
     }
     assumed.push("nothing is recomputed: not published".to_owned());
     Recompute::None
@@ -432,7 +584,13 @@ fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Re
 /// Share of a layer's forward FLOPs that torchtitan's per-operator policy repeats: attention is
 /// kept, and so is the first of every two matrix products, in the order q, k, v, o, gate, up, down.
 fn every_second_product(model: &Model) -> f64 {
-    let Attention::Grouped { heads, kv_heads, head_dim, .. } = model.attention else {
+    let Attention::Grouped {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = model.attention
+    else {
         return 0.5;
     };
     let q = (heads * head_dim) as f64;
@@ -447,10 +605,17 @@ fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Rout
         return Routing::Balanced;
     }
     if run.declared.natural_routing {
-        assumed.push(format!("natural routing: spread {NATURAL_ROUTING_SIGMA} of a rank's load"));
-        return Routing::Lognormal { sigma: NATURAL_ROUTING_SIGMA };
+        assumed.push(format!(
+            "natural routing: spread {NATURAL_ROUTING_SIGMA} of a rank's load"
+        ));
+        return Routing::Lognormal {
+            sigma: NATURAL_ROUTING_SIGMA,
+        };
     }
-    if matches!(run.source.as_str(), "deepseek-v3" | "megascale-moe" | "llama4") {
+    if matches!(
+        run.source.as_str(),
+        "deepseek-v3" | "megascale-moe" | "llama4"
+    ) {
         assumed.push("balanced experts: trained routing, its spread is not published".to_owned());
     }
     Routing::Balanced
@@ -469,9 +634,10 @@ fn cluster(
         detail: run.gpu.clone(),
     })?;
     let look_up = |name: &str| {
-        catalogue
-            .node(name)
-            .ok_or_else(|| Unusable { reason: "node not in the catalogue", detail: name.to_owned() })
+        catalogue.node(name).ok_or_else(|| Unusable {
+            reason: "node not in the catalogue",
+            detail: name.to_owned(),
+        })
     };
     let mut node = look_up(name)?;
     if run.gpu == "A100-SXM-40GB" {
@@ -483,21 +649,28 @@ fn cluster(
         if let Ok(smaller) = look_up(&part)
             && gpus.is_multiple_of(smaller.gpus)
         {
-            assumed.push("64 of the 72 GPUs of each rack are used, as jobs of powers of two do".to_owned());
+            assumed.push(
+                "64 of the 72 GPUs of each rack are used, as jobs of powers of two do".to_owned(),
+            );
             node = smaller;
         }
     }
     if node.gpus <= 8
-        && let Some(total) = node_gigabits(&network)
+        && let Some(total) = node_gigabits(&network).filter(|total| (1..1_000_000).contains(total))
         && total != node.nic.rate.bytes_per_sec() * u64::from(node.nic.count) / 125_000_000
     {
-        node.nic.rate = Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
+        node.nic.rate =
+            Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
         node.name = format!("{} with {total} Gbit/s", node.name);
     }
     if gpus > node.gpus && gpus % node.gpus != 0 {
         shrink_domain(&mut node, gpus, assumed)?;
     }
-    Ok(Cluster { fabric: fabric(&node, gpus, &network, catalogue, assumed)?, node, gpus })
+    Ok(Cluster {
+        fabric: fabric(&node, gpus, &network, catalogue, assumed)?,
+        node,
+        gpus,
+    })
 }
 
 fn node_name(gpu: &str, network: &str) -> Option<&'static str> {
@@ -524,29 +697,40 @@ fn number(word: &str) -> Option<(u64, &str)> {
     Some((word[..digits].parse().ok()?, &word[digits..]))
 }
 
+fn is_rate(unit: &str) -> bool {
+    matches!(unit, "g" | "gb/s" | "gbps" | "gbit/s")
+}
+
 /// Gbit/s of all compute NICs of one node, where the text says: `8x200G`, `4 x 100 Gb/s`,
 /// `Compute: 8x ConnectX-7 IB NDR 400Gb/s`, `800 Gb/s per 8-GPU node`, `800 Gbps`.
 fn node_gigabits(network: &str) -> Option<u64> {
-    let text = network.split_once("compute:").map_or(network, |(_, after)| after);
+    let text = network
+        .split_once("compute:")
+        .map_or(network, |(_, after)| after);
     let text = text.split([',', '+', ';']).next()?;
     if text.contains("per gpu") || text.contains("section title") || text.contains("roce2") {
         return None;
     }
-    let words: Vec<&str> = text.split([' ', '(', ')']).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = text
+        .split([' ', '(', ')'])
+        .filter(|word| !word.is_empty())
+        .collect();
     let mut interfaces = None;
     for (index, word) in words.iter().enumerate() {
-        let Some((n, unit)) = number(word) else { continue };
+        let Some((n, unit)) = number(word) else {
+            continue;
+        };
         let next = words.get(index + 1).copied().unwrap_or_default();
         if let Some(rate) = unit.strip_prefix('x') {
             interfaces = Some(n);
             if let Some((rate, unit)) = number(rate)
-                && unit.starts_with('g')
+                && is_rate(unit)
             {
                 return n.checked_mul(rate);
             }
         } else if unit.is_empty() && next == "x" {
             interfaces = Some(n);
-        } else if unit.starts_with("gb") || (unit.is_empty() && next.starts_with("gb")) {
+        } else if is_rate(unit) || (unit.is_empty() && is_rate(next)) {
             let whole_node = text.contains("per 8-gpu node") || words.len() <= 2;
             return match interfaces {
                 Some(count) => count.checked_mul(n),
@@ -561,14 +745,19 @@ fn node_gigabits(network: &str) -> Option<u64> {
 /// of 512.
 fn shrink_domain(node: &mut Node, gpus: u32, assumed: &mut Vec<String>) -> Result<(), Unusable> {
     let full = node.gpus;
-    let used = (1..=full).rev().filter(|n| full <= 8 || n % 4 == 0).find(|n| gpus % n == 0 && n * 2 > full);
+    let used = (1..=full)
+        .rev()
+        .filter(|n| full <= 8 || n % 4 == 0)
+        .find(|n| gpus % n == 0 && n * 2 > full);
     let Some(used) = used.filter(|_| full > 8) else {
         return Err(Unusable {
             reason: "GPUs do not fill nodes evenly",
             detail: format!("{gpus} GPUs in nodes of {full}"),
         });
     };
-    assumed.push(format!("{used} of {full} GPUs of each NVLink domain are used"));
+    assumed.push(format!(
+        "{used} of {full} GPUs of each NVLink domain are used"
+    ));
     node.nic.count = (node.nic.count * used / full).max(1);
     node.gpus = used;
     node.scale_up.domain = node.scale_up.domain.min(used);
@@ -599,11 +788,14 @@ fn fabric(
     } else {
         "rail-optimized-three-tier"
     };
-    let mut fabric = catalogue
-        .fabric(name)
-        .ok_or_else(|| Unusable { reason: "fabric not in the catalogue", detail: name.to_owned() })?;
+    let mut fabric = catalogue.fabric(name).cloned().ok_or_else(|| Unusable {
+        reason: "fabric not in the catalogue",
+        detail: name.to_owned(),
+    })?;
     if gpus > node.gpus && !matches!(name, "deepseek-mpft" | "meta-roce-24k") {
-        assumed.push(format!("fabric {name}: the source does not describe the switches"));
+        assumed.push(format!(
+            "fabric {name}: the source does not describe the switches"
+        ));
     }
     let hashed = network.contains("roce") && !network.contains("roce/ib");
     if let Fabric::RailOptimized(tree) = &mut fabric
@@ -616,3 +808,48 @@ fn fabric(
 
 /// Fraction of the fair share that hashed paths leave between leaves; typical, unverified.
 const ETHERNET_LOAD_BALANCE: f64 = 0.85;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_taken_from_the_ends() {
+        let check = |layers, chunks, alike, ends: [u64; 3]| {
+            let found = spread(layers, chunks, alike);
+            assert_eq!(found.iter().sum::<u64>(), layers, "{found:?}");
+            assert_eq!(
+                [found[0], found[1], found[found.len() - 1]],
+                ends,
+                "{found:?}"
+            );
+        };
+        // Llama 3.1 405B in 64 chunks: embedding and loss count as a layer each.
+        check(126, 64, true, [1, 2, 1]);
+        // DeepSeek-V3: `Et|(tt|)*30mL` in 32 chunks, four layers and a short last chunk in 16.
+        check(61, 32, false, [1, 2, 0]);
+        check(61, 16, false, [4, 4, 1]);
+        // BLOOM's tuning runs: DeepSpeed fills stages from the front.
+        check(78, 12, true, [7, 7, 1]);
+    }
+
+    #[test]
+    fn nics_are_read_from_the_words_of_the_sources() {
+        let check = |text: &str, expected| {
+            assert_eq!(node_gigabits(&text.to_lowercase()), expected, "{text}")
+        };
+        check("DGX H100 NVLink4 + 8x400G IB NDR", None);
+        check("DGX A100, NVSwitch, 8x200G HDR IB (Selene)", None);
+        check("8x200G HDR IB", Some(1_600));
+        check("4 x 100 Gb/s RoCE per node", Some(400));
+        check("800 Gb/s per 8-GPU node (vTrain config)", Some(800));
+        check("800 Gbps", Some(800));
+        check("NVLink node + 400 Gb/s RDMA per GPU", None);
+        check(
+            "Storage: 2x IB 100Gb/s, Compute: 8x ConnectX-7 IB NDR 400Gb/s, Management: 1x",
+            Some(3_200),
+        );
+        check("NVLink + 1600-3200 Gbps RoCE/IB (section title)", None);
+        check("100GbE InfiniBand", None);
+    }
+}

@@ -5,7 +5,8 @@
 //! is not understood is kept as unread, so that the run can be set aside with a reason.
 
 use super::{
-    Declared, Latent, Measurement, PublishedBatch, PublishedModel, PublishedPlan, PublishedRun, Quality,
+    Declared, Latent, Measurement, PublishedBatch, PublishedModel, PublishedPlan, PublishedRun,
+    Quality,
 };
 use rackflow_workload::{
     Activation, CudaGraphs, ExpertDispatcher, MoE, MultiTokenPrediction, Recompute,
@@ -14,7 +15,9 @@ use serde_json::Value;
 
 /// A path into nested objects; absent where any step of it is.
 fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
-    path.iter().try_fold(value, |value, key| value.get(key)).filter(|value| !value.is_null())
+    path.iter()
+        .try_fold(value, |value, key| value.get(key))
+        .filter(|value| !value.is_null())
 }
 
 /// A whole number, also when it is written as `64.0` or `"64"`.
@@ -23,7 +26,9 @@ fn whole(value: &Value, path: &[&str]) -> Option<u64> {
     if let Some(n) = value.as_u64() {
         return Some(n);
     }
-    let n = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    let n = value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok())?;
     (n >= 0.0 && n <= 1e15 && n.fract() == 0.0).then_some(n as u64)
 }
 
@@ -33,7 +38,9 @@ fn count(value: &Value, path: &[&str]) -> Option<u32> {
 
 fn real(value: &Value, path: &[&str]) -> Option<f64> {
     let value = at(value, path)?;
-    let n = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    let n = value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok())?;
     (n.is_finite() && n > 0.0).then_some(n)
 }
 
@@ -50,7 +57,13 @@ fn truth(value: &Value, path: &[&str]) -> Option<bool> {
     if let Some(n) = value.as_u64() {
         return Some(n > 0);
     }
-    match value.as_str()?.trim().trim_matches('"').to_ascii_lowercase().as_str() {
+    match value
+        .as_str()?
+        .trim()
+        .trim_matches('"')
+        .to_ascii_lowercase()
+        .as_str()
+    {
         "true" | "1" | "on" | "yes" => Some(true),
         "false" | "0" | "off" | "no" => Some(false),
         _ => None,
@@ -71,10 +84,16 @@ pub(super) fn read(row: &Value) -> Result<PublishedRun, String> {
     };
     let gpu = text(row, &["hardware", "gpu"]).ok_or("the row has no `hardware.gpu`")?;
     let plan = plan(row);
-    let release = [&epoch, &section, &title].into_iter().find_map(|text| release(text));
+    let release = [&epoch, &section, &title]
+        .into_iter()
+        .find_map(|text| release(text));
     Ok(PublishedRun {
         release: release.unwrap_or_default(),
-        citation: if section.is_empty() { title } else { format!("{title}, {section}") },
+        citation: if section.is_empty() {
+            title
+        } else {
+            format!("{title}, {section}")
+        },
         url: text(row, &["source", "url"]).unwrap_or_default(),
         year: count(row, &["year"]),
         kind: text(row, &["kind"]).unwrap_or_else(|| "step".to_owned()),
@@ -100,11 +119,14 @@ pub(super) fn read(row: &Value) -> Result<PublishedRun, String> {
 
 /// The first `25.04` or `24.11.1` in `text`.
 fn release(text: &str) -> Option<String> {
-    text.split(|c: char| !(c.is_ascii_digit() || c == '.')).map(|word| word.trim_matches('.')).find_map(|word| {
-        let parts: Vec<&str> = word.split('.').collect();
-        let calendar = (2..=3).contains(&parts.len()) && parts[0].len() == 2 && parts[1].len() == 2;
-        calendar.then(|| word.to_owned())
-    })
+    text.split(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .map(|word| word.trim_matches('.'))
+        .find_map(|word| {
+            let parts: Vec<&str> = word.split('.').collect();
+            let calendar =
+                (2..=3).contains(&parts.len()) && parts[0].len() == 2 && parts[1].len() == 2;
+            calendar.then(|| word.to_owned())
+        })
 }
 
 fn model(row: &Value) -> PublishedModel {
@@ -116,8 +138,11 @@ fn model(row: &Value) -> PublishedModel {
             experts,
             top_k,
             expert_ffn,
-            shared_ffn: field("shared_ffn")
-                .unwrap_or_else(|| field("shared_experts").unwrap_or(0).saturating_mul(expert_ffn)),
+            shared_ffn: field("shared_ffn").unwrap_or_else(|| {
+                field("shared_experts")
+                    .unwrap_or(0)
+                    .saturating_mul(expert_ffn)
+            }),
             first_dense_layers: field("first_dense_layers").unwrap_or(0),
             every: field("moe_every").unwrap_or(1).max(1),
         }),
@@ -141,9 +166,8 @@ fn model(row: &Value) -> PublishedModel {
         _ => None,
     };
     PublishedModel {
-        family: text(row, &["model", "family"]).unwrap_or_else(|| {
-            if experts.is_some() { "moe" } else { "dense" }.to_owned()
-        }),
+        family: text(row, &["model", "family"])
+            .unwrap_or_else(|| if experts.is_some() { "moe" } else { "dense" }.to_owned()),
         layers: field("layers"),
         hidden: field("hidden"),
         heads: field("heads"),
@@ -175,7 +199,8 @@ fn mtp(row: &Value) -> Option<MultiTokenPrediction> {
 fn plan(row: &Value) -> PublishedPlan {
     let field = |name: &str| count(row, &["parallel", name]).filter(|ranks| *ranks > 0);
     let mut zero = count(row, &["parallel", "zero"]).and_then(|stage| u8::try_from(stage).ok());
-    let mut zero_group = text(row, &["parallel", "zero1_group"]).and_then(|group| group.parse().ok());
+    let mut zero_group =
+        text(row, &["parallel", "zero1_group"]).and_then(|group| group.parse().ok());
     // `fsdp` is a number of shards, a strategy's name, or a truth value.
     match at(row, &["parallel", "fsdp"]) {
         Some(Value::String(strategy)) => match strategy.as_str() {
@@ -230,7 +255,9 @@ fn plan(row: &Value) -> PublishedPlan {
 /// A recipe read from a repository's head describes a row only where its plan is the row's plan.
 fn recipe_applies(row: &Value) -> bool {
     let same = |ours: &str, theirs: &str| {
-        let theirs = text(row, &["recipe", theirs]).and_then(|n| n.trim_matches('"').parse().ok()).unwrap_or(1);
+        let theirs = text(row, &["recipe", theirs])
+            .and_then(|n| n.trim_matches('"').parse().ok())
+            .unwrap_or(1);
         whole(row, &["parallel", ours]).unwrap_or(1) == theirs
     };
     at(row, &["recipe"]).is_some()
@@ -245,8 +272,10 @@ fn recipe_applies(row: &Value) -> bool {
 /// layer, `|` ends a chunk, `E`, `m` and `L` are embedding, prediction module and loss.
 fn layers_of_layout(layout: &str) -> Option<Vec<u64>> {
     let expanded = expand(layout.trim_matches(['"', ' ']))?;
-    let chunks: Vec<u64> =
-        expanded.split('|').map(|chunk| chunk.matches('t').count() as u64).collect();
+    let chunks: Vec<u64> = expanded
+        .split('|')
+        .map(|chunk| chunk.matches('t').count() as u64)
+        .collect();
     (chunks.len() > 1 && chunks.iter().sum::<u64>() > 0).then_some(chunks)
 }
 
@@ -265,8 +294,15 @@ fn expand(layout: &str) -> Option<String> {
             unit = &rest[..first.len_utf8()];
             rest = &rest[first.len_utf8()..];
         }
-        let unit = if unit.contains('*') { expand(unit)? } else { unit.to_owned() };
-        if !unit.chars().all(|c| matches!(c, 'E' | 't' | 'm' | 'L' | '|' | ',' | ' ')) {
+        let unit = if unit.contains('*') {
+            expand(unit)?
+        } else {
+            unit.to_owned()
+        };
+        if !unit
+            .chars()
+            .all(|c| matches!(c, 'E' | 't' | 'm' | 'L' | '|' | ',' | ' '))
+        {
             return None;
         }
         let mut times = 1;
@@ -306,7 +342,10 @@ fn declared(row: &Value, plan: &PublishedPlan) -> Declared {
     if at(row, &["recipe", "function"]).is_some() {
         read_recipe(row, &mut declared);
     }
-    if let (Some(hfu), Some(mfu)) = (real(row, &["measured", "hfu_pct"]), real(row, &["measured", "mfu_pct"])) {
+    if let (Some(hfu), Some(mfu)) = (
+        real(row, &["measured", "hfu_pct"]),
+        real(row, &["measured", "mfu_pct"]),
+    ) {
         declared.hardware_over_model_flops = (hfu >= mfu).then_some(hfu / mfu);
     }
     declared
@@ -342,8 +381,16 @@ fn read_recompute(words: &str, plan: &PublishedPlan, declared: &mut Declared) {
 /// A list of activations by the names that Megatron and the papers give them.
 fn activations(words: &str) -> Option<Recompute> {
     let mut list = Vec::new();
-    let words = words.split('(').next().unwrap_or_default().replace(" and ", ",");
-    for word in words.split([',', '[', ']', '"', '+', ';']).map(str::trim).filter(|word| !word.is_empty()) {
+    let words = words
+        .split('(')
+        .next()
+        .unwrap_or_default()
+        .replace(" and ", ",");
+    for word in words
+        .split([',', '[', ']', '"', '+', ';'])
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
         list.push(match word {
             "core_attn" | "core attention" => Activation::CoreAttention,
             "layernorm" | "norm" | "norms" | "rmsnorm" => Activation::Norms,
@@ -359,7 +406,11 @@ fn activations(words: &str) -> Option<Recompute> {
     }
     list.sort_unstable();
     list.dedup();
-    Some(if list.is_empty() { Recompute::None } else { Recompute::Activations(list) })
+    Some(if list.is_empty() {
+        Recompute::None
+    } else {
+        Recompute::Activations(list)
+    })
 }
 
 /// Prose about overlap, graphs and dispatchers.
@@ -393,7 +444,11 @@ fn read_overlap(words: &str, declared: &mut Declared) {
     if says("async tp") || says("asynctp") {
         declared.tensor = Some(true);
     }
-    if says("ep overlap on") || says("ep a2a overlap") || says("+ ep overlap") || lower.starts_with("ep overlap +") {
+    if says("ep overlap on")
+        || says("ep a2a overlap")
+        || says("+ ep overlap")
+        || lower.starts_with("ep overlap +")
+    {
         declared.expert = Some(true);
     }
     if says("ep overlap off") || says("no overlap") || says("no ep overlap") {
@@ -440,14 +495,17 @@ fn read_flags(flags: &Value, declared: &mut Declared) {
     declared.gradient_reduce = truth(flags, &["OVERLAP_GRAD_REDUCE"]);
     declared.parameter_gather = truth(flags, &["OVERLAP_PARAM_GATHER"]);
     declared.fp8_parameter_gather = truth(flags, &["FP8_PARAM_GATHER"]);
-    declared.cuda_graphs = match (truth(flags, &["FULL_CUDA_GRAPH"]), truth(flags, &["MCORE_CUDA_GRAPH"])) {
+    declared.cuda_graphs = match (
+        truth(flags, &["FULL_CUDA_GRAPH"]),
+        truth(flags, &["MCORE_CUDA_GRAPH"]),
+    ) {
         (Some(true), _) => Some(CudaGraphs::Full),
         (_, Some(true)) => Some(CudaGraphs::Partial),
         (Some(false), Some(false)) => Some(CudaGraphs::None),
         _ => None,
     };
-    declared.ends_count_as_layers =
-        truth(flags, &["ASYM_PP_EMBED"]) == Some(true) && truth(flags, &["ASYM_PP_LOSS"]) == Some(true);
+    declared.ends_count_as_layers = truth(flags, &["ASYM_PP_EMBED"]) == Some(true)
+        && truth(flags, &["ASYM_PP_LOSS"]) == Some(true);
 }
 
 /// Settings of a Megatron-Bridge recipe, read at the repository's head. What depends on the plan is
@@ -455,22 +513,30 @@ fn read_flags(flags: &Value, declared: &mut Declared) {
 fn read_recipe(row: &Value, declared: &mut Declared) {
     let setting = |name: &str| text(row, &["recipe", name]).filter(|value| value != "None");
     let applies = recipe_applies(row);
+    let mixture = at(row, &["model", "experts"]).is_some();
+    // Dispatchers other than the plain all-to-all entered the performance recipes in 2026.
+    let older = text(row, &["software_epoch"])
+        .and_then(|epoch| release(&epoch))
+        .is_some_and(|r| r.as_str() < "26");
     if declared.recompute.is_none() {
         let granularity = setting("model.recompute_granularity").unwrap_or_default();
         if let Some(modules) = setting("model.recompute_modules") {
             declared.recompute_is_assumed = !applies;
             match activations(&modules) {
                 Some(list) => declared.recompute = Some(list),
-                None => declared.unread.push(format!("recompute modules: {modules}")),
+                None => declared
+                    .unread
+                    .push(format!("recompute modules: {modules}")),
             }
         } else if applies && granularity.contains("full") {
-            let layers = whole(row, &["recipe", "model.recompute_num_layers"]).and_then(|n| u32::try_from(n).ok());
+            let layers = whole(row, &["recipe", "model.recompute_num_layers"])
+                .and_then(|n| u32::try_from(n).ok());
             declared.recompute = Some(layers.map_or(Recompute::Full, Recompute::FullLayers));
         } else if applies {
             declared.recompute = Some(Recompute::None);
         }
     }
-    if !applies || declared.token_drop {
+    if !applies || declared.token_drop || (mixture && older) {
         return;
     }
     if let Some(backend) = setting("model.moe_flex_dispatcher_backend") {
@@ -482,7 +548,11 @@ fn read_recipe(row: &Value, declared: &mut Declared) {
     }
     if let Some(scope) = setting("model.cuda_graph_scope") {
         let whole = scope.contains("full_iteration");
-        declared.cuda_graphs = Some(if whole { CudaGraphs::Full } else { CudaGraphs::Partial });
+        declared.cuda_graphs = Some(if whole {
+            CudaGraphs::Full
+        } else {
+            CudaGraphs::Partial
+        });
     }
     if let Some(overlap) = setting("comm_overlap") {
         if overlap.contains("tp_comm_overlap=True") {
@@ -491,8 +561,11 @@ fn read_recipe(row: &Value, declared: &mut Declared) {
             declared.tensor = Some(false);
         }
     }
-    let expert = truth(row, &["recipe", "comm_overlap.overlap_moe_expert_parallel_comm"])
-        .or_else(|| truth(row, &["recipe", "model.moe_a2a_overlap"]));
+    let expert = truth(
+        row,
+        &["recipe", "comm_overlap.overlap_moe_expert_parallel_comm"],
+    )
+    .or_else(|| truth(row, &["recipe", "model.moe_a2a_overlap"]));
     declared.expert = expert.or(declared.expert);
     let shared = truth(row, &["recipe", "model.moe_shared_expert_overlap"]);
     declared.shared_expert = shared.or(declared.shared_expert);
@@ -524,7 +597,9 @@ fn measured(row: &Value) -> Measurement {
     const GB: f64 = 1e9;
     const GIB: f64 = (1_u64 << 30) as f64;
     let field = |name: &str| real(row, &["measured", name]);
-    let allocated = field("peak_alloc_GiB").map(|n| n * GIB).or_else(|| field("mem_MB_max_allocated").map(|n| n * 1e6));
+    let allocated = field("peak_alloc_GiB")
+        .map(|n| n * GIB)
+        .or_else(|| field("mem_MB_max_allocated").map(|n| n * 1e6));
     let reserved = field("reserved_GiB")
         .or_else(|| field("mem_GiB"))
         .map(|n| n * GIB)
@@ -534,5 +609,69 @@ fn measured(row: &Value) -> Measurement {
         tflops_per_gpu: field("tflops_per_gpu"),
         memory: reserved.or(allocated),
         memory_is_allocated: reserved.is_none() && allocated.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_counted() {
+        let check = |layout: &str, expected: Option<(usize, u64)>| {
+            let found = layers_of_layout(layout).map(|chunks| (chunks.len(), chunks.iter().sum()));
+            assert_eq!(found, expected, "{layout}");
+        };
+        check("\"Et*2|(t*2|)*34,t*3|(t*2|)*3,tL\"", Some((40, 80)));
+        check("Ett|(tt|)*6mL", Some((8, 14)));
+        check("Et|(tt|)*30mL", Some((32, 61)));
+        check("t*99999999999", None);
+        check("(t", None);
+        check("no layout", None);
+    }
+
+    #[test]
+    fn recomputation_is_read_from_the_words_of_the_sources() {
+        let check = |words: &str, expected: Option<Recompute>| {
+            let mut declared = Declared::default();
+            read_recompute(words, &PublishedPlan::default(), &mut declared);
+            assert_eq!(declared.recompute, expected, "{words}");
+            assert_eq!(
+                declared.unread.is_empty(),
+                declared.recompute.is_some() || declared.recompute_by_operator
+            );
+        };
+        check("none", Some(Recompute::None));
+        check("none at 8K", Some(Recompute::None));
+        check("full (checkpoint-activations)", Some(Recompute::Full));
+        check("full uniform 1", Some(Recompute::Full));
+        check("selective", Some(Recompute::Selective));
+        check("selective []", Some(Recompute::None));
+        check("selective (per-op SAC)", None);
+        check(
+            "RMSNorm and MLA up-projection (V3 report)",
+            Some(Recompute::Activations(vec![
+                Activation::Norms,
+                Activation::MlaUpProjection,
+            ])),
+        );
+        check(
+            "selective mla_up_proj,mlp",
+            Some(Recompute::Activations(vec![
+                Activation::MlaUpProjection,
+                Activation::Mlp,
+            ])),
+        );
+        check("something new", None);
+    }
+
+    #[test]
+    fn releases_are_found() {
+        let check =
+            |text: &str, expected: Option<&str>| assert_eq!(release(text).as_deref(), expected);
+        check("26.04.01 NeMo container, Pre-Training Pe", Some("26.04.01"));
+        check("v24.11.1: llama3.1/README_8b.md", Some("24.11.1"));
+        check("2024", None);
+        check("arXiv 2205.05198", None);
     }
 }
