@@ -16,13 +16,24 @@ pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
     let kinds: Vec<Kind> = kind.map_or_else(
         || {
             use Kind::{Accelerators, Causes, Fabrics, Models, Nodes, Racks, Scenarios, Stacks};
-            vec![Scenarios, Models, Accelerators, Nodes, Racks, Fabrics, Stacks, Causes]
+            vec![
+                Scenarios,
+                Models,
+                Accelerators,
+                Nodes,
+                Racks,
+                Fabrics,
+                Stacks,
+                Causes,
+            ]
         },
         |kind| vec![kind],
     );
     match format {
         Format::Json => {
-            let parts = kinds.iter().map(|kind| (title(*kind).to_owned(), entries(*kind)));
+            let parts = kinds
+                .iter()
+                .map(|kind| (title(*kind).to_owned(), entries(*kind)));
             format!("{:#}\n", Value::Object(parts.collect()))
         }
         Format::Table => {
@@ -30,7 +41,11 @@ pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
                 .iter()
                 .map(|kind| {
                     let title = title(*kind);
-                    let title = if style.color { format!("\u{1b}[1m{title}\u{1b}[0m") } else { title.to_owned() };
+                    let title = if style.color {
+                        format!("\u{1b}[1m{title}\u{1b}[0m")
+                    } else {
+                        title.to_owned()
+                    };
                     format!("{title}\n{}", table(*kind, style.width))
                 })
                 .collect();
@@ -57,10 +72,17 @@ fn entries(kind: Kind) -> Value {
     let pairs: Vec<(String, String)> = match kind {
         Kind::Scenarios => scenarios(),
         Kind::Causes => causes(),
-        Kind::Racks => nodes().map(|node| (node.name.clone(), rack(&node))).collect(),
-        Kind::Models | Kind::Accelerators | Kind::Nodes | Kind::Fabrics | Kind::Stacks => described(section(kind)),
+        Kind::Racks => nodes()
+            .map(|node| (node.name.clone(), rack(&node)))
+            .collect(),
+        Kind::Models | Kind::Accelerators | Kind::Nodes | Kind::Fabrics | Kind::Stacks => {
+            described(section(kind))
+        }
     };
-    pairs.into_iter().map(|(name, description)| json!({ "name": name, "description": description })).collect()
+    pairs
+        .into_iter()
+        .map(|(name, description)| json!({ "name": name, "description": description }))
+        .collect()
 }
 
 fn section(kind: Kind) -> Section {
@@ -75,20 +97,31 @@ fn section(kind: Kind) -> Section {
 
 fn table(kind: Kind, width: usize) -> String {
     let pairs = |pairs: Vec<(String, String)>| {
-        let rows: Vec<Vec<String>> = pairs.into_iter().map(|(name, text)| vec![name, text]).collect();
+        let rows: Vec<Vec<String>> = pairs
+            .into_iter()
+            .map(|(name, text)| vec![name, text])
+            .collect();
         lay_out(&["", ""], &rows, width)
     };
     match kind {
         Kind::Scenarios => pairs(scenarios()),
         Kind::Causes => pairs(causes()),
-        Kind::Racks => pairs(nodes().map(|node| (node.name.clone(), rack(&node))).collect()),
+        Kind::Racks => pairs(
+            nodes()
+                .map(|node| (node.name.clone(), rack(&node)))
+                .collect(),
+        ),
         Kind::Accelerators => {
             let rows: Vec<Vec<String>> = Catalogue::builtin()
                 .names(Section::Accelerators)
                 .filter_map(|name| Catalogue::builtin().accelerator(name))
                 .map(accelerator_row)
                 .collect();
-            lay_out(&["", ">memory", ">bandwidth", ">bf16 dense", ">fp8", ">fp4"], &rows, width)
+            lay_out(
+                &["", ">memory", ">bandwidth", ">bf16 dense", ">fp8", ">fp4"],
+                &rows,
+                width,
+            )
         }
         Kind::Models => {
             let rows: Vec<Vec<String>> = Catalogue::builtin()
@@ -101,30 +134,49 @@ fn table(kind: Kind, width: usize) -> String {
                         format!("{} of {}", moe.top_k, moe.experts)
                     });
                     let total = billions(model.parameters_total());
-                    vec![model.name.clone(), total, billions(model.parameters_active()), layers, experts]
+                    vec![
+                        model.name.clone(),
+                        total,
+                        billions(model.parameters_active()),
+                        layers,
+                        experts,
+                    ]
                 })
                 .collect();
-            lay_out(&["", ">parameters", ">active", ">layers", ">experts"], &rows, width)
+            lay_out(
+                &["", ">parameters", ">active", ">layers", ">experts"],
+                &rows,
+                width,
+            )
         }
         Kind::Nodes | Kind::Fabrics | Kind::Stacks => pairs(described(section(kind))),
     }
 }
 
 fn described(section: Section) -> Vec<(String, String)> {
-    Catalogue::builtin().list(section).map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
+    Catalogue::builtin()
+        .list(section)
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .collect()
 }
 
 fn nodes() -> impl Iterator<Item = Node> {
-    Catalogue::builtin().names(Section::Nodes).filter_map(|name| Catalogue::builtin().node(name))
+    Catalogue::builtin()
+        .names(Section::Nodes)
+        .filter_map(|name| Catalogue::builtin().node(name))
 }
 
 fn rack(node: &Node) -> String {
-    format!("{} GPUs, {}, NVLink domain of {}", node.rack.gpus, node.rack.power, node.scale_up.domain)
+    format!(
+        "{} GPUs, {}, NVLink domain of {}",
+        node.rack.gpus, node.rack.power, node.scale_up.domain
+    )
 }
 
 fn accelerator_row(accelerator: &Accelerator) -> Vec<String> {
     let peak = accelerator.peak;
-    let rate = |rate: Option<FlopRate>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
+    let rate =
+        |rate: Option<FlopRate>| rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
     vec![
         accelerator.name.clone(),
         accelerator.memory.to_string(),
@@ -138,29 +190,48 @@ fn accelerator_row(accelerator: &Accelerator) -> Vec<String> {
 /// Name of each shipped scenario, and the first sentence of the comment at its top.
 fn scenarios() -> Vec<(String, String)> {
     let describe = |text: &str| {
-        let comments = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
-        let prose = comments.filter(|line| !line.contains("$schema")).skip_while(|line| line.is_empty());
-        let words = prose.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let comments = text
+            .lines()
+            .map_while(|line| line.strip_prefix('#'))
+            .map(str::trim);
+        let prose = comments
+            .filter(|line| !line.contains("$schema"))
+            .skip_while(|line| line.is_empty());
+        let words = prose
+            .take_while(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
         match words.split_once(". ") {
             Some((first, _)) => format!("{first}."),
             None => words,
         }
     };
-    rackflow_scenario::shipped().iter().map(|(name, text)| ((*name).to_owned(), describe(text))).collect()
+    rackflow_scenario::shipped()
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), describe(text)))
+        .collect()
 }
 
 /// Key and meaning of every loss that a report may name.
 fn causes() -> Vec<(String, String)> {
-    Cause::all().map(|cause| (rackflow_report::key(cause), explain(cause).sentence)).collect()
+    Cause::all()
+        .map(|cause| (rackflow_report::key(cause), explain(cause).sentence))
+        .collect()
 }
 
 /// One entry of the catalogue as it is written there, a shipped scenario, or a cause.
 pub fn show(name: &str, format: Format) -> Result<String, Failure> {
     let catalogue = Catalogue::builtin();
-    if let Some((_, text)) = rackflow_scenario::shipped().iter().find(|(shipped, _)| *shipped == name) {
+    if let Some((_, text)) = rackflow_scenario::shipped()
+        .iter()
+        .find(|(shipped, _)| *shipped == name)
+    {
         return Ok(match format {
             Format::Table => (*text).to_owned(),
-            Format::Json => format!("{:#}\n", json!({ "kind": "scenario", "name": name, "text": text })),
+            Format::Json => format!(
+                "{:#}\n",
+                json!({ "kind": "scenario", "name": name, "text": text })
+            ),
         });
     }
     if let Some(cause) = Cause::all().find(|cause| rackflow_report::key(*cause) == name) {
@@ -169,7 +240,10 @@ pub fn show(name: &str, format: Format) -> Result<String, Failure> {
             Format::Table => format!("{}\n  {}\n", words.label, words.sentence),
             Format::Json => {
                 let (label, sentence) = (words.label, words.sentence);
-                format!("{:#}\n", json!({ "kind": "cause", "name": name, "label": label, "explanation": sentence }))
+                format!(
+                    "{:#}\n",
+                    json!({ "kind": "cause", "name": name, "label": label, "explanation": sentence })
+                )
             }
         });
     }
@@ -177,15 +251,23 @@ pub fn show(name: &str, format: Format) -> Result<String, Failure> {
     if sections.is_empty() {
         return Err(unknown(name));
     }
-    let shown: Vec<Value> = sections.iter().map(|section| entry(*section, name)).collect();
+    let shown: Vec<Value> = sections
+        .iter()
+        .map(|section| entry(*section, name))
+        .collect();
     Ok(match format {
         Format::Json => match &shown[..] {
             [one] => format!("{one:#}\n"),
             all => format!("{:#}\n", json!(all)),
         },
         Format::Table => {
-            let texts = sections.iter().filter_map(|section| catalogue.text(*section, name));
-            texts.map(|text| format!("{text}\n")).collect::<Vec<_>>().join("\n")
+            let texts = sections
+                .iter()
+                .filter_map(|section| catalogue.text(*section, name));
+            texts
+                .map(|text| format!("{text}\n"))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
     })
 }
@@ -218,7 +300,10 @@ fn entry(section: Section, name: &str) -> Value {
 fn unknown(name: &str) -> Failure {
     let catalogue = Catalogue::builtin();
     let shipped = rackflow_scenario::shipped().iter().map(|(name, _)| *name);
-    let names = Section::ALL.into_iter().flat_map(|section| catalogue.names(section)).chain(shipped);
+    let names = Section::ALL
+        .into_iter()
+        .flat_map(|section| catalogue.names(section))
+        .chain(shipped);
     let mut text = format!("error: the catalogue has no entry {name}");
     match input::nearest(name, names) {
         Some(near) => text.push_str(&format!("\n  hint: did you mean {near}?")),

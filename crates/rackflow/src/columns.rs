@@ -4,13 +4,25 @@
 /// that does not takes as many lines as it needs.
 pub fn lay_out(head: &[&str], rows: &[Vec<String>], width_of_page: usize) -> String {
     let columns = head.len();
-    let titles: Vec<String> = head.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
+    let titles: Vec<String> = head
+        .iter()
+        .map(|title| title.trim_start_matches('>').to_owned())
+        .collect();
     let widest = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.chain([&titles[column]]).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells
+            .chain([&titles[column]])
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(widest).collect();
-    let indent = 2 + widths.iter().rev().skip(1).map(|width| width + 2).sum::<usize>();
+    let indent = 2 + widths
+        .iter()
+        .rev()
+        .skip(1)
+        .map(|width| width + 2)
+        .sum::<usize>();
     let line = |row: &Vec<String>| {
         let mut text = String::new();
         for (column, width) in widths.iter().enumerate() {
@@ -21,13 +33,21 @@ pub fn lay_out(head: &[&str], rows: &[Vec<String>], width_of_page: usize) -> Str
             if column + 1 == columns && !right {
                 text.push_str(&wrapped(cell, width_left(width_of_page, indent), indent));
             } else {
-                text.push_str(&if right { format!("{gap}{cell}") } else { format!("{cell}{gap}") });
+                text.push_str(&if right {
+                    format!("{gap}{cell}")
+                } else {
+                    format!("{cell}{gap}")
+                });
             }
         }
         text.trim_end().to_owned() + "\n"
     };
     let body: String = rows.iter().map(line).collect();
-    if titles.iter().all(String::is_empty) { body } else { line(&titles) + &body }
+    if titles.iter().all(String::is_empty) {
+        body
+    } else {
+        line(&titles) + &body
+    }
 }
 
 /// Columns left for the last cell; a few even where the page is too narrow for the others.
@@ -61,14 +81,23 @@ mod tests {
 
     #[test]
     fn columns_align_and_numbers_stand_right() {
-        let rows = [vec!["a100".to_owned(), "80 GB".to_owned()], vec!["b200-sxm".to_owned(), "180 GB".to_owned()]];
+        let rows = [
+            vec!["a100".to_owned(), "80 GB".to_owned()],
+            vec!["b200-sxm".to_owned(), "180 GB".to_owned()],
+        ];
         let text = lay_out(&["name", ">memory"], &rows, 80);
-        assert_eq!(text, "  name      memory\n  a100       80 GB\n  b200-sxm  180 GB\n");
+        assert_eq!(
+            text,
+            "  name      memory\n  a100       80 GB\n  b200-sxm  180 GB\n"
+        );
     }
 
     #[test]
     fn a_long_last_cell_goes_on_under_itself() {
-        let rows = [vec!["a".to_owned(), "one two three four five six seven".to_owned()]];
+        let rows = [vec![
+            "a".to_owned(),
+            "one two three four five six seven".to_owned(),
+        ]];
         let text = lay_out(&["", ""], &rows, 30);
         assert_eq!(text, "  a  one two three four five\n     six seven\n");
     }

@@ -36,7 +36,9 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::ReaderGone),
-        Err(error) => Err(Failure::run(format_args!("standard output cannot be written: {error}"))),
+        Err(error) => Err(Failure::run(format_args!(
+            "standard output cannot be written: {error}"
+        ))),
         Ok(()) => Ok(()),
     }
 }

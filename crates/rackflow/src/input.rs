@@ -33,14 +33,22 @@ pub struct Resolved {
 pub fn read(name: &str) -> Result<Input, Failure> {
     if name == "-" {
         let text = text_of(io::stdin().lock(), Path::new("standard input"))?;
-        return Ok(Input { source: "standard input".into(), text, folder: PathBuf::from(".") });
+        return Ok(Input {
+            source: "standard input".into(),
+            text,
+            folder: PathBuf::from("."),
+        });
     }
     let path = Path::new(name);
     match File::open(path) {
         Ok(file) => {
             let text = text_of(file, path)?;
             let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-            Ok(Input { source: name.to_owned(), text, folder })
+            Ok(Input {
+                source: name.to_owned(),
+                text,
+                folder,
+            })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => shipped(name),
         Err(error) => Err(Failure::file("read", path, &error)),
@@ -49,10 +57,15 @@ pub fn read(name: &str) -> Result<Input, Failure> {
 
 fn text_of(reader: impl Read, path: &Path) -> Result<String, Failure> {
     let mut bytes = Vec::new();
-    reader.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|error| Failure::file("read", path, &error))?;
+    reader
+        .take(LARGEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::file("read", path, &error))?;
     let shown = path.display();
     if bytes.len() as u64 > LARGEST {
-        return Err(Failure::input(format_args!("{shown} is larger than 16 MiB, which no scenario is")));
+        return Err(Failure::input(format_args!(
+            "{shown} is larger than 16 MiB, which no scenario is"
+        )));
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -64,9 +77,16 @@ fn text_of(reader: impl Read, path: &Path) -> Result<String, Failure> {
 fn shipped(name: &str) -> Result<Input, Failure> {
     let scenarios = rackflow_scenario::shipped();
     if let Some((_, text)) = scenarios.iter().find(|(shipped, _)| *shipped == name) {
-        return Ok(Input { source: name.to_owned(), text: (*text).to_owned(), folder: PathBuf::from(".") });
+        return Ok(Input {
+            source: name.to_owned(),
+            text: (*text).to_owned(),
+            folder: PathBuf::from("."),
+        });
     }
-    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    let stem = Path::new(name)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or(name);
     let names = scenarios.iter().map(|(name, _)| *name);
     let mut text = format!("error: there is no file and no shipped scenario {name}");
     match nearest(stem, names) {
@@ -88,7 +108,13 @@ pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<
 /// Says what the scenario means, or everything that is wrong with it.
 pub fn resolve(input: &Input) -> Result<Resolved, Failure> {
     let refuse = |found: Vec<rackflow_scenario::Diagnostic>| {
-        Failure::Input(found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))
+        Failure::Input(
+            found
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n\n"),
+        )
     };
     let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refuse)?;
     let published = scenario.published().map(|published| Published {
@@ -97,13 +123,21 @@ pub fn resolve(input: &Input) -> Result<Resolved, Failure> {
         tflops_per_gpu: published.tflops_per_gpu,
         mfu: published.mfu,
     });
-    let setup = scenario.resolve(&|path| read_beside(&input.folder, path)).map_err(refuse)?;
-    Ok(Resolved { source: input.source.clone(), setup, published })
+    let setup = scenario
+        .resolve(&|path| read_beside(&input.folder, path))
+        .map_err(refuse)?;
+    Ok(Resolved {
+        source: input.source.clone(),
+        setup,
+        published,
+    })
 }
 
 /// Reads a file that the scenario names, relative to the scenario's folder.
 fn read_beside(folder: &Path, path: &str) -> io::Result<String> {
     let mut text = String::new();
-    File::open(folder.join(path))?.take(LARGEST).read_to_string(&mut text)?;
+    File::open(folder.join(path))?
+        .take(LARGEST)
+        .read_to_string(&mut text)?;
     Ok(text)
 }

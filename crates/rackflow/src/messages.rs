@@ -31,7 +31,11 @@ fn paint(line: &str) -> String {
     match line.split_once(" |") {
         Some((number, rest)) if number.chars().all(|c| c == ' ' || c.is_ascii_digit()) => {
             let underline = number.trim().is_empty() && rest.trim_start().starts_with('^');
-            let rest = if underline { ink(RED, rest) } else { rest.to_owned() };
+            let rest = if underline {
+                ink(RED, rest)
+            } else {
+                rest.to_owned()
+            };
             ink(BLUE, &format!("{number} |")) + &rest
         }
         _ => line.to_owned(),
@@ -56,7 +60,13 @@ error: unknown key \"gpu\"
         let plain: String = colored
             .split('\u{1b}')
             .enumerate()
-            .map(|(i, part)| if i == 0 { part } else { part.split_once('m').expect("a colour ends").1 })
+            .map(|(i, part)| {
+                if i == 0 {
+                    part
+                } else {
+                    part.split_once('m').expect("a colour ends").1
+                }
+            })
             .collect();
         assert_eq!(plain.trim_end(), MESSAGE);
         assert!(colored.contains("\u{1b}[1;31m   ^^^ not a field of cluster"));

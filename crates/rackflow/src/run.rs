@@ -41,7 +41,7 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
     for scenario in scenarios {
         let outcome = input::read(scenario).and_then(|text| {
             let resolved = input::resolve(&text)?;
-                    plan(&resolved).map(|plan| plan.setup.name)
+            plan(&resolved).map(|plan| plan.setup.name)
         });
         match outcome {
             Ok(_) => files::print(&format!("{scenario}: ok\n"))?,
@@ -55,13 +55,16 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
     match (wrong, scenarios.len()) {
         (0, _) => Ok(()),
         (_, 1) => Err(Failure::Input(String::new())),
-        (wrong, all) => Err(Failure::input(format_args!("{wrong} of {all} scenarios cannot be run"))),
+        (wrong, all) => Err(Failure::input(format_args!(
+            "{wrong} of {all} scenarios cannot be run"
+        ))),
     }
 }
 
 /// Compiles the setup and holds it against the memory of one GPU.
 fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
-    let plan = rackflow_plan::compile(&resolved.setup).and_then(|plan| plan.check_memory().map(|()| plan));
+    let plan =
+        rackflow_plan::compile(&resolved.setup).and_then(|plan| plan.check_memory().map(|()| plan));
     plan.map_err(|error| refusal(&error, &resolved.source))
 }
 
@@ -76,14 +79,22 @@ fn refusal(error: &PlanError, source: &str) -> Failure {
     Failure::Input(text)
 }
 
-#[allow(clippy::disallowed_methods, reason = "the command line is where the wall clock is read")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the command line is where the wall clock is read"
+)]
 fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
     let started = Instant::now();
     let record = rackflow_simulator::simulate(plan);
     let wall_s = started.elapsed().as_secs_f64();
-    let options = Options { wall_s, published: resolved.published };
+    let options = Options {
+        wall_s,
+        published: resolved.published,
+    };
     summarize(&record, options).map_err(|error| {
-        Failure::run(format_args!("the simulation contradicts itself, which is a defect of Rackflow: {error}"))
+        Failure::run(format_args!(
+            "the simulation contradicts itself, which is a defect of Rackflow: {error}"
+        ))
     })
 }
 

@@ -15,7 +15,10 @@ pub fn style(color: ColorChoice) -> Style {
     } else {
         WIDTH
     };
-    Style { color: colored(color, &io::stdout()), width: width.min(100) }
+    Style {
+        color: colored(color, &io::stdout()),
+        width: width.min(100),
+    }
 }
 
 /// Whether messages on standard error have colours.

@@ -18,7 +18,11 @@ fn root() -> &'static Path {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rackflow"));
-    command.args(args).current_dir(root()).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
+    command
+        .args(args)
+        .current_dir(root())
+        .env_remove("NO_COLOR")
+        .env_remove("CLICOLOR_FORCE");
     command
 }
 
@@ -61,7 +65,10 @@ fn without_wall_time(text: &str) -> Value {
     report
 }
 
-#[allow(clippy::disallowed_methods, reason = "a switch for the person who runs the tests")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a switch for the person who runs the tests"
+)]
 fn updating() -> bool {
     std::env::var("UPDATE").is_ok_and(|value| value == "1")
 }
@@ -88,7 +95,13 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
     assert!(scenarios.len() >= 7, "{scenarios:?}");
     for scenario in scenarios {
         let name = scenario["name"].as_str().expect("a name");
-        assert!(!scenario["description"].as_str().unwrap_or_default().is_empty(), "{name} says what it is");
+        assert!(
+            !scenario["description"]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty(),
+            "{name} says what it is"
+        );
         let report = json(&fine(&["run", name, "--format", "json"]));
         let sum: f64 = report["waterfall"]
             .as_array()
@@ -96,14 +109,28 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
             .iter()
             .map(|loss| loss["fraction"].as_f64().expect("a fraction"))
             .sum();
-        assert!((sum - 1.0).abs() < 1e-9, "{name}: the waterfall sums to {sum}");
+        assert!(
+            (sum - 1.0).abs() < 1e-9,
+            "{name}: the waterfall sums to {sum}"
+        );
         let racks = report["racks"].as_array().expect("racks");
-        let gpus: u64 = racks.iter().map(|rack| rack["gpus"].as_u64().expect("a count")).sum();
+        let gpus: u64 = racks
+            .iter()
+            .map(|rack| rack["gpus"].as_u64().expect("a count"))
+            .sum();
         assert_eq!(Some(gpus), report["cluster"]["gpus"].as_u64(), "{name}");
-        let effective: f64 = racks.iter().map(|rack| rack["effective_flops"].as_f64().expect("a rate")).sum();
-        let model = report["training"]["model_tflops_per_gpu"]["causal"].as_f64().expect("a rate");
+        let effective: f64 = racks
+            .iter()
+            .map(|rack| rack["effective_flops"].as_f64().expect("a rate"))
+            .sum();
+        let model = report["training"]["model_tflops_per_gpu"]["causal"]
+            .as_f64()
+            .expect("a rate");
         let whole = model * 1e12 * gpus as f64;
-        assert!((effective / whole - 1.0).abs() < 2e-3, "{name}: racks {effective}, model {whole}");
+        assert!(
+            (effective / whole - 1.0).abs() < 2e-3,
+            "{name}: racks {effective}, model {whole}"
+        );
     }
 }
 
@@ -118,11 +145,24 @@ fn a_report_has_the_keys_of_its_schema() {
         }
     };
     required(&schema, &report, "");
-    for (part, definition) in [("cluster", "Cluster"), ("training", "Training"), ("engine", "Engine"), ("plan", "Plan")] {
-        required(&schema["$defs"][definition], &report[part], &format!("{part}."));
+    for (part, definition) in [
+        ("cluster", "Cluster"),
+        ("training", "Training"),
+        ("engine", "Engine"),
+        ("plan", "Plan"),
+    ] {
+        required(
+            &schema["$defs"][definition],
+            &report[part],
+            &format!("{part}."),
+        );
     }
     required(&schema["$defs"]["Rack"], &report["racks"][0], "racks[0].");
-    required(&schema["$defs"]["Loss"], &report["waterfall"][0], "waterfall[0].");
+    required(
+        &schema["$defs"]["Loss"],
+        &report["waterfall"][0],
+        "waterfall[0].",
+    );
 }
 
 #[test]
@@ -131,15 +171,32 @@ fn a_rerun_gives_the_same_bytes_but_for_the_wall_time() {
     let again = fine(&["run", QUICK, "--format", "json"]);
     assert_eq!(without_wall_time(&once), without_wall_time(&again));
     let strip = |text: &str| -> Vec<String> {
-        text.lines().filter(|line| !line.contains("\"wall_s\"")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| !line.contains("\"wall_s\""))
+            .map(str::to_owned)
+            .collect()
     };
     assert_eq!(strip(&once), strip(&again));
 }
 
 #[test]
 fn full_fidelity_gives_the_same_report_as_folded() {
-    let mut folded = without_wall_time(&fine(&["run", QUICK, "--format", "json", "--fidelity", "folded"]));
-    let mut full = without_wall_time(&fine(&["run", QUICK, "--format", "json", "--fidelity", "full"]));
+    let mut folded = without_wall_time(&fine(&[
+        "run",
+        QUICK,
+        "--format",
+        "json",
+        "--fidelity",
+        "folded",
+    ]));
+    let mut full = without_wall_time(&fine(&[
+        "run",
+        QUICK,
+        "--format",
+        "json",
+        "--fidelity",
+        "full",
+    ]));
     assert_eq!(full["engine"]["fidelity"], "full");
     folded["engine"] = Value::Null;
     full["engine"] = Value::Null;
@@ -155,19 +212,43 @@ fn a_seed_on_the_command_line_replaces_the_scenarios() {
 #[test]
 fn a_folder_gets_the_report_in_every_form_and_nothing_else() {
     let folder = scratch("folder").join("deep/er");
-    let output = rackflow(&["run", QUICK, "--format", "json", "-o", folder.to_str().expect("a path of text")]);
+    let output = rackflow(&[
+        "run",
+        QUICK,
+        "--format",
+        "json",
+        "-o",
+        folder.to_str().expect("a path of text"),
+    ]);
     assert!(output.status.success());
     let mut names: Vec<String> = fs::read_dir(&folder)
         .expect("the folder was made")
-        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     names.sort();
     assert_eq!(names, ["report.json", "report.txt", "waterfall.svg"]);
     let written = fs::read_to_string(folder.join("report.json")).expect("the report");
-    assert_eq!(written.as_bytes(), output.stdout, "the file is what was printed");
+    assert_eq!(
+        written.as_bytes(),
+        output.stdout,
+        "the file is what was printed"
+    );
     let text = fs::read_to_string(folder.join("report.txt")).expect("the report");
-    assert!(text.contains("Where the peak goes") && !text.contains('\u{1b}'), "{text}");
-    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 3, "one line for each file");
+    assert!(
+        text.contains("Where the peak goes") && !text.contains('\u{1b}'),
+        "{text}"
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr).lines().count(),
+        3,
+        "one line for each file"
+    );
 }
 
 #[test]
@@ -176,7 +257,10 @@ fn a_folder_that_cannot_be_made_fails_the_run() {
     let file = folder.join("file");
     fs::write(&file, "in the way").expect("a file");
     let below = file.join("results");
-    let message = refused(&["run", QUICK, "-o", below.to_str().expect("a path of text")], 1);
+    let message = refused(
+        &["run", QUICK, "-o", below.to_str().expect("a path of text")],
+        1,
+    );
     assert!(message.starts_with("error: "), "{message}");
 }
 
@@ -188,7 +272,12 @@ fn a_scenario_is_read_from_standard_input() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("the scenario is written");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(text.as_bytes())
+        .expect("the scenario is written");
     let output = child.wait_with_output().expect("the binary ends");
     assert!(output.status.success());
     let piped = without_wall_time(&String::from_utf8_lossy(&output.stdout));
@@ -205,7 +294,12 @@ fn colour_is_for_terminals_and_for_those_who_ask() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    for args in [&["list"][..], &["schema", "scenario"], &["run", QUICK], &["completions", "bash"]] {
+    for args in [
+        &["list"][..],
+        &["schema", "scenario"],
+        &["run", QUICK],
+        &["completions", "bash"],
+    ] {
         let mut child = command(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -214,7 +308,10 @@ fn a_reader_that_leaves_early_is_no_failure() {
         drop(child.stdout.take());
         let output = child.wait_with_output().expect("the binary ends");
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && errors.is_empty(), "rackflow {args:?}: {errors}");
+        assert!(
+            output.status.success() && errors.is_empty(),
+            "rackflow {args:?}: {errors}"
+        );
     }
 }
 
@@ -230,8 +327,14 @@ fn a_faulty_scenario_is_refused_with_its_place() {
     for verb in ["run", "check"] {
         let message = refused(&[verb, path], 2);
         assert!(message.starts_with("error: "), "{message}");
-        assert!(message.contains(&format!("--> {path}:")) && message.contains("^^^^"), "{message}");
-        assert!(message.contains("gpus"), "it says what would be right: {message}");
+        assert!(
+            message.contains(&format!("--> {path}:")) && message.contains("^^^^"),
+            "{message}"
+        );
+        assert!(
+            message.contains("gpus"),
+            "it says what would be right: {message}"
+        );
     }
 }
 
@@ -244,7 +347,10 @@ fn a_plan_that_does_not_fit_is_refused_with_the_arithmetic() {
     assert!(good.contains(model), "the quick start trains Llama 3 8B");
     fs::write(&file, good.replace(model, "model: llama3-405b")).expect("a file");
     let message = refused(&["check", file.to_str().expect("a path of text")], 2);
-    assert!(message.contains("weights") && message.contains("GB"), "{message}");
+    assert!(
+        message.contains("weights") && message.contains("GB"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -258,13 +364,23 @@ fn what_is_no_scenario_is_refused() {
     fs::write(&empty, "").expect("a file");
     refused(&["run", empty.to_str().expect("a path of text")], 2);
     let message = refused(&["run", "deepseek-v3-2048-h80"], 2);
-    assert!(message.contains("did you mean deepseek-v3-2048-h800?"), "{message}");
+    assert!(
+        message.contains("did you mean deepseek-v3-2048-h800?"),
+        "{message}"
+    );
     refused(&["run", folder.to_str().expect("a path of text")], 1);
 }
 
 #[test]
 fn wrong_usage_is_refused() {
-    for args in [&[][..], &["fly"], &["run"], &["run", QUICK, "--format", "xml"], &["check"], &["list", "cats"]] {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["run"],
+        &["run", QUICK, "--format", "xml"],
+        &["check"],
+        &["list", "cats"],
+    ] {
         assert_eq!(rackflow(args).status.code(), Some(2), "rackflow {args:?}");
     }
 }
@@ -307,13 +423,22 @@ fn help_teaches_by_example() {
     for args in [&["--help"][..], &["run", "--help"], &["schema", "--help"]] {
         assert!(fine(args).contains("Examples:"), "rackflow {args:?}");
     }
-    assert_eq!(fine(&["--version"]), format!("rackflow {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        fine(&["--version"]),
+        format!("rackflow {}\n", env!("CARGO_PKG_VERSION"))
+    );
 }
 
 #[test]
 fn the_documented_schemas_are_those_of_the_program() {
-    check_file(&root().join("docs/report.schema.json"), &fine(&["schema", "report"]));
-    check_file(&root().join("docs/scenario.schema.json"), &fine(&["schema", "scenario"]));
+    check_file(
+        &root().join("docs/report.schema.json"),
+        &fine(&["schema", "report"]),
+    );
+    check_file(
+        &root().join("docs/scenario.schema.json"),
+        &fine(&["schema", "scenario"]),
+    );
 }
 
 // ---- README
@@ -325,9 +450,15 @@ fn readme() -> String {
 /// Lines of the README's shell blocks, one command each.
 fn readme_commands() -> Vec<String> {
     let text = readme();
-    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let blocks = text
+        .split("```sh\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap_or_default());
     let lines = blocks.flat_map(str::lines).map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Every command of the README is run as written, in a copy of the folder that a reader has. In
@@ -348,14 +479,26 @@ fn the_commands_of_the_readme_work() {
     fs::set_permissions(tools.join("cargo"), fs::Permissions::from_mode(0o755)).expect("a script");
     symlink(binary, tools.join("rackflow")).expect("a link");
     let commands = readme_commands();
-    assert!(commands.iter().any(|line| line == &format!("cargo run --release -- run {MAIN_JOB}")), "{commands:?}");
+    assert!(
+        commands
+            .iter()
+            .any(|line| line == &format!("cargo run --release -- run {MAIN_JOB}")),
+        "{commands:?}"
+    );
     for line in commands {
         let output = Command::new("sh")
-            .args(["-c", &format!("PATH='{}':\"$PATH\"; {line}", tools.display())])
+            .args([
+                "-c",
+                &format!("PATH='{}':\"$PATH\"; {line}", tools.display()),
+            ])
             .current_dir(&folder)
             .output()
             .expect("a shell");
-        assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{line}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -371,7 +514,10 @@ fn the_readme_shows_real_output() {
     };
     let real = fine(&["run", MAIN_JOB]);
     if body(shown) != body(&real) {
-        check_file(&root().join("README.md"), &format!("{before}```text\n{real}```{after}"));
+        check_file(
+            &root().join("README.md"),
+            &format!("{before}```text\n{real}```{after}"),
+        );
     }
 }
 
@@ -379,5 +525,8 @@ fn the_readme_shows_real_output() {
 fn ci_runs_the_test_command_of_the_readme() {
     let script = fs::read_to_string(root().join(".ci/run")).expect(".ci/run is there");
     let last = script.trim_end().lines().last().expect("a last line");
-    assert!(readme_commands().iter().any(|line| line == last), "{last} is not in README.md");
+    assert!(
+        readme_commands().iter().any(|line| line == last),
+        "{last} is not in README.md"
+    );
 }

@@ -27,16 +27,18 @@ enum Target {
 
 impl Target {
     fn all() -> impl Iterator<Item = Self> {
-        let single = Cause::all().filter(|cause| !matches!(cause, Cause::Exposed(..))).map(Self::One);
+        let single = Cause::all()
+            .filter(|cause| !matches!(cause, Cause::Exposed(..)))
+            .map(Self::One);
         single.chain(CommKind::ALL.into_iter().map(Self::Exposed))
     }
 
     fn causes(self) -> Vec<Cause> {
         match self {
             Self::One(cause) => vec![cause],
-            Self::Exposed(kind) => {
-                Cause::all().filter(|cause| matches!(cause, Cause::Exposed(of, _) if *of == kind)).collect()
-            }
+            Self::Exposed(kind) => Cause::all()
+                .filter(|cause| matches!(cause, Cause::Exposed(of, _) if *of == kind))
+                .collect(),
         }
     }
 
@@ -99,12 +101,18 @@ fn lever(target: Target, facts: &Facts, total: &Accounts) -> Option<String> {
             )),
             Cause::Bubble => Some(bubble(facts)),
             Cause::Imbalance => Some(imbalance(facts)),
-            Cause::Straggler => Some("Find and replace the slow device: every other rank waits for it.".into()),
-            Cause::Checkpoint => {
-                Some("Write checkpoints asynchronously, to host memory first, or less often.".into())
+            Cause::Straggler => {
+                Some("Find and replace the slow device: every other rank waits for it.".into())
             }
-            Cause::LostWork => Some("Checkpoint more often, and keep spares so that a restart is short.".into()),
-            Cause::Idle => Some("Give the idle GPUs work: the plan uses fewer ranks than the cluster has.".into()),
+            Cause::Checkpoint => Some(
+                "Write checkpoints asynchronously, to host memory first, or less often.".into(),
+            ),
+            Cause::LostWork => {
+                Some("Checkpoint more often, and keep spares so that a restart is short.".into())
+            }
+            Cause::Idle => Some(
+                "Give the idle GPUs work: the plan uses fewer ranks than the cluster has.".into(),
+            ),
         },
     }
 }
@@ -128,12 +136,21 @@ fn shape(facts: &Facts) -> String {
     }
     let mut ways = Vec::new();
     if parallelism.tensor > 1 {
-        ways.push(format!("less tensor parallelism than {} (it cuts every matrix)", parallelism.tensor));
+        ways.push(format!(
+            "less tensor parallelism than {} (it cuts every matrix)",
+            parallelism.tensor
+        ));
     }
     if training.model.moe.is_some() && parallelism.expert > 1 {
-        ways.push(format!("more tokens per expert (EP {} now)", parallelism.expert));
+        ways.push(format!(
+            "more tokens per expert (EP {} now)",
+            parallelism.expert
+        ));
     }
-    ways.push(format!("micro-batches of more than {}", plural(training.micro_batch, "sequence")));
+    ways.push(format!(
+        "micro-batches of more than {}",
+        plural(training.micro_batch, "sequence")
+    ));
     format!("Make the matrices larger: {}.", ways.join(", or "))
 }
 
@@ -145,7 +162,10 @@ fn memory_bound(facts: &Facts) -> String {
         (stack.fused_rope, "rotary embedding"),
         (stack.fused_cross_entropy, "cross-entropy"),
         (stack.fused_quantization, "quantisation"),
-        (stack.fused_router || facts.training.model.moe.is_none(), "the router"),
+        (
+            stack.fused_router || facts.training.model.moe.is_none(),
+            "the router",
+        ),
         (stack.attention != AttentionKernel::Unfused, "attention"),
     ]
     .into_iter()
@@ -153,7 +173,11 @@ fn memory_bound(facts: &Facts) -> String {
     .collect();
     let tensor = &facts.training.parallelism;
     if !unfused.is_empty() {
-        format!("Fuse what {} runs as separate kernels: {}.", stack.name, unfused.join(", "))
+        format!(
+            "Fuse what {} runs as separate kernels: {}.",
+            stack.name,
+            unfused.join(", ")
+        )
     } else if tensor.tensor > 1 && !tensor.sequence_parallel {
         "Turn on sequence parallelism: every tensor-parallel rank computes all norms and residuals now.".into()
     } else {
@@ -190,10 +214,17 @@ fn launch(facts: &Facts) -> String {
 }
 
 fn recomputation(facts: &Facts) -> String {
-    let fullest = facts.stages.iter().map(|stage| stage.memory.total()).max().unwrap_or_default();
+    let fullest = facts
+        .stages
+        .iter()
+        .map(|stage| stage.memory.total())
+        .max()
+        .unwrap_or_default();
     let free = facts.memory_capacity.saturating_sub(fullest);
     let less = match &facts.training.recompute {
-        Recompute::Full | Recompute::FullLayers(_) => "Recompute named activations instead of whole layers",
+        Recompute::Full | Recompute::FullLayers(_) => {
+            "Recompute named activations instead of whole layers"
+        }
         _ => "Recompute less",
     };
     let mut ways = vec![format!("{less}: the fullest stage has {free} free")];
@@ -221,13 +252,21 @@ fn bubble(facts: &Facts) -> String {
     let layers_per_stage = training.model.layers / u64::from(stages);
     match training.schedule {
         Schedule::Gpipe => format!("Schedule 1F1B in place of GPipe leaves memory for {more}."),
-        Schedule::OneForwardOneBackward if parallelism.virtual_pipeline == 1 && layers_per_stage > 1 => format!(
-            "Interleave the pipeline (virtual_pipeline: 2 halves the bubble), use a zero-bubble schedule, or {more}."
-        ),
-        Schedule::OneForwardOneBackward => format!("Use a zero-bubble schedule (zb-h1), or {more}."),
+        Schedule::OneForwardOneBackward
+            if parallelism.virtual_pipeline == 1 && layers_per_stage > 1 =>
+        {
+            format!(
+                "Interleave the pipeline (virtual_pipeline: 2 halves the bubble), use a zero-bubble schedule, or {more}."
+            )
+        }
+        Schedule::OneForwardOneBackward => {
+            format!("Use a zero-bubble schedule (zb-h1), or {more}.")
+        }
         Schedule::ZeroBubbleH1 => format!("Spend memory on zb-h2, or {more}."),
         Schedule::ZeroBubbleH2 | Schedule::Dualpipe => {
-            format!("The schedule has no bubble to speak of when stages are even: level their layers, or {more}.")
+            format!(
+                "The schedule has no bubble to speak of when stages are even: level their layers, or {more}."
+            )
         }
     }
 }
@@ -311,9 +350,16 @@ fn communication(kind: CommKind, facts: &Facts, total: &Accounts) -> String {
 /// The level at which most of the waiting for `kind` is booked.
 fn worst_level(kind: CommKind, total: &Accounts) -> Level {
     let levels = [Level::NvLink, Level::Leaf, Level::Spine, Level::Core];
-    levels.into_iter().max_by_key(|level| total.picos(Cause::Exposed(kind, *level))).unwrap_or(Level::NvLink)
+    levels
+        .into_iter()
+        .max_by_key(|level| total.picos(Cause::Exposed(kind, *level)))
+        .unwrap_or(Level::NvLink)
 }
 
 fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
 }

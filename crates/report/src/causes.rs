@@ -13,7 +13,10 @@ pub struct Explanation {
 
 /// The words for `cause`.
 pub fn explain(cause: Cause) -> Explanation {
-    let fixed = |label: &str, sentence: &str| Explanation { label: label.into(), sentence: sentence.into() };
+    let fixed = |label: &str, sentence: &str| Explanation {
+        label: label.into(),
+        sentence: sentence.into(),
+    };
     match cause {
         Cause::UsefulMath => fixed(
             "Useful math",
@@ -53,7 +56,11 @@ pub fn explain(cause: Cause) -> Explanation {
         ),
         Cause::Exposed(kind, level) => Explanation {
             label: format!("{} wait, {level}", kind.name()),
-            sentence: format!("GPUs wait for {} that nothing hides; {}.", purpose(kind), whereabouts(level)),
+            sentence: format!(
+                "GPUs wait for {} that nothing hides; {}.",
+                purpose(kind),
+                whereabouts(level)
+            ),
         },
         Cause::Bubble => fixed(
             "Pipeline bubble",
@@ -63,11 +70,18 @@ pub fn explain(cause: Cause) -> Explanation {
             "Expert imbalance",
             "Some ranks get more tokens than others, and the others wait for them.",
         ),
-        Cause::Straggler => {
-            fixed("Slow devices", "A GPU computes more slowly than its peers, and they wait for it.")
-        }
-        Cause::Checkpoint => fixed("Checkpoints", "The step waits while a checkpoint is written."),
-        Cause::LostWork => fixed("Lost work", "Work that a failure undid and that was done again."),
+        Cause::Straggler => fixed(
+            "Slow devices",
+            "A GPU computes more slowly than its peers, and they wait for it.",
+        ),
+        Cause::Checkpoint => fixed(
+            "Checkpoints",
+            "The step waits while a checkpoint is written.",
+        ),
+        Cause::LostWork => fixed(
+            "Lost work",
+            "Work that a failure undid and that was done again.",
+        ),
         Cause::Idle => fixed("Idle", "GPUs that have no work in this plan."),
     }
 }
@@ -107,7 +121,9 @@ pub(crate) enum Family {
 pub(crate) fn family(key: &str) -> Family {
     match key {
         "useful_math" => Family::Useful,
-        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => Family::Waiting,
+        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => {
+            Family::Waiting
+        }
         exposed if exposed.starts_with("exposed_") => Family::Communication,
         _ => Family::Math,
     }
@@ -124,8 +140,9 @@ mod tests {
 
     #[test]
     fn only_useful_math_is_no_loss() {
-        let useful: Vec<Cause> =
-            Cause::all().filter(|cause| family(&key(*cause)) == Family::Useful).collect();
+        let useful: Vec<Cause> = Cause::all()
+            .filter(|cause| family(&key(*cause)) == Family::Useful)
+            .collect();
         assert_eq!(useful, [Cause::UsefulMath]);
     }
 

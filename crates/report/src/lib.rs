@@ -19,13 +19,12 @@ mod report;
 mod summarize;
 mod text;
 
-
 pub use causes::{Explanation, explain, key};
 pub use paint::Style;
 pub use plot::waterfall_svg;
 pub use report::{
-    ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack, Report,
-    SCHEMA_VERSION, TflopsPerGpu, Training,
+    ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
+    Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 pub use summarize::{Options, Published, ReportError, summarize};
 pub use text::render_text;

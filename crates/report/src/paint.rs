@@ -11,7 +11,10 @@ pub struct Style {
 
 impl Default for Style {
     fn default() -> Self {
-        Self { color: false, width: 92 }
+        Self {
+            color: false,
+            width: 92,
+        }
     }
 }
 

@@ -43,14 +43,41 @@ pub fn waterfall_svg(report: &Report) -> String {
     let mut svg = String::new();
     open(&mut svg, WIDTH, height);
     let title = format!("Where the peak goes: {}", report.scenario);
-    text(&mut svg, MARGIN, 40.0, 20.0, ink::TEXT, "start", "600", &title);
-    text(&mut svg, MARGIN, 64.0, 13.0, ink::FAINT, "start", "400", &subtitle(report));
+    text(
+        &mut svg,
+        MARGIN,
+        40.0,
+        20.0,
+        ink::TEXT,
+        "start",
+        "600",
+        &title,
+    );
+    text(
+        &mut svg,
+        MARGIN,
+        64.0,
+        13.0,
+        ink::FAINT,
+        "start",
+        "400",
+        &subtitle(report),
+    );
     let scale = WIDTH - 2.0 * MARGIN - NAMES - FIGURES;
     let x = |fraction: f64| MARGIN + NAMES + fraction.clamp(0.0, 1.0) * scale;
     for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
         line(&mut svg, x(tick), TOP - 8.0, x(tick), bottom, ink::GRID);
         let label = format!("{} %", number(tick * 100.0, 0));
-        text(&mut svg, x(tick), TOP - 14.0, 11.0, ink::FAINT, "middle", "400", &label);
+        text(
+            &mut svg,
+            x(tick),
+            TOP - 14.0,
+            11.0,
+            ink::FAINT,
+            "middle",
+            "400",
+            &label,
+        );
     }
     let peak = report.cluster.peak_flops.native / 1e15;
     for (i, row) in rows.iter().enumerate() {
@@ -59,19 +86,69 @@ pub fn waterfall_svg(report: &Report) -> String {
         let weight = if row.loss { "400" } else { "600" };
         let sign = if row.loss { "\u{2212}" } else { "" };
         let share = row.to - row.from;
-        text(&mut svg, MARGIN + NAMES - 12.0, middle, 13.0, ink::TEXT, "end", weight, row.name);
+        text(
+            &mut svg,
+            MARGIN + NAMES - 12.0,
+            middle,
+            13.0,
+            ink::TEXT,
+            "end",
+            weight,
+            row.name,
+        );
         // A loss that is not zero is at least a visible hairline.
-        rectangle(&mut svg, x(row.from), y, (x(row.to) - x(row.from)).max(1.0), BAR, row.color);
+        rectangle(
+            &mut svg,
+            x(row.from),
+            y,
+            (x(row.to) - x(row.from)).max(1.0),
+            BAR,
+            row.color,
+        );
         if row.loss {
-            line(&mut svg, x(row.from), y, x(row.from), y + ROW + BAR, ink::PEAK);
+            line(
+                &mut svg,
+                x(row.from),
+                y,
+                x(row.from),
+                y + ROW + BAR,
+                ink::PEAK,
+            );
         }
         let percent = format!("{sign}{} %", percent(share));
-        text(&mut svg, WIDTH - MARGIN - 74.0, middle, 13.0, ink::TEXT, "end", weight, &percent);
+        text(
+            &mut svg,
+            WIDTH - MARGIN - 74.0,
+            middle,
+            13.0,
+            ink::TEXT,
+            "end",
+            weight,
+            &percent,
+        );
         let digits = usize::from(peak >= 99.95) + if peak >= 99.95 { 0 } else { 3 };
         let flops = format!("{sign}{}", number(share * peak, digits));
-        text(&mut svg, WIDTH - MARGIN, middle, 13.0, ink::TEXT, "end", weight, &flops);
+        text(
+            &mut svg,
+            WIDTH - MARGIN,
+            middle,
+            13.0,
+            ink::TEXT,
+            "end",
+            weight,
+            &flops,
+        );
     }
-    text(&mut svg, WIDTH - MARGIN, TOP - 14.0, 11.0, ink::FAINT, "end", "400", "PFLOP/s");
+    text(
+        &mut svg,
+        WIDTH - MARGIN,
+        TOP - 14.0,
+        11.0,
+        ink::FAINT,
+        "end",
+        "400",
+        "PFLOP/s",
+    );
     legend(&mut svg, bottom + 32.0);
     svg.push_str("</svg>\n");
     svg
@@ -79,8 +156,18 @@ pub fn waterfall_svg(report: &Report) -> String {
 
 fn rows(report: &Report) -> Vec<Row<'_>> {
     let useful = |loss: &&Loss| loss.cause == "useful_math";
-    let kept = report.waterfall.iter().find(useful).map_or(0.0, |loss| loss.fraction);
-    let mut rows = vec![Row { name: "Dense peak", from: 0.0, to: 1.0, color: ink::PEAK, loss: false }];
+    let kept = report
+        .waterfall
+        .iter()
+        .find(useful)
+        .map_or(0.0, |loss| loss.fraction);
+    let mut rows = vec![Row {
+        name: "Dense peak",
+        from: 0.0,
+        to: 1.0,
+        color: ink::PEAK,
+        loss: false,
+    }];
     let mut left = 1.0;
     let mut small = 0.0;
     for loss in report.waterfall.iter().filter(|loss| !useful(loss)) {
@@ -89,14 +176,32 @@ fn rows(report: &Report) -> Vec<Row<'_>> {
             continue;
         }
         let from = left - loss.fraction;
-        rows.push(Row { name: &loss.label, from, to: left, color: color(&loss.cause), loss: true });
+        rows.push(Row {
+            name: &loss.label,
+            from,
+            to: left,
+            color: color(&loss.cause),
+            loss: true,
+        });
         left = from;
     }
     if small > 0.0 {
         let from = left - small;
-        rows.push(Row { name: "Smaller losses", from, to: left, color: ink::PEAK, loss: true });
+        rows.push(Row {
+            name: "Smaller losses",
+            from,
+            to: left,
+            color: ink::PEAK,
+            loss: true,
+        });
     }
-    rows.push(Row { name: "Effective", from: 0.0, to: kept, color: ink::USEFUL, loss: false });
+    rows.push(Row {
+        name: "Effective",
+        from: 0.0,
+        to: kept,
+        color: ink::USEFUL,
+        loss: false,
+    });
     rows
 }
 
@@ -112,7 +217,12 @@ fn color(cause: &str) -> &'static str {
 fn subtitle(report: &Report) -> String {
     let training = &report.training;
     let pflops = |flops: f64| number(flops / 1e15, 2);
-    let rack = report.racks.iter().map(|rack| rack.effective_flops).sum::<f64>() / report.racks.len().max(1) as f64;
+    let rack = report
+        .racks
+        .iter()
+        .map(|rack| rack.effective_flops)
+        .sum::<f64>()
+        / report.racks.len().max(1) as f64;
     format!(
         "{} {}, {} peak. Step {} s, MFU {} % of {} peak (causal). A rack delivers {} of {} PFLOP/s.",
         number(report.cluster.gpus as f64, 0),
@@ -122,7 +232,10 @@ fn subtitle(report: &Report) -> String {
         percent(training.mfu.native_causal),
         report.cluster.native_precision,
         pflops(rack),
-        pflops(report.cluster.peak_flops.native / report.cluster.gpus as f64 * report.cluster.gpus_per_rack as f64),
+        pflops(
+            report.cluster.peak_flops.native / report.cluster.gpus as f64
+                * report.cluster.gpus_per_rack as f64
+        ),
     )
 }
 
@@ -163,9 +276,24 @@ fn line(svg: &mut String, x1: f64, y1: f64, x2: f64, y2: f64, color: &str) {
     );
 }
 
-#[allow(clippy::too_many_arguments, reason = "the attributes of one SVG element, drawn in one place")]
-fn text(svg: &mut String, x: f64, y: f64, size: f64, color: &str, anchor: &str, weight: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the attributes of one SVG element, drawn in one place"
+)]
+fn text(
+    svg: &mut String,
+    x: f64,
+    y: f64,
+    size: f64,
+    color: &str,
+    anchor: &str,
+    weight: &str,
+    words: &str,
+) {
+    let words = words
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
     let _ = writeln!(
         svg,
         "<text x=\"{x:.2}\" y=\"{y:.2}\" font-size=\"{size}\" fill=\"{color}\" text-anchor=\"{anchor}\" \

@@ -3,8 +3,8 @@
 use crate::advice;
 use crate::causes::{explain, key};
 use crate::report::{
-    ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack, Report, SCHEMA_VERSION,
-    TflopsPerGpu, Training,
+    ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack,
+    Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
 use rackflow_simulator::Record;
@@ -91,7 +91,9 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
         racks: racks(record),
         waterfall: waterfall(&total),
         what_to_change: advice::changes(facts, &total),
-        published: options.published.map(|published| compare(&training, published)),
+        published: options
+            .published
+            .map(|published| compare(&training, published)),
         training,
         assumed: facts.training.assumed.clone(),
         engine: Engine {
@@ -117,7 +119,11 @@ fn check(record: &Record) -> Result<(), ReportError> {
     for (class, ranks) in record.classes.iter().enumerate() {
         let booked = ranks.accounts.total_picos();
         if booked != u128::from(step) {
-            return Err(ReportError::AccountsDoNotSum { class, booked, step });
+            return Err(ReportError::AccountsDoNotSum {
+                class,
+                booked,
+                step,
+            });
         }
     }
     let mut found = vec![0_u64; record.classes.len()];
@@ -129,12 +135,20 @@ fn check(record: &Record) -> Result<(), ReportError> {
         }
     }
     if covered != gpus || record.class_of_gpu.len() as u64 != gpus {
-        return Err(ReportError::Coverage { what: "the record", found: covered, gpus });
+        return Err(ReportError::Coverage {
+            what: "the record",
+            found: covered,
+            gpus,
+        });
     }
     for (class, (ranks, found)) in record.classes.iter().zip(found).enumerate() {
         let ranks = u64::from(ranks.ranks);
         if ranks != found {
-            return Err(ReportError::ClassSizes { class, ranks, found });
+            return Err(ReportError::ClassSizes {
+                class,
+                ranks,
+                found,
+            });
         }
     }
     let mut next = 0;
@@ -145,7 +159,11 @@ fn check(record: &Record) -> Result<(), ReportError> {
         next = rack.end;
     }
     if u64::from(next) != gpus {
-        return Err(ReportError::Coverage { what: "the list of racks", found: next.into(), gpus });
+        return Err(ReportError::Coverage {
+            what: "the list of racks",
+            found: next.into(),
+            gpus,
+        });
     }
     Ok(())
 }
@@ -162,7 +180,11 @@ fn model(facts: &Facts) -> Model {
 
 fn cluster(facts: &Facts) -> Cluster {
     let gpus = f64::from(facts.cluster.gpus);
-    let fullest = facts.racks.iter().map(|rack| u64::from(rack.end - rack.start)).max();
+    let fullest = facts
+        .racks
+        .iter()
+        .map(|rack| u64::from(rack.end - rack.start))
+        .max();
     Cluster {
         node: facts.cluster.node.name.clone(),
         accelerator: facts.cluster.node.accelerator.name.clone(),
@@ -190,12 +212,18 @@ fn fabric(fabric: &Fabric) -> String {
         text
     };
     match fabric {
-        Fabric::FatTree(tree) => {
-            shape("fat tree", tree.tiers, tree.leaf_oversubscription, tree.spine_oversubscription)
-        }
-        Fabric::RailOptimized(tree) => {
-            shape("rail-optimised tree", tree.tiers, tree.leaf_oversubscription, tree.spine_oversubscription)
-        }
+        Fabric::FatTree(tree) => shape(
+            "fat tree",
+            tree.tiers,
+            tree.leaf_oversubscription,
+            tree.spine_oversubscription,
+        ),
+        Fabric::RailOptimized(tree) => shape(
+            "rail-optimised tree",
+            tree.tiers,
+            tree.leaf_oversubscription,
+            tree.spine_oversubscription,
+        ),
         Fabric::MultiPlaneFatTree(tree) => format!("{}-plane two-tier fat tree", tree.planes),
     }
 }
@@ -305,8 +333,10 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 fn memory(facts: &Facts) -> Memory {
     let stages = facts.stages.iter().map(|stage| stage.memory).enumerate();
     // The first of equally full stages, so that the report does not depend on their order.
-    let (stage, fullest) =
-        stages.rev().max_by_key(|(_, memory)| memory.total()).unwrap_or((0, Default::default()));
+    let (stage, fullest) = stages
+        .rev()
+        .max_by_key(|(_, memory)| memory.total())
+        .unwrap_or((0, Default::default()));
     Memory {
         weights: fullest.weights.get(),
         gradients: fullest.gradients.get(),
@@ -323,15 +353,21 @@ fn memory(facts: &Facts) -> Memory {
 
 fn racks(record: &Record) -> Vec<Rack> {
     let peak = record.facts.peak_native.flops_per_sec();
-    let useful: Vec<u128> =
-        record.classes.iter().map(|class| class.accounts.picos(Cause::UsefulMath)).collect();
+    let useful: Vec<u128> = record
+        .classes
+        .iter()
+        .map(|class| class.accounts.picos(Cause::UsefulMath))
+        .collect();
     let step = u128::from(record.step_time.as_picos());
     let rack = |(id, gpus): (usize, &std::ops::Range<u32>)| {
         let classes = &record.class_of_gpu[gpus.start as usize..gpus.end as usize];
         let picos: u128 = classes.iter().map(|class| useful[*class as usize]).sum();
         let peak_flops = peak * classes.len() as f64;
-        let fraction =
-            if classes.is_empty() { 0.0 } else { picos as f64 / (step * classes.len() as u128) as f64 };
+        let fraction = if classes.is_empty() {
+            0.0
+        } else {
+            picos as f64 / (step * classes.len() as u128) as f64
+        };
         Rack {
             id: id as u64,
             gpus: classes.len() as u64,
@@ -366,22 +402,46 @@ fn compare(training: &Training, published: Published) -> Comparison {
     let mut row = |metric: &str, published: Option<f64>, simulated: f64| {
         if let Some(published) = published.filter(|value| *value > 0.0) {
             let error = simulated / published - 1.0;
-            figures.push(Figure { metric: metric.into(), published, simulated, error });
+            figures.push(Figure {
+                metric: metric.into(),
+                published,
+                simulated,
+                error,
+            });
         }
     };
-    let (tflops, mfu, hfu) = (&training.model_tflops_per_gpu, &training.mfu, &training.hfu_by_convention);
+    let (tflops, mfu, hfu) = (
+        &training.model_tflops_per_gpu,
+        &training.mfu,
+        &training.hfu_by_convention,
+    );
     let recomputes = hfu.bf16_noncausal > 1.001 * mfu.bf16_noncausal;
     row("step_time_s", published.step_time_s, training.step_time_s);
-    row("model_tflops_per_gpu_causal", published.tflops_per_gpu, tflops.causal);
-    row("model_tflops_per_gpu_noncausal", published.tflops_per_gpu, tflops.noncausal);
+    row(
+        "model_tflops_per_gpu_causal",
+        published.tflops_per_gpu,
+        tflops.causal,
+    );
+    row(
+        "model_tflops_per_gpu_noncausal",
+        published.tflops_per_gpu,
+        tflops.noncausal,
+    );
     if recomputes {
         let hardware = tflops.noncausal * hfu.bf16_noncausal / mfu.bf16_noncausal;
-        row("hardware_tflops_per_gpu_noncausal", published.tflops_per_gpu, hardware);
+        row(
+            "hardware_tflops_per_gpu_noncausal",
+            published.tflops_per_gpu,
+            hardware,
+        );
     }
     row("mfu_bf16_causal", published.mfu, mfu.bf16_causal);
     row("mfu_bf16_noncausal", published.mfu, mfu.bf16_noncausal);
     if recomputes {
         row("hfu_bf16_noncausal", published.mfu, hfu.bf16_noncausal);
     }
-    Comparison { source: published.source, figures }
+    Comparison {
+        source: published.source,
+        figures,
+    }
 }

@@ -15,7 +15,11 @@ const LABEL: usize = 27;
 
 /// The report as text for a terminal.
 pub fn render_text(report: &Report, style: &Style) -> String {
-    let mut page = Page { style, width: style.width.clamp(80, 100), out: String::new() };
+    let mut page = Page {
+        style,
+        width: style.width.clamp(80, 100),
+        out: String::new(),
+    };
     header(&mut page, report);
     memory(&mut page, report);
     results(&mut page, report);
@@ -79,7 +83,14 @@ fn header(page: &mut Page<'_>, report: &Report) {
     } else {
         String::new()
     };
-    page.entry("model", &format!("{}: {} parameters{active}", model.name, count(model.parameters)));
+    page.entry(
+        "model",
+        &format!(
+            "{}: {} parameters{active}",
+            model.name,
+            count(model.parameters)
+        ),
+    );
     page.entry(
         "cluster",
         &format!(
@@ -103,7 +114,10 @@ fn header(page: &mut Page<'_>, report: &Report) {
             plan.micro_batch
         ),
     );
-    page.entry("numbers", &format!("{}, recomputing {}", plan.precision, plan.recompute));
+    page.entry(
+        "numbers",
+        &format!("{}, recomputing {}", plan.precision, plan.recompute),
+    );
     page.entry("software", &plan.stack);
 }
 
@@ -112,7 +126,11 @@ fn shorthand(report: &Report) -> String {
     let plan = &report.plan;
     let mut parts = Vec::new();
     if plan.tensor > 1 {
-        parts.push(format!("TP {}{}", plan.tensor, if plan.sequence_parallel { " +SP" } else { "" }));
+        parts.push(format!(
+            "TP {}{}",
+            plan.tensor,
+            if plan.sequence_parallel { " +SP" } else { "" }
+        ));
     }
     if plan.context > 1 {
         parts.push(format!("CP {}", plan.context));
@@ -142,11 +160,22 @@ fn memory(page: &mut Page<'_>, report: &Report) {
     let memory = &report.training.memory_per_gpu_bytes;
     let gb = |bytes: u64| number(bytes as f64 / 1e9, 1);
     let stage = if memory.stages > 1 {
-        format!(", on the fullest stage ({} of {})", memory.stage + 1, memory.stages)
+        format!(
+            ", on the fullest stage ({} of {})",
+            memory.stage + 1,
+            memory.stages
+        )
     } else {
         String::new()
     };
-    page.entry("memory", &format!("{} of {} GB per GPU{stage}:", gb(memory.total), gb(memory.capacity)));
+    page.entry(
+        "memory",
+        &format!(
+            "{} of {} GB per GPU{stage}:",
+            gb(memory.total),
+            gb(memory.capacity)
+        ),
+    );
     let parts = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -155,8 +184,11 @@ fn memory(page: &mut Page<'_>, report: &Report) {
         ("buffers", memory.buffers),
         ("reserved", memory.reserved),
     ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(_, bytes)| *bytes > 0).map(|(name, bytes)| format!("{name} {}", gb(*bytes))).collect();
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| format!("{name} {}", gb(*bytes)))
+        .collect();
     page.entry("", &parts.join(" · "));
 }
 
@@ -170,7 +202,13 @@ fn results(page: &mut Page<'_>, report: &Report) {
     ];
     let figures: Vec<String> = figures
         .iter()
-        .map(|(name, value)| format!("{} {}", page.ink(Ink::Faint, name), page.ink(Ink::Strong, value)))
+        .map(|(name, value)| {
+            format!(
+                "{} {}",
+                page.ink(Ink::Faint, name),
+                page.ink(Ink::Strong, value)
+            )
+        })
         .collect();
     page.line(&format!("  {}", figures.join("     ")));
     page.line("");
@@ -185,7 +223,12 @@ fn utilisation(page: &mut Page<'_>, report: &Report) {
     let two_peaks = peak.native != peak.bf16;
     let row = |cells: [String; 5]| -> String {
         let keep = |(i, _): &(usize, &String)| two_peaks || !matches!(i, 2 | 4);
-        cells.iter().enumerate().filter(keep).map(|(_, cell)| format!("{cell:>CELL$}")).collect()
+        cells
+            .iter()
+            .enumerate()
+            .filter(keep)
+            .map(|(_, cell)| format!("{cell:>CELL$}"))
+            .collect()
     };
     let of = |metric: &str, format: &str| format!("{metric} of {format}");
     let head = row([
@@ -197,15 +240,32 @@ fn utilisation(page: &mut Page<'_>, report: &Report) {
     ]);
     let line = format!("  {:<17}{}", "", page.ink(Ink::Faint, &head));
     page.line(&line);
-    let (tflops, mfu, hfu) =
-        (&report.training.model_tflops_per_gpu, &report.training.mfu, &report.training.hfu_by_convention);
+    let (tflops, mfu, hfu) = (
+        &report.training.model_tflops_per_gpu,
+        &report.training.mfu,
+        &report.training.hfu_by_convention,
+    );
     let share = |fraction: f64| format!("{} %", percent(fraction));
     for (name, tflops, fractions) in [
-        ("causal attention", tflops.causal, [mfu.bf16_causal, mfu.native_causal, hfu.bf16_causal, hfu.native_causal]),
+        (
+            "causal attention",
+            tflops.causal,
+            [
+                mfu.bf16_causal,
+                mfu.native_causal,
+                hfu.bf16_causal,
+                hfu.native_causal,
+            ],
+        ),
         (
             "full-square",
             tflops.noncausal,
-            [mfu.bf16_noncausal, mfu.native_noncausal, hfu.bf16_noncausal, hfu.native_noncausal],
+            [
+                mfu.bf16_noncausal,
+                mfu.native_noncausal,
+                hfu.bf16_noncausal,
+                hfu.native_noncausal,
+            ],
         ),
     ] {
         let [a, b, c, d] = fractions.map(share);
@@ -215,7 +275,9 @@ fn utilisation(page: &mut Page<'_>, report: &Report) {
 }
 
 fn racks(page: &mut Page<'_>, report: &Report) {
-    let Some(first) = report.racks.first() else { return };
+    let Some(first) = report.racks.first() else {
+        return;
+    };
     page.title("Racks", "effective of peak PFLOP/s");
     let pflops = |flops: f64| significant(flops / 1e15);
     let row = |page: &mut Page<'_>, name: &str, rack: &crate::report::Rack| {
@@ -229,7 +291,10 @@ fn racks(page: &mut Page<'_>, report: &Report) {
         );
         page.line(&line);
     };
-    let differ = report.racks.iter().any(|rack| rack.gpus != first.gpus || rack.fraction != first.fraction);
+    let differ = report
+        .racks
+        .iter()
+        .any(|rack| rack.gpus != first.gpus || rack.fraction != first.fraction);
     if !differ {
         let name = if report.racks.len() == 1 {
             format!("the rack ({} GPUs)", first.gpus)
@@ -239,10 +304,20 @@ fn racks(page: &mut Page<'_>, report: &Report) {
         row(page, &name, first);
         return;
     }
-    let by_fraction = |a: &&crate::report::Rack, b: &&crate::report::Rack| a.fraction.total_cmp(&b.fraction);
+    let by_fraction =
+        |a: &&crate::report::Rack, b: &&crate::report::Rack| a.fraction.total_cmp(&b.fraction);
     let least = report.racks.iter().min_by(by_fraction).unwrap_or(first);
-    let most = report.racks.iter().rev().max_by(by_fraction).unwrap_or(first);
-    row(page, &format!("best: rack {} ({} GPUs)", most.id, most.gpus), most);
+    let most = report
+        .racks
+        .iter()
+        .rev()
+        .max_by(by_fraction)
+        .unwrap_or(first);
+    row(
+        page,
+        &format!("best: rack {} ({} GPUs)", most.id, most.gpus),
+        most,
+    );
     let n = report.racks.len() as f64;
     let effective: f64 = report.racks.iter().map(|rack| rack.effective_flops).sum();
     let peak: f64 = report.racks.iter().map(|rack| rack.peak_flops).sum();
@@ -252,8 +327,16 @@ fn racks(page: &mut Page<'_>, report: &Report) {
         fraction: effective / peak,
         ..*first
     };
-    row(page, &format!("mean of {} racks", report.racks.len()), &mean);
-    row(page, &format!("worst: rack {} ({} GPUs)", least.id, least.gpus), least);
+    row(
+        page,
+        &format!("mean of {} racks", report.racks.len()),
+        &mean,
+    );
+    row(
+        page,
+        &format!("worst: rack {} ({} GPUs)", least.id, least.gpus),
+        least,
+    );
 }
 
 /// A bar of `fraction` of `width` columns, in eighths of a column, on a faint track.
@@ -263,20 +346,39 @@ fn bar(page: &Page<'_>, fraction: f64, width: usize) -> String {
     let (full, rest) = (eighths / 8, eighths % 8);
     let filled = format!("{}{}", "█".repeat(full), EIGHTHS[rest]);
     let used = full + usize::from(rest > 0);
-    format!("{}{}", page.ink(Ink::Useful, &filled), page.ink(Ink::Faint, &"·".repeat(width - used)))
+    format!(
+        "{}{}",
+        page.ink(Ink::Useful, &filled),
+        page.ink(Ink::Faint, &"·".repeat(width - used))
+    )
 }
 
 fn waterfall(page: &mut Page<'_>, report: &Report) {
     page.title("Where the peak goes", "share   PFLOP/s");
     let peak = report.cluster.peak_flops.native;
-    let useful = report.waterfall.iter().find(|loss| loss.cause == "useful_math");
-    let losses = report.waterfall.iter().filter(|loss| loss.cause != "useful_math");
-    let (rows, small): (Vec<&Loss>, Vec<&Loss>) = losses.partition(|loss| loss.fraction >= SMALLEST_ROW);
+    let useful = report
+        .waterfall
+        .iter()
+        .find(|loss| loss.cause == "useful_math");
+    let losses = report
+        .waterfall
+        .iter()
+        .filter(|loss| loss.cause != "useful_math");
+    let (rows, small): (Vec<&Loss>, Vec<&Loss>) =
+        losses.partition(|loss| loss.fraction >= SMALLEST_ROW);
     let name = format!("Dense {} peak", report.cluster.native_precision);
     step(page, &name, Ink::Strong, 0.0, 1.0, peak, "");
     let mut left = 1.0;
     for loss in rows {
-        step(page, &loss.label, ink(&loss.cause), left - loss.fraction, left, peak, "-");
+        step(
+            page,
+            &loss.label,
+            ink(&loss.cause),
+            left - loss.fraction,
+            left,
+            peak,
+            "-",
+        );
         left -= loss.fraction;
     }
     if !small.is_empty() {
@@ -288,7 +390,15 @@ fn waterfall(page: &mut Page<'_>, report: &Report) {
         step(page, &name, Ink::Faint, left - rest, left, peak, "-");
     }
     let kept = useful.map_or(0.0, |loss| loss.fraction);
-    step(page, "Effective: useful math", Ink::Useful, 0.0, kept, peak, "");
+    step(
+        page,
+        "Effective: useful math",
+        Ink::Useful,
+        0.0,
+        kept,
+        peak,
+        "",
+    );
 }
 
 /// One row of the waterfall: a bar from `from` to `to`, both fractions of the peak.
@@ -304,9 +414,17 @@ fn step(page: &mut Page<'_>, name: &str, ink: Ink, from: f64, to: f64, peak: f64
     let figures = format!("{share:>9} {rate:>11}");
     let line = format!(
         "  {} {} {}",
-        if strong { page.ink(Ink::Strong, &format!("{name:<LABEL$}")) } else { format!("{name:<LABEL$}") },
+        if strong {
+            page.ink(Ink::Strong, &format!("{name:<LABEL$}"))
+        } else {
+            format!("{name:<LABEL$}")
+        },
         page.ink(ink, &bar),
-        if strong { page.ink(Ink::Strong, &figures) } else { figures }
+        if strong {
+            page.ink(Ink::Strong, &figures)
+        } else {
+            figures
+        }
     );
     page.line(&line);
 }
@@ -346,17 +464,31 @@ fn exposed(page: &mut Page<'_>, report: &Report) {
     let levels = [Level::NvLink, Level::Leaf, Level::Spine, Level::Core];
     let share = |kind: CommKind, level: Level| {
         let key = crate::causes::key(Cause::Exposed(kind, level));
-        report.waterfall.iter().find(|loss| loss.cause == key).map_or(0.0, |loss| loss.fraction)
+        report
+            .waterfall
+            .iter()
+            .find(|loss| loss.cause == key)
+            .map_or(0.0, |loss| loss.fraction)
     };
     let kinds: Vec<CommKind> = CommKind::ALL
         .into_iter()
-        .filter(|kind| levels.iter().any(|level| share(*kind, *level) >= SMALLEST_ROW))
+        .filter(|kind| {
+            levels
+                .iter()
+                .any(|level| share(*kind, *level) >= SMALLEST_ROW)
+        })
         .collect();
     if kinds.is_empty() {
         return;
     }
-    page.title("Waiting for communication", "% of GPU time, by slowest link");
-    let head: String = levels.iter().map(|level| format!("{:>9}", level.to_string())).collect();
+    page.title(
+        "Waiting for communication",
+        "% of GPU time, by slowest link",
+    );
+    let head: String = levels
+        .iter()
+        .map(|level| format!("{:>9}", level.to_string()))
+        .collect();
     let line = format!("  {:<42}{}", "", page.ink(Ink::Faint, &head));
     page.line(&line);
     for kind in kinds {
@@ -367,7 +499,11 @@ fn exposed(page: &mut Page<'_>, report: &Report) {
                 some => format!("{:>9}", percent(some)),
             })
             .collect();
-        let line = format!("  {} {}{cells}", kind.name(), page.ink(Ink::Faint, &format!("{:<39}", purpose(kind))));
+        let line = format!(
+            "  {} {}{cells}",
+            kind.name(),
+            page.ink(Ink::Faint, &format!("{:<39}", purpose(kind)))
+        );
         page.line(&line);
     }
 }
@@ -395,8 +531,13 @@ fn changes(page: &mut Page<'_>, report: &Report) {
 }
 
 fn published(page: &mut Page<'_>, report: &Report) {
-    let Some(comparison) = &report.published else { return };
-    page.title("Beside what was published", "published   simulated      error");
+    let Some(comparison) = &report.published else {
+        return;
+    };
+    page.title(
+        "Beside what was published",
+        "published   simulated      error",
+    );
     for figure in &comparison.figures {
         let metric = figure.metric.as_str();
         let name = match metric {
@@ -408,7 +549,11 @@ fn published(page: &mut Page<'_>, report: &Report) {
                     Some("hardware") => "TFLOP/s/GPU with recomputation",
                     _ => "TFLOP/s/GPU",
                 };
-                let attention = if metric.ends_with("noncausal") { "full-square" } else { "causal" };
+                let attention = if metric.ends_with("noncausal") {
+                    "full-square"
+                } else {
+                    "causal"
+                };
                 format!("{what}, {attention}")
             }
         };
@@ -419,13 +564,24 @@ fn published(page: &mut Page<'_>, report: &Report) {
         };
         let sign = if figure.error >= 0.0 { "+" } else { "" };
         let error = format!("{:>10}", format!("{sign}{} %", percent(figure.error)));
-        let ink = if figure.error.abs() < 0.1 { Ink::Useful } else { Ink::Alarm };
+        let ink = if figure.error.abs() < 0.1 {
+            Ink::Useful
+        } else {
+            Ink::Alarm
+        };
         let names = page.width - 2 - 33;
         let line = format!(
             "  {name:<names$}{:>10} {} {}",
             show(figure.published),
             page.ink(Ink::Strong, &format!("{:>11}", show(figure.simulated))),
-            page.ink(if metric == "step_time_s" { ink } else { Ink::Faint }, &error)
+            page.ink(
+                if metric == "step_time_s" {
+                    ink
+                } else {
+                    Ink::Faint
+                },
+                &error
+            )
         );
         page.line(&line);
     }

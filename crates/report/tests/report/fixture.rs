@@ -5,15 +5,20 @@ use rackflow_plan::{
 };
 use rackflow_simulator::{ClassRecord, EngineRecord, Record};
 use rackflow_topology::{
-    Accelerator, AttentionRate, AttentionRates, ByPrecision, Cluster, Fabric, Level, Measured, MultiPlaneFatTree, Nic, Node, Rack,
+    Accelerator, AttentionRate, AttentionRates, ByPrecision, Cluster, Fabric, Level, Measured,
+    MultiPlaneFatTree, Nic, Node, Rack,
 };
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration};
 use rackflow_workload::{
-    Activation, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap, Parallelism,
-    Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
+    Activation, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap,
+    Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
 };
 
-const RATE: AttentionRate = AttentionRate { forward: 0.7, backward: 0.55, forward_fp8: None };
+const RATE: AttentionRate = AttentionRate {
+    forward: 0.7,
+    backward: 0.55,
+    forward_fp8: None,
+};
 
 /// What one class of ranks did, as thousandths of the step by cause; the rest is useful math.
 pub type Shares = &'static [(Cause, u64)];
@@ -67,9 +72,18 @@ pub fn even() -> Record {
     Record {
         facts,
         step_time: STEP,
-        classes: vec![ClassRecord { ranks: gpus, stage: 0, accounts: accounts(EVEN) }],
+        classes: vec![ClassRecord {
+            ranks: gpus,
+            stage: 0,
+            accounts: accounts(EVEN),
+        }],
         class_of_gpu: vec![0; gpus as usize],
-        engine: EngineRecord { events: 184_320, entities: 16, fidelity: Fidelity::Folded, seed: 0 },
+        engine: EngineRecord {
+            events: 184_320,
+            entities: 16,
+            fidelity: Fidelity::Folded,
+            seed: 0,
+        },
     }
 }
 
@@ -78,7 +92,11 @@ pub fn uneven() -> Record {
     let mut record = even();
     let gpus = record.facts.cluster.gpus;
     record.classes[0].ranks -= 128;
-    record.classes.push(ClassRecord { ranks: 128, stage: 15, accounts: accounts(LATE) });
+    record.classes.push(ClassRecord {
+        ranks: 128,
+        stage: 15,
+        accounts: accounts(LATE),
+    });
     for class in &mut record.class_of_gpu[gpus as usize - 128..] {
         *class = 1;
     }
@@ -130,7 +148,10 @@ fn facts() -> Facts {
         peak_native: FlopRate::from_flops_per_sec(1979e12),
         native: Precision::Fp8,
         stages: (0..16)
-            .map(|stage| StageFacts { layers: 4, memory: memory(26_200_000_000 - 1_000_000_000 * stage) })
+            .map(|stage| StageFacts {
+                layers: 4,
+                memory: memory(26_200_000_000 - 1_000_000_000 * stage),
+            })
             .collect(),
         memory_capacity: Bytes::new(80_000_000_000),
         micro_batches: 120,
@@ -157,8 +178,16 @@ fn cluster() -> Cluster {
         power: Power::from_watts(700.0),
         price: None,
         measured: Measured {
-            gemm: ByPrecision { bf16: 0.75, fp8: Some(0.7), fp4: None },
-            attention: AttentionRates { flash1: RATE, flash2: RATE, best: RATE },
+            gemm: ByPrecision {
+                bf16: 0.75,
+                fp8: Some(0.7),
+                fp4: None,
+            },
+            attention: AttentionRates {
+                flash1: RATE,
+                flash2: RATE,
+                best: RATE,
+            },
             memory: 0.9,
             kernel_floor: SimDuration::from_micros(2),
         },

@@ -3,18 +3,30 @@
 mod fixture;
 
 use rackflow_plan::{Cause, CommKind};
-use rackflow_report::{Options, Published, Report, ReportError, Style, explain, key, render_text, summarize, waterfall_svg};
+use rackflow_report::{
+    Options, Published, Report, ReportError, Style, explain, key, render_text, summarize,
+    waterfall_svg,
+};
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
 
 fn report(record: &Record) -> Report {
     let published = Published {
-        source: "DeepSeek-V3 technical report, arXiv:2412.19437: 14.8 T tokens in 2.664 M GPU hours".into(),
+        source:
+            "DeepSeek-V3 technical report, arXiv:2412.19437: 14.8 T tokens in 2.664 M GPU hours"
+                .into(),
         step_time_s: Some(19.93),
         tflops_per_gpu: None,
         mfu: Some(0.437),
     };
-    summarize(record, Options { wall_s: 0.0431, published: Some(published) }).expect("the fixture adds up")
+    summarize(
+        record,
+        Options {
+            wall_s: 0.0431,
+            published: Some(published),
+        },
+    )
+    .expect("the fixture adds up")
 }
 
 #[test]
@@ -25,7 +37,10 @@ fn fractions_of_the_waterfall_sum_to_one() {
         assert!((sum - 1.0).abs() < 1e-12, "{sum}");
         let seconds: f64 = report.waterfall.iter().map(|loss| loss.gpu_seconds).sum();
         let whole = 2048.0 * fixture::STEP.as_secs_f64();
-        assert!((seconds / whole - 1.0).abs() < 1e-12, "{seconds} of {whole}");
+        assert!(
+            (seconds / whole - 1.0).abs() < 1e-12,
+            "{seconds} of {whole}"
+        );
     }
 }
 
@@ -49,9 +64,14 @@ fn mfu_is_model_flops_over_each_peak() {
 #[test]
 fn a_picosecond_booked_twice_is_refused() {
     let mut record = fixture::even();
-    record.classes[0].accounts.book(Cause::Bubble, rackflow_units::SimDuration::from_picos(1));
+    record.classes[0]
+        .accounts
+        .book(Cause::Bubble, rackflow_units::SimDuration::from_picos(1));
     let refusal = summarize(&record, Options::default()).expect_err("one picosecond too many");
-    assert!(matches!(refusal, ReportError::AccountsDoNotSum { class: 0, .. }), "{refusal}");
+    assert!(
+        matches!(refusal, ReportError::AccountsDoNotSum { class: 0, .. }),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -59,7 +79,14 @@ fn a_gpu_without_a_class_is_refused() {
     let mut record = fixture::even();
     record.class_of_gpu[7] = 3;
     let refusal = summarize(&record, Options::default()).expect_err("class 3 does not exist");
-    assert_eq!(refusal, ReportError::Coverage { what: "the record", found: 2047, gpus: 2048 });
+    assert_eq!(
+        refusal,
+        ReportError::Coverage {
+            what: "the record",
+            found: 2047,
+            gpus: 2048
+        }
+    );
 }
 
 #[test]
@@ -67,13 +94,24 @@ fn racks_that_leave_gpus_out_are_refused() {
     let mut record = fixture::even();
     record.facts.racks.pop();
     let refusal = summarize(&record, Options::default()).expect_err("the last rack is missing");
-    assert_eq!(refusal, ReportError::Coverage { what: "the list of racks", found: 2016, gpus: 2048 });
+    assert_eq!(
+        refusal,
+        ReportError::Coverage {
+            what: "the list of racks",
+            found: 2016,
+            gpus: 2048
+        }
+    );
 }
 
 #[test]
 fn the_largest_losses_that_can_be_changed_come_first() {
     let report = report(&fixture::even());
-    let causes: Vec<&str> = report.what_to_change.iter().map(|change| change.cause.as_str()).collect();
+    let causes: Vec<&str> = report
+        .what_to_change
+        .iter()
+        .map(|change| change.cause.as_str())
+        .collect();
     // Clocks take 11.8 %, more than two of these, and are nobody's to change.
     assert_eq!(causes, ["memory_bound", "exposed_ep", "shape"]);
     let first = &report.what_to_change[0];
@@ -143,7 +181,10 @@ fn the_json_has_the_keys_that_others_rely_on() {
         "/published/figures/0/error",
         "/assumed/0",
     ] {
-        assert!(json.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer} is missing");
+        assert!(
+            json.pointer(pointer).is_some_and(|value| !value.is_null()),
+            "{pointer} is missing"
+        );
     }
 }
 
@@ -151,7 +192,10 @@ fn the_json_has_the_keys_that_others_rely_on() {
 fn a_cause_has_one_stable_lower_case_name() {
     let mut record = fixture::even();
     let mut accounts = rackflow_plan::Accounts::default();
-    accounts.book(Cause::Exposed(CommKind::Tensor, Level::NvLink), fixture::STEP);
+    accounts.book(
+        Cause::Exposed(CommKind::Tensor, Level::NvLink),
+        fixture::STEP,
+    );
     record.classes[0].accounts = accounts;
     assert_eq!(report(&record).waterfall[0].cause, "exposed_tp_nvlink");
 }
@@ -163,15 +207,31 @@ fn text_of_an_even_cluster() {
 
 #[test]
 fn text_of_an_uneven_cluster() {
-    insta::assert_snapshot!(render_text(&report(&fixture::uneven()), &Style { color: false, width: 100 }));
+    insta::assert_snapshot!(render_text(
+        &report(&fixture::uneven()),
+        &Style {
+            color: false,
+            width: 100
+        }
+    ));
 }
 
 #[test]
 fn no_line_is_wider_than_asked() {
     for width in [0, 80, 91, 100, 300] {
         for record in [fixture::even(), fixture::uneven()] {
-            let text = render_text(&report(&record), &Style { color: false, width });
-            let most = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            let text = render_text(
+                &report(&record),
+                &Style {
+                    color: false,
+                    width,
+                },
+            );
+            let most = text
+                .lines()
+                .map(|line| line.chars().count())
+                .max()
+                .unwrap_or(0);
             assert!(most <= width.clamp(80, 100), "{most} columns of {width}");
         }
     }
@@ -180,7 +240,13 @@ fn no_line_is_wider_than_asked() {
 #[test]
 fn colour_changes_nothing_but_colour() {
     let report = report(&fixture::uneven());
-    let colored = render_text(&report, &Style { color: true, width: 92 });
+    let colored = render_text(
+        &report,
+        &Style {
+            color: true,
+            width: 92,
+        },
+    );
     let mut plain = String::new();
     let mut rest = colored.as_str();
     while let Some((before, after)) = rest.split_once('\u{1b}') {
@@ -188,8 +254,20 @@ fn colour_changes_nothing_but_colour() {
         rest = after.split_once('m').expect("a colour ends").1;
     }
     plain.push_str(rest);
-    let trimmed: String = plain.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    assert_eq!(trimmed, render_text(&report, &Style { color: false, width: 92 }));
+    let trimmed: String = plain
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect();
+    assert_eq!(
+        trimmed,
+        render_text(
+            &report,
+            &Style {
+                color: false,
+                width: 92
+            }
+        )
+    );
 }
 
 #[test]
@@ -219,7 +297,15 @@ fn the_documentation_explains_every_cause_in_the_same_words() {
     let page = std::fs::read_to_string(path).expect("docs/metrics.md is there");
     for cause in Cause::all().filter(|cause| !matches!(cause, Cause::Exposed(..))) {
         let words = explain(cause);
-        let row = format!("| `{}` | {} | {} |", key(cause), words.label, words.sentence);
-        assert!(page.contains(&row), "docs/metrics.md lacks this row:\n{row}");
+        let row = format!(
+            "| `{}` | {} | {} |",
+            key(cause),
+            words.label,
+            words.sentence
+        );
+        assert!(
+            page.contains(&row),
+            "docs/metrics.md lacks this row:\n{row}"
+        );
     }
 }
