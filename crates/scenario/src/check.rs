@@ -1,8 +1,59 @@
 //! Holds the numbers of a scenario against each other and says what would be right.
+//!
+//! Every rule that can be judged is judged, so that one run reports all errors; a rule whose inputs
+//! are themselves wrong stays silent.
+
+mod hardware;
+mod work;
 
 use crate::document::TrainingText;
 use crate::resolve::Findings;
 use rackflow_plan::Setup;
+use std::fmt::Display;
 
 /// Reports everything that keeps `setup` from being simulated.
-pub(crate) fn check(_setup: &Setup, _text: &TrainingText, _findings: &mut Findings<'_>) {}
+pub(crate) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {
+    hardware::check(setup, findings);
+    work::check(setup, text, findings);
+}
+
+/// A whole number that must be at least 1 and at most `limit`; says so at `path` where it is not.
+fn count(findings: &mut Findings<'_>, path: &str, value: u64, limit: u64) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    if value == 0 {
+        let found = findings.at(path, format!("`{name}` is 0; it must be at least 1"));
+        findings.report(found);
+    } else if value > limit {
+        let found = findings
+            .at(path, format!("`{name}` is {value}, which is absurdly large"))
+            .label(format!("at most {limit}"));
+        findings.report(found);
+    }
+    (1..=limit).contains(&value)
+}
+
+/// A number that must lie in a range, the lower end left out.
+fn above(findings: &mut Findings<'_>, path: &str, value: f64, low: f64, high: f64, shown: impl Display) -> bool {
+    let right = value > low && value <= high;
+    if !right {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let wanted = if value > high { "absurdly large" } else { "not more than 0" };
+        let found = findings.at(path, format!("`{name}` is {shown}, which is {wanted}"));
+        findings.report(found);
+    }
+    right
+}
+
+/// A fraction above 0 and at most 1.
+fn fraction(findings: &mut Findings<'_>, path: &str, value: f64) -> bool {
+    let right = value > 0.0 && value <= 1.0;
+    if !right {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let mut found = findings.at(path, format!("`{name}` is {value}; it must be above 0 and at most 1"));
+        if value > 1.0 && value <= 100.0 {
+            found = found.hint(format!("{value} % is written {}", value / 100.0));
+        }
+        findings.report(found);
+    }
+    right
+}

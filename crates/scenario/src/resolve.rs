@@ -3,7 +3,7 @@
 use crate::catalogue::{Catalogue, Section};
 use crate::check;
 use crate::decode::{self, DecodeError, shorten};
-use crate::diagnostic::{Diagnostic, Source, Span};
+use crate::diagnostic::{Diagnostic, Source};
 use crate::document::{
     Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, TrainingText, WorkloadText,
 };
@@ -57,7 +57,12 @@ impl Scenario {
     /// # Errors
     /// With everything that keeps the scenario from being simulated.
     pub fn resolve(self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
-        let mut findings = Findings { source: &self.source, tree: &self.tree, found: Vec::new() };
+        let mut findings = Findings {
+            source: &self.source,
+            tree: &self.tree,
+            published: self.document.published.as_ref(),
+            found: Vec::new(),
+        };
         let WorkloadText::Training(text) = &self.document.workload;
         let node = findings.node();
         let fabric = findings.fabric(self.document.cluster.fabric.is_some());
@@ -144,22 +149,28 @@ fn parallelism(text: &ParallelismText, gpus: u32) -> Parallelism {
 pub(crate) struct Findings<'s> {
     source: &'s Source,
     tree: &'s Tree,
+    published: Option<&'s Published>,
     found: Vec<Diagnostic>,
 }
 
 impl Findings<'_> {
-    /// Reports an error at a path of the document, or at the longest part of it that is written.
-    pub fn error(&mut self, path: &str, message: impl Into<String>) -> &mut Diagnostic {
-        self.error_at(self.tree.place(path), message)
+    /// An error at a path of the document, or at the longest part of it that is written.
+    pub fn at(&self, path: &str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::error(self.source, self.tree.place(path), message)
     }
 
-    fn error_at(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
-        self.push(Diagnostic::error(self.source, span, message))
-    }
-
-    fn push(&mut self, diagnostic: Diagnostic) -> &mut Diagnostic {
+    /// Keeps an error.
+    pub fn report(&mut self, diagnostic: Diagnostic) {
         self.found.push(diagnostic);
-        self.found.last_mut().expect("pushed above")
+    }
+
+    fn refuse(&mut self, error: DecodeError) {
+        self.found.push(error.in_source(self.source));
+    }
+
+    /// What a source printed, where the scenario says.
+    pub fn published(&self) -> Option<&Published> {
+        self.published
     }
 
     /// Whether the author wrote something at this path.
@@ -175,7 +186,7 @@ impl Findings<'_> {
         match decode::decode::<T>(&tree, key, self.tree.place(path)) {
             Ok(value) => Some((value, name)),
             Err(error) => {
-                self.push(error.in_source(self.source));
+                self.refuse(error);
                 None
             }
         }
@@ -189,7 +200,7 @@ impl Findings<'_> {
             return match catalogue.tree(section, name) {
                 Some(tree) => Some((tree.placed_at(node.span), name.to_owned())),
                 None => {
-                    self.push(decode::unknown_name(section, name, node.span).in_source(self.source));
+                    self.refuse(decode::unknown_name(section, name, node.span));
                     None
                 }
             };
@@ -201,11 +212,11 @@ impl Findings<'_> {
         };
         let Some(base) = like.text() else {
             let known = section.plural();
-            self.error(path, format!("`like` must be the name of one of the {known}"));
+            self.report(self.at(path, format!("`like` must be the name of one of the {known}")));
             return None;
         };
         let Some(tree) = catalogue.tree(section, base) else {
-            self.push(decode::unknown_name(section, base, like.span).in_source(self.source));
+            self.refuse(decode::unknown_name(section, base, like.span));
             return None;
         };
         let changed = tree.placed_at(like.span).changed_by(&node.without("like"));
@@ -217,7 +228,7 @@ impl Findings<'_> {
         let text: NodeText = match decode::decode(&tree, "node", self.tree.place(NODE)) {
             Ok(text) => text,
             Err(error) => {
-                self.push(error.in_source(self.source));
+                self.refuse(error);
                 return None;
             }
         };
@@ -251,7 +262,7 @@ impl Findings<'_> {
         if gpus > node.gpus {
             let names: Vec<&str> = Catalogue::builtin().names(Section::Fabrics).collect();
             let message = format!("`fabric` is missing: {gpus} GPUs are more than one {} of {}", node.name, node.gpus);
-            self.error("cluster", message).hints.push(format!("known fabrics: {}", names.join(", ")));
+            self.report(self.at("cluster", message).hint(format!("known fabrics: {}", names.join(", "))));
             return None;
         }
         Catalogue::builtin().fabric("rail-optimized").cloned()
@@ -267,9 +278,8 @@ impl Findings<'_> {
         let text = match files(path) {
             Ok(text) => text,
             Err(error) => {
-                self.error(MODEL, format!("cannot read {}: {error}", shorten(path)))
-                    .hints
-                    .push("the path is relative to the scenario".to_owned());
+                let found = self.at(MODEL, format!("cannot read {}: {error}", shorten(path)));
+                self.report(found.hint("the path is relative to the scenario"));
                 return None;
             }
         };
@@ -281,7 +291,7 @@ impl Findings<'_> {
                 Some(model)
             }
             Err(error) => {
-                self.error(MODEL, format!("{} is not a model: {error}", shorten(path)));
+                self.report(self.at(MODEL, format!("{} is not a model: {error}", shorten(path))));
                 None
             }
         }

@@ -1,0 +1,259 @@
+//! Accelerator, node, fabric and cluster.
+
+use super::{above, count, fraction};
+use crate::catalogue::{Catalogue, Section};
+use crate::resolve::Findings;
+use crate::suggest;
+use rackflow_plan::Setup;
+use rackflow_topology::{Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError};
+use rackflow_units::{Bandwidth, Precision, SimDuration};
+use rackflow_workload::Recipe;
+
+/// More accelerators than anyone has plans for.
+pub(super) const MOST_GPUS: u64 = 10_000_000;
+/// A petabyte per second.
+const FASTEST_LINK: f64 = 1e15;
+const MOST_PORTS: u64 = 65_536;
+
+/// Checks the hardware, and what the work asks of one accelerator.
+pub(super) fn check(setup: &Setup, findings: &mut Findings<'_>) {
+    let cluster = &setup.cluster;
+    let sane = [
+        count(findings, "cluster.gpus", cluster.gpus.into(), MOST_GPUS),
+        node(findings, &cluster.node),
+        accelerator(findings, &cluster.node.accelerator),
+        fabric(findings, &cluster.fabric),
+    ];
+    if !sane.contains(&false)
+        && let Err(error) = ClusterMap::new(cluster)
+    {
+        topology(findings, cluster, &error);
+    }
+    precision(findings, setup.training.recipe, &cluster.node.accelerator);
+}
+
+fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
+    let at = |field: &str| format!("cluster.node.{field}");
+    let scale_up = &node.scale_up;
+    let nic = &node.nic;
+    let checks = [
+        count(findings, &at("gpus"), node.gpus.into(), MOST_GPUS),
+        count(findings, &at("scale_up.domain"), scale_up.domain.into(), MOST_GPUS),
+        count(findings, &at("nic.count"), nic.count.into(), MOST_GPUS),
+        count(findings, &at("rack.gpus"), node.rack.gpus.into(), MOST_GPUS),
+        rate(findings, &at("scale_up.bandwidth"), scale_up.bandwidth),
+        rate(findings, &at("nic.rate"), nic.rate),
+        latency(findings, &at("scale_up.latency"), scale_up.latency),
+        latency(findings, &at("scale_up.collective_base"), scale_up.collective_base),
+        latency(findings, &at("nic.latency"), nic.latency),
+        fraction(findings, &at("scale_up.efficiency"), scale_up.efficiency),
+        fraction(findings, &at("scale_up.collective_efficiency"), scale_up.collective_efficiency),
+        fraction(findings, &at("scale_up.in_switch_efficiency"), scale_up.in_switch_efficiency),
+        fraction(
+            findings,
+            &at("scale_up.expert_efficiency"),
+            scale_up.expert_efficiency.unwrap_or(scale_up.efficiency),
+        ),
+        fraction(findings, &at("nic.efficiency"), nic.efficiency),
+        above(findings, &at("rack.power"), node.rack.power.watts(), 0.0, 1e9, node.rack.power),
+    ];
+    !checks.contains(&false)
+}
+
+fn rate(findings: &mut Findings<'_>, path: &str, rate: Bandwidth) -> bool {
+    above(findings, path, rate.as_f64(), 0.0, FASTEST_LINK, rate)
+}
+
+/// Anything beyond a second is not the latency of a link.
+fn latency(findings: &mut Findings<'_>, path: &str, latency: SimDuration) -> bool {
+    let right = latency.as_secs_f64() <= 1.0;
+    if !right {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let found = findings.at(path, format!("`{name}` is {latency}, which is absurdly large"));
+        findings.report(found.label("at most 1 s"));
+    }
+    right
+}
+
+fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
+    let at = |field: &str| format!("cluster.node.accelerator.{field}");
+    let a = accelerator;
+    let mut checks = vec![
+        count(findings, &at("sms"), a.sms.into(), 1_000_000),
+        count(findings, &at("exponentials_per_sm_clock"), a.exponentials_per_sm_clock.into(), 1_000_000),
+        above(findings, &at("clock"), a.clock.hertz(), 0.0, 1e12, a.clock),
+        above(findings, &at("vector"), a.vector.flops_per_sec(), 0.0, 1e21, a.vector),
+        above(findings, &at("memory"), a.memory.as_f64(), 0.0, 1e16, a.memory),
+        rate(findings, &at("memory_bandwidth"), a.memory_bandwidth),
+        rate(findings, &at("host_bandwidth"), a.host_bandwidth),
+        above(findings, &at("l2"), a.l2.as_f64(), 0.0, 1e16, a.l2),
+        above(findings, &at("power"), a.power.watts(), 0.0, 1e6, a.power),
+        fraction(findings, &at("measured.memory"), a.measured.memory),
+        latency(findings, &at("measured.kernel_floor"), a.measured.kernel_floor),
+    ];
+    for (format, peak) in formats(&a.peak) {
+        checks.push(above(findings, &at(&format!("peak.{format}")), peak.flops_per_sec(), 0.0, 1e21, peak));
+    }
+    for (format, share) in formats(&a.measured.gemm) {
+        checks.push(fraction(findings, &at(&format!("measured.gemm.{format}")), share));
+    }
+    let attention = &a.measured.attention;
+    for (kernel, rates) in [("flash1", attention.flash1), ("flash2", attention.flash2), ("best", attention.best)] {
+        let at = |field: &str| at(&format!("measured.attention.{kernel}.{field}"));
+        checks.push(fraction(findings, &at("forward"), rates.forward));
+        checks.push(fraction(findings, &at("backward"), rates.backward));
+        checks.push(fraction(findings, &at("forward_fp8"), rates.forward_fp8.unwrap_or(1.0)));
+    }
+    !checks.contains(&false)
+}
+
+/// The formats that have a value.
+fn formats<T: Copy>(values: &ByPrecision<T>) -> Vec<(Precision, T)> {
+    let narrow = [(Precision::Fp8, values.fp8), (Precision::Fp4, values.fp4)];
+    let mut all = vec![(Precision::Bf16, values.bf16)];
+    all.extend(narrow.into_iter().filter_map(|(format, value)| Some((format, value?))));
+    all
+}
+
+/// What keeps the arithmetic of the tree within its types; the rest the topology says itself.
+fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
+    let at = |field: &str| format!("cluster.fabric.{}.{field}", kind(fabric));
+    let (radix, spine_radix, link, hop) = match fabric {
+        Fabric::FatTree(f) => (f.radix, f.spine_radix, f.link, f.hop),
+        Fabric::RailOptimized(f) => (f.radix, None, f.link, f.hop),
+        Fabric::MultiPlaneFatTree(f) => (f.radix, None, f.link, f.hop),
+    };
+    let checks = [
+        count(findings, &at("radix"), radix.into(), MOST_PORTS),
+        count(findings, &at("spine_radix"), spine_radix.unwrap_or(radix).into(), MOST_PORTS),
+        link.is_none_or(|link| rate(findings, &at("link"), link)),
+        latency(findings, &at("hop"), hop),
+    ];
+    !checks.contains(&false)
+}
+
+fn kind(fabric: &Fabric) -> &'static str {
+    match fabric {
+        Fabric::FatTree(_) => "fat_tree",
+        Fabric::RailOptimized(_) => "rail_optimized",
+        Fabric::MultiPlaneFatTree(_) => "multi_plane_fat_tree",
+    }
+}
+
+/// Puts what the topology says at the number it speaks of.
+fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyError) {
+    let fabric = format!("cluster.fabric.{}", kind(&cluster.fabric));
+    let field_path = |field: &str| match field.strip_prefix("fabric.") {
+        Some(field) => format!("{fabric}.{field}"),
+        None => format!("cluster.{field}"),
+    };
+    let node = &cluster.node;
+    let found = match error {
+        TopologyError::ZeroCount { field } => {
+            let name = field.rsplit('.').next().unwrap_or(field);
+            findings.at(&field_path(field), format!("`{name}` is 0; it must be at least 1"))
+        }
+        TopologyError::OutOfRange { field, value, wanted } => {
+            let name = field.rsplit('.').next().unwrap_or(field);
+            findings.at(&field_path(field), format!("`{name}` is {value}; it must be {wanted}"))
+        }
+        TopologyError::GpusNotMultipleOfNode { gpus, per_node, node, lower, upper } => findings
+            .at("cluster.gpus", format!("{gpus} GPUs are no whole number of nodes: one {node} has {per_node}"))
+            .hint(format!("nearest that are: {lower} or {upper}")),
+        TopologyError::DomainDoesNotNest { domain, per_node } => findings
+            .at(
+                "cluster.node.scale_up.domain",
+                format!("an NVLink domain of {domain} GPUs and a node of {per_node} do not nest"),
+            )
+            .hint("one must be a multiple of the other"),
+        TopologyError::NicsNotShared { nics, per_node } => findings
+            .at("cluster.node.nic.count", format!("{per_node} GPUs do not share {nics} NICs evenly"))
+            .hint("one count must be a multiple of the other"),
+        TopologyError::Tiers { tiers } => findings
+            .at(&format!("{fabric}.tiers"), format!("a tree of {tiers} tiers is not modelled"))
+            .hint("2 (leaf, spine) and 3 (leaf, spine, core) are"),
+        TopologyError::RailsDoNotDivide { what, rails, nics } => findings
+            .at(&format!("{fabric}.{what}"), format!("{rails} {what} do not divide the {nics} NICs of a {}", node.name))
+            .hint(format!("divisors near it: {}", suggest::either(&suggest::divisors_near((*nics).into(), (*rails).into())))),
+        TopologyError::LeafTooSmall { radix, nics_per_leaf, uplinks } => findings
+            .at(
+                &format!("{fabric}.nics_per_leaf"),
+                format!("a leaf of {radix} ports does not carry {nics_per_leaf} NICs and {uplinks} uplinks"),
+            )
+            .hint("use fewer NICs per leaf, more ports, or more oversubscription"),
+        TopologyError::FabricTooSmall { nics, capacity, radix, tiers } => {
+            let found = findings
+                .at("cluster.fabric", format!("the fabric is too small: {nics} NICs on {tiers} tiers of {radix}-port switches"))
+                .label(format!("room for {capacity}"));
+            let larger = fabrics_that_hold(cluster);
+            let found = if *tiers == 2 { found.hint("a third tier holds radix / 2 times as many") } else { found };
+            if larger.is_empty() { found } else { found.hint(format!("fabrics that hold them: {}", larger.join(", "))) }
+        }
+        other => findings.at("cluster.fabric", other.to_string()),
+    };
+    findings.report(found);
+}
+
+/// The fabrics of the catalogue on which this cluster can be built.
+fn fabrics_that_hold(cluster: &Cluster) -> Vec<&'static str> {
+    let catalogue = Catalogue::builtin();
+    catalogue
+        .names(Section::Fabrics)
+        .filter(|name| {
+            catalogue.fabric(name).is_some_and(|fabric| {
+                ClusterMap::new(&Cluster { fabric: fabric.clone(), ..cluster.clone() }).is_ok()
+            })
+        })
+        .collect()
+}
+
+/// How a recipe is written in a scenario.
+const fn written(recipe: Recipe) -> &'static str {
+    match recipe {
+        Recipe::Fp16 => "fp16",
+        Recipe::Bf16 => "bf16",
+        Recipe::Fp8 => "fp8",
+        Recipe::Fp8Blockwise => "fp8_blockwise",
+        Recipe::Mxfp8 => "mxfp8",
+        Recipe::Nvfp4 => "nvfp4",
+    }
+}
+
+const RECIPES: [Recipe; 6] =
+    [Recipe::Fp16, Recipe::Bf16, Recipe::Fp8, Recipe::Fp8Blockwise, Recipe::Mxfp8, Recipe::Nvfp4];
+
+/// Whether the tensor cores run a recipe. Block scales of 1x32 and 1x16 came with FP4.
+fn runs(accelerator: &Accelerator, recipe: Recipe) -> bool {
+    match recipe {
+        Recipe::Fp16 | Recipe::Bf16 => true,
+        Recipe::Fp8 | Recipe::Fp8Blockwise => accelerator.peak.fp8.is_some(),
+        Recipe::Mxfp8 => accelerator.peak.fp8.is_some() && accelerator.peak.fp4.is_some(),
+        Recipe::Nvfp4 => accelerator.peak.fp4.is_some(),
+    }
+}
+
+fn precision(findings: &mut Findings<'_>, recipe: Recipe, accelerator: &Accelerator) {
+    if runs(accelerator, recipe) {
+        return;
+    }
+    let name = &accelerator.name;
+    let why = match recipe {
+        Recipe::Nvfp4 => format!("{name} has no tensor cores for 4-bit floats"),
+        Recipe::Mxfp8 if accelerator.peak.fp8.is_some() => {
+            format!("{name} cannot apply mxfp8's 1x32 block scales in its tensor cores")
+        }
+        _ => format!("{name} has no tensor cores for 8-bit floats"),
+    };
+    let possible: Vec<&str> = RECIPES.into_iter().filter(|r| runs(accelerator, *r)).map(written).collect();
+    let catalogue = Catalogue::builtin();
+    let nodes: Vec<&str> = catalogue
+        .names(Section::Nodes)
+        .filter(|name| catalogue.node(name).is_some_and(|node| runs(&node.accelerator, recipe)))
+        .take(6)
+        .collect();
+    let found = findings
+        .at("workload.training.precision", why)
+        .hint(format!("it runs {}", suggest::listed(&possible, "and")))
+        .hint(format!("nodes that run {}: {}", written(recipe), nodes.join(", ")));
+    findings.report(found);
+}

@@ -1,0 +1,524 @@
+//! Model, batch, parallelism, schedule, software.
+
+use super::{above, count};
+use crate::catalogue::{Catalogue, Section};
+use crate::document::TrainingText;
+use crate::resolve::Findings;
+use crate::suggest::{divisors_near, either, multiples_near};
+use rackflow_plan::Setup;
+use rackflow_topology::Node;
+use rackflow_workload::{Attention, ModelError, Parallelism, Routing, Schedule, Training, Zero};
+
+const TRAINING: &str = "workload.training";
+const PARALLELISM: &str = "workload.training.parallelism";
+
+/// Forward and backward passes of layers on one rank and step; beyond this a step would take
+/// longer to simulate than to train.
+const MOST_PASSES: u64 = 4_000_000;
+
+fn at(field: &str) -> String {
+    format!("{PARALLELISM}.{field}")
+}
+
+/// Checks the work, and how it sits on the cluster.
+pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {
+    let model_right = model(findings, &setup.training);
+    stack(findings, setup);
+    stragglers(findings, setup);
+    routing(findings, &setup.training);
+    published(findings);
+    let counts_right = counts(findings, setup);
+    if !counts_right {
+        return;
+    }
+    let t = &setup.training;
+    tensor(findings, &setup.cluster.node, setup.cluster.gpus, &t.parallelism);
+    context(findings, t);
+    if model_right {
+        heads(findings, t);
+        chunks(findings, t);
+        experts_of_model(findings, t);
+    }
+    if !ranks(findings, setup, text) {
+        return;
+    }
+    expert_ranks(findings, setup);
+    zero_group(findings, t);
+    if batch(findings, t) {
+        schedule(findings, t);
+        if model_right {
+            passes(findings, t);
+        }
+    }
+}
+
+/// Every count is at least 1 and none is absurd.
+fn counts(findings: &mut Findings<'_>, setup: &Setup) -> bool {
+    let t = &setup.training;
+    let p = &t.parallelism;
+    let training = |field: &str| format!("{TRAINING}.{field}");
+    let most = super::hardware::MOST_GPUS;
+    let checks = [
+        (1..=most).contains(&u64::from(setup.cluster.gpus)),
+        count(findings, &training("sequence_length"), t.sequence_length, 100_000_000),
+        count(findings, &training("global_batch"), t.global_batch, 1_000_000_000),
+        count(findings, &training("micro_batch"), t.micro_batch, 1_000_000),
+        count(findings, &at("tensor"), p.tensor.into(), most),
+        count(findings, &at("context"), p.context.into(), most),
+        count(findings, &at("pipeline"), p.pipeline.into(), 10_000),
+        count(findings, &at("virtual_pipeline"), p.virtual_pipeline.into(), 10_000),
+        !findings.written(&at("data")) || count(findings, &at("data"), p.data.into(), most),
+        count(findings, &at("expert"), p.expert.into(), 100_000),
+        count(findings, &at("expert_tensor"), p.expert_tensor.into(), 100_000),
+        p.zero_group.is_none_or(|group| count(findings, &at("zero_group"), group.into(), most)),
+    ];
+    !checks.contains(&false)
+}
+
+fn model(findings: &mut Findings<'_>, t: &Training) -> bool {
+    let Err(error) = t.model.check() else { return true };
+    let path = format!("{TRAINING}.model.{}", error.field());
+    let found = findings.at(&path, error.to_string());
+    let found = match error {
+        ModelError::KvHeadsDoNotDivide { heads, kv_heads } => {
+            found.hint(format!("divisors near it: {}", either(&divisors_near(heads, kv_heads))))
+        }
+        _ => found,
+    };
+    findings.report(found);
+    false
+}
+
+fn stack(findings: &mut Findings<'_>, setup: &Setup) {
+    let stack = &setup.training.stack;
+    let accelerator = &setup.cluster.node.accelerator;
+    let at = |field: &str| format!("{TRAINING}.stack.{field}");
+    for (field, sms) in [("communication_sms", stack.communication_sms), ("dispatch_sms", stack.dispatch_sms)] {
+        if sms >= accelerator.sms && accelerator.sms > 0 {
+            let found = findings
+                .at(&at(field), format!("`{field}` is {sms}: nothing is left of the {} SMs of {} to compute with", accelerator.sms, accelerator.name));
+            findings.report(found);
+        }
+    }
+    for (field, bytes) in [
+        ("gradient_bytes", stack.gradient_bytes),
+        ("optimizer_bytes", stack.optimizer_bytes),
+        ("parameter_gather_bytes", stack.parameter_gather_bytes),
+    ] {
+        if bytes > 64 {
+            let found = findings.at(&at(field), format!("`{field}` is {bytes}: no software keeps so much per parameter"));
+            findings.report(found);
+        }
+    }
+    let slowest = above(findings, &at("bucket"), stack.bucket.as_f64(), 0.0, 1e15, stack.bucket);
+    if slowest && stack.launch.as_secs_f64() > 1.0 {
+        let found = findings.at(&at("launch"), format!("`launch` is {}: no kernel takes so long to launch", stack.launch));
+        findings.report(found);
+    }
+    if stack.reserved_memory > accelerator.memory {
+        let found = findings.at(
+            &at("reserved_memory"),
+            format!("`reserved_memory` is {}, more than the {} of {}", stack.reserved_memory, accelerator.memory, accelerator.name),
+        );
+        findings.report(found);
+    }
+}
+
+fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {
+    let gpus = setup.cluster.gpus;
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, straggler) in setup.stragglers.iter().enumerate() {
+        let at = |field: &str| format!("simulation.stragglers.{index}.{field}");
+        if straggler.gpu >= gpus {
+            let found = findings
+                .at(&at("gpu"), format!("there is no GPU {}", straggler.gpu))
+                .label(format!("the {gpus} GPUs are counted from 0 to {}", gpus.saturating_sub(1)));
+            findings.report(found);
+        } else if !seen.insert(straggler.gpu) {
+            let found = findings.at(&at("gpu"), format!("GPU {} is named twice", straggler.gpu));
+            findings.report(found);
+        }
+        if !(1.0..=1000.0).contains(&straggler.slowdown) {
+            let found = findings
+                .at(&at("slowdown"), format!("`slowdown` is {}; it must be between 1 and 1000", straggler.slowdown))
+                .hint("its kernels take this many times as long: 1.1 is 10 % slower");
+            findings.report(found);
+        }
+    }
+}
+
+fn routing(findings: &mut Findings<'_>, t: &Training) {
+    if let Routing::Lognormal { sigma } = t.routing
+        && !(0.0..=3.0).contains(&sigma)
+    {
+        let found = findings
+            .at(&format!("{TRAINING}.routing.lognormal.sigma"), format!("`sigma` is {sigma}; it must be between 0 and 3"))
+            .hint("it is the standard deviation of the logarithm of a rank's load: 0.1 is about 10 %");
+        findings.report(found);
+    }
+}
+
+fn published(findings: &mut Findings<'_>) {
+    let Some((mfu, tflops)) = findings.published().map(|p| (p.mfu, p.tflops_per_gpu)) else { return };
+    if let Some(mfu) = mfu {
+        super::fraction(findings, "published.mfu", mfu);
+    }
+    if let Some(tflops) = tflops {
+        above(findings, "published.tflops_per_gpu", tflops, 0.0, 1e6, tflops);
+    }
+}
+
+/// A tensor-parallel group stays inside one NVLink domain.
+fn tensor(findings: &mut Findings<'_>, node: &Node, gpus: u32, p: &Parallelism) {
+    let domain = node.scale_up.domain.min(gpus);
+    let tensor = p.tensor;
+    if domain == 0 || domain.is_multiple_of(tensor) {
+        return;
+    }
+    let path = at("tensor");
+    let divisors = divisors_near(domain.into(), tensor.into());
+    if tensor > node.scale_up.domain {
+        let catalogue = Catalogue::builtin();
+        let larger: Vec<&str> = catalogue
+            .names(Section::Nodes)
+            .filter(|name| catalogue.node(name).is_some_and(|n| n.scale_up.domain.is_multiple_of(tensor)))
+            .take(4)
+            .collect();
+        let message = format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
+        let found = findings.at(&path, message).hint(format!("use {}", either(&divisors)));
+        let found = if larger.is_empty() {
+            found
+        } else {
+            found.hint(format!("nodes whose domain fits it: {}", larger.join(", ")))
+        };
+        return findings.report(found);
+    }
+    if tensor > gpus {
+        // The product of the ranks says so.
+        return;
+    }
+    let message = format!("tensor parallelism {tensor} does not divide the NVLink domain of {domain} GPUs, so that groups straddle two domains");
+    let found = findings.at(&path, message).hint(format!("use {}", either(&divisors)));
+    findings.report(found);
+}
+
+fn context(findings: &mut Findings<'_>, t: &Training) {
+    let context = u64::from(t.parallelism.context);
+    if !t.sequence_length.is_multiple_of(context) {
+        let lengths = multiples_near(context, t.sequence_length);
+        let found = findings
+            .at(&at("context"), format!("{context} context-parallel ranks do not divide a sequence of {} tokens", t.sequence_length))
+            .hint(format!("use {} ranks, or a sequence_length of {}", either(&divisors_near(t.sequence_length, context)), either(&lengths)));
+        findings.report(found);
+    }
+}
+
+/// Attention heads and feed-forward width are cut over the tensor-parallel ranks.
+fn heads(findings: &mut Findings<'_>, t: &Training) {
+    let tensor = u64::from(t.parallelism.tensor);
+    let (Attention::Grouped { heads, .. } | Attention::Latent { heads, .. }) = t.model.attention;
+    let widths = [(heads, "attention heads"), (t.model.ffn, "columns of the feed-forward network")];
+    for (width, what) in widths {
+        if width > 0 && !width.is_multiple_of(tensor) {
+            let found = findings
+                .at(&at("tensor"), format!("tensor parallelism {tensor} does not divide the {width} {what} of {}", t.model.name))
+                .hint(format!("divisors near it: {}", either(&divisors_near(width, tensor))));
+            return findings.report(found);
+        }
+    }
+}
+
+/// Layers over model chunks.
+fn chunks(findings: &mut Findings<'_>, t: &Training) {
+    let p = &t.parallelism;
+    let chunks = u64::from(p.pipeline) * u64::from(p.virtual_pipeline);
+    let layers = t.model.layers;
+    let parts = match p.virtual_pipeline {
+        1 => format!("{chunks} pipeline stages"),
+        v => format!("{} pipeline stages x {v} chunks = {chunks} chunks", p.pipeline),
+    };
+    if let Some(list) = &t.layers_per_chunk {
+        let path = format!("{TRAINING}.layers_per_chunk");
+        if list.len() as u64 != chunks {
+            let found = findings
+                .at(&path, format!("`layers_per_chunk` has {} entries for {parts}", list.len()))
+                .hint(format!("write {chunks} numbers that sum to {layers}, in pipeline order"));
+            return findings.report(found);
+        }
+        let sum = list.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
+        if sum != layers {
+            let found = findings
+                .at(&path, format!("`layers_per_chunk` sums to {sum}, but {} has {layers} layers", t.model.name));
+            findings.report(found);
+        }
+    } else if chunks > layers {
+        let path = if p.virtual_pipeline > 1 { at("virtual_pipeline") } else { at("pipeline") };
+        let most = layers / u64::from(p.pipeline);
+        let found = findings
+            .at(&path, format!("{parts} for the {layers} layers of {}", t.model.name))
+            .label("some would be empty");
+        let found = if p.virtual_pipeline > 1 && most > 0 {
+            found.hint(format!("use at most {most}, or say with layers_per_chunk which are empty"))
+        } else {
+            found.hint(format!("use at most {layers} stages"))
+        };
+        findings.report(found);
+    }
+}
+
+/// Experts over expert-parallel ranks.
+fn experts_of_model(findings: &mut Findings<'_>, t: &Training) {
+    let p = &t.parallelism;
+    let Some(moe) = &t.model.moe else {
+        for (field, value) in [("expert", p.expert), ("expert_tensor", p.expert_tensor)] {
+            if value > 1 {
+                let found = findings
+                    .at(&at(field), format!("{} is dense: it has no experts to spread", t.model.name))
+                    .hint(format!("leave `{field}` out"));
+                findings.report(found);
+            }
+        }
+        return;
+    };
+    let expert = u64::from(p.expert);
+    if !moe.experts.is_multiple_of(expert) {
+        let found = findings
+            .at(&at("expert"), format!("{expert} expert-parallel ranks do not divide the {} experts of {}", moe.experts, t.model.name))
+            .hint(format!("divisors near it: {}", either(&divisors_near(moe.experts, expert))));
+        findings.report(found);
+    }
+    let cut = u64::from(p.expert_tensor);
+    if !moe.expert_ffn.is_multiple_of(cut) {
+        let found = findings
+            .at(&at("expert_tensor"), format!("{cut} does not divide the {} columns of one expert", moe.expert_ffn))
+            .hint(format!("divisors near it: {}", either(&divisors_near(moe.expert_ffn, cut))));
+        findings.report(found);
+    }
+}
+
+/// The dimensions that are not 1, as a product.
+fn product_of(parts: &[(&str, u32)]) -> (u64, String) {
+    let product = parts.iter().fold(1u64, |product, (_, n)| product.saturating_mul(u64::from(*n)));
+    let named: Vec<String> = parts.iter().filter(|(_, n)| *n > 1).map(|(name, n)| format!("{name} {n}")).collect();
+    let text = if named.is_empty() { "one rank".to_owned() } else { named.join(" x ") };
+    (product, text)
+}
+
+/// The product of the dimensions is the number of GPUs.
+fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> bool {
+    let p = &setup.training.parallelism;
+    let gpus = u64::from(setup.cluster.gpus);
+    let (others, named) = product_of(&[("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)]);
+    let per_node = u64::from(setup.cluster.node.gpus);
+    let Some(data) = text.parallelism.data else {
+        if gpus.is_multiple_of(others) {
+            return true;
+        }
+        let found = if others > gpus {
+            findings
+                .at(widest(p), format!("{named} is {others} GPUs, but the cluster has {gpus}"))
+                .hint(format!("make the cluster {others} GPUs or a multiple of it, or use fewer ranks"))
+        } else {
+            let found = findings.at(widest(p), format!("{named} = {others} does not divide the {gpus} GPUs of the cluster"));
+            fitting_gpus(gpus, others, per_node, found)
+        };
+        findings.report(found);
+        return false;
+    };
+    let product = others.saturating_mul(u64::from(data));
+    if product == gpus {
+        return true;
+    }
+    let (_, all) = product_of(&[
+        ("tensor", p.tensor),
+        ("context", p.context),
+        ("pipeline", p.pipeline),
+        ("data", data),
+    ]);
+    let found = findings.at(&at("data"), format!("{all} is {product} ranks, but the cluster has {gpus} GPUs"));
+    let found = if gpus.is_multiple_of(others) {
+        found.hint(format!("use data: {}, or leave it out", gpus / others))
+    } else if others > gpus {
+        found.hint(format!("without data it is {others} already: use fewer ranks or more GPUs"))
+    } else {
+        fitting_gpus(gpus, others, per_node, found)
+    };
+    findings.report(found);
+    false
+}
+
+/// The dimension to point at when the product is wrong.
+fn widest(p: &Parallelism) -> &'static str {
+    if p.pipeline > 1 && !p.pipeline.is_power_of_two() || p.pipeline >= p.tensor.max(p.context) {
+        "workload.training.parallelism.pipeline"
+    } else if p.tensor >= p.context {
+        "workload.training.parallelism.tensor"
+    } else {
+        "workload.training.parallelism.context"
+    }
+}
+
+/// Numbers of GPUs that are whole nodes and whole groups.
+fn fitting_gpus(
+    gpus: u64,
+    group: u64,
+    per_node: u64,
+    found: crate::diagnostic::Diagnostic,
+) -> crate::diagnostic::Diagnostic {
+    let step = least_common_multiple(group, per_node.max(1));
+    let near: Vec<u64> = multiples_near(step, gpus).into_iter().filter(|n| *n <= super::hardware::MOST_GPUS).collect();
+    let found = if near.is_empty() { found } else { found.hint(format!("with these groups the cluster could have {} GPUs", either(&near))) };
+    let divisors = divisors_near(gpus, group);
+    found.hint(format!("or make the product {}", either(&divisors)))
+}
+
+fn least_common_multiple(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x.max(1)).saturating_mul(b)
+}
+
+/// Experts are spread over the ranks of one pipeline stage.
+fn expert_ranks(findings: &mut Findings<'_>, setup: &Setup) {
+    let p = &setup.training.parallelism;
+    if setup.training.model.moe.is_none() {
+        return;
+    }
+    let stage = u64::from(setup.cluster.gpus) / u64::from(p.pipeline);
+    let group = u64::from(p.expert) * u64::from(p.expert_tensor);
+    if stage.is_multiple_of(group) {
+        return;
+    }
+    let (_, named) = product_of(&[("expert", p.expert), ("expert_tensor", p.expert_tensor)]);
+    let (field, limit) = if p.expert_tensor > 1 && stage.is_multiple_of(u64::from(p.expert)) {
+        ("expert_tensor", stage / u64::from(p.expert))
+    } else {
+        ("expert", stage / u64::from(p.expert_tensor).max(1))
+    };
+    let value = if field == "expert" { p.expert } else { p.expert_tensor };
+    let message = if group > stage {
+        format!("{named} needs {group} ranks, but a pipeline stage has only {stage}")
+    } else {
+        format!("{named} does not divide the {stage} ranks of a pipeline stage")
+    };
+    let found = findings
+        .at(&at(field), message)
+        .hint(format!("{stage} = {} GPUs / {} stages; use {}", setup.cluster.gpus, p.pipeline, either(&divisors_near(limit.max(1), value.into()))));
+    findings.report(found);
+}
+
+fn zero_group(findings: &mut Findings<'_>, t: &Training) {
+    let p = &t.parallelism;
+    let Some(group) = p.zero_group else { return };
+    let ranks = u64::from(p.data) * u64::from(p.context);
+    if !ranks.is_multiple_of(group.into()) {
+        let found = findings
+            .at(&at("zero_group"), format!("a ZeRO group of {group} does not divide the {ranks} data-parallel ranks"))
+            .hint(format!("divisors near it: {}", either(&divisors_near(ranks, group.into()))));
+        findings.report(found);
+    } else if p.zero == Zero::Stage0 {
+        let found = findings
+            .at(&at("zero_group"), "`zero_group` has nothing to shard: `zero` is 0")
+            .hint("use zero: 1, 2 or 3, or leave `zero_group` out");
+        findings.report(found);
+    }
+}
+
+/// The batch divides into micro-batches.
+fn batch(findings: &mut Findings<'_>, t: &Training) -> bool {
+    let data = u64::from(t.parallelism.data);
+    let step = data.saturating_mul(t.micro_batch);
+    let batch = t.global_batch;
+    if batch.is_multiple_of(step) {
+        return true;
+    }
+    let path = format!("{TRAINING}.global_batch");
+    let per_micro = if t.micro_batch == 1 { String::new() } else { format!(" x micro_batch {}", t.micro_batch) };
+    let found = findings
+        .at(&path, format!("a global batch of {batch} sequences does not divide by data {data}{per_micro}"))
+        .label(format!("a multiple of {step}"))
+        .hint(format!("nearest: {}", either(&multiples_near(step, batch))));
+    let found = if t.micro_batch > 1 && batch.is_multiple_of(data) {
+        let micro = divisors_near(batch / data, t.micro_batch);
+        found.hint(format!("or a micro_batch of {}", either(&micro)))
+    } else {
+        found
+    };
+    findings.report(found);
+    false
+}
+
+/// What a schedule needs of stages and micro-batches.
+fn schedule(findings: &mut Findings<'_>, t: &Training) {
+    let p = &t.parallelism;
+    let stages = u64::from(p.pipeline);
+    let micro_batches = t.micro_batches();
+    let path = format!("{TRAINING}.schedule");
+    let batch_path = format!("{TRAINING}.global_batch");
+    let step = u64::from(p.data) * t.micro_batch;
+    let name = match t.schedule {
+        Schedule::Gpipe => "gpipe",
+        Schedule::OneForwardOneBackward => "1f1b",
+        Schedule::ZeroBubbleH1 => "zb-h1",
+        Schedule::ZeroBubbleH2 => "zb-h2",
+        Schedule::Dualpipe => "dualpipe",
+    };
+    let interleaves = matches!(t.schedule, Schedule::OneForwardOneBackward);
+    if p.virtual_pipeline > 1 && !interleaves {
+        let found = findings
+            .at(&at("virtual_pipeline"), format!("{name} does not interleave model chunks"))
+            .hint("leave `virtual_pipeline` out, or use schedule: 1f1b");
+        findings.report(found);
+    } else if p.virtual_pipeline > 1 && stages == 1 {
+        let found = findings
+            .at(&at("virtual_pipeline"), "there is nothing to interleave: the pipeline has one stage")
+            .hint("leave `virtual_pipeline` out, or use more pipeline stages");
+        findings.report(found);
+    } else if p.virtual_pipeline > 1 && !micro_batches.is_multiple_of(stages) {
+        let batches = multiples_near(step.saturating_mul(stages), t.global_batch);
+        let found = findings
+            .at(&batch_path, format!("{micro_batches} micro-batches do not divide into rounds of {stages}, which interleaving needs"))
+            .label(format!("{} sequences / (data {} x micro_batch {}) = {micro_batches}", t.global_batch, p.data, t.micro_batch))
+            .hint(format!("nearest global_batch that does: {}", either(&batches)));
+        findings.report(found);
+    }
+    if t.schedule == Schedule::Dualpipe {
+        if stages < 2 || !stages.is_multiple_of(2) {
+            let found = findings
+                .at(&path, format!("dualpipe folds the pipeline in two, which {stages} stage{} cannot", if stages == 1 { "" } else { "s" }))
+                .hint("use an even number of pipeline stages, or schedule: 1f1b");
+            findings.report(found);
+        } else if micro_batches < 2 * stages || !micro_batches.is_multiple_of(2) {
+            let unit = step.saturating_mul(2);
+            let least = step.saturating_mul(2 * stages);
+            let near: Vec<u64> = if t.global_batch < least {
+                vec![least]
+            } else {
+                multiples_near(unit, t.global_batch)
+            };
+            let found = findings
+                .at(&batch_path, format!("dualpipe needs an even number of micro-batches, at least {} for {stages} stages; these are {micro_batches}", 2 * stages))
+                .label(format!("{} sequences / (data {} x micro_batch {})", t.global_batch, p.data, t.micro_batch))
+                .hint(format!("nearest global_batch: {}", either(&near)));
+            findings.report(found);
+        }
+    }
+}
+
+/// A step that can be simulated.
+fn passes(findings: &mut Findings<'_>, t: &Training) {
+    let layers = t.model.layers.div_ceil(u64::from(t.parallelism.pipeline));
+    let passes = t.micro_batches().saturating_mul(2).saturating_mul(layers);
+    if passes > MOST_PASSES {
+        let found = findings
+            .at(
+                &format!("{TRAINING}.global_batch"),
+                format!("{} micro-batches through {layers} layers are {passes} passes for one rank to simulate", t.micro_batches()),
+            )
+            .label(format!("at most {MOST_PASSES}"))
+            .hint("use a smaller global_batch, a larger micro_batch, or more data-parallel ranks");
+        findings.report(found);
+    }
+}
