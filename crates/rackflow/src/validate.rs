@@ -185,7 +185,7 @@ impl Validation {
         let outcomes: Vec<Result<Row, LeftOut>> = pool.install(|| {
             wanted
                 .into_par_iter()
-                .map(|run| compare(run, &catalogue, args.all_qualities))
+                .map(|run| compare(run, catalogue, args.all_qualities))
                 .collect()
         });
         let mut validation = Self {
@@ -489,7 +489,8 @@ impl Columns {
     fn markdown(&self, left: usize) -> String {
         let mut out = String::new();
         for (index, row) in self.rows.iter().enumerate() {
-            let _ = writeln!(out, "| {} |", row.join(" | "));
+            let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            let _ = writeln!(out, "| {} |", cells.join(" | "));
             if index == 0 {
                 let rule = (0..row.len()).map(|column| if column < left { "---" } else { "---:" });
                 let _ = writeln!(out, "| {} |", rule.collect::<Vec<_>>().join(" | "));

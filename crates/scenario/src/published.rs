@@ -397,7 +397,7 @@ mod tests {
         let unusable: Vec<String> = runs
             .iter()
             .filter(|run| !run.replay)
-            .filter_map(|run| Some(format!("{}: {}", run.id, setup(run, &catalogue).err()?)))
+            .filter_map(|run| Some(format!("{}: {}", run.id, setup(run, catalogue).err()?)))
             .collect();
         assert_eq!(
             unusable,
@@ -414,7 +414,7 @@ mod tests {
             .expect("enough");
         assert_eq!(least.quality, Quality::C);
         assert_eq!(
-            setup(&least, &Catalogue::builtin()).unwrap_err().reason,
+            setup(&least, Catalogue::builtin()).unwrap_err().reason,
             "dimensions not published"
         );
         let check = |text: &str, expected: &str| {
@@ -482,7 +482,7 @@ mod tests {
             let mut value: serde_json::Value = serde_json::from_str(line).expect("undamaged");
             damaged(&mut value, &mut state);
             for run in read(&value.to_string()).into_iter().flatten() {
-                let _ = setup(&run, &catalogue);
+                let _ = setup(&run, catalogue);
             }
         }
         // Damage below the level of JSON: a line cut anywhere.

@@ -663,7 +663,7 @@ fn cluster(
             Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
         node.name = format!("{} with {total} Gbit/s", node.name);
     }
-    if gpus > node.gpus && gpus % node.gpus != 0 {
+    if gpus > node.gpus && !gpus.is_multiple_of(node.gpus) {
         shrink_domain(&mut node, gpus, assumed)?;
     }
     Ok(Cluster {
@@ -748,7 +748,7 @@ fn shrink_domain(node: &mut Node, gpus: u32, assumed: &mut Vec<String>) -> Resul
     let used = (1..=full)
         .rev()
         .filter(|n| full <= 8 || n % 4 == 0)
-        .find(|n| gpus % n == 0 && n * 2 > full);
+        .find(|n| gpus.is_multiple_of(*n) && n * 2 > full);
     let Some(used) = used.filter(|_| full > 8) else {
         return Err(Unusable {
             reason: "GPUs do not fill nodes evenly",

@@ -29,7 +29,7 @@ fn whole(value: &Value, path: &[&str]) -> Option<u64> {
     let n = value
         .as_f64()
         .or_else(|| value.as_str()?.trim().parse().ok())?;
-    (n >= 0.0 && n <= 1e15 && n.fract() == 0.0).then_some(n as u64)
+    ((0.0..=1e15).contains(&n) && n.fract() == 0.0).then_some(n as u64)
 }
 
 fn count(value: &Value, path: &[&str]) -> Option<u32> {
