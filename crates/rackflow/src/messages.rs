@@ -24,8 +24,13 @@ fn paint(line: &str) -> String {
     if let Some(rest) = line.strip_prefix("  --> ") {
         return format!("  {} {rest}", ink(BLUE, "-->"));
     }
-    if let Some(rest) = line.strip_prefix("  hint: ") {
-        return format!("  {} {rest}", ink(GREEN, "hint:"));
+    for (word, code) in [("hint:", GREEN), ("needs:", BLUE)] {
+        if let Some(rest) = line
+            .strip_prefix("  ")
+            .and_then(|line| line.strip_prefix(word))
+        {
+            return format!("  {}{rest}", ink(code, word));
+        }
     }
     // The gutter of a quoted line, and whether it is the one that underlines.
     match line.split_once(" |") {

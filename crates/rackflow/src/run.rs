@@ -46,7 +46,9 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
         match outcome {
             Ok(_) => files::print(&format!("{scenario}: ok\n"))?,
             Err(Failure::Input(text)) => {
+                let gap = if wrong > 0 { "\n" } else { "" };
                 wrong += 1;
+                let text = format!("{gap}{text}");
                 files::tell(&messages::draw(&text, terminal::colored_messages(color)));
             }
             Err(other) => return Err(other),
@@ -70,11 +72,23 @@ fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
 
 /// A refusal that concerns the scenario as a whole, drawn like those that concern one line.
 fn refusal(error: &PlanError, source: &str) -> Failure {
-    let mut text = format!("error: {error}\n  --> {source}");
-    if let PlanError::DoesNotFit { hints, .. } = error {
-        for hint in hints {
-            text.push_str(&format!("\n  hint: it would fit with {hint}"));
-        }
+    let PlanError::DoesNotFit {
+        stage,
+        needed,
+        capacity,
+        arithmetic,
+        hints,
+    } = error
+    else {
+        return Failure::Input(format!("error: {error}\n  --> {source}"));
+    };
+    let stage = stage + 1;
+    let mut text = format!(
+        "error: the plan does not fit into memory: a GPU of stage {stage} needs {needed} and has {capacity}\n  \
+         --> {source}\n  needs: {arithmetic}"
+    );
+    for hint in hints {
+        text.push_str(&format!("\n  hint: it would fit with {hint}"));
     }
     Failure::Input(text)
 }

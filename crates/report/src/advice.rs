@@ -161,7 +161,10 @@ fn memory_bound(facts: &Facts) -> String {
         (stack.fused_activation, "the activation function"),
         (stack.fused_rope, "rotary embedding"),
         (stack.fused_cross_entropy, "cross-entropy"),
-        (stack.fused_quantization, "quantisation"),
+        (
+            stack.fused_quantization || facts.native.bits() > 8,
+            "quantisation",
+        ),
         (
             stack.fused_router || facts.training.model.moe.is_none(),
             "the router",
@@ -227,12 +230,19 @@ fn recomputation(facts: &Facts) -> String {
         }
         _ => "Recompute less",
     };
-    let mut ways = vec![format!("{less}: the fullest stage has {free} free")];
-    if facts.training.parallelism.zero < Zero::Stage2 && facts.training.parallelism.data > 1 {
-        ways.push("a higher ZeRO stage frees more".into());
+    if free.as_f64() > 0.1 * facts.memory_capacity.as_f64() {
+        return format!(
+            "{less}: {free} of {} are free on the fullest GPU.",
+            facts.memory_capacity
+        );
     }
-    ways.push("so does a GPU with more memory".into());
-    format!("{}.", ways.join("; "))
+    let sharded = facts.training.parallelism.zero >= Zero::Stage2;
+    let room = if sharded || facts.training.parallelism.data == 1 {
+        "more pipeline stages or a GPU with more memory make"
+    } else {
+        "a higher ZeRO stage, more pipeline stages or a GPU with more memory make"
+    };
+    format!("{less}; only {free} are free on the fullest GPU, so {room} room first.")
 }
 
 fn bubble(facts: &Facts) -> String {

@@ -188,7 +188,11 @@ fn cluster(facts: &Facts) -> Cluster {
     Cluster {
         node: facts.cluster.node.name.clone(),
         accelerator: facts.cluster.node.accelerator.name.clone(),
-        fabric: fabric(&facts.cluster.fabric),
+        fabric: if facts.cluster.gpus <= facts.cluster.node.gpus {
+            "one node".into()
+        } else {
+            fabric(&facts.cluster.fabric)
+        },
         gpus: facts.cluster.gpus.into(),
         racks: facts.racks.len() as u64,
         gpus_per_rack: fullest.unwrap_or(0),

@@ -161,21 +161,13 @@ fn memory(page: &mut Page<'_>, report: &Report) {
     let gb = |bytes: u64| number(bytes as f64 / 1e9, 1);
     let stage = if memory.stages > 1 {
         format!(
-            ", on the fullest stage ({} of {})",
+            " on stage {} of {}, the fullest",
             memory.stage + 1,
             memory.stages
         )
     } else {
-        String::new()
+        " per GPU".to_owned()
     };
-    page.entry(
-        "memory",
-        &format!(
-            "{} of {} GB per GPU{stage}:",
-            gb(memory.total),
-            gb(memory.capacity)
-        ),
-    );
     let parts = [
         ("weights", memory.weights),
         ("gradients", memory.gradients),
@@ -184,12 +176,19 @@ fn memory(page: &mut Page<'_>, report: &Report) {
         ("buffers", memory.buffers),
         ("reserved", memory.reserved),
     ];
-    let parts: Vec<String> = parts
-        .iter()
-        .filter(|(_, bytes)| *bytes > 0)
+    let present = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<String> = present
         .map(|(name, bytes)| format!("{name} {}", gb(*bytes)))
         .collect();
-    page.entry("", &parts.join(" · "));
+    page.entry(
+        "memory",
+        &format!(
+            "{} of {} GB{stage}: {}",
+            gb(memory.total),
+            gb(memory.capacity),
+            parts.join(", ")
+        ),
+    );
 }
 
 fn results(page: &mut Page<'_>, report: &Report) {
@@ -230,7 +229,7 @@ fn utilisation(page: &mut Page<'_>, report: &Report) {
             .map(|(_, cell)| format!("{cell:>CELL$}"))
             .collect()
     };
-    let of = |metric: &str, format: &str| format!("{metric} of {format}");
+    let of = |metric: &str, format: &str| format!("{metric}, {format}");
     let head = row([
         "TFLOP/s/GPU".into(),
         of("MFU", "bf16"),
@@ -544,8 +543,8 @@ fn published(page: &mut Page<'_>, report: &Report) {
             "step_time_s" => "step time".to_owned(),
             _ => {
                 let what = match metric.split('_').next() {
-                    Some("mfu") => "MFU of bf16",
-                    Some("hfu") => "HFU of bf16",
+                    Some("mfu") => "MFU of bf16 peak",
+                    Some("hfu") => "HFU of bf16 peak",
                     Some("hardware") => "TFLOP/s/GPU with recomputation",
                     _ => "TFLOP/s/GPU",
                 };

@@ -3,21 +3,12 @@
 use rackflow_plan::{
     Accounts, Cause, CommKind, Facts, Fidelity, MemoryUse, RankOrder, Setup, StageFacts,
 };
+use rackflow_scenario::Catalogue;
 use rackflow_simulator::{ClassRecord, EngineRecord, Record};
-use rackflow_topology::{
-    Accelerator, AttentionRate, AttentionRates, ByPrecision, Cluster, Fabric, Level, Measured,
-    MultiPlaneFatTree, Nic, Node, Rack,
-};
-use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration};
+use rackflow_topology::{Cluster, Level};
+use rackflow_units::{Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
-    Activation, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap,
-    Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
-};
-
-const RATE: AttentionRate = AttentionRate {
-    forward: 0.7,
-    backward: 0.55,
-    forward_fp8: None,
+    Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero,
 };
 
 /// What one class of ranks did, as thousandths of the step by cause; the rest is useful math.
@@ -159,132 +150,34 @@ fn facts() -> Facts {
     }
 }
 
+/// Hardware and work are those of the catalogue; what these tests rely on is set here.
 fn cluster() -> Cluster {
-    let accelerator = Accelerator {
-        name: "h800-sxm".into(),
-        sms: 132,
-        clock: Frequency::from_hertz(1830e6),
-        peak: ByPrecision {
-            bf16: FlopRate::from_flops_per_sec(989.5e12),
-            fp8: Some(FlopRate::from_flops_per_sec(1979e12)),
-            fp4: None,
-        },
-        vector: FlopRate::from_flops_per_sec(67e12),
-        exponentials_per_sm_clock: 16,
-        memory: Bytes::new(80_000_000_000),
-        memory_bandwidth: Bandwidth::from_gigabytes_per_sec(3350),
-        l2: Bytes::new(50_000_000),
-        host_bandwidth: Bandwidth::from_gigabytes_per_sec(64),
-        power: Power::from_watts(700.0),
-        price: None,
-        measured: Measured {
-            gemm: ByPrecision {
-                bf16: 0.75,
-                fp8: Some(0.7),
-                fp4: None,
-            },
-            attention: AttentionRates {
-                flash1: RATE,
-                flash2: RATE,
-                best: RATE,
-            },
-            memory: 0.9,
-            kernel_floor: SimDuration::from_micros(2),
-        },
-        sources: Default::default(),
-    };
+    let mut node = Catalogue::builtin()
+        .node("hgx-h800")
+        .expect("a shipped node");
+    node.rack.gpus = 32;
+    let fabric = Catalogue::builtin()
+        .fabric("deepseek-mpft")
+        .expect("a shipped fabric")
+        .clone();
     Cluster {
-        node: Node {
-            name: "hgx-h800".into(),
-            accelerator,
-            gpus: 8,
-            scale_up: serde_json::from_value(serde_json::json!({
-                "domain": 8, "bandwidth": "200 GB/s", "efficiency": 0.9, "collective_efficiency": 0.8,
-                "latency": "1 us",
-            }))
-            .expect("the other fields have defaults"),
-            nic: Nic {
-                count: 8,
-                rate: Bandwidth::from_gigabits_per_sec(400),
-                efficiency: 0.95,
-                latency: SimDuration::from_micros(3),
-            },
-            rack: Rack { gpus: 32, power: Power::from_watts(44_000.0) },
-            sources: Default::default(),
-        },
+        node,
         gpus: 2048,
-        fabric: Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
-            planes: 8,
-            radix: 64,
-            link: None,
-            load_balance: 1.0,
-            hop: SimDuration::from_nanos(300),
-        }),
+        fabric,
     }
 }
 
 fn training() -> Training {
+    let catalogue = Catalogue::builtin();
+    let mut stack = catalogue
+        .stack("deepseek-hai-llm")
+        .expect("a shipped stack")
+        .clone();
+    stack.fused_quantization = false;
+    stack.overlap.expert = true;
     Training {
-        model: Model {
-            name: "deepseek-v3".into(),
-            layers: 61,
-            hidden: 7168,
-            attention: Attention::Latent {
-                heads: 128,
-                q_lora_rank: Some(1536),
-                kv_lora_rank: 512,
-                qk_nope_head_dim: 128,
-                qk_rope_head_dim: 64,
-                v_head_dim: 128,
-            },
-            ffn: 18432,
-            gated: true,
-            moe: Some(MoE {
-                experts: 256,
-                top_k: 8,
-                expert_ffn: 2048,
-                shared_ffn: 2048,
-                first_dense_layers: 3,
-                every: 1,
-            }),
-            vocab: 129_280,
-            tied_embeddings: false,
-            learned_positions: 0,
-            biases: false,
-            mtp: None,
-            sources: Default::default(),
-        },
-        stack: SoftwareStack {
-            name: "deepseek-hai-llm".into(),
-            date: "2024-12".into(),
-            launch: SimDuration::from_micros(4),
-            cuda_graphs: CudaGraphs::None,
-            attention: AttentionKernel::Best,
-            fused_norms: true,
-            fused_activation: true,
-            fused_rope: true,
-            fused_cross_entropy: true,
-            fused_quantization: false,
-            fused_router: true,
-            grouped_gemm: true,
-            overlap: Overlap {
-                gradient_reduce: true,
-                parameter_gather: true,
-                tensor: false,
-                pipeline: true,
-                expert: true,
-                shared_expert: true,
-            },
-            dispatcher: ExpertDispatcher::DeepEp,
-            communication_sms: 20,
-            dispatch_sms: 20,
-            gradient_bytes: 4,
-            optimizer_bytes: 8,
-            parameter_gather_bytes: 2,
-            bucket: Bytes::new(100_000_000),
-            reserved_memory: Bytes::new(6_000_000_000),
-            sources: Default::default(),
-        },
+        model: catalogue.model("deepseek-v3").expect("a shipped model").clone(),
+        stack,
         recipe: Recipe::Fp8Blockwise,
         sequence_length: 4096,
         global_batch: 15360,
