@@ -39,12 +39,9 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
 pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
     let mut wrong = 0;
     for scenario in scenarios {
-        let outcome = input::read(scenario).and_then(|text| {
-            let resolved = input::resolve(&text)?;
-            plan(&resolved).map(|plan| plan.setup.name)
-        });
+        let outcome = input::read(scenario).and_then(|text| plan(&input::resolve(&text)?));
         match outcome {
-            Ok(_) => files::print(&format!("{scenario}: ok\n"))?,
+            Ok(plan) => files::print(&format!("{scenario}: ok, {}\n", in_short(&plan)))?,
             Err(Failure::Input(text)) => {
                 let gap = if wrong > 0 { "\n" } else { "" };
                 wrong += 1;
@@ -61,6 +58,20 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
             "{wrong} of {all} scenarios cannot be run"
         ))),
     }
+}
+
+/// What a plan comes to: "2,048 GPUs, 61.2 GB of 80 GB on the fullest".
+fn in_short(plan: &Plan) -> String {
+    let fullest = plan
+        .facts
+        .stages
+        .iter()
+        .map(|stage| stage.memory.total())
+        .max()
+        .unwrap_or_default();
+    let gpus = plan.facts.cluster.gpus;
+    let capacity = plan.facts.memory_capacity;
+    format!("{gpus} GPUs, {fullest} of {capacity} on the fullest")
 }
 
 /// Compiles the setup and holds it against the memory of one GPU.

@@ -390,7 +390,12 @@ fn one_bad_file_among_good_ones_fails_the_check_and_the_good_are_named() {
     let output = rackflow(&["check", QUICK, "no-such-file.yaml", MAIN_JOB]);
     assert_eq!(output.status.code(), Some(2));
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(stdout, format!("{QUICK}: ok\n{MAIN_JOB}: ok\n"));
+    let good: Vec<&str> = stdout
+        .lines()
+        .filter_map(|line| line.split_once(": ok, "))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(good, [QUICK, MAIN_JOB]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 3 scenarios cannot be run"));
 }
 
