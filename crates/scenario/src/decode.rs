@@ -18,11 +18,33 @@ pub(crate) struct DecodeError {
     label: String,
     hints: Vec<String>,
     span: Option<Span>,
+    /// A message that still lacks the name of the mapping or value it speaks of.
+    fault: Option<Fault>,
+}
+
+/// What serde's derives report without saying where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    UnknownKey,
+    UnknownValue,
+    Missing,
 }
 
 impl DecodeError {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), label: String::new(), hints: Vec::new(), span: None }
+        Self { message: message.into(), label: String::new(), hints: Vec::new(), span: None, fault: None }
+    }
+
+    /// Completes the message with the name of what is wrong. The first name is the innermost.
+    fn of(mut self, name: &str) -> Self {
+        if let Some(fault) = self.fault.take() {
+            self.message += &match fault {
+                Fault::UnknownKey => format!(" in {}", quoted(name)),
+                Fault::UnknownValue => format!(" for {}", quoted(name)),
+                Fault::Missing => format!(" from {}", quoted(name)),
+            };
+        }
+        self
     }
 
     /// An error of the caller's own.
@@ -76,15 +98,15 @@ impl de::Error for DecodeError {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        unknown("key", field, expected)
+        unknown(Fault::UnknownKey, field, expected)
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        unknown("value", variant, expected)
+        unknown(Fault::UnknownValue, variant, expected)
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::new(format!("`{field}` is missing"))
+        Self { fault: Some(Fault::Missing), ..Self::new(format!("`{field}` is missing")) }
     }
 }
 
@@ -100,8 +122,18 @@ fn spoken(unexpected: de::Unexpected<'_>) -> String {
     }
 }
 
-fn unknown(what: &str, word: &str, expected: &[&str]) -> DecodeError {
-    let found = DecodeError::new(format!("unknown {what} `{}`", shorten(word)));
+/// What the whole document is called.
+pub(crate) const ROOT: &str = "the scenario";
+
+/// The name of a key as it is typed; the whole document has none.
+fn quoted(name: &str) -> String {
+    if name == ROOT { name.to_owned() } else { format!("`{name}`") }
+}
+
+fn unknown(fault: Fault, word: &str, expected: &[&str]) -> DecodeError {
+    let what = if fault == Fault::UnknownKey { "key" } else { "value" };
+    let mut found = DecodeError::new(format!("unknown {what} `{}`", shorten(word)));
+    found.fault = Some(fault);
     let quoted: Vec<String> = expected.iter().map(|word| format!("`{word}`")).collect();
     let found = match suggest::closest(word, expected.iter().copied()) {
         Some(meant) => found.label(format!("did you mean `{meant}`?")),
@@ -130,11 +162,15 @@ pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeEr
         return found;
     }
     let near = catalogue::nearest(section, name);
-    match near.split_first() {
-        Some((meant, [])) => found.label(format!("did you mean `{meant}`?")),
-        Some((meant, others)) => found
-            .label(format!("did you mean `{meant}`?"))
-            .hint(format!("others that are near: {}", others.join(", "))),
+    let spelled = suggest::closest(name, catalogue.names(section));
+    let found = match spelled {
+        Some(meant) => found.label(format!("did you mean `{meant}`?")),
+        None => found,
+    };
+    let others: Vec<&str> = near.iter().copied().filter(|name| Some(*name) != spelled).collect();
+    match spelled {
+        _ if !others.is_empty() => found.hint(format!("{section} with a like name: {}", others.join(", "))),
+        Some(_) => found,
         None => {
             let names: Vec<&str> = catalogue.names(section).collect();
             found.hint(format!("known {section}: {}", names.join(", ")))
@@ -200,16 +236,17 @@ impl<'t> Decoder<'t> {
     fn wrong(&self, wanted: &str) -> DecodeError {
         let found = match &self.node.value {
             _ if self.node.is_null() => {
-                return DecodeError::new(format!("`{}` has no value", self.name))
+                return DecodeError::new(format!("{} has no value", quoted(self.name)))
                     .label(format!("expected {wanted}"))
                     .at(self.span());
             }
             Value::Scalar { text, .. } => format!("\"{}\"", shorten(text)),
             Value::Sequence(_) => "a list".to_owned(),
+            Value::Mapping(entries) if entries.is_empty() => "an empty mapping".to_owned(),
             Value::Mapping(_) => "a mapping".to_owned(),
         };
         let place = self.span();
-        DecodeError::new(format!("`{}` must be {wanted}, not {found}", self.name)).at(place)
+        DecodeError::new(format!("{} must be {wanted}, not {found}", quoted(self.name))).at(place)
     }
 
     fn scalar(&self, wanted: &str) -> Result<&'t str, DecodeError> {
@@ -259,7 +296,7 @@ impl<'t> Decoder<'t> {
 
     fn mapping(&self, fields: &'static [&'static str]) -> Result<Mapping<'t>, DecodeError> {
         match &self.node.value {
-            Value::Mapping(entries) => Ok(Mapping { entries: entries.iter(), value: None, fields }),
+            Value::Mapping(entries) => Ok(Mapping { entries: entries.iter(), value: None, fields, owner: self.name }),
             _ => {
                 let error = self.wrong("a mapping");
                 Err(match fields {
@@ -276,7 +313,7 @@ impl<'t> Decoder<'t> {
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         let mapping = self.mapping(fields)?;
-        visitor.visit_map(mapping).map_err(|error| error.at(self.at))
+        visitor.visit_map(mapping).map_err(|error| error.of(self.name).at(self.at))
     }
 }
 
@@ -301,7 +338,7 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
             Value::Sequence(items) => visitor.visit_seq(Items { items: items.iter(), name: self.name }),
             Value::Mapping(_) => return self.visit_mapping(&[], visitor),
         }
-        .map_err(|error| error.at(span))
+        .map_err(|error| error.of(self.name).at(span))
     }
 
     whole_numbers! {
@@ -411,21 +448,25 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        let choices = || suggest::either(variants);
+        let choices = || match variants {
+            [only] => format!("a mapping with the key `{only}`"),
+            _ => suggest::either(variants),
+        };
         let (variant, span, content) = match &self.node.value {
             Value::Scalar { text, .. } if !self.node.is_null() => (text.as_str(), self.node.span, None),
             Value::Mapping(entries) => match entries.as_slice() {
                 [(key, node)] => (key.text.as_str(), key.span, Some((key, node))),
-                [] => return Err(self.wrong(&format!("one of {}", choices()))),
+                [] => return Err(self.wrong(&choices())),
                 [_, (second, _), ..] => {
-                    return Err(DecodeError::new(format!("`{}` takes one of {}, not several", self.name, choices()))
+                    let all = suggest::either(variants);
+                    return Err(DecodeError::new(format!("`{}` takes one key, {all}, and no second", self.name))
                         .label("one too many")
                         .at(second.span));
                 }
             },
             _ => return Err(self.wrong(&choices())),
         };
-        visitor.visit_enum(Variant { variant, span, content }).map_err(|error| error.at(span))
+        visitor.visit_enum(Variant { variant, span, content, owner: self.name }).map_err(|error| error.at(span))
     }
 
     fn deserialize_bytes<V: Visitor<'t>>(self, _: V) -> Result<V::Value, DecodeError> {
@@ -451,6 +492,7 @@ struct Mapping<'t> {
     value: Option<&'t (Key, Node)>,
     /// The keys that the type knows; empty where it takes any.
     fields: &'static [&'static str],
+    owner: &'t str,
 }
 
 impl<'t> MapAccess<'t> for Mapping<'t> {
@@ -460,11 +502,11 @@ impl<'t> MapAccess<'t> for Mapping<'t> {
         let Some(entry) = self.entries.next() else { return Ok(None) };
         let (key, _) = entry;
         if !self.fields.is_empty() && !self.fields.contains(&key.text.as_str()) {
-            return Err(unknown("key", &key.text, self.fields).at(key.span));
+            return Err(unknown(Fault::UnknownKey, &key.text, self.fields).of(self.owner).at(key.span));
         }
         self.value = Some(entry);
         let key_text: de::value::StrDeserializer<'_, DecodeError> = key.text.as_str().into_deserializer();
-        seed.deserialize(key_text).map(Some).map_err(|error| error.at(key.span))
+        seed.deserialize(key_text).map(Some).map_err(|error| error.of(self.owner).at(key.span))
     }
 
     fn next_value_seed<V: DeserializeSeed<'t>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
@@ -493,6 +535,7 @@ struct Variant<'t> {
     variant: &'t str,
     span: Span,
     content: Option<(&'t Key, &'t Node)>,
+    owner: &'t str,
 }
 
 impl<'t> Variant<'t> {
@@ -512,7 +555,7 @@ impl<'t> EnumAccess<'t> for Variant<'t> {
 
     fn variant_seed<V: DeserializeSeed<'t>>(self, seed: V) -> Result<(V::Value, Self), DecodeError> {
         let name: de::value::StrDeserializer<'_, DecodeError> = self.variant.into_deserializer();
-        let value = seed.deserialize(name).map_err(|error| error.at(self.span))?;
+        let value = seed.deserialize(name).map_err(|error| error.of(self.owner).at(self.span))?;
         Ok((value, self))
     }
 }

@@ -30,7 +30,7 @@ pub struct Scenario {
 pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>> {
     let source = Source { name: source_name.into(), text: text.into() };
     let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
-    let document = decode::decode(&tree, "the scenario", tree.place(""))
+    let document = decode::decode(&tree, decode::ROOT, tree.place(""))
         .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
     Ok(Scenario { source, tree, document })
 }

@@ -38,6 +38,12 @@ fn like<T: JsonSchema>(section: Section, generator: &mut SchemaGenerator) -> Val
     let schema = T::json_schema(generator).to_value();
     let mut properties = schema.get("properties").cloned().unwrap_or_else(|| json!({}));
     if let Some(properties) = properties.as_object_mut() {
+        // What is itself a mapping may be changed field by field.
+        for property in properties.values_mut() {
+            if ["$ref", "anyOf"].iter().any(|key| property.get(key).is_some()) {
+                *property = json!({ "anyOf": [property.take(), { "type": "object" }] });
+            }
+        }
         properties.insert("like".to_owned(), names(section));
     }
     json!({

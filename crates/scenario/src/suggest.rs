@@ -127,19 +127,27 @@ fn distance(word: &str, candidate: &str) -> Option<usize> {
 
 /// The candidate that `word` most likely stands for.
 pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> Option<&'c str> {
-    let spelled = candidates
+    let bare_word = bare(word);
+    let same = |candidate: &&str| bare(candidate) == bare_word && !bare_word.is_empty();
+    let meant = |candidate: &&str| {
+        SYNONYMS.iter().any(|(said, ours)| bare(said) == bare_word && ours == candidate)
+    };
+    // `domain_size` for `domain`.
+    let longer = |candidate: &&str| {
+        candidate.len() >= 4
+            && word.strip_prefix(candidate).is_some_and(|rest| rest.starts_with(['_', '-', ' ']))
+    };
+    candidates
         .clone()
         .into_iter()
-        .filter_map(|candidate| Some((distance(word, candidate)?, candidate)))
-        .min_by_key(|(distance, _)| *distance);
-    if let Some((_, candidate)) = spelled {
-        return Some(candidate);
-    }
-    let word = bare(word);
-    let meant = |candidate: &&str| {
-        SYNONYMS.iter().any(|(said, ours)| bare(said) == word && ours == candidate)
-    };
-    candidates.into_iter().find(meant)
+        .find(same)
+        .or_else(|| candidates.clone().into_iter().find(meant))
+        .or_else(|| {
+            let spelled = candidates.clone().into_iter();
+            let ranked = spelled.filter_map(|candidate| Some((distance(word, candidate)?, candidate)));
+            ranked.min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
+        })
+        .or_else(|| candidates.into_iter().find(longer))
 }
 
 /// Up to `most` candidates that resemble `word`: misspellings first, then those that share a part.

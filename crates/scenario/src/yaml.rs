@@ -147,6 +147,16 @@ impl Node {
     }
 }
 
+/// What the scanner says, and what usually is behind it.
+const SCAN_HINTS: &[(&str, &str)] = &[
+    ("simple key expected", "a key is followed by a colon and a space, as in `gpus: 64`"),
+    ("mapping values are not allowed", "the line does not line up with the one above it, or has a second colon"),
+    ("unexpected character", "put quotes around text that begins with a sign"),
+    ("unknown anchor", "`*name` repeats a value that was marked `&name` before; put quotes around it if it is text"),
+    ("unclosed quote", "the quote that opens here is not closed"),
+    ("unclosed bracket", "the bracket that opens here is not closed"),
+];
+
 /// Bytes of the longest text that is read.
 const LONGEST_TEXT: usize = 4 << 20;
 /// Nodes of the largest tree, aliases expanded.
@@ -208,10 +218,17 @@ impl<'s> Composer<'s> {
 
     fn scan_error(&self, error: &ScanError) -> Diagnostic {
         let at = error.marker().byte_offset().unwrap_or(0).min(self.source.text.len());
-        let found = Diagnostic::error(self.source, Span { offset: at, len: 1 }, format!("this is not YAML: {}", error.info()));
+        let info = error.info();
+        let found = Diagnostic::error(self.source, Span { offset: at, len: 1 }, format!("this is not YAML: {info}"));
         let line = self.source.text.lines().nth(found.line - 1).unwrap_or_default();
-        if line.trim_start_matches(' ').starts_with('\t') {
-            return found.hint("YAML is indented with spaces, not with tabs");
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if indent.contains('\t') {
+            return found.hint("indent with spaces, not with tabs");
+        }
+        for (what, hint) in SCAN_HINTS {
+            if info.contains(what) {
+                return found.hint(*hint);
+            }
         }
         found
     }
@@ -230,7 +247,10 @@ impl<'s> Composer<'s> {
         }
         match root {
             Some(root) if !root.is_null() => Ok(root),
-            _ => self.refuse(Span::default(), "there is nothing in this file"),
+            _ => Err(Box::new(
+                Diagnostic::error(self.source, Span::default(), "there is nothing in this file")
+                    .hint("`rackflow show quickstart-llama3-8b-8-h100` prints a scenario to begin with"),
+            )),
         }
     }
 

@@ -186,7 +186,7 @@ fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyErro
                 .at("cluster.fabric", format!("the fabric is too small: {nics} NICs on {tiers} tiers of {radix}-port switches"))
                 .label(format!("room for {capacity}"));
             let larger = fabrics_that_hold(cluster);
-            let found = if *tiers == 2 { found.hint("a third tier holds radix / 2 times as many") } else { found };
+            let found = if *tiers == 2 { found.hint(format!("a third tier holds {} times as many", radix / 2)) } else { found };
             if larger.is_empty() { found } else { found.hint(format!("fabrics that hold them: {}", larger.join(", "))) }
         }
         other => findings.at("cluster.fabric", other.to_string()),

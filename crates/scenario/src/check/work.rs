@@ -6,7 +6,6 @@ use crate::document::TrainingText;
 use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
 use rackflow_plan::Setup;
-use rackflow_topology::Node;
 use rackflow_workload::{Attention, ModelError, Parallelism, Routing, Schedule, Training, Zero};
 
 const TRAINING: &str = "workload.training";
@@ -32,17 +31,25 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
         return;
     }
     let t = &setup.training;
-    tensor(findings, &setup.cluster.node, setup.cluster.gpus, &t.parallelism);
+    let tensor_right = tensor(findings, setup);
     context(findings, t);
+    let mut experts_right = true;
     if model_right {
-        heads(findings, t);
+        if tensor_right {
+            heads(findings, t);
+        }
         chunks(findings, t);
-        experts_of_model(findings, t);
+        experts_right = experts_of_model(findings, t);
     }
-    if !ranks(findings, setup, text) {
+    // Whoever has half a node too many GPUs needs to hear that only.
+    let whole_nodes = setup.cluster.gpus <= setup.cluster.node.gpus
+        || setup.cluster.gpus.is_multiple_of(setup.cluster.node.gpus);
+    if !whole_nodes || !ranks(findings, setup, text) {
         return;
     }
-    expert_ranks(findings, setup);
+    if experts_right {
+        expert_ranks(findings, setup);
+    }
     zero_group(findings, t);
     if batch(findings, t) {
         schedule(findings, t);
@@ -169,37 +176,46 @@ fn published(findings: &mut Findings<'_>) {
 }
 
 /// A tensor-parallel group stays inside one NVLink domain.
-fn tensor(findings: &mut Findings<'_>, node: &Node, gpus: u32, p: &Parallelism) {
-    let domain = node.scale_up.domain.min(gpus);
-    let tensor = p.tensor;
-    if domain == 0 || domain.is_multiple_of(tensor) {
-        return;
+fn tensor(findings: &mut Findings<'_>, setup: &Setup) -> bool {
+    let node = &setup.cluster.node;
+    let domain = u64::from(node.scale_up.domain.min(setup.cluster.gpus));
+    let tensor = u64::from(setup.training.parallelism.tensor);
+    // More ranks than GPUs: the product of the dimensions says so.
+    if domain == 0 || domain.is_multiple_of(tensor) || tensor > setup.cluster.gpus.into() {
+        return true;
     }
-    let path = at("tensor");
-    let divisors = divisors_near(domain.into(), tensor.into());
-    if tensor > node.scale_up.domain {
-        let catalogue = Catalogue::builtin();
-        let larger: Vec<&str> = catalogue
-            .names(Section::Nodes)
-            .filter(|name| catalogue.node(name).is_some_and(|n| n.scale_up.domain.is_multiple_of(tensor)))
-            .take(4)
-            .collect();
-        let message = format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
-        let found = findings.at(&path, message).hint(format!("use {}", either(&divisors)));
-        let found = if larger.is_empty() {
-            found
-        } else {
-            found.hint(format!("nodes whose domain fits it: {}", larger.join(", ")))
-        };
-        return findings.report(found);
+    let (heads, ffn) = cut_by_tensor(&setup.training);
+    let possible = divisors_near(greatest_common_divisor(domain, greatest_common_divisor(heads, ffn)), tensor);
+    let use_these = format!("use tensor: {}", either(&possible));
+    if tensor < domain {
+        let message = format!(
+            "tensor parallelism {tensor} does not divide the NVLink domain of {domain} GPUs, so that groups straddle two domains"
+        );
+        let found = findings.at(&at("tensor"), message).hint(use_these);
+        findings.report(found);
+        return false;
     }
-    if tensor > gpus {
-        // The product of the ranks says so.
-        return;
-    }
-    let message = format!("tensor parallelism {tensor} does not divide the NVLink domain of {domain} GPUs, so that groups straddle two domains");
-    let found = findings.at(&path, message).hint(format!("use {}", either(&divisors)));
+    let message = format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
+    let found = findings.at(&at("tensor"), message).hint(use_these);
+    let catalogue = Catalogue::builtin();
+    let larger: Vec<&str> = catalogue
+        .names(Section::Nodes)
+        .filter(|name| catalogue.node(name).is_some_and(|n| u64::from(n.scale_up.domain).is_multiple_of(tensor)))
+        .take(4)
+        .collect();
+    let found = if larger.is_empty() {
+        found
+    } else {
+        found.hint(format!("nodes whose domain fits it: {}", larger.join(", ")))
+    };
     findings.report(found);
+    false
+}
+
+/// Attention heads and feed-forward columns, which tensor-parallel ranks share; 0 for none.
+fn cut_by_tensor(t: &Training) -> (u64, u64) {
+    let (Attention::Grouped { heads, .. } | Attention::Latent { heads, .. }) = t.model.attention;
+    (heads, t.model.ffn)
 }
 
 fn context(findings: &mut Findings<'_>, t: &Training) {
@@ -216,8 +232,8 @@ fn context(findings: &mut Findings<'_>, t: &Training) {
 /// Attention heads and feed-forward width are cut over the tensor-parallel ranks.
 fn heads(findings: &mut Findings<'_>, t: &Training) {
     let tensor = u64::from(t.parallelism.tensor);
-    let (Attention::Grouped { heads, .. } | Attention::Latent { heads, .. }) = t.model.attention;
-    let widths = [(heads, "attention heads"), (t.model.ffn, "columns of the feed-forward network")];
+    let (heads, ffn) = cut_by_tensor(t);
+    let widths = [(heads, "attention heads"), (ffn, "columns of the feed-forward network")];
     for (width, what) in widths {
         if width > 0 && !width.is_multiple_of(tensor) {
             let found = findings
@@ -267,7 +283,7 @@ fn chunks(findings: &mut Findings<'_>, t: &Training) {
 }
 
 /// Experts over expert-parallel ranks.
-fn experts_of_model(findings: &mut Findings<'_>, t: &Training) {
+fn experts_of_model(findings: &mut Findings<'_>, t: &Training) -> bool {
     let p = &t.parallelism;
     let Some(moe) = &t.model.moe else {
         for (field, value) in [("expert", p.expert), ("expert_tensor", p.expert_tensor)] {
@@ -278,10 +294,11 @@ fn experts_of_model(findings: &mut Findings<'_>, t: &Training) {
                 findings.report(found);
             }
         }
-        return;
+        return false;
     };
     let expert = u64::from(p.expert);
-    if !moe.experts.is_multiple_of(expert) {
+    let divides = moe.experts.is_multiple_of(expert);
+    if !divides {
         let found = findings
             .at(&at("expert"), format!("{expert} expert-parallel ranks do not divide the {} experts of {}", moe.experts, t.model.name))
             .hint(format!("divisors near it: {}", either(&divisors_near(moe.experts, expert))));
@@ -294,6 +311,7 @@ fn experts_of_model(findings: &mut Findings<'_>, t: &Training) {
             .hint(format!("divisors near it: {}", either(&divisors_near(moe.expert_ffn, cut))));
         findings.report(found);
     }
+    divides
 }
 
 /// The dimensions that are not 1, as a product.
@@ -369,15 +387,19 @@ fn fitting_gpus(
     let near: Vec<u64> = multiples_near(step, gpus).into_iter().filter(|n| *n <= super::hardware::MOST_GPUS).collect();
     let found = if near.is_empty() { found } else { found.hint(format!("with these groups the cluster could have {} GPUs", either(&near))) };
     let divisors = divisors_near(gpus, group);
-    found.hint(format!("or make the product {}", either(&divisors)))
+    found.hint(format!("or let tensor x context x pipeline be {}", either(&divisors)))
 }
 
-fn least_common_multiple(a: u64, b: u64) -> u64 {
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    (a / x.max(1)).saturating_mul(b)
+    x
+}
+
+fn least_common_multiple(a: u64, b: u64) -> u64 {
+    (a / greatest_common_divisor(a, b).max(1)).saturating_mul(b)
 }
 
 /// Experts are spread over the ranks of one pipeline stage.

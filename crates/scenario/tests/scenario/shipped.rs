@@ -22,6 +22,18 @@ fn every_shipped_scenario_resolves() {
 }
 
 #[test]
+fn every_shipped_scenario_has_a_plan_that_fits() {
+    let mut without = Vec::new();
+    for (name, text) in shipped() {
+        let setup = parse(name, text).and_then(|scenario| scenario.resolve(&no_files)).expect("tested above");
+        if let Err(error) = rackflow_plan::compile(&setup) {
+            without.push(format!("{name}: {error} {error:?}"));
+        }
+    }
+    assert!(without.is_empty(), "{}", without.join("\n"));
+}
+
+#[test]
 fn every_shipped_scenario_names_its_schema() {
     for (name, text) in shipped() {
         let first = text.lines().next().unwrap_or_default();
