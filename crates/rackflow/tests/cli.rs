@@ -1,6 +1,6 @@
 //! The command line as a person uses it: the binary is run, and what it prints and leaves is read.
 //!
-//! Files that are made from output (the README's example, docs/report.schema.json) are compared
+//! Files that are made from output (the README's example, its picture, the schemas) are compared
 //! with a fresh run; `UPDATE=1 cargo test -p rackflow --test cli` writes them anew.
 
 use serde_json::Value;
@@ -73,16 +73,17 @@ fn updating() -> bool {
     std::env::var("UPDATE").is_ok_and(|value| value == "1")
 }
 
-/// Holds a file against what it must be, or writes it.
-fn check_file(path: &Path, expected: &str) {
+/// Holds a file of the repository against what it must be, or writes it.
+fn check_file(name: &str, expected: &str) {
+    let path = root().join(name);
     if updating() {
-        fs::write(path, expected).expect("the file is written");
+        fs::write(&path, expected).expect("the file is written");
     }
-    let found = fs::read_to_string(path).unwrap_or_default();
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    let up_to_date = found == expected;
     assert!(
-        found == expected,
-        "{} is out of date; UPDATE=1 cargo test -p rackflow --test cli writes it",
-        path.display()
+        up_to_date,
+        "{name} is out of date; UPDATE=1 cargo test -p rackflow --test cli writes it"
     );
 }
 
@@ -436,14 +437,8 @@ fn help_teaches_by_example() {
 
 #[test]
 fn the_documented_schemas_are_those_of_the_program() {
-    check_file(
-        &root().join("docs/report.schema.json"),
-        &fine(&["schema", "report"]),
-    );
-    check_file(
-        &root().join("docs/scenario.schema.json"),
-        &fine(&["schema", "scenario"]),
-    );
+    check_file("docs/report.schema.json", &fine(&["schema", "report"]));
+    check_file("docs/scenario.schema.json", &fine(&["schema", "scenario"]));
 }
 
 // ---- README
@@ -509,6 +504,11 @@ fn the_commands_of_the_readme_work() {
 
 #[test]
 fn the_readme_shows_real_output() {
+    let folder = scratch("readme-output");
+    let into = folder.to_str().expect("a path of text");
+    assert!(rackflow(&["run", MAIN_JOB, "-o", into]).status.success());
+    let written = |name: &str| fs::read_to_string(folder.join(name)).expect("a report");
+    check_file("docs/waterfall.svg", &written("waterfall.svg"));
     let text = readme();
     let (before, rest) = text.split_once("```text\n").expect("a block of output");
     let (shown, after) = rest.split_once("```").expect("the block ends");
@@ -517,12 +517,9 @@ fn the_readme_shows_real_output() {
         let lines: Vec<&str> = text.trim_end().lines().collect();
         lines[..lines.len().saturating_sub(1)].join("\n")
     };
-    let real = fine(&["run", MAIN_JOB]);
+    let real = written("report.txt");
     if body(shown) != body(&real) {
-        check_file(
-            &root().join("README.md"),
-            &format!("{before}```text\n{real}```{after}"),
-        );
+        check_file("README.md", &format!("{before}```text\n{real}```{after}"));
     }
 }
 
