@@ -213,8 +213,12 @@ fn facts(
         }
     }
     let ranks = f64::from(placement.stage_ranks());
-    let causal = model.flops_per_token(seq, AttentionCount::Causal) * tokens;
-    let noncausal = model.flops_per_token(seq, AttentionCount::NonCausal) * tokens;
+    // A module that is trained along is part of the model.
+    let flops = |count| {
+        (model.flops_per_token(seq, count) + model.mtp_flops_per_token(seq, count)) * tokens
+    };
+    let causal = flops(AttentionCount::Causal);
+    let noncausal = flops(AttentionCount::NonCausal);
     let native = training.recipe.gemm();
     let accelerator = &setup.cluster.node.accelerator;
     Facts {
@@ -635,7 +639,13 @@ impl<'a> Compiler<'a> {
             positions: (0..self.chunks_per_stage()).map(|c| self.position(stage, c)).collect(),
             last_position: self.chunks.len() as u32 - 1,
             dualpipe: self.dualpipe(),
-            asynchronous: self.sizes.stack.overlap.pipeline,
+            // A bidirectional schedule sends and receives both ways at once.
+            asynchronous: self.sizes.stack.overlap.pipeline || self.dualpipe(),
+            asks_early: chunks.len() > 1
+                || !matches!(
+                    self.setup.training.schedule,
+                    Schedule::Gpipe | Schedule::OneForwardOneBackward
+                ),
             message: TransferId(0),
             last_compute: None,
             pending: Vec::new(),
@@ -850,6 +860,7 @@ struct Emitter {
     last_position: u32,
     dualpipe: bool,
     asynchronous: bool,
+    asks_early: bool,
     message: TransferId,
     last_compute: Option<u32>,
     /// What the next pass must wait for besides its own input (synchronous sends).
@@ -926,10 +937,9 @@ impl Emitter {
     }
 
     fn receive(&mut self, stream: Stream, peer: Peer, micro_batch: u32) -> Vec<u32> {
-        // A blocking stage asks for its input when it is done with the work before. Interleaved
-        // schedules ask for the input of the next chunk together with their sends, which comes to
-        // asking early.
-        let early = self.asynchronous || self.positions.len() > 1;
+        // A blocking stage asks for its input when it is done with the work before. Schedules
+        // beyond 1F1B ask together with earlier sends, which comes to asking early.
+        let early = self.asynchronous || self.asks_early;
         let waits: Vec<u32> = if early { vec![] } else { self.last_compute.into_iter().collect() };
         vec![self.program.push(Work::Receive(peer, self.message), stream, micro_batch, &waits)]
     }

@@ -47,6 +47,9 @@ pub enum PlanError {
         /// What it needs.
         needs: String,
     },
+    /// Experts would be computed once per tensor-parallel rank.
+    #[error("experts with tensor parallelism need sequence_parallel: true, or every tensor rank computes the same tokens")]
+    SequenceParallel,
     /// A count is zero or beyond any machine.
     #[error("{what} is {value}; it must be between 1 and {limit}")]
     OutOfRange {
@@ -117,6 +120,9 @@ pub(crate) fn check(setup: &Setup) -> Result<(), PlanError> {
     let expert_ranks = u64::from(p.expert) * u64::from(p.expert_tensor);
     divides("expert x expert_tensor", expert_ranks, "the ranks of a pipeline stage", stage_ranks)?;
     if let Some(moe) = &t.model.moe {
+        if p.tensor > 1 && !p.sequence_parallel {
+            return Err(PlanError::SequenceParallel);
+        }
         divides("expert", u64::from(p.expert), "the model's experts", moe.experts)?;
     }
     if let Some(group) = p.zero_group {
@@ -139,7 +145,8 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
     let t = &setup.training;
     let p = &t.parallelism;
     let chunks = u64::from(p.pipeline) * u64::from(p.virtual_pipeline);
-    if chunks > t.model.layers {
+    // The first and the last chunk may hold only the embedding and only the output.
+    if chunks > t.model.layers + 2 {
         return Err(PlanError::Schedule {
             schedule: "a pipeline",
             needs: format!("a layer for each of its {chunks} chunks; the model has {}", t.model.layers),

@@ -11,7 +11,7 @@ use crate::run::{Builder, Context, Run, Spec};
 use rackflow_network::{CollectiveOp, ExchangeStyle};
 use rackflow_units::{Bytes, Precision};
 use rackflow_workload::{
-    Activation, Attention, AttentionKernel, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE,
+    Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE,
     Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
 };
 
@@ -201,9 +201,6 @@ fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Ve
     let own = sequence / ranks;
     let mask = kind.keys_seen(sequence) / sequence as f64;
     let batch = s.training.micro_batch;
-    if s.stack.attention == AttentionKernel::Unfused {
-        return vec![unfused_attention(s, &shape, own, sequence, direction)];
-    }
     let step = Operation::Attention {
         batch,
         heads: shape.heads,
@@ -219,41 +216,6 @@ fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Ve
     // The load-balanced ring gives every rank the same share of the mask at every step.
     let steps = if ranks > 1 { ranks } else { 1 };
     (0..steps).map(|_| vec![step.clone()]).collect()
-}
-
-/// Scores and probabilities through memory, as before fused attention: two batched GEMMs and a
-/// masked softmax with dropout between them; masked entries are computed as well.
-fn unfused_attention(
-    s: &Sizes<'_>,
-    shape: &AttentionShape,
-    query: u64,
-    key: u64,
-    direction: Direction,
-) -> Vec<Operation> {
-    let batch = s.training.micro_batch * shape.heads;
-    let precision = Precision::Bf16;
-    let product = |m, n, k| Operation::Gemm { m, n, k, batch, precision, output_bytes: 2 };
-    let scores = halves(batch * query * key);
-    // Megatron's fused scale-mask-softmax is one kernel; without it scale, mask and softmax pass
-    // separately over the scores. Dropout stores a byte mask.
-    let passes = if s.stack.fused_norms { 2 } else { 4 };
-    let soft = stream(scores * passes, scores * passes, passes as u32);
-    match direction {
-        Direction::Forward => vec![
-            product(query, key, shape.qk),
-            soft,
-            product(query, shape.v, key),
-            // The result is transposed back to tokens x hidden.
-            stream(halves(batch * query * shape.v), halves(batch * query * shape.v), 1),
-        ],
-        Direction::Backward => vec![
-            product(query, key, shape.v),
-            product(key, shape.v, query),
-            stream(scores * (passes + 1), scores * passes, passes as u32),
-            product(query, shape.qk, key),
-            product(key, shape.qk, query),
-        ],
-    }
 }
 
 fn rope(s: &Sizes<'_>) -> Option<Operation> {

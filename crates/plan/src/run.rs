@@ -7,7 +7,7 @@ use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, ExchangeStyle};
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{CudaGraphs, Direction, Operation};
+use rackflow_workload::{AttentionKernel, CudaGraphs, Direction, Operation};
 
 /// What a transfer asks of the network, before it is known who its members are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -180,8 +180,14 @@ impl<'a> Context<'a> {
             for (level, sms) in self.level_sms.iter().enumerate().skip(1) {
                 time[level] += kernel::cost_with(op, self.accelerator, *sms, self.options).time.max(cost.time);
             }
-            let executed = op.tensor_flops();
-            let model = if recompute { 0.0 } else { executed * model_fraction(op) };
+            let share = model_fraction(op);
+            let executed = match (op, self.options.attention) {
+                // Unfused attention keeps its scores and multiplies nothing again.
+                (Operation::Attention { .. }, AttentionKernel::Unfused) => op.tensor_flops() * share,
+                _ => op.tensor_flops(),
+            };
+            let again_share = 1.0 - op.tensor_flops() * share / executed.max(1.0);
+            let model = if recompute { 0.0 } else { op.tensor_flops() * share };
             flops.model += model;
             flops.again += executed - model;
             if recompute {
@@ -190,7 +196,7 @@ impl<'a> Context<'a> {
             }
             let KernelCost { useful, sustained, shape, memory, exponent, floor, .. } = cost;
             // What flash attention's backward pass computes again is not model FLOPs.
-            let again = useful.scale(((1.0 - model_fraction(op)) * 1e6).round() as u64, 1_000_000);
+            let again = useful.scale((again_share.max(0.0) * 1e6).round() as u64, 1_000_000);
             let useful = useful - again;
             let at_native = SimDuration::from_secs_f64(model / peak_native.flops_per_sec()).min(useful);
             book(Cause::UsefulMath, at_native);

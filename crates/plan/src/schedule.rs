@@ -68,9 +68,11 @@ pub fn order(schedule: Schedule, shape: Shape, stage: u32) -> Vec<Pass> {
         Schedule::Gpipe => gpipe(shape),
         Schedule::OneForwardOneBackward if shape.chunks == 1 => one_forward_one_backward(shape, stage),
         Schedule::OneForwardOneBackward => interleaved(shape, stage),
-        Schedule::ZeroBubbleH1 => zero_bubble(shape, |s, p| p - s).swap_remove(stage as usize),
+        Schedule::ZeroBubbleH1 => {
+            zero_bubble(shape, |s, p| (p - s, p)).swap_remove(stage as usize)
+        }
         Schedule::ZeroBubbleH2 => {
-            zero_bubble(shape, |s, p| 2 * (p - s) - 1).swap_remove(stage as usize)
+            zero_bubble(shape, |s, p| (2 * (p - s) - 1, 2 * p - 1)).swap_remove(stage as usize)
         }
         Schedule::Dualpipe => dualpipe(shape, stage),
     }
@@ -151,9 +153,9 @@ fn steady(
 
 /// Zero-bubble schedules (Qi et al. 2023): a greedy list schedule in which forward, input gradient
 /// and weight gradient take equal time, as in the paper's hand-written H1 and H2. A stage prefers
-/// the input gradient, then a forward while fewer than `limit(stage, stages)` activations are in
-/// flight, then a weight gradient.
-fn zero_bubble(shape: Shape, limit: impl Fn(u32, u32) -> u32) -> Vec<Vec<Pass>> {
+/// a forward, then the input gradient, then a weight gradient. `limits(stage, stages)` are the
+/// micro-batches that may wait for their backward pass, and those whose activations may be kept.
+fn zero_bubble(shape: Shape, limits: impl Fn(u32, u32) -> (u32, u32)) -> Vec<Vec<Pass>> {
     let (p, m) = (shape.stages as usize, shape.micro_batches);
     let mut orders = vec![Vec::with_capacity(3 * m as usize); p];
     let mut forwards = vec![0u32; p];
@@ -168,13 +170,14 @@ fn zero_bubble(shape: Shape, limit: impl Fn(u32, u32) -> u32) -> Vec<Vec<Pass>> 
             let b_ready = inputs[s] < m
                 && f_before[s] > inputs[s]
                 && (s == p - 1 || b_before[s + 1] > inputs[s]);
-            let in_flight = forwards[s] - weights[s];
-            let pass = if b_ready {
-                inputs[s] += 1;
-                Pass::InputGradient { micro_batch: inputs[s] - 1, chunk: 0 }
-            } else if f_ready && in_flight < limit(s as u32, p as u32) {
+            let (waiting, kept) = limits(s as u32, p as u32);
+            let room = forwards[s] - inputs[s] < waiting && forwards[s] - weights[s] < kept;
+            let pass = if f_ready && room {
                 forwards[s] += 1;
                 Pass::Forward { micro_batch: forwards[s] - 1, chunk: 0 }
+            } else if b_ready {
+                inputs[s] += 1;
+                Pass::InputGradient { micro_batch: inputs[s] - 1, chunk: 0 }
             } else if weights[s] < inputs[s] {
                 weights[s] += 1;
                 Pass::WeightGradient { micro_batch: weights[s] - 1, chunk: 0 }
@@ -384,5 +387,60 @@ mod tests {
             })
             .collect();
         assert_eq!(text, "F0 F1 F2 F3 B0 F4 B1 B2 B3 B4 ");
+    }
+
+    /// Makespan of a schedule in which every pass of a third of a micro-batch takes one tick
+    /// (forward 1, backward 2, or input and weight gradient 1 each) and messages take none.
+    fn makespan(schedule: Schedule, shape: Shape) -> u32 {
+        let orders: Vec<Vec<Pass>> = (0..shape.stages).map(|s| order(schedule, shape, s)).collect();
+        let (p, m) = (shape.stages as usize, shape.micro_batches as usize);
+        let mut next = vec![0; p];
+        let mut free = vec![0u32; p];
+        let mut forward = vec![vec![None; m]; p];
+        let mut backward = vec![vec![None; m]; p];
+        while (0..p).any(|s| next[s] < orders[s].len()) {
+            let before = next.clone();
+            for s in 0..p {
+                let Some(pass) = orders[s].get(next[s]) else { continue };
+                let (ready, time) = match *pass {
+                    Pass::Forward { micro_batch, .. } => {
+                        (if s == 0 { Some(0) } else { forward[s - 1][micro_batch as usize] }, 1)
+                    }
+                    Pass::Backward { micro_batch, .. } => {
+                        (if s == p - 1 { Some(0) } else { backward[s + 1][micro_batch as usize] }, 2)
+                    }
+                    Pass::InputGradient { micro_batch, .. } => {
+                        (if s == p - 1 { Some(0) } else { backward[s + 1][micro_batch as usize] }, 1)
+                    }
+                    _ => (Some(0), 1),
+                };
+                let Some(ready) = ready else { continue };
+                free[s] = free[s].max(ready) + time;
+                match *pass {
+                    Pass::Forward { micro_batch, .. } => forward[s][micro_batch as usize] = Some(free[s]),
+                    Pass::Backward { micro_batch, .. } | Pass::InputGradient { micro_batch, .. } => {
+                        backward[s][micro_batch as usize] = Some(free[s]);
+                    }
+                    _ => {}
+                }
+                next[s] += 1;
+            }
+            assert_ne!(before, next, "the schedule deadlocks");
+        }
+        free.into_iter().max().unwrap_or(0)
+    }
+
+    /// Bubbles of Qi et al. 2023, table 2, with equal passes: (p - 1) (F + B + W) for 1F1B and a
+    /// third of it for the zero-bubble schedules as a whole step sees them.
+    #[test]
+    fn bubbles_are_those_of_the_papers() {
+        for (stages, micro_batches) in [(2, 4), (4, 8), (4, 16), (8, 16), (8, 40)] {
+            let shape = Shape { stages, chunks: 1, micro_batches, overlap_passes: false };
+            let work = 3 * micro_batches;
+            assert_eq!(makespan(Schedule::OneForwardOneBackward, shape), work + 3 * (stages - 1));
+            assert_eq!(makespan(Schedule::Gpipe, shape), work + 3 * (stages - 1));
+            assert_eq!(makespan(Schedule::ZeroBubbleH1, shape), work + stages - 1, "H1 {shape:?}");
+            assert_eq!(makespan(Schedule::ZeroBubbleH2, shape), work + stages - 1, "H2 {shape:?}");
+        }
     }
 }

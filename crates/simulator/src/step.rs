@@ -307,14 +307,18 @@ impl<'p> Step<'p> {
         if self.waits[self.first_wait[e] + task as usize] > 0 {
             return;
         }
-        if task > compiled.host_limit[state.host_base as usize] {
-            return;
-        }
-        let issued = state.issued(compiled, task);
-        if issued > now {
-            state.waking[stream] = true;
-            self.queue.schedule(issued, BEGINS, Event::Issued(entity, compiled.program.tasks[task as usize].stream));
-            return;
+        // A receive is asked for together with earlier work and does not wait for the host.
+        if !matches!(compiled.program.tasks[task as usize].work, Work::Receive(..)) {
+            if task > compiled.host_limit[state.host_base as usize] {
+                return;
+            }
+            let issued = state.issued(compiled, task);
+            if issued > now {
+                state.waking[stream] = true;
+                let stream = compiled.program.tasks[task as usize].stream;
+                self.queue.schedule(issued, BEGINS, Event::Issued(entity, stream));
+                return;
+            }
         }
         state.busy[stream] = true;
         match compiled.program.tasks[task as usize].work {
@@ -549,7 +553,10 @@ impl<'p> Step<'p> {
                 && match head {
                     // After the last computation every communication is waited for.
                     None => true,
-                    Some(head) => compiled.successors[range.clone()].contains(head),
+                    // Or it waits for what queues behind this communication.
+                    Some(head) => compiled.program.waits_of(*head).iter().any(|wait| {
+                        *wait >= task && compiled.program.tasks[*wait as usize].stream == this.stream
+                    }),
                 };
             if waited_for {
                 book_wait(state, blocker, now, self.waiting);

@@ -34,7 +34,11 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
     else {
         unreachable!("only attention is attention")
     };
-    let flops = op.tensor_flops();
+    let mut flops = op.tensor_flops();
+    if kernel == AttentionKernel::Unfused && direction == Direction::Backward {
+        // The scores were kept: nothing is multiplied again.
+        flops *= (2 * head_dim_qk + 2 * head_dim_v) as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64;
+    }
     if flops == 0.0 {
         return Parts::default();
     }
@@ -169,12 +173,13 @@ fn unfused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> 
     let sustained = useful / efficiency * device.slower();
     let math = sustained / shape.mask;
     let square = shape.batch * shape.heads * shape.query * shape.kv;
-    // Forward: scores written, read and normalised, probabilities written and read.
-    // Backward: probabilities twice and their gradient in and out, the scores' gradient out and
-    // twice in.
+    // In passes of two bytes per score. Forward: scores written, read and normalised and written,
+    // read, dropped and written with a byte of mask, read. Backward: their gradient written, read
+    // with the mask and written, read with the probabilities and written, read twice, and the
+    // dropped probabilities read.
     let (passes, launches) = match shape.direction {
-        Direction::Forward => (4.0, 3.0),
-        Direction::Backward => (7.0, 5.0),
+        Direction::Forward => (6.5, 4.0),
+        Direction::Backward => (9.5, 6.0),
     };
     let memory_time = (square * passes * 2.0 + shape.bytes()) / device.memory_rate();
     // The products read the scores while they multiply; the softmax between them only streams.

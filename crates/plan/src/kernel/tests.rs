@@ -88,6 +88,7 @@ fn accelerator(name: &str) -> Accelerator {
         power: parse(&v, "power"),
         price: parse_if(&v, "price"),
         measured: Measured {
+            continuous_clock: 0.9,
             gemm: by_precision(&v, "measured.gemm"),
             attention: AttentionRates {
                 flash1: rate("flash1"),

@@ -1,0 +1,38 @@
+//! Ranks that cannot differ are simulated once, and nobody can tell.
+
+use crate::plans::setups;
+use proptest::prelude::*;
+use rackflow_plan::{Fidelity, Setup, compile};
+use rackflow_simulator::{Record, simulate};
+
+fn simulated(setup: &Setup, fidelity: Fidelity) -> Record {
+    let setup = Setup { fidelity, ..setup.clone() };
+    simulate(&compile(&setup).expect("the generator makes valid plans"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Step time, total accounts and the accounts of every single GPU are equal to the picosecond.
+    #[test]
+    fn folded_equals_full(setup in setups()) {
+        let folded = simulated(&setup, Fidelity::Folded);
+        let full = simulated(&setup, Fidelity::Full);
+        prop_assert_eq!(folded.step_time, full.step_time);
+        prop_assert_eq!(folded.total(), full.total());
+        for (gpu, (a, b)) in folded.class_of_gpu.iter().zip(&full.class_of_gpu).enumerate() {
+            let (a, b) = (&folded.classes[*a as usize], &full.classes[*b as usize]);
+            prop_assert_eq!(&a.accounts, &b.accounts, "GPU {}", gpu);
+            prop_assert_eq!(a.stage, b.stage);
+        }
+        prop_assert!(folded.engine.entities <= full.engine.entities);
+    }
+
+    /// The same input gives the same record.
+    #[test]
+    fn same_input_same_record(setup in setups()) {
+        let once = simulated(&setup, Fidelity::Folded);
+        let again = simulated(&setup, Fidelity::Folded);
+        prop_assert_eq!(once, again);
+    }
+}

@@ -1,0 +1,6 @@
+//! What a simulated step must be, whatever the plan.
+
+mod accounts;
+mod folding;
+mod mechanisms;
+mod plans;

@@ -1,0 +1,114 @@
+//! Each mechanism moves the step in the direction that physics says.
+
+use crate::plans::{model, plain};
+use rackflow_plan::{Cause, CommKind, Setup, Straggler, compile};
+use rackflow_simulator::{Record, simulate};
+use rackflow_topology::Level;
+use rackflow_workload::{CudaGraphs, Routing, Schedule};
+
+fn run(setup: &Setup) -> Record {
+    simulate(&compile(setup).expect("a valid plan"))
+}
+
+fn exposed(record: &Record, kind: CommKind) -> f64 {
+    [Level::NvLink, Level::Leaf, Level::Spine, Level::Core]
+        .into_iter()
+        .map(|level| record.total().seconds(Cause::Exposed(kind, level)))
+        .sum()
+}
+
+fn pipelined(stages: u32, micro_batches: u64) -> Setup {
+    let mut setup = plain(stages);
+    let t = &mut setup.training;
+    t.parallelism.pipeline = stages;
+    t.parallelism.data = 1;
+    t.global_batch = micro_batches;
+    // A small vocabulary keeps the last stage like the others, and the host is not what these
+    // tests are about.
+    t.model.vocab = 1024;
+    t.stack.cuda_graphs = CudaGraphs::Full;
+    setup
+}
+
+/// Of m micro-batches over p equal stages, (p - 1) / (m + p - 1) of the time is bubble, before
+/// communication and the unequal first and last stage.
+#[test]
+fn the_bubble_is_that_of_the_closed_form() {
+    for (stages, micro_batches) in [(4, 8), (4, 16), (8, 16)] {
+        let mut setup = pipelined(stages, micro_batches);
+        setup.training.stack.overlap.pipeline = true;
+        let record = run(&setup);
+        let total = record.total();
+        let bubble = total.seconds(Cause::Bubble) / (total.total_picos() as f64 * 1e-12);
+        let ideal = f64::from(stages - 1) / (micro_batches as f64 + f64::from(stages - 1));
+        assert!((bubble - ideal).abs() < 0.03, "{stages} stages, {micro_batches}: {bubble} vs {ideal}");
+    }
+}
+
+#[test]
+fn interleaving_shrinks_the_bubble_and_zero_bubble_more() {
+    let mut one = pipelined(4, 8);
+    one.training.stack.overlap.pipeline = true;
+    let mut two = one.clone();
+    two.training.parallelism.virtual_pipeline = 2;
+    let mut zero = one.clone();
+    zero.training.schedule = Schedule::ZeroBubbleH2;
+    let bubble = |setup: &Setup| run(setup).total().seconds(Cause::Bubble);
+    let (one, two, zero) = (bubble(&one), bubble(&two), bubble(&zero));
+    assert!(two < 0.7 * one, "interleaved {two} of {one}");
+    assert!(zero < 0.5 * one, "zero-bubble {zero} of {one}");
+}
+
+#[test]
+fn overlapping_the_gradient_reduction_hides_it() {
+    let mut apart = plain(32);
+    apart.training.stack.overlap.gradient_reduce = false;
+    apart.training.stack.overlap.parameter_gather = false;
+    let mut beside = apart.clone();
+    beside.training.stack.overlap.gradient_reduce = true;
+    beside.training.stack.overlap.parameter_gather = true;
+    beside.training.stack.bucket = rackflow_units::Bytes::new(40_000_000);
+    let (apart, beside) = (run(&apart), run(&beside));
+    assert!(exposed(&beside, CommKind::Data) < 0.7 * exposed(&apart, CommKind::Data));
+    assert!(beside.step_time < apart.step_time);
+    // What runs beside the kernels slows them: nothing is free.
+    assert!(beside.total().seconds(Cause::Contention) > 0.0);
+}
+
+#[test]
+fn a_straggler_holds_up_everybody() {
+    let even = run(&plain(16));
+    let mut setup = plain(16);
+    setup.stragglers = vec![Straggler { gpu: 5, slowdown: 1.2 }];
+    let slow = run(&setup);
+    let ratio = slow.step_time.as_secs_f64() / even.step_time.as_secs_f64();
+    assert!((1.1..1.21).contains(&ratio), "{ratio}");
+    let share = slow.total().seconds(Cause::Straggler) / (slow.total().total_picos() as f64 * 1e-12);
+    assert!(share > 0.1, "waiting for the straggler is {share} of the time");
+}
+
+#[test]
+fn uneven_experts_cost_waiting() {
+    let mut even = plain(8);
+    even.training.model = model(8, true);
+    even.training.parallelism.expert = 8;
+    let mut uneven = even.clone();
+    uneven.training.routing = Routing::Lognormal { sigma: 0.3 };
+    let (even, uneven) = (run(&even), run(&uneven));
+    assert!(uneven.step_time > even.step_time);
+    assert_eq!(even.total().picos(Cause::Imbalance), 0);
+    assert!(uneven.total().picos(Cause::Imbalance) > 0);
+    // Every token still meets as many experts as before.
+    let useful = |r: &Record| r.total().seconds(Cause::UsefulMath);
+    assert!((useful(&even) / useful(&uneven) - 1.0).abs() < 0.01);
+}
+
+#[test]
+fn a_slow_host_shows_as_launch_gaps() {
+    let mut setup = plain(1);
+    setup.training.stack.launch = rackflow_units::SimDuration::from_micros(200);
+    let record = run(&setup);
+    let total = record.total();
+    let share = total.seconds(Cause::Launch) / (total.total_picos() as f64 * 1e-12);
+    assert!(share > 0.4, "launch gaps are {share} of the time");
+}

@@ -1,0 +1,248 @@
+//! Random small plans, and a few named ones.
+
+use proptest::prelude::*;
+use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
+use rackflow_scenario::Catalogue;
+use rackflow_topology::{Cluster, Fabric, FatTree};
+use rackflow_units::SimDuration;
+use rackflow_workload::{
+    Attention, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap, Parallelism, Recipe, Recompute,
+    Routing, Schedule, SoftwareStack, Training, Zero,
+};
+use std::collections::BTreeMap;
+
+/// A small transformer; with experts if asked.
+pub fn model(layers: u64, moe: bool) -> Model {
+    Model {
+        name: "small".into(),
+        layers,
+        hidden: 1024,
+        attention: Attention::Grouped {
+            heads: 8,
+            kv_heads: 8,
+            head_dim: 128,
+            sliding_window: None,
+            full_every: None,
+            chunked: false,
+            qk_norm: false,
+            sinks: false,
+        },
+        ffn: 4096,
+        gated: true,
+        moe: moe.then_some(MoE {
+            experts: 16,
+            top_k: 2,
+            expert_ffn: 1024,
+            shared_ffn: 1024,
+            first_dense_layers: 1,
+            every: 1,
+            ..moe_defaults()
+        }),
+        vocab: 32_000,
+        tied_embeddings: false,
+        learned_positions: 0,
+        biases: false,
+        mtp: None,
+        sources: BTreeMap::new(),
+        ..Catalogue::builtin().model("llama3-8b").expect("in the catalogue").clone()
+    }
+}
+
+fn moe_defaults() -> MoE {
+    Catalogue::builtin()
+        .model("mixtral-8x7b")
+        .and_then(|m| m.moe.clone())
+        .expect("Mixtral has experts")
+}
+
+/// A three-tier tree of small switches, so that small clusters cross every level.
+fn small_switches(oversubscription: f64) -> Fabric {
+    match Catalogue::builtin().fabric("ib-three-tier").expect("in the catalogue").clone() {
+        Fabric::FatTree(tree) => Fabric::FatTree(FatTree {
+            tiers: 3,
+            radix: 16,
+            leaf_oversubscription: oversubscription,
+            ..tree
+        }),
+        other => panic!("{other:?} is not a fat tree"),
+    }
+}
+
+pub fn cluster(node: &str, gpus: u32) -> Cluster {
+    let mut node = Catalogue::builtin().node(node).expect("in the catalogue");
+    node.sources.clear();
+    node.accelerator.sources.clear();
+    Cluster {
+        node,
+        gpus,
+        fabric: small_switches(1.0),
+    }
+}
+
+pub fn stack() -> SoftwareStack {
+    let name = Catalogue::builtin()
+        .names(rackflow_scenario::Section::Stacks)
+        .next()
+        .expect("the catalogue has stacks")
+        .to_owned();
+    let mut stack = Catalogue::builtin().stack(&name).expect("listed").clone();
+    stack.launch = SimDuration::from_micros(3);
+    // Keeps the report of a failing case short.
+    stack.sources.clear();
+    stack
+}
+
+/// One node, dense, nothing special.
+pub fn plain(gpus: u32) -> Setup {
+    Setup {
+        name: "plain".into(),
+        cluster: cluster("dgx-h100", gpus),
+        training: Training {
+            model: model(8, false),
+            stack: stack(),
+            recipe: Recipe::Bf16,
+            sequence_length: 2048,
+            global_batch: u64::from(gpus) * 4,
+            micro_batch: 1,
+            parallelism: Parallelism {
+                tensor: 1,
+                sequence_parallel: false,
+                context: 1,
+                pipeline: 1,
+                virtual_pipeline: 1,
+                data: gpus,
+                expert: 1,
+                expert_tensor: 1,
+                zero: Zero::Stage1,
+                zero_group: None,
+            },
+            schedule: Schedule::OneForwardOneBackward,
+            recompute: Recompute::None,
+            routing: Routing::Balanced,
+            layers_per_chunk: None,
+            assumed: Vec::new(),
+        },
+        rank_order: RankOrder::DataBeforePipeline,
+        stragglers: Vec::new(),
+        fidelity: Fidelity::Folded,
+        seed: 0,
+    }
+}
+
+prop_compose! {
+    fn overlaps()(bits in any::<[bool; 6]>()) -> Overlap {
+        Overlap {
+            gradient_reduce: bits[0],
+            parameter_gather: bits[1],
+            tensor: bits[2],
+            pipeline: bits[3],
+            expert: bits[4],
+            shared_expert: bits[5],
+        }
+    }
+}
+
+fn dispatchers() -> impl Strategy<Value = ExpertDispatcher> {
+    prop_oneof![
+        Just(ExpertDispatcher::NcclAllToAll),
+        Just(ExpertDispatcher::AllGather),
+        Just(ExpertDispatcher::DeepEp),
+        Just(ExpertDispatcher::HybridEp),
+    ]
+}
+
+fn schedules() -> impl Strategy<Value = Schedule> {
+    prop_oneof![
+        Just(Schedule::Gpipe),
+        Just(Schedule::OneForwardOneBackward),
+        Just(Schedule::ZeroBubbleH1),
+        Just(Schedule::ZeroBubbleH2),
+        Just(Schedule::Dualpipe),
+    ]
+}
+
+fn recomputes() -> impl Strategy<Value = Recompute> {
+    use rackflow_workload::Activation::{MoeActivation, Norms, Swiglu};
+    prop_oneof![
+        Just(Recompute::None),
+        Just(Recompute::Selective),
+        Just(Recompute::Full),
+        Just(Recompute::FullLayers(1)),
+        Just(Recompute::Activations(vec![Norms, Swiglu, MoeActivation])),
+    ]
+}
+
+fn routings() -> impl Strategy<Value = Routing> {
+    prop_oneof![3 => Just(Routing::Balanced), 1 => (0.05..0.4).prop_map(|sigma| Routing::Lognormal { sigma })]
+}
+
+prop_compose! {
+    /// Powers of two whose product is at most 64, and everything else that a plan may choose.
+    pub fn setups()(
+        split in proptest::collection::vec(0..4u32, 6),
+        micro_per_stage in 1..4u64,
+        (moe, order, zero, shard) in (any::<bool>(), any::<bool>(), 0..4u8, 0..3u32),
+        overlap in overlaps(),
+        dispatcher in dispatchers(),
+        schedule in schedules(),
+        recompute in recomputes(),
+        routing in routings(),
+        (graphs, sequence_parallel) in (0..3u8, any::<bool>()),
+        stragglers in proptest::collection::vec((0..64u32, 1.0..1.5f64), 0..3),
+        oversubscription in prop_oneof![Just(1.0), Just(2.0)],
+        seed in any::<u64>(),
+    ) -> Setup {
+        let (tensor, context, pipeline) = (1 << split[0].min(2), 1 << split[1].min(1), 1 << split[2].min(2));
+        let mut data = 1u32 << split[3].min(3);
+        while tensor * context * pipeline * data > 64 {
+            data /= 2;
+        }
+        let stage = tensor * context * data;
+        let expert = if moe { (1u32 << split[4]).min(stage) } else { 1 };
+        let expert_tensor = if moe && sequence_parallel && stage / expert >= 2 && split[5] == 3 { 2 } else { 1 };
+        // Dualpipe wants an even number of stages and twice as many micro-batches.
+        let schedule = if schedule == Schedule::Dualpipe && pipeline < 2 { Schedule::Gpipe } else { schedule };
+        let micro_batches = match schedule {
+            Schedule::Dualpipe => 2 * u64::from(pipeline) * micro_per_stage,
+            _ => u64::from(pipeline) * micro_per_stage,
+        };
+        let virtual_pipeline =
+            if schedule == Schedule::OneForwardOneBackward && pipeline > 1 && split[5] >= 2 { 2 } else { 1 };
+        let gpus = tensor * context * pipeline * data;
+        let mut setup = plain(gpus);
+        // A cluster is whole nodes, or part of one.
+        setup.cluster = cluster(if gpus % 8 == 0 || gpus < 8 { "dgx-h100" } else { "gb200-nvl72" }, gpus);
+        setup.cluster.fabric = small_switches(oversubscription);
+        setup.rank_order = if order { RankOrder::DataBeforePipeline } else { RankOrder::PipelineBeforeData };
+        setup.seed = seed;
+        setup.stragglers = stragglers
+            .into_iter()
+            .filter(|(gpu, _)| *gpu < gpus)
+            .map(|(gpu, slowdown)| Straggler { gpu, slowdown })
+            .collect();
+        let ranks = data * context;
+        let t = &mut setup.training;
+        t.model = model(8, moe);
+        t.stack.overlap = overlap;
+        t.stack.dispatcher = dispatcher;
+        t.stack.cuda_graphs = [CudaGraphs::None, CudaGraphs::Partial, CudaGraphs::Full][usize::from(graphs)];
+        t.sequence_length = 1024;
+        t.global_batch = micro_batches * u64::from(data);
+        t.schedule = schedule;
+        t.recompute = recompute;
+        t.routing = routing;
+        t.parallelism = Parallelism {
+            tensor,
+            sequence_parallel: sequence_parallel || moe,
+            context,
+            pipeline,
+            virtual_pipeline,
+            data,
+            expert,
+            expert_tensor,
+            zero: Zero::try_from(zero).expect("0 to 3"),
+            zero_group: (shard > 0 && ranks >= 1 << shard).then(|| ranks >> shard),
+        };
+        setup
+    }
+}
