@@ -275,7 +275,7 @@ fn bubble(facts: &Facts) -> String {
         Schedule::ZeroBubbleH1 => format!("Spend memory on zb-h2, or {more}."),
         Schedule::ZeroBubbleH2 | Schedule::Dualpipe => {
             format!(
-                "The schedule has no bubble to speak of when stages are even: level their layers, or {more}."
+                "Level the layers of the stages (even ones leave this schedule next to no bubble), or {more}."
             )
         }
     }
@@ -330,7 +330,11 @@ fn communication(kind: CommKind, facts: &Facts, total: &Accounts) -> String {
         CommKind::Expert if !overlap.expert => {
             format!("Run dispatch and combine beside another micro-batch's computation ({stack} does not).")
         }
-        CommKind::Expert => format!("Use less expert parallelism than {}, if memory allows.", parallelism.expert),
+        CommKind::Expert => format!(
+            "Dispatch runs beside computation already; larger micro-batches, fewer bytes per token or less expert \
+             parallelism than {} leave less of it uncovered.",
+            parallelism.expert
+        ),
         CommKind::Pipeline if !overlap.pipeline => {
             format!("Send activations asynchronously between stages ({stack} does not).")
         }
