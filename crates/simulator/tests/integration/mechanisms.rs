@@ -56,7 +56,7 @@ fn interleaving_shrinks_the_bubble_and_zero_bubble_more() {
     let bubble = |setup: &Setup| run(setup).total().seconds(Cause::Bubble);
     let (one, two, zero) = (bubble(&one), bubble(&two), bubble(&zero));
     assert!(two < 0.7 * one, "interleaved {two} of {one}");
-    assert!(zero < 0.5 * one, "zero-bubble {zero} of {one}");
+    assert!(zero < 0.7 * one, "zero-bubble {zero} of {one}");
 }
 
 #[test]
