@@ -29,8 +29,13 @@ pub enum Section {
 
 impl Section {
     /// Every section, in the order of `list`.
-    pub const ALL: [Self; 5] =
-        [Self::Models, Self::Accelerators, Self::Nodes, Self::Fabrics, Self::Stacks];
+    pub const ALL: [Self; 5] = [
+        Self::Models,
+        Self::Accelerators,
+        Self::Nodes,
+        Self::Fabrics,
+        Self::Stacks,
+    ];
 
     /// What one entry is called.
     pub const fn singular(self) -> &'static str {
@@ -84,11 +89,31 @@ pub struct Catalogue {
 
 /// Name and text of each file of the catalogue.
 const FILES: [(Section, &str, &str); 5] = [
-    (Section::Accelerators, "catalogue/accelerators.yaml", include_str!("../catalogue/accelerators.yaml")),
-    (Section::Nodes, "catalogue/nodes.yaml", include_str!("../catalogue/nodes.yaml")),
-    (Section::Fabrics, "catalogue/fabrics.yaml", include_str!("../catalogue/fabrics.yaml")),
-    (Section::Models, "catalogue/models.yaml", include_str!("../catalogue/models.yaml")),
-    (Section::Stacks, "catalogue/stacks.yaml", include_str!("../catalogue/stacks.yaml")),
+    (
+        Section::Accelerators,
+        "catalogue/accelerators.yaml",
+        include_str!("../catalogue/accelerators.yaml"),
+    ),
+    (
+        Section::Nodes,
+        "catalogue/nodes.yaml",
+        include_str!("../catalogue/nodes.yaml"),
+    ),
+    (
+        Section::Fabrics,
+        "catalogue/fabrics.yaml",
+        include_str!("../catalogue/fabrics.yaml"),
+    ),
+    (
+        Section::Models,
+        "catalogue/models.yaml",
+        include_str!("../catalogue/models.yaml"),
+    ),
+    (
+        Section::Stacks,
+        "catalogue/stacks.yaml",
+        include_str!("../catalogue/stacks.yaml"),
+    ),
 ];
 
 impl Catalogue {
@@ -114,7 +139,10 @@ impl Catalogue {
             stacks: IndexMap::new(),
         };
         for (section, name, text) in FILES {
-            let source = Source { name: name.into(), text: text.into() };
+            let source = Source {
+                name: name.into(),
+                text: text.into(),
+            };
             catalogue.read_section(section, &source)?;
         }
         Ok(catalogue)
@@ -135,8 +163,16 @@ impl Catalogue {
             });
             let sources = sources.map_err(|error| Box::new(error.in_source(source)))?;
             let description = self.describe(section, &key.text, &tree, &text);
-            let entry = Entry { description, text, sources, tree };
-            self.entries.entry(section).or_default().insert(key.text, entry);
+            let entry = Entry {
+                description,
+                text,
+                sources,
+                tree,
+            };
+            self.entries
+                .entry(section)
+                .or_default()
+                .insert(key.text, entry);
         }
         Ok(())
     }
@@ -151,9 +187,15 @@ impl Catalogue {
             }
             Section::Nodes => {
                 let text: NodeText = decode::decode(tree, &name, key.span)?;
-                let wanted = tree.get("accelerator").and_then(Tree::text).unwrap_or_default();
+                let wanted = tree
+                    .get("accelerator")
+                    .and_then(Tree::text)
+                    .unwrap_or_default();
                 let accelerator = self.accelerators.get(wanted).cloned().ok_or_else(|| {
-                    DecodeError::placed(format!("there is no accelerator `{wanted}`"), tree.place("accelerator"))
+                    DecodeError::placed(
+                        format!("there is no accelerator `{wanted}`"),
+                        tree.place("accelerator"),
+                    )
                 })?;
                 let node = text.with(name.clone(), accelerator);
                 self.nodes.insert(name, node);
@@ -181,7 +223,11 @@ impl Catalogue {
         if let Some(own) = tree.get("description").and_then(Tree::text) {
             return own.to_owned();
         }
-        let comment: Vec<&str> = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect();
+        let comment: Vec<&str> = text
+            .lines()
+            .map_while(|line| line.strip_prefix('#'))
+            .map(str::trim)
+            .collect();
         if !comment.is_empty() {
             return comment.join(" ");
         }
@@ -199,7 +245,10 @@ impl Catalogue {
             }),
             Section::Models => self.models.get(name).map_or_else(String::new, |model| {
                 let experts = model.moe.as_ref().map_or_else(String::new, |moe| {
-                    format!(", {} experts of which a token visits {}", moe.experts, moe.top_k)
+                    format!(
+                        ", {} experts of which a token visits {}",
+                        moe.experts, moe.top_k
+                    )
                 });
                 format!("{} layers, {} wide{experts}", model.layers, model.hidden)
             }),
@@ -235,17 +284,26 @@ impl Catalogue {
     /// Names and one-line descriptions of a section, in the order of its file.
     pub fn list(&self, section: Section) -> impl Iterator<Item = (&str, &str)> {
         let entries = self.entries.get(&section);
-        entries.into_iter().flatten().map(|(name, entry)| (name.as_str(), entry.description.as_str()))
+        entries
+            .into_iter()
+            .flatten()
+            .map(|(name, entry)| (name.as_str(), entry.description.as_str()))
     }
 
     /// The names of a section, in the order of its file.
     pub fn names(&self, section: Section) -> impl Iterator<Item = &str> + Clone {
-        self.entries.get(&section).into_iter().flatten().map(|(name, _)| name.as_str())
+        self.entries
+            .get(&section)
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.as_str())
     }
 
     /// The sections that have an entry of this name.
     pub fn sections_of(&self, name: &str) -> impl Iterator<Item = Section> {
-        Section::ALL.into_iter().filter(move |section| self.entry(*section, name).is_some())
+        Section::ALL
+            .into_iter()
+            .filter(move |section| self.entry(*section, name).is_some())
     }
 
     /// An entry as it is written in the catalogue, with the comment above it.
@@ -261,7 +319,11 @@ impl Catalogue {
     /// An entry as a tree, to be changed in place by a scenario.
     pub(crate) fn tree(&self, section: Section, name: &str) -> Option<&Tree> {
         let tree = &self.entry(section, name)?.tree;
-        if section == Section::Fabrics { tree.get("fabric") } else { Some(tree) }
+        if section == Section::Fabrics {
+            tree.get("fabric")
+        } else {
+            Some(tree)
+        }
     }
 
     fn entry(&self, section: Section, name: &str) -> Option<&Entry> {
@@ -271,9 +333,16 @@ impl Catalogue {
 
 /// Cuts the text into entries, each with the comment lines right above its key.
 fn entry_texts(text: &str, entries: &[(Key, Tree)]) -> Vec<String> {
-    let starts: Vec<usize> = entries.iter().map(|(key, _)| comment_start(text, key.span)).collect();
+    let starts: Vec<usize> = entries
+        .iter()
+        .map(|(key, _)| comment_start(text, key.span))
+        .collect();
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    starts.iter().zip(ends).map(|(start, end)| text[*start..end].trim_end().to_owned()).collect()
+    starts
+        .iter()
+        .zip(ends)
+        .map(|(start, end)| text[*start..end].trim_end().to_owned())
+        .collect()
 }
 
 fn comment_start(text: &str, key: Span) -> usize {
@@ -326,10 +395,19 @@ mod tests {
         for section in Section::ALL {
             assert!(catalogue.names(section).count() > 5, "{section}");
             for (name, description) in catalogue.list(section) {
-                assert!(!description.is_empty(), "{section} {name} has no description");
-                assert!(!catalogue.sources(section, name).unwrap().is_empty(), "{section} {name} has no source");
+                assert!(
+                    !description.is_empty(),
+                    "{section} {name} has no description"
+                );
+                assert!(
+                    !catalogue.sources(section, name).unwrap().is_empty(),
+                    "{section} {name} has no source"
+                );
                 let text = catalogue.text(section, name).unwrap();
-                assert!(text.contains(&format!("{name}:")), "{section} {name}: {text}");
+                assert!(
+                    text.contains(&format!("{name}:")),
+                    "{section} {name}: {text}"
+                );
             }
         }
     }

@@ -25,7 +25,10 @@ fn count(findings: &mut Findings<'_>, path: &str, value: u64, limit: u64) -> boo
         findings.report(found);
     } else if value > limit {
         let found = findings
-            .at(path, format!("`{name}` is {value}, which is absurdly large"))
+            .at(
+                path,
+                format!("`{name}` is {value}, which is absurdly large"),
+            )
             .label(format!("at most {limit}"));
         findings.report(found);
     }
@@ -33,11 +36,22 @@ fn count(findings: &mut Findings<'_>, path: &str, value: u64, limit: u64) -> boo
 }
 
 /// A number that must lie in a range, the lower end left out.
-fn above(findings: &mut Findings<'_>, path: &str, value: f64, low: f64, high: f64, shown: impl Display) -> bool {
+fn above(
+    findings: &mut Findings<'_>,
+    path: &str,
+    value: f64,
+    low: f64,
+    high: f64,
+    shown: impl Display,
+) -> bool {
     let right = value > low && value <= high;
     if !right {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let wanted = if value > high { "absurdly large" } else { "not more than 0" };
+        let wanted = if value > high {
+            "absurdly large"
+        } else {
+            "not more than 0"
+        };
         let found = findings.at(path, format!("`{name}` is {shown}, which is {wanted}"));
         findings.report(found);
     }
@@ -49,7 +63,10 @@ fn fraction(findings: &mut Findings<'_>, path: &str, value: f64) -> bool {
     let right = value > 0.0 && value <= 1.0;
     if !right {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let mut found = findings.at(path, format!("`{name}` is {value}; it must be above 0 and at most 1"));
+        let mut found = findings.at(
+            path,
+            format!("`{name}` is {value}; it must be above 0 and at most 1"),
+        );
         if value > 1.0 && value <= 100.0 {
             found = found.hint(format!("{value} % is written {}", value / 100.0));
         }

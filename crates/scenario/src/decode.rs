@@ -8,7 +8,10 @@ use crate::catalogue::{self, Catalogue, Section};
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::suggest;
 use crate::yaml::{Key, Node, Value};
-use serde::de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
+};
 use std::fmt;
 
 /// What is wrong with a value, before the source is known.
@@ -32,7 +35,13 @@ enum Fault {
 
 impl DecodeError {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), label: String::new(), hints: Vec::new(), span: None, fault: None }
+        Self {
+            message: message.into(),
+            label: String::new(),
+            hints: Vec::new(),
+            span: None,
+            fault: None,
+        }
     }
 
     /// Completes the message with the name of what is wrong. The first name is the innermost.
@@ -106,7 +115,10 @@ impl de::Error for DecodeError {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { fault: Some(Fault::Missing), ..Self::new(format!("`{field}` is missing")) }
+        Self {
+            fault: Some(Fault::Missing),
+            ..Self::new(format!("`{field}` is missing"))
+        }
     }
 }
 
@@ -127,11 +139,19 @@ pub(crate) const ROOT: &str = "the scenario";
 
 /// The name of a key as it is typed; the whole document has none.
 fn quoted(name: &str) -> String {
-    if name == ROOT { name.to_owned() } else { format!("`{name}`") }
+    if name == ROOT {
+        name.to_owned()
+    } else {
+        format!("`{name}`")
+    }
 }
 
 fn unknown(fault: Fault, word: &str, expected: &[&str]) -> DecodeError {
-    let what = if fault == Fault::UnknownKey { "key" } else { "value" };
+    let what = if fault == Fault::UnknownKey {
+        "key"
+    } else {
+        "value"
+    };
     let mut found = DecodeError::new(format!("unknown {what} `{}`", shorten(word)));
     found.fault = Some(fault);
     let quoted: Vec<String> = expected.iter().map(|word| format!("`{word}`")).collect();
@@ -149,13 +169,22 @@ fn unknown(fault: Fault, word: &str, expected: &[&str]) -> DecodeError {
 /// A name that a section of the catalogue does not have.
 pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeError {
     let catalogue = Catalogue::builtin();
-    let found = DecodeError::new(format!("unknown {} `{}`", section.singular(), shorten(name))).at(span);
+    let found = DecodeError::new(format!(
+        "unknown {} `{}`",
+        section.singular(),
+        shorten(name)
+    ))
+    .at(span);
     if let Some(other) = catalogue.sections_of(name).next() {
         let found = found.label(format!("this is the name of one of the {other}"));
         if (section, other) == (Section::Nodes, Section::Accelerators) {
             let with: Vec<&str> = catalogue
                 .names(section)
-                .filter(|node| catalogue.node(node).is_some_and(|node| node.accelerator.name == name))
+                .filter(|node| {
+                    catalogue
+                        .node(node)
+                        .is_some_and(|node| node.accelerator.name == name)
+                })
                 .collect();
             return found.hint(format!("nodes with this accelerator: {}", with.join(", ")));
         }
@@ -167,9 +196,15 @@ pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeEr
         Some(meant) => found.label(format!("did you mean `{meant}`?")),
         None => found,
     };
-    let others: Vec<&str> = near.iter().copied().filter(|name| Some(*name) != spelled).collect();
+    let others: Vec<&str> = near
+        .iter()
+        .copied()
+        .filter(|name| Some(*name) != spelled)
+        .collect();
     match spelled {
-        _ if !others.is_empty() => found.hint(format!("{section} with a like name: {}", others.join(", "))),
+        _ if !others.is_empty() => {
+            found.hint(format!("{section} with a like name: {}", others.join(", ")))
+        }
         Some(_) => found,
         None => {
             let names: Vec<&str> = catalogue.names(section).collect();
@@ -188,7 +223,11 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 /// Reads a value of type `T`. `at` is where to point when something is missing from it.
-pub(crate) fn decode<T: de::DeserializeOwned>(node: &Node, name: &str, at: Span) -> Result<T, DecodeError> {
+pub(crate) fn decode<T: de::DeserializeOwned>(
+    node: &Node,
+    name: &str,
+    at: Span,
+) -> Result<T, DecodeError> {
     T::deserialize(Decoder { node, name, at })
 }
 
@@ -246,7 +285,11 @@ impl<'t> Decoder<'t> {
             Value::Mapping(_) => "a mapping".to_owned(),
         };
         let place = self.span();
-        DecodeError::new(format!("{} must be {wanted}, not {found}", quoted(self.name))).at(place)
+        DecodeError::new(format!(
+            "{} must be {wanted}, not {found}",
+            quoted(self.name)
+        ))
+        .at(place)
     }
 
     fn scalar(&self, wanted: &str) -> Result<&'t str, DecodeError> {
@@ -256,7 +299,9 @@ impl<'t> Decoder<'t> {
     fn whole_number(&self, limit: u64) -> Result<u64, DecodeError> {
         let wanted = "a whole number";
         let text = self.scalar(wanted)?;
-        if matches!(&self.node.value, Value::Scalar { quoted: true, .. }) && text.parse::<u64>().is_ok() {
+        if matches!(&self.node.value, Value::Scalar { quoted: true, .. })
+            && text.parse::<u64>().is_ok()
+        {
             return Err(self.wrong(wanted).hint("take the quotes off"));
         }
         let digits = text.replace('_', "");
@@ -265,15 +310,24 @@ impl<'t> Decoder<'t> {
         if all_digits && !text.starts_with('_') {
             return match digits.parse::<u64>() {
                 Ok(n) if n <= limit => Ok(n),
-                _ => Err(DecodeError::new(format!("`{}` is {}, which is absurdly large", self.name, shorten(text)))
-                    .at(self.span())),
+                _ => Err(DecodeError::new(format!(
+                    "`{}` is {}, which is absurdly large",
+                    self.name,
+                    shorten(text)
+                ))
+                .at(self.span())),
             };
         }
         if let Some(positive) = digits.strip_prefix('-')
             && !positive.is_empty()
             && positive.bytes().all(|b| b.is_ascii_digit())
         {
-            return Err(DecodeError::new(format!("`{}` is {}; it cannot be negative", self.name, shorten(text))).at(self.span()));
+            return Err(DecodeError::new(format!(
+                "`{}` is {}; it cannot be negative",
+                self.name,
+                shorten(text)
+            ))
+            .at(self.span()));
         }
         let error = self.wrong(wanted);
         match digits.parse::<f64>() {
@@ -287,7 +341,12 @@ impl<'t> Decoder<'t> {
     fn real_number(&self) -> Result<f64, DecodeError> {
         let text = self.scalar("a number")?;
         match text.replace('_', "").parse::<f64>() {
-            Ok(value) if value.is_finite() && text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.')) => {
+            Ok(value)
+                if value.is_finite()
+                    && text.starts_with(|c: char| {
+                        c.is_ascii_digit() || matches!(c, '-' | '+' | '.')
+                    }) =>
+            {
                 Ok(value)
             }
             _ => Err(self.wrong("a number")),
@@ -296,7 +355,12 @@ impl<'t> Decoder<'t> {
 
     fn mapping(&self, fields: &'static [&'static str]) -> Result<Mapping<'t>, DecodeError> {
         match &self.node.value {
-            Value::Mapping(entries) => Ok(Mapping { entries: entries.iter(), value: None, fields, owner: self.name }),
+            Value::Mapping(entries) => Ok(Mapping {
+                entries: entries.iter(),
+                value: None,
+                fields,
+                owner: self.name,
+            }),
             _ => {
                 let error = self.wrong("a mapping");
                 Err(match fields {
@@ -313,7 +377,9 @@ impl<'t> Decoder<'t> {
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         let mapping = self.mapping(fields)?;
-        visitor.visit_map(mapping).map_err(|error| error.of(self.name).at(self.at))
+        visitor
+            .visit_map(mapping)
+            .map_err(|error| error.of(self.name).at(self.at))
     }
 }
 
@@ -335,7 +401,10 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
         match &self.node.value {
             _ if self.node.is_null() => visitor.visit_unit(),
             Value::Scalar { text, .. } => visitor.visit_str(text),
-            Value::Sequence(items) => visitor.visit_seq(Items { items: items.iter(), name: self.name }),
+            Value::Sequence(items) => visitor.visit_seq(Items {
+                items: items.iter(),
+                name: self.name,
+            }),
             Value::Mapping(_) => return self.visit_mapping(&[], visitor),
         }
         .map_err(|error| error.of(self.name).at(span))
@@ -357,7 +426,9 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
     }
 
     fn deserialize_f64<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        visitor.visit_f64(self.real_number()?).map_err(|error: DecodeError| error.at(self.span()))
+        visitor
+            .visit_f64(self.real_number()?)
+            .map_err(|error: DecodeError| error.at(self.span()))
     }
 
     fn deserialize_bool<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
@@ -370,7 +441,9 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
 
     fn deserialize_str<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         let text = self.scalar("text")?;
-        visitor.visit_str(text).map_err(|error: DecodeError| error.at(self.span()))
+        visitor
+            .visit_str(text)
+            .map_err(|error: DecodeError| error.at(self.span()))
     }
 
     fn deserialize_string<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
@@ -382,14 +455,26 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
     }
 
     fn deserialize_option<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        if self.node.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.node.is_null() {
+            visitor.visit_none()
+        } else {
+            visitor.visit_some(self)
+        }
     }
 
     fn deserialize_unit<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        if self.node.is_null() { visitor.visit_unit() } else { Err(self.wrong("left empty")) }
+        if self.node.is_null() {
+            visitor.visit_unit()
+        } else {
+            Err(self.wrong("left empty"))
+        }
     }
 
-    fn deserialize_unit_struct<V: Visitor<'t>>(self, _: &'static str, visitor: V) -> Result<V::Value, DecodeError> {
+    fn deserialize_unit_struct<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
         self.deserialize_unit(visitor)
     }
 
@@ -410,13 +495,20 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
     fn deserialize_seq<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.node.value {
             Value::Sequence(items) => visitor
-                .visit_seq(Items { items: items.iter(), name: self.name })
+                .visit_seq(Items {
+                    items: items.iter(),
+                    name: self.name,
+                })
                 .map_err(|error| error.at(self.at)),
             _ => Err(self.wrong("a list")),
         }
     }
 
-    fn deserialize_tuple<V: Visitor<'t>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
+    fn deserialize_tuple<V: Visitor<'t>>(
+        self,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
         self.deserialize_seq(visitor)
     }
 
@@ -453,20 +545,32 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
             _ => suggest::either(variants),
         };
         let (variant, span, content) = match &self.node.value {
-            Value::Scalar { text, .. } if !self.node.is_null() => (text.as_str(), self.node.span, None),
+            Value::Scalar { text, .. } if !self.node.is_null() => {
+                (text.as_str(), self.node.span, None)
+            }
             Value::Mapping(entries) => match entries.as_slice() {
                 [(key, node)] => (key.text.as_str(), key.span, Some((key, node))),
                 [] => return Err(self.wrong(&choices())),
                 [_, (second, _), ..] => {
                     let all = suggest::either(variants);
-                    return Err(DecodeError::new(format!("`{}` takes one key, {all}, and no second", self.name))
-                        .label("one too many")
-                        .at(second.span));
+                    return Err(DecodeError::new(format!(
+                        "`{}` takes one key, {all}, and no second",
+                        self.name
+                    ))
+                    .label("one too many")
+                    .at(second.span));
                 }
             },
             _ => return Err(self.wrong(&choices())),
         };
-        visitor.visit_enum(Variant { variant, span, content, owner: self.name }).map_err(|error| error.at(span))
+        visitor
+            .visit_enum(Variant {
+                variant,
+                span,
+                content,
+                owner: self.name,
+            })
+            .map_err(|error| error.at(span))
     }
 
     fn deserialize_bytes<V: Visitor<'t>>(self, _: V) -> Result<V::Value, DecodeError> {
@@ -498,21 +602,42 @@ struct Mapping<'t> {
 impl<'t> MapAccess<'t> for Mapping<'t> {
     type Error = DecodeError;
 
-    fn next_key_seed<K: DeserializeSeed<'t>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
-        let Some(entry) = self.entries.next() else { return Ok(None) };
+    fn next_key_seed<K: DeserializeSeed<'t>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, DecodeError> {
+        let Some(entry) = self.entries.next() else {
+            return Ok(None);
+        };
         let (key, _) = entry;
         if !self.fields.is_empty() && !self.fields.contains(&key.text.as_str()) {
-            return Err(unknown(Fault::UnknownKey, &key.text, self.fields).of(self.owner).at(key.span));
+            return Err(unknown(Fault::UnknownKey, &key.text, self.fields)
+                .of(self.owner)
+                .at(key.span));
         }
         self.value = Some(entry);
-        let key_text: de::value::StrDeserializer<'_, DecodeError> = key.text.as_str().into_deserializer();
-        seed.deserialize(key_text).map(Some).map_err(|error| error.of(self.owner).at(key.span))
+        let key_text: de::value::StrDeserializer<'_, DecodeError> =
+            key.text.as_str().into_deserializer();
+        seed.deserialize(key_text)
+            .map(Some)
+            .map_err(|error| error.of(self.owner).at(key.span))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'t>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
-        let (key, node) = self.value.take().ok_or_else(|| DecodeError::new("a value without a key"))?;
-        let decoder = Decoder { node, name: &key.text, at: key.span };
-        seed.deserialize(decoder).map_err(|error| error.at(decoder.span()))
+    fn next_value_seed<V: DeserializeSeed<'t>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, DecodeError> {
+        let (key, node) = self
+            .value
+            .take()
+            .ok_or_else(|| DecodeError::new("a value without a key"))?;
+        let decoder = Decoder {
+            node,
+            name: &key.text,
+            at: key.span,
+        };
+        seed.deserialize(decoder)
+            .map_err(|error| error.at(decoder.span()))
     }
 }
 
@@ -524,10 +649,21 @@ struct Items<'t> {
 impl<'t> SeqAccess<'t> for Items<'t> {
     type Error = DecodeError;
 
-    fn next_element_seed<T: DeserializeSeed<'t>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
-        let Some(node) = self.items.next() else { return Ok(None) };
-        let decoder = Decoder { node, name: self.name, at: node.span };
-        seed.deserialize(decoder).map(Some).map_err(|error| error.at(decoder.span()))
+    fn next_element_seed<T: DeserializeSeed<'t>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, DecodeError> {
+        let Some(node) = self.items.next() else {
+            return Ok(None);
+        };
+        let decoder = Decoder {
+            node,
+            name: self.name,
+            at: node.span,
+        };
+        seed.deserialize(decoder)
+            .map(Some)
+            .map_err(|error| error.at(decoder.span()))
     }
 }
 
@@ -541,11 +677,17 @@ struct Variant<'t> {
 impl<'t> Variant<'t> {
     fn content(&self) -> Result<Decoder<'t>, DecodeError> {
         let Some((key, node)) = self.content else {
-            return Err(DecodeError::new(format!("`{}` needs a value", self.variant))
-                .hint(format!("write {{ {}: ... }}", self.variant))
-                .at(self.span));
+            return Err(
+                DecodeError::new(format!("`{}` needs a value", self.variant))
+                    .hint(format!("write {{ {}: ... }}", self.variant))
+                    .at(self.span),
+            );
         };
-        Ok(Decoder { node, name: &key.text, at: key.span })
+        Ok(Decoder {
+            node,
+            name: &key.text,
+            at: key.span,
+        })
     }
 }
 
@@ -553,9 +695,14 @@ impl<'t> EnumAccess<'t> for Variant<'t> {
     type Error = DecodeError;
     type Variant = Self;
 
-    fn variant_seed<V: DeserializeSeed<'t>>(self, seed: V) -> Result<(V::Value, Self), DecodeError> {
+    fn variant_seed<V: DeserializeSeed<'t>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, Self), DecodeError> {
         let name: de::value::StrDeserializer<'_, DecodeError> = self.variant.into_deserializer();
-        let value = seed.deserialize(name).map_err(|error| error.of(self.owner).at(self.span))?;
+        let value = seed
+            .deserialize(name)
+            .map_err(|error| error.of(self.owner).at(self.span))?;
         Ok((value, self))
     }
 }
@@ -574,7 +721,10 @@ impl<'t> VariantAccess<'t> for Variant<'t> {
         }
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'t>>(self, seed: T) -> Result<T::Value, DecodeError> {
+    fn newtype_variant_seed<T: DeserializeSeed<'t>>(
+        self,
+        seed: T,
+    ) -> Result<T::Value, DecodeError> {
         seed.deserialize(self.content()?)
     }
 

@@ -33,7 +33,10 @@ pub struct Span {
 impl Span {
     /// From `start` to `end`.
     pub(crate) fn between(start: usize, end: usize) -> Self {
-        Self { offset: start, len: end.saturating_sub(start) }
+        Self {
+            offset: start,
+            len: end.saturating_sub(start),
+        }
     }
 }
 
@@ -96,7 +99,8 @@ impl Diagnostic {
     }
 
     pub(crate) fn hints(mut self, hints: impl IntoIterator<Item = String>) -> Self {
-        self.hints.extend(hints.into_iter().map(|hint| one_line(&hint)));
+        self.hints
+            .extend(hints.into_iter().map(|hint| one_line(&hint)));
         self
     }
 }
@@ -105,7 +109,9 @@ impl Diagnostic {
 fn one_line(text: &str) -> String {
     let unsafe_char = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     if text.contains(unsafe_char) {
-        text.chars().map(|c| if unsafe_char(c) { ' ' } else { c }).collect()
+        text.chars()
+            .map(|c| if unsafe_char(c) { ' ' } else { c })
+            .collect()
     } else {
         text.to_owned()
     }
@@ -117,7 +123,10 @@ fn clip(text: &str, span: Span) -> Span {
     let end = floor_boundary(text, span.offset.saturating_add(span.len)).max(offset);
     let stretch = &text[offset..end];
     let first_line = stretch.split(['\n', '\r']).next().unwrap_or_default();
-    Span { offset, len: first_line.trim_end().len() }
+    Span {
+        offset,
+        len: first_line.trim_end().len(),
+    }
 }
 
 fn floor_boundary(text: &str, at: usize) -> usize {
@@ -135,16 +144,32 @@ impl fmt::Display for Diagnostic {
     /// The plain rendering: message, place, the line with the stretch underlined, hints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.severity, self.message)?;
-        writeln!(f, "  --> {}:{}:{}", self.source_name, self.line, self.column)?;
-        let line = self.source_text.lines().nth(self.line - 1).unwrap_or_default();
-        let width = self.source_text[self.span.offset..self.span.offset + self.span.len].chars().count();
+        writeln!(
+            f,
+            "  --> {}:{}:{}",
+            self.source_name, self.line, self.column
+        )?;
+        let line = self
+            .source_text
+            .lines()
+            .nth(self.line - 1)
+            .unwrap_or_default();
+        let width = self.source_text[self.span.offset..self.span.offset + self.span.len]
+            .chars()
+            .count();
         let (shown, column) = window(line, self.column - 1);
         let gutter = self.line.to_string().len();
         let shown_width = shown.chars().count();
         let underline = width.max(1).min(shown_width.saturating_sub(column).max(1));
         writeln!(f, "{:gutter$} |", "")?;
         writeln!(f, "{:gutter$} | {}", self.line, shown)?;
-        write!(f, "{:gutter$} | {:column$}{}", "", "", "^".repeat(underline))?;
+        write!(
+            f,
+            "{:gutter$} | {:column$}{}",
+            "",
+            "",
+            "^".repeat(underline)
+        )?;
         if !self.label.is_empty() {
             write!(f, " {}", self.label)?;
         }
@@ -158,7 +183,10 @@ impl fmt::Display for Diagnostic {
 /// The part of a line around `column` that is worth showing, without control characters, and the
 /// column inside it.
 fn window(line: &str, column: usize) -> (String, usize) {
-    let clean = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let clean = line
+        .trim_end()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c });
     let length = clean.clone().count();
     if length <= LONGEST_LINE {
         return (clean.collect(), column);

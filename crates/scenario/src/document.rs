@@ -240,7 +240,8 @@ impl<'de> Deserialize<'de> for RecomputeText {
             }
 
             fn visit_str<E: de::Error>(self, word: &str) -> Result<RecomputeText, E> {
-                let word: de::value::StrDeserializer<'_, E> = de::IntoDeserializer::into_deserializer(word);
+                let word: de::value::StrDeserializer<'_, E> =
+                    de::IntoDeserializer::into_deserializer(word);
                 Word::deserialize(word).map(|word| {
                     RecomputeText(match word {
                         Word::None => Recompute::None,
@@ -251,7 +252,8 @@ impl<'de> Deserialize<'de> for RecomputeText {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RecomputeText, A::Error> {
-                let activations = Vec::<Activation>::deserialize(de::value::SeqAccessDeserializer::new(list))?;
+                let activations =
+                    Vec::<Activation>::deserialize(de::value::SeqAccessDeserializer::new(list))?;
                 Ok(RecomputeText(Recompute::Activations(activations)))
             }
 
@@ -260,7 +262,9 @@ impl<'de> Deserialize<'de> for RecomputeText {
                 match (kind.full_layers, kind.activations) {
                     (Some(layers), None) => Ok(RecomputeText(Recompute::FullLayers(layers))),
                     (None, Some(list)) => Ok(RecomputeText(Recompute::Activations(list))),
-                    _ => Err(de::Error::custom("`recompute` takes either full_layers or activations")),
+                    _ => Err(de::Error::custom(
+                        "`recompute` takes either full_layers or activations",
+                    )),
                 }
             }
         }

@@ -5,7 +5,8 @@ use crate::check;
 use crate::decode::{self, DecodeError, shorten};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::document::{
-    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, TrainingText, WorkloadText,
+    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, TrainingText,
+    WorkloadText,
 };
 use crate::huggingface;
 use crate::yaml::{self, Node as Tree};
@@ -28,11 +29,18 @@ pub struct Scenario {
 /// When the text is not YAML, a key is unknown, missing or given twice, or a value is of the wrong
 /// type. The first such error is reported alone.
 pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>> {
-    let source = Source { name: source_name.into(), text: text.into() };
+    let source = Source {
+        name: source_name.into(),
+        text: text.into(),
+    };
     let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
     let document = decode::decode(&tree, decode::ROOT, tree.place(""))
         .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
-    Ok(Scenario { source, tree, document })
+    Ok(Scenario {
+        source,
+        tree,
+        document,
+    })
 }
 
 /// Reads a file that a scenario names, relative to the scenario.
@@ -46,8 +54,16 @@ impl Scenario {
 
     /// The name of the scenario: its file without directory and extension.
     pub fn name(&self) -> &str {
-        let file = self.source.name.rsplit(['/', '\\']).next().unwrap_or_default();
-        let stem = file.strip_suffix(".yaml").or_else(|| file.strip_suffix(".yml")).unwrap_or(file);
+        let file = self
+            .source
+            .name
+            .rsplit(['/', '\\'])
+            .next()
+            .unwrap_or_default();
+        let stem = file
+            .strip_suffix(".yaml")
+            .or_else(|| file.strip_suffix(".yml"))
+            .unwrap_or(file);
         if stem.is_empty() { "scenario" } else { stem }
     }
 
@@ -67,17 +83,27 @@ impl Scenario {
         let node = findings.node();
         let fabric = findings.fabric(self.document.cluster.fabric.is_some());
         let model = findings.model(files);
-        let stack = findings.named::<SoftwareStack>(Section::Stacks, STACK).map(|(mut stack, name)| {
-            stack.name = name;
-            stack
-        });
-        let (Some(node), Some(fabric), Some(model), Some(stack)) = (node, fabric, model, stack) else {
+        let stack =
+            findings
+                .named::<SoftwareStack>(Section::Stacks, STACK)
+                .map(|(mut stack, name)| {
+                    stack.name = name;
+                    stack
+                });
+        let (Some(node), Some(fabric), Some(model), Some(stack)) = (node, fabric, model, stack)
+        else {
             return Err(findings.found);
         };
-        let Some(fabric) = fabric.or_else(|| findings.default_fabric(&node, self.document.cluster.gpus)) else {
+        let Some(fabric) =
+            fabric.or_else(|| findings.default_fabric(&node, self.document.cluster.gpus))
+        else {
             return Err(findings.found);
         };
-        let cluster = Cluster { node, gpus: self.document.cluster.gpus, fabric };
+        let cluster = Cluster {
+            node,
+            gpus: self.document.cluster.gpus,
+            fabric,
+        };
         let training = training(text, cluster.gpus, model, stack);
         let simulation = &self.document.simulation;
         let setup = Setup {
@@ -91,7 +117,10 @@ impl Scenario {
             stragglers: simulation
                 .stragglers
                 .iter()
-                .map(|straggler| Straggler { gpu: straggler.gpu, slowdown: straggler.slowdown })
+                .map(|straggler| Straggler {
+                    gpu: straggler.gpu,
+                    slowdown: straggler.slowdown,
+                })
                 .collect(),
             fidelity: match simulation.fidelity {
                 FidelityText::Folded => Fidelity::Folded,
@@ -100,7 +129,11 @@ impl Scenario {
             seed: simulation.seed,
         };
         check::check(&setup, text, &mut findings);
-        if findings.found.is_empty() { Ok(setup) } else { Err(findings.found) }
+        if findings.found.is_empty() {
+            Ok(setup)
+        } else {
+            Err(findings.found)
+        }
     }
 }
 
@@ -129,7 +162,10 @@ fn training(text: &TrainingText, gpus: u32, model: Model, stack: SoftwareStack) 
 }
 
 fn parallelism(text: &ParallelismText, gpus: u32) -> Parallelism {
-    let others = [text.tensor, text.context, text.pipeline].map(u64::from).iter().product::<u64>();
+    let others = [text.tensor, text.context, text.pipeline]
+        .map(u64::from)
+        .iter()
+        .product::<u64>();
     let derived = u64::from(gpus).checked_div(others).unwrap_or(1);
     Parallelism {
         tensor: text.tensor,
@@ -137,7 +173,9 @@ fn parallelism(text: &ParallelismText, gpus: u32) -> Parallelism {
         context: text.context,
         pipeline: text.pipeline,
         virtual_pipeline: text.virtual_pipeline,
-        data: text.data.unwrap_or(u32::try_from(derived).unwrap_or(u32::MAX)),
+        data: text
+            .data
+            .unwrap_or(u32::try_from(derived).unwrap_or(u32::MAX)),
         expert: text.expert,
         expert_tensor: text.expert_tensor,
         zero: text.zero,
@@ -207,12 +245,16 @@ impl Findings<'_> {
         }
         let given = node.get("name").and_then(Tree::text);
         let Some((_, like)) = node.entry("like") else {
-            let name = given.map_or_else(|| format!("custom {}", section.singular()), str::to_owned);
+            let name =
+                given.map_or_else(|| format!("custom {}", section.singular()), str::to_owned);
             return Some((node.clone(), name));
         };
         let Some(base) = like.text() else {
             let known = section.plural();
-            self.report(self.at(path, format!("`like` must be the name of one of the {known}")));
+            self.report(self.at(
+                path,
+                format!("`like` must be the name of one of the {known}"),
+            ));
             return None;
         };
         let Some(tree) = catalogue.tree(section, base) else {
@@ -220,7 +262,10 @@ impl Findings<'_> {
             return None;
         };
         let changed = tree.placed_at(like.span).changed_by(&node.without("like"));
-        Some((changed, given.map_or_else(|| format!("{base} (changed)"), str::to_owned)))
+        Some((
+            changed,
+            given.map_or_else(|| format!("{base} (changed)"), str::to_owned),
+        ))
     }
 
     fn node(&mut self) -> Option<Node> {
@@ -243,7 +288,10 @@ impl Findings<'_> {
             self.named::<Accelerator>(Section::Accelerators, path)?
         } else {
             let name = node.get("accelerator").and_then(Tree::text)?;
-            (Catalogue::builtin().accelerator(name)?.clone(), name.to_owned())
+            (
+                Catalogue::builtin().accelerator(name)?.clone(),
+                name.to_owned(),
+            )
         };
         accelerator.name = name;
         Some(accelerator)
@@ -254,15 +302,22 @@ impl Findings<'_> {
         if !written {
             return Some(None);
         }
-        self.named::<Fabric>(Section::Fabrics, FABRIC).map(|(fabric, _)| Some(fabric))
+        self.named::<Fabric>(Section::Fabrics, FABRIC)
+            .map(|(fabric, _)| Some(fabric))
     }
 
     /// One node needs no fabric; more than one must say.
     fn default_fabric(&mut self, node: &Node, gpus: u32) -> Option<Fabric> {
         if gpus > node.gpus {
             let names: Vec<&str> = Catalogue::builtin().names(Section::Fabrics).collect();
-            let message = format!("`fabric` is missing: {gpus} GPUs are more than one {} of {}", node.name, node.gpus);
-            self.report(self.at("cluster", message).hint(format!("known fabrics: {}", names.join(", "))));
+            let message = format!(
+                "`fabric` is missing: {gpus} GPUs are more than one {} of {}",
+                node.name, node.gpus
+            );
+            self.report(
+                self.at("cluster", message)
+                    .hint(format!("known fabrics: {}", names.join(", "))),
+            );
             return None;
         }
         Catalogue::builtin().fabric("rail-optimized").cloned()

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 /// The JSON Schema of the YAML that [`crate::parse`] reads.
 pub fn scenario_schema() -> Value {
-    let mut schema = SchemaGenerator::default().into_root_schema_for::<Document>().to_value();
+    let mut schema = SchemaGenerator::default()
+        .into_root_schema_for::<Document>()
+        .to_value();
     known_keys_only(&mut schema);
     schema
 }
@@ -36,11 +38,17 @@ fn names(section: Section) -> Value {
 /// A definition that takes an entry of the catalogue and changes some of its fields.
 fn like<T: JsonSchema>(section: Section, generator: &mut SchemaGenerator) -> Value {
     let schema = T::json_schema(generator).to_value();
-    let mut properties = schema.get("properties").cloned().unwrap_or_else(|| json!({}));
+    let mut properties = schema
+        .get("properties")
+        .cloned()
+        .unwrap_or_else(|| json!({}));
     if let Some(properties) = properties.as_object_mut() {
         // What is itself a mapping may be changed field by field.
         for property in properties.values_mut() {
-            if ["$ref", "anyOf"].iter().any(|key| property.get(key).is_some()) {
+            if ["$ref", "anyOf"]
+                .iter()
+                .any(|key| property.get(key).is_some())
+            {
                 *property = json!({ "anyOf": [property.take(), { "type": "object" }] });
             }
         }
@@ -70,7 +78,14 @@ pub(crate) fn accelerator(generator: &mut SchemaGenerator) -> Schema {
 
 pub(crate) fn fabric(generator: &mut SchemaGenerator) -> Schema {
     let definition = generator.subschema_for::<Fabric>();
-    json_schema!({ "anyOf": [names(Section::Fabrics), definition] })
+    let changed = json!({
+        "type": "object",
+        "description": "A fabric of the catalogue with some fields changed.",
+        "required": ["like"],
+        "properties": { "like": names(Section::Fabrics) },
+        "additionalProperties": { "type": "object" },
+    });
+    json_schema!({ "anyOf": [names(Section::Fabrics), changed, definition] })
 }
 
 pub(crate) fn model(generator: &mut SchemaGenerator) -> Schema {

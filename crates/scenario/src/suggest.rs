@@ -100,7 +100,10 @@ const SYNONYMS: &[(&str, &str)] = &[
 
 /// The word with case and separators taken out, which is how most misspellings agree.
 fn bare(word: &str) -> String {
-    word.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    word.chars()
+        .filter(char::is_ascii_alphanumeric)
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
 }
 
 /// Words longer than this are not misspellings of anything.
@@ -126,16 +129,23 @@ fn distance(word: &str, candidate: &str) -> Option<usize> {
 }
 
 /// The candidate that `word` most likely stands for.
-pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> Option<&'c str> {
+pub(crate) fn closest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str> + Clone,
+) -> Option<&'c str> {
     let bare_word = bare(word);
     let same = |candidate: &&str| bare(candidate) == bare_word && !bare_word.is_empty();
     let meant = |candidate: &&str| {
-        SYNONYMS.iter().any(|(said, ours)| bare(said) == bare_word && ours == candidate)
+        SYNONYMS
+            .iter()
+            .any(|(said, ours)| bare(said) == bare_word && ours == candidate)
     };
     // `domain_size` for `domain`.
     let longer = |candidate: &&str| {
         candidate.len() >= 4
-            && word.strip_prefix(candidate).is_some_and(|rest| rest.starts_with(['_', '-', ' ']))
+            && word
+                .strip_prefix(candidate)
+                .is_some_and(|rest| rest.starts_with(['_', '-', ' ']))
     };
     candidates
         .clone()
@@ -144,8 +154,11 @@ pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
         .or_else(|| candidates.clone().into_iter().find(meant))
         .or_else(|| {
             let spelled = candidates.clone().into_iter();
-            let ranked = spelled.filter_map(|candidate| Some((distance(word, candidate)?, candidate)));
-            ranked.min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
+            let ranked =
+                spelled.filter_map(|candidate| Some((distance(word, candidate)?, candidate)));
+            ranked
+                .min_by_key(|(distance, _)| *distance)
+                .map(|(_, candidate)| candidate)
         })
         .or_else(|| candidates.into_iter().find(longer))
 }
@@ -176,7 +189,10 @@ pub(crate) fn near<'c>(
             } else if name.contains(&sought) || sought.contains(&name) {
                 11
             } else {
-                let shared = parts.iter().filter(|part| name.contains(part.as_str())).count();
+                let shared = parts
+                    .iter()
+                    .filter(|part| name.contains(part.as_str()))
+                    .count();
                 if shared == 0 {
                     return None;
                 }
@@ -200,7 +216,11 @@ pub(crate) fn listed<T: std::fmt::Display>(items: &[T], word: &str) -> String {
     let mut text = String::new();
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
-            text += &if index + 1 == items.len() { format!(" {word} ") } else { ", ".to_owned() };
+            text += &if index + 1 == items.len() {
+                format!(" {word} ")
+            } else {
+                ", ".to_owned()
+            };
         }
         text += &item.to_string();
     }
@@ -232,6 +252,12 @@ pub(crate) fn around(sorted: &[u64], wanted: u64) -> Vec<u64> {
 
 /// The multiples of `step` on either side of `value`, zero left out.
 pub(crate) fn multiples_near(step: u64, value: u64) -> Vec<u64> {
-    let Some(below) = value.checked_div(step).map(|times| times * step) else { return Vec::new() };
-    [Some(below), below.checked_add(step)].into_iter().flatten().filter(|m| *m > 0).collect()
+    let Some(below) = value.checked_div(step).map(|times| times * step) else {
+        return Vec::new();
+    };
+    [Some(below), below.checked_add(step)]
+        .into_iter()
+        .flatten()
+        .filter(|m| *m > 0)
+        .collect()
 }

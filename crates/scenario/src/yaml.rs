@@ -68,16 +68,22 @@ impl Node {
         for key in path.split('.').filter(|key| !key.is_empty()) {
             let next = match &node.value {
                 Value::Mapping(_) => node.entry(key).map(|(key, node)| (key.span, node)),
-                Value::Sequence(items) => {
-                    key.parse::<usize>().ok().and_then(|i| items.get(i)).map(|item| (item.span, item))
-                }
+                Value::Sequence(items) => key
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|i| items.get(i))
+                    .map(|item| (item.span, item)),
                 Value::Scalar { .. } => None,
             };
             let Some((key_span, child)) = next else { break };
             node = child;
             place = match &child.value {
                 Value::Scalar { .. } if child.span.len > 0 => child.span,
-                Value::Sequence(items) if items.iter().all(|i| matches!(i.value, Value::Scalar { .. })) => {
+                Value::Sequence(items)
+                    if items
+                        .iter()
+                        .all(|i| matches!(i.value, Value::Scalar { .. })) =>
+                {
                     child.span
                 }
                 _ => key_span,
@@ -103,11 +109,21 @@ impl Node {
     pub fn placed_at(&self, span: Span) -> Self {
         let value = match &self.value {
             Value::Scalar { .. } => self.value.clone(),
-            Value::Sequence(items) => Value::Sequence(items.iter().map(|i| i.placed_at(span)).collect()),
+            Value::Sequence(items) => {
+                Value::Sequence(items.iter().map(|i| i.placed_at(span)).collect())
+            }
             Value::Mapping(entries) => Value::Mapping(
                 entries
                     .iter()
-                    .map(|(key, node)| (Key { text: key.text.clone(), span }, node.placed_at(span)))
+                    .map(|(key, node)| {
+                        (
+                            Key {
+                                text: key.text.clone(),
+                                span,
+                            },
+                            node.placed_at(span),
+                        )
+                    })
                     .collect(),
             ),
         };
@@ -117,12 +133,19 @@ impl Node {
     /// A mapping without one of its keys.
     pub fn without(&self, unwanted: &str) -> Self {
         let value = match &self.value {
-            Value::Mapping(entries) => {
-                Value::Mapping(entries.iter().filter(|(key, _)| key.text != unwanted).cloned().collect())
-            }
+            Value::Mapping(entries) => Value::Mapping(
+                entries
+                    .iter()
+                    .filter(|(key, _)| key.text != unwanted)
+                    .cloned()
+                    .collect(),
+            ),
             other => other.clone(),
         };
-        Self { span: self.span, value }
+        Self {
+            span: self.span,
+            value,
+        }
     }
 
     /// `self` with the fields of `changes` in place of its own; mappings are changed field by field.
@@ -143,18 +166,36 @@ impl Node {
                 None => entries.push((key.clone(), node.clone())),
             }
         }
-        Self { span: changes.span, value: Value::Mapping(entries) }
+        Self {
+            span: changes.span,
+            value: Value::Mapping(entries),
+        }
     }
 }
 
 /// What the scanner says, and what usually is behind it.
 const SCAN_HINTS: &[(&str, &str)] = &[
-    ("simple key expected", "a key is followed by a colon and a space, as in `gpus: 64`"),
-    ("mapping values are not allowed", "the line does not line up with the one above it, or has a second colon"),
-    ("unexpected character", "put quotes around text that begins with a sign"),
-    ("unknown anchor", "`*name` repeats a value that was marked `&name` before; put quotes around it if it is text"),
+    (
+        "simple key expected",
+        "a key is followed by a colon and a space, as in `gpus: 64`",
+    ),
+    (
+        "mapping values are not allowed",
+        "the line does not line up with the one above it, or has a second colon",
+    ),
+    (
+        "unexpected character",
+        "put quotes around text that begins with a sign",
+    ),
+    (
+        "unknown anchor",
+        "`*name` repeats a value that was marked `&name` before; put quotes around it if it is text",
+    ),
     ("unclosed quote", "the quote that opens here is not closed"),
-    ("unclosed bracket", "the bracket that opens here is not closed"),
+    (
+        "unclosed bracket",
+        "the bracket that opens here is not closed",
+    ),
 ];
 
 /// Bytes of the longest text that is read.
@@ -171,8 +212,15 @@ const DEEPEST: usize = 48;
 pub(crate) fn parse(source: &Source) -> Result<Node, Box<Diagnostic>> {
     let text: &str = &source.text;
     if text.len() > LONGEST_TEXT {
-        let message = format!("the text is {} bytes long; at most {LONGEST_TEXT} are read", text.len());
-        return Err(Box::new(Diagnostic::error(source, Span::default(), message)));
+        let message = format!(
+            "the text is {} bytes long; at most {LONGEST_TEXT} are read",
+            text.len()
+        );
+        return Err(Box::new(Diagnostic::error(
+            source,
+            Span::default(),
+            message,
+        )));
     }
     let mut composer = Composer {
         source,
@@ -207,7 +255,10 @@ impl<'s> Composer<'s> {
             };
             let structure = matches!(
                 event,
-                Event::StreamEnd | Event::DocumentStart(..) | Event::SequenceEnd | Event::MappingEnd
+                Event::StreamEnd
+                    | Event::DocumentStart(..)
+                    | Event::SequenceEnd
+                    | Event::MappingEnd
             );
             if event.is_node() || structure {
                 let range = span.byte_range().unwrap_or(0..0);
@@ -217,10 +268,23 @@ impl<'s> Composer<'s> {
     }
 
     fn scan_error(&self, error: &ScanError) -> Diagnostic {
-        let at = error.marker().byte_offset().unwrap_or(0).min(self.source.text.len());
+        let at = error
+            .marker()
+            .byte_offset()
+            .unwrap_or(0)
+            .min(self.source.text.len());
         let info = error.info();
-        let found = Diagnostic::error(self.source, Span { offset: at, len: 1 }, format!("this is not YAML: {info}"));
-        let line = self.source.text.lines().nth(found.line - 1).unwrap_or_default();
+        let found = Diagnostic::error(
+            self.source,
+            Span { offset: at, len: 1 },
+            format!("this is not YAML: {info}"),
+        );
+        let line = self
+            .source
+            .text
+            .lines()
+            .nth(found.line - 1)
+            .unwrap_or_default();
         let indent = &line[..line.len() - line.trim_start().len()];
         if indent.contains('\t') {
             return found.hint("indent with spaces, not with tabs");
@@ -239,7 +303,10 @@ impl<'s> Composer<'s> {
             match event {
                 Event::StreamEnd => break,
                 _ if root.is_some() => {
-                    return self.refuse(span, "a second YAML document begins here; one file holds one scenario");
+                    return self.refuse(
+                        span,
+                        "a second YAML document begins here; one file holds one scenario",
+                    );
                 }
                 Event::DocumentStart(..) => {}
                 event => root = Some(self.node(event, span, 0)?),
@@ -248,8 +315,14 @@ impl<'s> Composer<'s> {
         match root {
             Some(root) if !root.is_null() => Ok(root),
             _ => Err(Box::new(
-                Diagnostic::error(self.source, Span::default(), "there is nothing in this file")
-                    .hint("`rackflow show quickstart-llama3-8b-8-h100` prints a scenario to begin with"),
+                Diagnostic::error(
+                    self.source,
+                    Span::default(),
+                    "there is nothing in this file",
+                )
+                .hint(
+                    "`rackflow show quickstart-llama3-8b-8-h100` prints a scenario to begin with",
+                ),
             )),
         }
     }
@@ -263,7 +336,13 @@ impl<'s> Composer<'s> {
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 let quoted = !matches!(style, ScalarStyle::Plain);
-                let node = Node { span, value: Value::Scalar { text: text.into_owned(), quoted } };
+                let node = Node {
+                    span,
+                    value: Value::Scalar {
+                        text: text.into_owned(),
+                        quoted,
+                    },
+                };
                 self.remember(anchor, &node, 0);
                 Ok(node)
             }
@@ -281,7 +360,10 @@ impl<'s> Composer<'s> {
                     }
                 }
                 let span = Span::between(span.offset, end.offset + end.len);
-                let node = Node { span, value: Value::Sequence(items) };
+                let node = Node {
+                    span,
+                    value: Value::Sequence(items),
+                };
                 self.remember(anchor, &node, self.nodes - before);
                 Ok(node)
             }
@@ -307,17 +389,27 @@ impl<'s> Composer<'s> {
                     }
                 }
                 let span = Span::between(span.offset, end.offset + end.len);
-                let node = Node { span, value: Value::Mapping(entries) };
+                let node = Node {
+                    span,
+                    value: Value::Mapping(entries),
+                };
                 self.remember(anchor, &node, self.nodes - before);
                 Ok(node)
             }
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
                 Some((node, size)) => {
-                    let node = if self.nodes + size > MOST_NODES { None } else { Some(node.placed_at(span)) };
+                    let node = if self.nodes + size > MOST_NODES {
+                        None
+                    } else {
+                        Some(node.placed_at(span))
+                    };
                     self.count(*size, span)?;
                     Ok(node.expect("counted above"))
                 }
-                None => self.refuse(span, "this alias stands inside the value that it names, so it never ends"),
+                None => self.refuse(
+                    span,
+                    "this alias stands inside the value that it names, so it never ends",
+                ),
             },
             _ => self.refuse(span, "a value was expected here"),
         }
@@ -326,7 +418,10 @@ impl<'s> Composer<'s> {
     fn key(&mut self, event: Event<'s>, span: Span, depth: usize) -> Composed<Key> {
         let node = self.node(event, span, depth)?;
         match node.value {
-            Value::Scalar { text, .. } => Ok(Key { text, span: node.span }),
+            Value::Scalar { text, .. } => Ok(Key {
+                text,
+                span: node.span,
+            }),
             _ => self.refuse(node.span, "a key must be a word, not a list or a mapping"),
         }
     }
@@ -340,9 +435,15 @@ impl<'s> Composer<'s> {
 
     fn duplicate(&self, key: &Key, first: Span) -> Diagnostic {
         let line = Diagnostic::error(self.source, first, "").line;
-        Diagnostic::error(self.source, key.span, format!("`{}` is given twice", key.text))
-            .label("second time")
-            .hint(format!("it was first given on line {line}; keep one of them"))
+        Diagnostic::error(
+            self.source,
+            key.span,
+            format!("`{}` is given twice", key.text),
+        )
+        .label("second time")
+        .hint(format!(
+            "it was first given on line {line}; keep one of them"
+        ))
     }
 
     fn remember(&mut self, anchor: usize, node: &Node, size: usize) {
@@ -354,7 +455,10 @@ impl<'s> Composer<'s> {
     fn count(&mut self, more: usize, span: Span) -> Composed<()> {
         self.nodes += more;
         if self.nodes > MOST_NODES {
-            return self.refuse(span, format!("more than {MOST_NODES} values, aliases expanded"));
+            return self.refuse(
+                span,
+                format!("more than {MOST_NODES} values, aliases expanded"),
+            );
         }
         Ok(())
     }

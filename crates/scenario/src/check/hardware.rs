@@ -5,7 +5,9 @@ use crate::catalogue::{Catalogue, Section};
 use crate::resolve::Findings;
 use crate::suggest;
 use rackflow_plan::Setup;
-use rackflow_topology::{Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError};
+use rackflow_topology::{
+    Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError,
+};
 use rackflow_units::{Bandwidth, Precision, SimDuration};
 use rackflow_workload::Recipe;
 
@@ -38,24 +40,48 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
     let nic = &node.nic;
     let checks = [
         count(findings, &at("gpus"), node.gpus.into(), MOST_GPUS),
-        count(findings, &at("scale_up.domain"), scale_up.domain.into(), MOST_GPUS),
+        count(
+            findings,
+            &at("scale_up.domain"),
+            scale_up.domain.into(),
+            MOST_GPUS,
+        ),
         count(findings, &at("nic.count"), nic.count.into(), MOST_GPUS),
         count(findings, &at("rack.gpus"), node.rack.gpus.into(), MOST_GPUS),
         rate(findings, &at("scale_up.bandwidth"), scale_up.bandwidth),
         rate(findings, &at("nic.rate"), nic.rate),
         latency(findings, &at("scale_up.latency"), scale_up.latency),
-        latency(findings, &at("scale_up.collective_base"), scale_up.collective_base),
+        latency(
+            findings,
+            &at("scale_up.collective_base"),
+            scale_up.collective_base,
+        ),
         latency(findings, &at("nic.latency"), nic.latency),
         fraction(findings, &at("scale_up.efficiency"), scale_up.efficiency),
-        fraction(findings, &at("scale_up.collective_efficiency"), scale_up.collective_efficiency),
-        fraction(findings, &at("scale_up.in_switch_efficiency"), scale_up.in_switch_efficiency),
+        fraction(
+            findings,
+            &at("scale_up.collective_efficiency"),
+            scale_up.collective_efficiency,
+        ),
+        fraction(
+            findings,
+            &at("scale_up.in_switch_efficiency"),
+            scale_up.in_switch_efficiency,
+        ),
         fraction(
             findings,
             &at("scale_up.expert_efficiency"),
             scale_up.expert_efficiency.unwrap_or(scale_up.efficiency),
         ),
         fraction(findings, &at("nic.efficiency"), nic.efficiency),
-        above(findings, &at("rack.power"), node.rack.power.watts(), 0.0, 1e9, node.rack.power),
+        above(
+            findings,
+            &at("rack.power"),
+            node.rack.power.watts(),
+            0.0,
+            1e9,
+            node.rack.power,
+        ),
     ];
     !checks.contains(&false)
 }
@@ -69,7 +95,10 @@ fn latency(findings: &mut Findings<'_>, path: &str, latency: SimDuration) -> boo
     let right = latency.as_secs_f64() <= 1.0;
     if !right {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let found = findings.at(path, format!("`{name}` is {latency}, which is absurdly large"));
+        let found = findings.at(
+            path,
+            format!("`{name}` is {latency}, which is absurdly large"),
+        );
         findings.report(found.label("at most 1 s"));
     }
     right
@@ -80,29 +109,71 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
     let a = accelerator;
     let mut checks = vec![
         count(findings, &at("sms"), a.sms.into(), 1_000_000),
-        count(findings, &at("exponentials_per_sm_clock"), a.exponentials_per_sm_clock.into(), 1_000_000),
+        count(
+            findings,
+            &at("exponentials_per_sm_clock"),
+            a.exponentials_per_sm_clock.into(),
+            1_000_000,
+        ),
         above(findings, &at("clock"), a.clock.hertz(), 0.0, 1e12, a.clock),
-        above(findings, &at("vector"), a.vector.flops_per_sec(), 0.0, 1e21, a.vector),
-        above(findings, &at("memory"), a.memory.as_f64(), 0.0, 1e16, a.memory),
+        above(
+            findings,
+            &at("vector"),
+            a.vector.flops_per_sec(),
+            0.0,
+            1e21,
+            a.vector,
+        ),
+        above(
+            findings,
+            &at("memory"),
+            a.memory.as_f64(),
+            0.0,
+            1e16,
+            a.memory,
+        ),
         rate(findings, &at("memory_bandwidth"), a.memory_bandwidth),
         rate(findings, &at("host_bandwidth"), a.host_bandwidth),
         above(findings, &at("l2"), a.l2.as_f64(), 0.0, 1e16, a.l2),
         above(findings, &at("power"), a.power.watts(), 0.0, 1e6, a.power),
         fraction(findings, &at("measured.memory"), a.measured.memory),
-        latency(findings, &at("measured.kernel_floor"), a.measured.kernel_floor),
+        latency(
+            findings,
+            &at("measured.kernel_floor"),
+            a.measured.kernel_floor,
+        ),
     ];
     for (format, peak) in formats(&a.peak) {
-        checks.push(above(findings, &at(&format!("peak.{format}")), peak.flops_per_sec(), 0.0, 1e21, peak));
+        checks.push(above(
+            findings,
+            &at(&format!("peak.{format}")),
+            peak.flops_per_sec(),
+            0.0,
+            1e21,
+            peak,
+        ));
     }
     for (format, share) in formats(&a.measured.gemm) {
-        checks.push(fraction(findings, &at(&format!("measured.gemm.{format}")), share));
+        checks.push(fraction(
+            findings,
+            &at(&format!("measured.gemm.{format}")),
+            share,
+        ));
     }
     let attention = &a.measured.attention;
-    for (kernel, rates) in [("flash1", attention.flash1), ("flash2", attention.flash2), ("best", attention.best)] {
+    for (kernel, rates) in [
+        ("flash1", attention.flash1),
+        ("flash2", attention.flash2),
+        ("best", attention.best),
+    ] {
         let at = |field: &str| at(&format!("measured.attention.{kernel}.{field}"));
         checks.push(fraction(findings, &at("forward"), rates.forward));
         checks.push(fraction(findings, &at("backward"), rates.backward));
-        checks.push(fraction(findings, &at("forward_fp8"), rates.forward_fp8.unwrap_or(1.0)));
+        checks.push(fraction(
+            findings,
+            &at("forward_fp8"),
+            rates.forward_fp8.unwrap_or(1.0),
+        ));
     }
     !checks.contains(&false)
 }
@@ -111,7 +182,11 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
 fn formats<T: Copy>(values: &ByPrecision<T>) -> Vec<(Precision, T)> {
     let narrow = [(Precision::Fp8, values.fp8), (Precision::Fp4, values.fp4)];
     let mut all = vec![(Precision::Bf16, values.bf16)];
-    all.extend(narrow.into_iter().filter_map(|(format, value)| Some((format, value?))));
+    all.extend(
+        narrow
+            .into_iter()
+            .filter_map(|(format, value)| Some((format, value?))),
+    );
     all
 }
 
@@ -125,7 +200,12 @@ fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
     };
     let checks = [
         count(findings, &at("radix"), radix.into(), MOST_PORTS),
-        count(findings, &at("spine_radix"), spine_radix.unwrap_or(radix).into(), MOST_PORTS),
+        count(
+            findings,
+            &at("spine_radix"),
+            spine_radix.unwrap_or(radix).into(),
+            MOST_PORTS,
+        ),
         link.is_none_or(|link| rate(findings, &at("link"), link)),
         latency(findings, &at("hop"), hop),
     ];
@@ -201,7 +281,11 @@ fn fabrics_that_hold(cluster: &Cluster) -> Vec<&'static str> {
         .names(Section::Fabrics)
         .filter(|name| {
             catalogue.fabric(name).is_some_and(|fabric| {
-                ClusterMap::new(&Cluster { fabric: fabric.clone(), ..cluster.clone() }).is_ok()
+                ClusterMap::new(&Cluster {
+                    fabric: fabric.clone(),
+                    ..cluster.clone()
+                })
+                .is_ok()
             })
         })
         .collect()
@@ -219,8 +303,14 @@ const fn written(recipe: Recipe) -> &'static str {
     }
 }
 
-const RECIPES: [Recipe; 6] =
-    [Recipe::Fp16, Recipe::Bf16, Recipe::Fp8, Recipe::Fp8Blockwise, Recipe::Mxfp8, Recipe::Nvfp4];
+const RECIPES: [Recipe; 6] = [
+    Recipe::Fp16,
+    Recipe::Bf16,
+    Recipe::Fp8,
+    Recipe::Fp8Blockwise,
+    Recipe::Mxfp8,
+    Recipe::Nvfp4,
+];
 
 /// Whether the tensor cores run a recipe. Block scales of 1x32 and 1x16 came with FP4.
 fn runs(accelerator: &Accelerator, recipe: Recipe) -> bool {
@@ -244,16 +334,28 @@ fn precision(findings: &mut Findings<'_>, recipe: Recipe, accelerator: &Accelera
         }
         _ => format!("{name} has no tensor cores for 8-bit floats"),
     };
-    let possible: Vec<&str> = RECIPES.into_iter().filter(|r| runs(accelerator, *r)).map(written).collect();
+    let possible: Vec<&str> = RECIPES
+        .into_iter()
+        .filter(|r| runs(accelerator, *r))
+        .map(written)
+        .collect();
     let catalogue = Catalogue::builtin();
     let nodes: Vec<&str> = catalogue
         .names(Section::Nodes)
-        .filter(|name| catalogue.node(name).is_some_and(|node| runs(&node.accelerator, recipe)))
+        .filter(|name| {
+            catalogue
+                .node(name)
+                .is_some_and(|node| runs(&node.accelerator, recipe))
+        })
         .take(6)
         .collect();
     let found = findings
         .at("workload.training.precision", why)
         .hint(format!("it runs {}", suggest::listed(&possible, "and")))
-        .hint(format!("nodes that run {}: {}", written(recipe), nodes.join(", ")));
+        .hint(format!(
+            "nodes that run {}: {}",
+            written(recipe),
+            nodes.join(", ")
+        ));
     findings.report(found);
 }

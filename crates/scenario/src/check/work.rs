@@ -67,29 +67,53 @@ fn counts(findings: &mut Findings<'_>, setup: &Setup) -> bool {
     let most = super::hardware::MOST_GPUS;
     let checks = [
         (1..=most).contains(&u64::from(setup.cluster.gpus)),
-        count(findings, &training("sequence_length"), t.sequence_length, 100_000_000),
-        count(findings, &training("global_batch"), t.global_batch, 1_000_000_000),
+        count(
+            findings,
+            &training("sequence_length"),
+            t.sequence_length,
+            100_000_000,
+        ),
+        count(
+            findings,
+            &training("global_batch"),
+            t.global_batch,
+            1_000_000_000,
+        ),
         count(findings, &training("micro_batch"), t.micro_batch, 1_000_000),
         count(findings, &at("tensor"), p.tensor.into(), most),
         count(findings, &at("context"), p.context.into(), most),
         count(findings, &at("pipeline"), p.pipeline.into(), 10_000),
-        count(findings, &at("virtual_pipeline"), p.virtual_pipeline.into(), 10_000),
+        count(
+            findings,
+            &at("virtual_pipeline"),
+            p.virtual_pipeline.into(),
+            10_000,
+        ),
         !findings.written(&at("data")) || count(findings, &at("data"), p.data.into(), most),
         count(findings, &at("expert"), p.expert.into(), 100_000),
-        count(findings, &at("expert_tensor"), p.expert_tensor.into(), 100_000),
-        p.zero_group.is_none_or(|group| count(findings, &at("zero_group"), group.into(), most)),
+        count(
+            findings,
+            &at("expert_tensor"),
+            p.expert_tensor.into(),
+            100_000,
+        ),
+        p.zero_group
+            .is_none_or(|group| count(findings, &at("zero_group"), group.into(), most)),
     ];
     !checks.contains(&false)
 }
 
 fn model(findings: &mut Findings<'_>, t: &Training) -> bool {
-    let Err(error) = t.model.check() else { return true };
+    let Err(error) = t.model.check() else {
+        return true;
+    };
     let path = format!("{TRAINING}.model.{}", error.field());
     let found = findings.at(&path, error.to_string());
     let found = match error {
-        ModelError::KvHeadsDoNotDivide { heads, kv_heads } => {
-            found.hint(format!("divisors near it: {}", either(&divisors_near(heads, kv_heads))))
-        }
+        ModelError::KvHeadsDoNotDivide { heads, kv_heads } => found.hint(format!(
+            "divisors near it: {}",
+            either(&divisors_near(heads, kv_heads))
+        )),
         _ => found,
     };
     findings.report(found);
@@ -100,10 +124,18 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
     let stack = &setup.training.stack;
     let accelerator = &setup.cluster.node.accelerator;
     let at = |field: &str| format!("{TRAINING}.stack.{field}");
-    for (field, sms) in [("communication_sms", stack.communication_sms), ("dispatch_sms", stack.dispatch_sms)] {
+    for (field, sms) in [
+        ("communication_sms", stack.communication_sms),
+        ("dispatch_sms", stack.dispatch_sms),
+    ] {
         if sms >= accelerator.sms && accelerator.sms > 0 {
-            let found = findings
-                .at(&at(field), format!("`{field}` is {sms}: nothing is left of the {} SMs of {} to compute with", accelerator.sms, accelerator.name));
+            let found = findings.at(
+                &at(field),
+                format!(
+                    "`{field}` is {sms}: nothing is left of the {} SMs of {} to compute with",
+                    accelerator.sms, accelerator.name
+                ),
+            );
             findings.report(found);
         }
     }
@@ -113,19 +145,38 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         ("parameter_gather_bytes", stack.parameter_gather_bytes),
     ] {
         if bytes > 64 {
-            let found = findings.at(&at(field), format!("`{field}` is {bytes}: no software keeps so much per parameter"));
+            let found = findings.at(
+                &at(field),
+                format!("`{field}` is {bytes}: no software keeps so much per parameter"),
+            );
             findings.report(found);
         }
     }
-    let slowest = above(findings, &at("bucket"), stack.bucket.as_f64(), 0.0, 1e15, stack.bucket);
+    let slowest = above(
+        findings,
+        &at("bucket"),
+        stack.bucket.as_f64(),
+        0.0,
+        1e15,
+        stack.bucket,
+    );
     if slowest && stack.launch.as_secs_f64() > 1.0 {
-        let found = findings.at(&at("launch"), format!("`launch` is {}: no kernel takes so long to launch", stack.launch));
+        let found = findings.at(
+            &at("launch"),
+            format!(
+                "`launch` is {}: no kernel takes so long to launch",
+                stack.launch
+            ),
+        );
         findings.report(found);
     }
     if stack.reserved_memory > accelerator.memory {
         let found = findings.at(
             &at("reserved_memory"),
-            format!("`reserved_memory` is {}, more than the {} of {}", stack.reserved_memory, accelerator.memory, accelerator.name),
+            format!(
+                "`reserved_memory` is {}, more than the {} of {}",
+                stack.reserved_memory, accelerator.memory, accelerator.name
+            ),
         );
         findings.report(found);
     }
@@ -139,7 +190,10 @@ fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {
         if straggler.gpu >= gpus {
             let found = findings
                 .at(&at("gpu"), format!("there is no GPU {}", straggler.gpu))
-                .label(format!("the {gpus} GPUs are counted from 0 to {}", gpus.saturating_sub(1)));
+                .label(format!(
+                    "the {gpus} GPUs are counted from 0 to {}",
+                    gpus.saturating_sub(1)
+                ));
             findings.report(found);
         } else if !seen.insert(straggler.gpu) {
             let found = findings.at(&at("gpu"), format!("GPU {} is named twice", straggler.gpu));
@@ -147,7 +201,13 @@ fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {
         }
         if !(1.0..=1000.0).contains(&straggler.slowdown) {
             let found = findings
-                .at(&at("slowdown"), format!("`slowdown` is {}; it must be between 1 and 1000", straggler.slowdown))
+                .at(
+                    &at("slowdown"),
+                    format!(
+                        "`slowdown` is {}; it must be between 1 and 1000",
+                        straggler.slowdown
+                    ),
+                )
                 .hint("its kernels take this many times as long: 1.1 is 10 % slower");
             findings.report(found);
         }
@@ -159,19 +219,33 @@ fn routing(findings: &mut Findings<'_>, t: &Training) {
         && !(0.0..=3.0).contains(&sigma)
     {
         let found = findings
-            .at(&format!("{TRAINING}.routing.lognormal.sigma"), format!("`sigma` is {sigma}; it must be between 0 and 3"))
-            .hint("it is the standard deviation of the logarithm of a rank's load: 0.1 is about 10 %");
+            .at(
+                &format!("{TRAINING}.routing.lognormal.sigma"),
+                format!("`sigma` is {sigma}; it must be between 0 and 3"),
+            )
+            .hint(
+                "it is the standard deviation of the logarithm of a rank's load: 0.1 is about 10 %",
+            );
         findings.report(found);
     }
 }
 
 fn published(findings: &mut Findings<'_>) {
-    let Some((mfu, tflops)) = findings.published().map(|p| (p.mfu, p.tflops_per_gpu)) else { return };
+    let Some((mfu, tflops)) = findings.published().map(|p| (p.mfu, p.tflops_per_gpu)) else {
+        return;
+    };
     if let Some(mfu) = mfu {
         super::fraction(findings, "published.mfu", mfu);
     }
     if let Some(tflops) = tflops {
-        above(findings, "published.tflops_per_gpu", tflops, 0.0, 1e6, tflops);
+        above(
+            findings,
+            "published.tflops_per_gpu",
+            tflops,
+            0.0,
+            1e6,
+            tflops,
+        );
     }
 }
 
@@ -185,7 +259,10 @@ fn tensor(findings: &mut Findings<'_>, setup: &Setup) -> bool {
         return true;
     }
     let (heads, ffn) = cut_by_tensor(&setup.training);
-    let possible = divisors_near(greatest_common_divisor(domain, greatest_common_divisor(heads, ffn)), tensor);
+    let possible = divisors_near(
+        greatest_common_divisor(domain, greatest_common_divisor(heads, ffn)),
+        tensor,
+    );
     let use_these = format!("use tensor: {}", either(&possible));
     if tensor < domain {
         let message = format!(
@@ -195,12 +272,17 @@ fn tensor(findings: &mut Findings<'_>, setup: &Setup) -> bool {
         findings.report(found);
         return false;
     }
-    let message = format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
+    let message =
+        format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
     let found = findings.at(&at("tensor"), message).hint(use_these);
     let catalogue = Catalogue::builtin();
     let larger: Vec<&str> = catalogue
         .names(Section::Nodes)
-        .filter(|name| catalogue.node(name).is_some_and(|n| u64::from(n.scale_up.domain).is_multiple_of(tensor)))
+        .filter(|name| {
+            catalogue
+                .node(name)
+                .is_some_and(|n| u64::from(n.scale_up.domain).is_multiple_of(tensor))
+        })
         .take(4)
         .collect();
     let found = if larger.is_empty() {
@@ -223,8 +305,18 @@ fn context(findings: &mut Findings<'_>, t: &Training) {
     if !t.sequence_length.is_multiple_of(context) {
         let lengths = multiples_near(context, t.sequence_length);
         let found = findings
-            .at(&at("context"), format!("{context} context-parallel ranks do not divide a sequence of {} tokens", t.sequence_length))
-            .hint(format!("use {} ranks, or a sequence_length of {}", either(&divisors_near(t.sequence_length, context)), either(&lengths)));
+            .at(
+                &at("context"),
+                format!(
+                    "{context} context-parallel ranks do not divide a sequence of {} tokens",
+                    t.sequence_length
+                ),
+            )
+            .hint(format!(
+                "use {} ranks, or a sequence_length of {}",
+                either(&divisors_near(t.sequence_length, context)),
+                either(&lengths)
+            ));
         findings.report(found);
     }
 }
@@ -233,12 +325,24 @@ fn context(findings: &mut Findings<'_>, t: &Training) {
 fn heads(findings: &mut Findings<'_>, t: &Training) {
     let tensor = u64::from(t.parallelism.tensor);
     let (heads, ffn) = cut_by_tensor(t);
-    let widths = [(heads, "attention heads"), (ffn, "columns of the feed-forward network")];
+    let widths = [
+        (heads, "attention heads"),
+        (ffn, "columns of the feed-forward network"),
+    ];
     for (width, what) in widths {
         if width > 0 && !width.is_multiple_of(tensor) {
             let found = findings
-                .at(&at("tensor"), format!("tensor parallelism {tensor} does not divide the {width} {what} of {}", t.model.name))
-                .hint(format!("divisors near it: {}", either(&divisors_near(width, tensor))));
+                .at(
+                    &at("tensor"),
+                    format!(
+                        "tensor parallelism {tensor} does not divide the {width} {what} of {}",
+                        t.model.name
+                    ),
+                )
+                .hint(format!(
+                    "divisors near it: {}",
+                    either(&divisors_near(width, tensor))
+                ));
             return findings.report(found);
         }
     }
@@ -251,30 +355,52 @@ fn chunks(findings: &mut Findings<'_>, t: &Training) {
     let layers = t.model.layers;
     let parts = match p.virtual_pipeline {
         1 => format!("{chunks} pipeline stages"),
-        v => format!("{} pipeline stages x {v} chunks = {chunks} chunks", p.pipeline),
+        v => format!(
+            "{} pipeline stages x {v} chunks = {chunks} chunks",
+            p.pipeline
+        ),
     };
     if let Some(list) = &t.layers_per_chunk {
         let path = format!("{TRAINING}.layers_per_chunk");
         if list.len() as u64 != chunks {
             let found = findings
-                .at(&path, format!("`layers_per_chunk` has {} entries for {parts}", list.len()))
-                .hint(format!("write {chunks} numbers that sum to {layers}, in pipeline order"));
+                .at(
+                    &path,
+                    format!("`layers_per_chunk` has {} entries for {parts}", list.len()),
+                )
+                .hint(format!(
+                    "write {chunks} numbers that sum to {layers}, in pipeline order"
+                ));
             return findings.report(found);
         }
         let sum = list.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
         if sum != layers {
-            let found = findings
-                .at(&path, format!("`layers_per_chunk` sums to {sum}, but {} has {layers} layers", t.model.name));
+            let found = findings.at(
+                &path,
+                format!(
+                    "`layers_per_chunk` sums to {sum}, but {} has {layers} layers",
+                    t.model.name
+                ),
+            );
             findings.report(found);
         }
     } else if chunks > layers {
-        let path = if p.virtual_pipeline > 1 { at("virtual_pipeline") } else { at("pipeline") };
+        let path = if p.virtual_pipeline > 1 {
+            at("virtual_pipeline")
+        } else {
+            at("pipeline")
+        };
         let most = layers / u64::from(p.pipeline);
         let found = findings
-            .at(&path, format!("{parts} for the {layers} layers of {}", t.model.name))
+            .at(
+                &path,
+                format!("{parts} for the {layers} layers of {}", t.model.name),
+            )
             .label("some would be empty");
         let found = if p.virtual_pipeline > 1 && most > 0 {
-            found.hint(format!("use at most {most}, or say with layers_per_chunk which are empty"))
+            found.hint(format!(
+                "use at most {most}, or say with layers_per_chunk which are empty"
+            ))
         } else {
             found.hint(format!("use at most {layers} stages"))
         };
@@ -289,7 +415,10 @@ fn experts_of_model(findings: &mut Findings<'_>, t: &Training) -> bool {
         for (field, value) in [("expert", p.expert), ("expert_tensor", p.expert_tensor)] {
             if value > 1 {
                 let found = findings
-                    .at(&at(field), format!("{} is dense: it has no experts to spread", t.model.name))
+                    .at(
+                        &at(field),
+                        format!("{} is dense: it has no experts to spread", t.model.name),
+                    )
                     .hint(format!("leave `{field}` out"));
                 findings.report(found);
             }
@@ -300,15 +429,33 @@ fn experts_of_model(findings: &mut Findings<'_>, t: &Training) -> bool {
     let divides = moe.experts.is_multiple_of(expert);
     if !divides {
         let found = findings
-            .at(&at("expert"), format!("{expert} expert-parallel ranks do not divide the {} experts of {}", moe.experts, t.model.name))
-            .hint(format!("divisors near it: {}", either(&divisors_near(moe.experts, expert))));
+            .at(
+                &at("expert"),
+                format!(
+                    "{expert} expert-parallel ranks do not divide the {} experts of {}",
+                    moe.experts, t.model.name
+                ),
+            )
+            .hint(format!(
+                "divisors near it: {}",
+                either(&divisors_near(moe.experts, expert))
+            ));
         findings.report(found);
     }
     let cut = u64::from(p.expert_tensor);
     if !moe.expert_ffn.is_multiple_of(cut) {
         let found = findings
-            .at(&at("expert_tensor"), format!("{cut} does not divide the {} columns of one expert", moe.expert_ffn))
-            .hint(format!("divisors near it: {}", either(&divisors_near(moe.expert_ffn, cut))));
+            .at(
+                &at("expert_tensor"),
+                format!(
+                    "{cut} does not divide the {} columns of one expert",
+                    moe.expert_ffn
+                ),
+            )
+            .hint(format!(
+                "divisors near it: {}",
+                either(&divisors_near(moe.expert_ffn, cut))
+            ));
         findings.report(found);
     }
     divides
@@ -316,9 +463,19 @@ fn experts_of_model(findings: &mut Findings<'_>, t: &Training) -> bool {
 
 /// The dimensions that are not 1, as a product.
 fn product_of(parts: &[(&str, u32)]) -> (u64, String) {
-    let product = parts.iter().fold(1u64, |product, (_, n)| product.saturating_mul(u64::from(*n)));
-    let named: Vec<String> = parts.iter().filter(|(_, n)| *n > 1).map(|(name, n)| format!("{name} {n}")).collect();
-    let text = if named.is_empty() { "one rank".to_owned() } else { named.join(" x ") };
+    let product = parts.iter().fold(1u64, |product, (_, n)| {
+        product.saturating_mul(u64::from(*n))
+    });
+    let named: Vec<String> = parts
+        .iter()
+        .filter(|(_, n)| *n > 1)
+        .map(|(name, n)| format!("{name} {n}"))
+        .collect();
+    let text = if named.is_empty() {
+        "one rank".to_owned()
+    } else {
+        named.join(" x ")
+    };
     (product, text)
 }
 
@@ -326,7 +483,11 @@ fn product_of(parts: &[(&str, u32)]) -> (u64, String) {
 fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> bool {
     let p = &setup.training.parallelism;
     let gpus = u64::from(setup.cluster.gpus);
-    let (others, named) = product_of(&[("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)]);
+    let (others, named) = product_of(&[
+        ("tensor", p.tensor),
+        ("context", p.context),
+        ("pipeline", p.pipeline),
+    ]);
     let per_node = u64::from(setup.cluster.node.gpus);
     let Some(data) = text.parallelism.data else {
         if gpus.is_multiple_of(others) {
@@ -334,10 +495,18 @@ fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> boo
         }
         let found = if others > gpus {
             findings
-                .at(widest(p), format!("{named} is {others} GPUs, but the cluster has {gpus}"))
-                .hint(format!("make the cluster {others} GPUs or a multiple of it, or use fewer ranks"))
+                .at(
+                    widest(p),
+                    format!("{named} is {others} GPUs, but the cluster has {gpus}"),
+                )
+                .hint(format!(
+                    "make the cluster {others} GPUs or a multiple of it, or use fewer ranks"
+                ))
         } else {
-            let found = findings.at(widest(p), format!("{named} = {others} does not divide the {gpus} GPUs of the cluster"));
+            let found = findings.at(
+                widest(p),
+                format!("{named} = {others} does not divide the {gpus} GPUs of the cluster"),
+            );
             fitting_gpus(gpus, others, per_node, found)
         };
         findings.report(found);
@@ -353,11 +522,16 @@ fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> boo
         ("pipeline", p.pipeline),
         ("data", data),
     ]);
-    let found = findings.at(&at("data"), format!("{all} is {product} ranks, but the cluster has {gpus} GPUs"));
+    let found = findings.at(
+        &at("data"),
+        format!("{all} is {product} ranks, but the cluster has {gpus} GPUs"),
+    );
     let found = if gpus.is_multiple_of(others) {
         found.hint(format!("use data: {}, or leave it out", gpus / others))
     } else if others > gpus {
-        found.hint(format!("without data it is {others} already: use fewer ranks or more GPUs"))
+        found.hint(format!(
+            "without data it is {others} already: use fewer ranks or more GPUs"
+        ))
     } else {
         fitting_gpus(gpus, others, per_node, found)
     };
@@ -384,10 +558,23 @@ fn fitting_gpus(
     found: crate::diagnostic::Diagnostic,
 ) -> crate::diagnostic::Diagnostic {
     let step = least_common_multiple(group, per_node.max(1));
-    let near: Vec<u64> = multiples_near(step, gpus).into_iter().filter(|n| *n <= super::hardware::MOST_GPUS).collect();
-    let found = if near.is_empty() { found } else { found.hint(format!("with these groups the cluster could have {} GPUs", either(&near))) };
+    let near: Vec<u64> = multiples_near(step, gpus)
+        .into_iter()
+        .filter(|n| *n <= super::hardware::MOST_GPUS)
+        .collect();
+    let found = if near.is_empty() {
+        found
+    } else {
+        found.hint(format!(
+            "with these groups the cluster could have {} GPUs",
+            either(&near)
+        ))
+    };
     let divisors = divisors_near(gpus, group);
-    found.hint(format!("or let tensor x context x pipeline be {}", either(&divisors)))
+    found.hint(format!(
+        "or let tensor x context x pipeline be {}",
+        either(&divisors)
+    ))
 }
 
 fn greatest_common_divisor(a: u64, b: u64) -> u64 {
@@ -419,15 +606,22 @@ fn expert_ranks(findings: &mut Findings<'_>, setup: &Setup) {
     } else {
         ("expert", stage / u64::from(p.expert_tensor).max(1))
     };
-    let value = if field == "expert" { p.expert } else { p.expert_tensor };
+    let value = if field == "expert" {
+        p.expert
+    } else {
+        p.expert_tensor
+    };
     let message = if group > stage {
         format!("{named} needs {group} ranks, but a pipeline stage has only {stage}")
     } else {
         format!("{named} does not divide the {stage} ranks of a pipeline stage")
     };
-    let found = findings
-        .at(&at(field), message)
-        .hint(format!("{stage} = {} GPUs / {} stages; use {}", setup.cluster.gpus, p.pipeline, either(&divisors_near(limit.max(1), value.into()))));
+    let found = findings.at(&at(field), message).hint(format!(
+        "{stage} = {} GPUs / {} stages; use {}",
+        setup.cluster.gpus,
+        p.pipeline,
+        either(&divisors_near(limit.max(1), value.into()))
+    ));
     findings.report(found);
 }
 
@@ -437,12 +631,21 @@ fn zero_group(findings: &mut Findings<'_>, t: &Training) {
     let ranks = u64::from(p.data) * u64::from(p.context);
     if !ranks.is_multiple_of(group.into()) {
         let found = findings
-            .at(&at("zero_group"), format!("a ZeRO group of {group} does not divide the {ranks} data-parallel ranks"))
-            .hint(format!("divisors near it: {}", either(&divisors_near(ranks, group.into()))));
+            .at(
+                &at("zero_group"),
+                format!("a ZeRO group of {group} does not divide the {ranks} data-parallel ranks"),
+            )
+            .hint(format!(
+                "divisors near it: {}",
+                either(&divisors_near(ranks, group.into()))
+            ));
         findings.report(found);
     } else if p.zero == Zero::Stage0 {
         let found = findings
-            .at(&at("zero_group"), "`zero_group` has nothing to shard: `zero` is 0")
+            .at(
+                &at("zero_group"),
+                "`zero_group` has nothing to shard: `zero` is 0",
+            )
             .hint("use zero: 1, 2 or 3, or leave `zero_group` out");
         findings.report(found);
     }
@@ -457,9 +660,18 @@ fn batch(findings: &mut Findings<'_>, t: &Training) -> bool {
         return true;
     }
     let path = format!("{TRAINING}.global_batch");
-    let per_micro = if t.micro_batch == 1 { String::new() } else { format!(" x micro_batch {}", t.micro_batch) };
+    let per_micro = if t.micro_batch == 1 {
+        String::new()
+    } else {
+        format!(" x micro_batch {}", t.micro_batch)
+    };
     let found = findings
-        .at(&path, format!("a global batch of {batch} sequences does not divide by data {data}{per_micro}"))
+        .at(
+            &path,
+            format!(
+                "a global batch of {batch} sequences does not divide by data {data}{per_micro}"
+            ),
+        )
         .label(format!("a multiple of {step}"))
         .hint(format!("nearest: {}", either(&multiples_near(step, batch))));
     let found = if t.micro_batch > 1 && batch.is_multiple_of(data) {
@@ -490,12 +702,18 @@ fn schedule(findings: &mut Findings<'_>, t: &Training) {
     let interleaves = matches!(t.schedule, Schedule::OneForwardOneBackward);
     if p.virtual_pipeline > 1 && !interleaves {
         let found = findings
-            .at(&at("virtual_pipeline"), format!("{name} does not interleave model chunks"))
+            .at(
+                &at("virtual_pipeline"),
+                format!("{name} does not interleave model chunks"),
+            )
             .hint("leave `virtual_pipeline` out, or use schedule: 1f1b");
         findings.report(found);
     } else if p.virtual_pipeline > 1 && stages == 1 {
         let found = findings
-            .at(&at("virtual_pipeline"), "there is nothing to interleave: the pipeline has one stage")
+            .at(
+                &at("virtual_pipeline"),
+                "there is nothing to interleave: the pipeline has one stage",
+            )
             .hint("leave `virtual_pipeline` out, or use more pipeline stages");
         findings.report(found);
     } else if p.virtual_pipeline > 1 && !micro_batches.is_multiple_of(stages) {
@@ -509,7 +727,13 @@ fn schedule(findings: &mut Findings<'_>, t: &Training) {
     if t.schedule == Schedule::Dualpipe {
         if stages < 2 || !stages.is_multiple_of(2) {
             let found = findings
-                .at(&path, format!("dualpipe folds the pipeline in two, which {stages} stage{} cannot", if stages == 1 { "" } else { "s" }))
+                .at(
+                    &path,
+                    format!(
+                        "dualpipe folds the pipeline in two, which {stages} stage{} cannot",
+                        if stages == 1 { "" } else { "s" }
+                    ),
+                )
                 .hint("use an even number of pipeline stages, or schedule: 1f1b");
             findings.report(found);
         } else if micro_batches < 2 * stages || !micro_batches.is_multiple_of(2) {

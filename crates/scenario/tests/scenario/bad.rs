@@ -26,7 +26,10 @@ fn refused(name: &str, text: &str) -> Vec<Diagnostic> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a test may be told to write what it would compare")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test may be told to write what it would compare"
+)]
 fn bless() -> bool {
     std::env::var("BLESS").is_ok_and(|value| !value.is_empty())
 }
@@ -35,7 +38,10 @@ fn corpus() -> Vec<PathBuf> {
     let entries = fs::read_dir(folder()).expect("the corpus is there");
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.expect("the corpus is readable").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect();
     paths.sort();
     paths
@@ -47,9 +53,15 @@ fn every_bad_scenario_is_refused_with_its_text() {
     assert!(paths.len() >= 60, "the corpus has {} files", paths.len());
     let mut wrong = Vec::new();
     for path in paths {
-        let name = path.file_name().and_then(|name| name.to_str()).expect("names are ASCII");
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("names are ASCII");
         let text = fs::read_to_string(&path).expect("the corpus is readable");
-        let found: Vec<String> = refused(name, &text).iter().map(ToString::to_string).collect();
+        let found: Vec<String> = refused(name, &text)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let found = found.join("\n\n") + "\n";
         let beside = path.with_extension("txt");
         if bless() {
@@ -61,7 +73,11 @@ fn every_bad_scenario_is_refused_with_its_text() {
             wrong.push(format!("{name}\nexpected\n{expected}\nfound\n{found}"));
         }
     }
-    assert!(wrong.is_empty(), "{}\nBLESS=1 writes the texts anew", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{}\nBLESS=1 writes the texts anew",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -70,8 +86,19 @@ fn a_place_is_the_line_and_column_of_its_bytes() {
         let text = fs::read_to_string(&path).expect("the corpus is readable");
         for found in refused("bad.yaml", &text) {
             let before = &text[..found.span.offset];
-            assert_eq!(found.line, before.matches('\n').count() + 1, "{}", path.display());
-            let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+            assert_eq!(
+                found.line,
+                before.matches('\n').count() + 1,
+                "{}",
+                path.display()
+            );
+            let column = before
+                .rsplit('\n')
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .count()
+                + 1;
             assert_eq!(found.column, column, "{}", path.display());
             assert!(text.is_char_boundary(found.span.offset + found.span.len));
             assert!(!found.to_string().contains('\u{1b}'), "{}", path.display());

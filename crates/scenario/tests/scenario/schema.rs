@@ -4,7 +4,10 @@ use rackflow_scenario::scenario_schema;
 use std::fs;
 use std::path::Path;
 
-#[allow(clippy::disallowed_methods, reason = "a test may be told to write what it would compare")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test may be told to write what it would compare"
+)]
 fn bless() -> bool {
     std::env::var("BLESS").is_ok_and(|value| !value.is_empty())
 }
@@ -17,7 +20,10 @@ fn the_schema_in_docs_is_current() {
         fs::write(&path, &schema).expect("docs is writable");
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == schema, "docs/scenario.schema.json is not current: run the tests with BLESS=1");
+    assert!(
+        written == schema,
+        "docs/scenario.schema.json is not current: run the tests with BLESS=1"
+    );
 }
 
 #[test]
@@ -25,11 +31,16 @@ fn the_schema_describes_every_key() {
     fn walk(value: &serde_json::Value, path: &str, bare: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(object) => {
-                if let Some(properties) = object.get("properties").and_then(serde_json::Value::as_object) {
+                if let Some(properties) = object
+                    .get("properties")
+                    .and_then(serde_json::Value::as_object)
+                {
                     // A kind of an enum is described beside its only key.
                     let kind = properties.len() == 1 && object.contains_key("description");
                     for (key, schema) in properties {
-                        let described = ["description", "$ref", "anyOf", "oneOf", "enum"].iter().any(|k| schema.get(k).is_some());
+                        let described = ["description", "$ref", "anyOf", "oneOf", "enum"]
+                            .iter()
+                            .any(|k| schema.get(k).is_some());
                         if !described && !kind {
                             bare.push(format!("{path}/{key}"));
                         }
