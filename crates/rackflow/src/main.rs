@@ -27,7 +27,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             match &failure {
-                Failure::Run(text) | Failure::Input(text) => files::tell(&messages::draw(text, colored)),
+                Failure::Run(text) | Failure::Input(text) => {
+                    files::tell(&messages::draw(text, colored))
+                }
                 Failure::ReaderGone => {}
             }
             failure.status()
@@ -39,11 +41,13 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run(args) => run::run(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
-        Command::List { kind, format } => files::print(&catalogue::list(*kind, *format, terminal::style(cli.color))),
-        Command::Show { name, format } => files::print(&catalogue::show(name, *format)?),
-        Command::Validate { what: Validate::Training(args) } => {
-            files::print(&validate::training(args).map_err(Failure::from)?)
+        Command::List { kind, format } => {
+            files::print(&catalogue::list(*kind, *format, terminal::style(cli.color)))
         }
+        Command::Show { name, format } => files::print(&catalogue::show(name, *format)?),
+        Command::Validate {
+            what: Validate::Training(args),
+        } => files::print(&validate::training(args).map_err(Failure::from)?),
         Command::Schema { of } => files::print(&schema(*of)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
