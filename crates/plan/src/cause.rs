@@ -20,7 +20,13 @@ pub enum CommKind {
 
 impl CommKind {
     /// All kinds, in report order.
-    pub const ALL: [Self; 5] = [Self::Tensor, Self::Context, Self::Expert, Self::Pipeline, Self::Data];
+    pub const ALL: [Self; 5] = [
+        Self::Tensor,
+        Self::Context,
+        Self::Expert,
+        Self::Pipeline,
+        Self::Data,
+    ];
 
     /// Short name, such as "TP".
     pub const fn name(self) -> &'static str {
@@ -111,9 +117,11 @@ impl Cause {
 
     /// Every cause, in waterfall order (the order of [`Cause::index`]).
     pub fn all() -> impl Iterator<Item = Self> {
-        let exposed = CommKind::ALL
-            .into_iter()
-            .flat_map(|kind| LEVELS.into_iter().map(move |level| Self::Exposed(kind, level)));
+        let exposed = CommKind::ALL.into_iter().flat_map(|kind| {
+            LEVELS
+                .into_iter()
+                .map(move |level| Self::Exposed(kind, level))
+        });
         [
             Self::UsefulMath,
             Self::WiderPrecision,
@@ -149,9 +157,7 @@ impl Cause {
             Self::Launch => "launch".into(),
             Self::Recomputation => "recomputation".into(),
             Self::Contention => "contention".into(),
-            Self::Exposed(kind, level) => {
-                format!("exposed_{}_{level}", kind.name()).to_lowercase()
-            }
+            Self::Exposed(kind, level) => format!("exposed_{}_{level}", kind.name()).to_lowercase(),
             Self::Bubble => "bubble".into(),
             Self::Imbalance => "imbalance".into(),
             Self::Straggler => "straggler".into(),

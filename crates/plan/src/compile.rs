@@ -77,12 +77,24 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         let order = compiler.order(stage);
         stage_facts.push(StageFacts {
             layers: compiler.stage_layers(stage),
-            memory: memory::of_stage(&compiler.sizes, &placement, &compiler.stage_chunks(stage), &order),
+            memory: memory::of_stage(
+                &compiler.sizes,
+                &placement,
+                &compiler.stage_chunks(stage),
+                &order,
+            ),
         });
         programs.push(compiler.program(&mut ctx, stage, &order));
     }
     let mut plan = Plan {
-        facts: facts(setup, &map, stage_facts, &programs, &ctx.segment_flops, &placement),
+        facts: facts(
+            setup,
+            &map,
+            stage_facts,
+            &programs,
+            &ctx.segment_flops,
+            &placement,
+        ),
         setup: setup.clone(),
         programs,
         most_held_sms: ctx.most_held_sms(),
@@ -107,7 +119,12 @@ pub(crate) fn stage_memory(setup: &Setup) -> Result<Vec<memory::MemoryUse>, Plan
     Ok((0..setup.training.parallelism.pipeline)
         .map(|stage| {
             let order = compiler.order(stage);
-            memory::of_stage(&compiler.sizes, &placement, &compiler.stage_chunks(stage), &order)
+            memory::of_stage(
+                &compiler.sizes,
+                &placement,
+                &compiler.stage_chunks(stage),
+                &order,
+            )
         })
         .collect())
 }
@@ -121,7 +138,8 @@ fn communication_launch(setup: &Setup) -> SimDuration {
 
 /// Finds the distinct spans and paths and what each transfer costs on them.
 fn price(plan: &mut Plan, specs: &[(Spec, Option<GroupSlot>)], map: &ClusterMap, links: &Links) {
-    let mut span_of_slot: Vec<Vec<(rackflow_topology::GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+    let mut span_of_slot: Vec<Vec<(rackflow_topology::GroupSpan, Path)>> =
+        vec![Vec::new(); GroupSlot::COUNT];
     let mut members = Vec::new();
     for slot in GroupSlot::ALL {
         if !specs.iter().any(|(_, s)| *s == Some(slot)) {
@@ -138,10 +156,13 @@ fn price(plan: &mut Plan, specs: &[(Spec, Option<GroupSlot>)], map: &ClusterMap,
                 .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
                 .max_by_key(|path| (path.level, path.latency))
                 .expect("a group has members");
-            let class = spans.iter().position(|known| *known == (span, hop)).unwrap_or_else(|| {
-                spans.push((span, hop));
-                spans.len() - 1
-            });
+            let class = spans
+                .iter()
+                .position(|known| *known == (span, hop))
+                .unwrap_or_else(|| {
+                    spans.push((span, hop));
+                    spans.len() - 1
+                });
             plan.span_classes[slot as usize].push(class as u32);
         }
     }
@@ -149,34 +170,62 @@ fn price(plan: &mut Plan, specs: &[(Spec, Option<GroupSlot>)], map: &ClusterMap,
     if plan.setup.training.parallelism.pipeline > 1 {
         for rank in 0..plan.placement.ranks() {
             let path = map.path(rank, plan.placement.shifted(rank, 1));
-            let class = paths.iter().position(|known| *known == path).unwrap_or_else(|| {
-                paths.push(path);
-                paths.len() - 1
-            });
+            let class = paths
+                .iter()
+                .position(|known| *known == path)
+                .unwrap_or_else(|| {
+                    paths.push(path);
+                    paths.len() - 1
+                });
             plan.next_paths.push(class as u32);
         }
     }
     for (index, (spec, slot)) in specs.iter().enumerate() {
         let demands: Vec<Demand> = match slot {
-            None => paths.iter().map(|path| message(spec, path, links)).collect(),
+            None => paths
+                .iter()
+                .map(|path| message(spec, path, links))
+                .collect(),
             Some(slot) => span_of_slot[*slot as usize]
                 .iter()
                 .map(|(span, hop)| match *spec {
                     Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
                     Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
-                    Spec::Exchange { tokens, bytes_per_token, top_k, experts, style } => {
-                        network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
-                    }
+                    Spec::Exchange {
+                        tokens,
+                        bytes_per_token,
+                        top_k,
+                        experts,
+                        style,
+                    } => network::expert_exchange(
+                        tokens,
+                        bytes_per_token,
+                        top_k,
+                        experts,
+                        style,
+                        span,
+                        links,
+                    ),
                     Spec::Message(_) => unreachable!("messages have no communicator"),
                 })
                 .collect(),
         };
         // Data comes from memory and goes to memory at both ends: read and write of each byte.
-        let bandwidth = plan.setup.cluster.node.accelerator.memory_bandwidth.as_f64();
+        let bandwidth = plan
+            .setup
+            .cluster
+            .node
+            .accelerator
+            .memory_bandwidth
+            .as_f64();
         let share = |demand: &Demand| {
             let bytes = demand.wire_bytes_nvlink + demand.wire_bytes_nic;
             let seconds = demand.duration().as_secs_f64();
-            if seconds > 0.0 { 2.0 * bytes.as_f64() / seconds / bandwidth } else { 0.0 }
+            if seconds > 0.0 {
+                2.0 * bytes.as_f64() / seconds / bandwidth
+            } else {
+                0.0
+            }
         };
         plan.transfers[index].memory_share = demands.iter().map(share).fold(0.0, f64::max).min(0.5);
         plan.demands.push(demands);
@@ -260,7 +309,11 @@ pub(crate) struct LayerKindKey {
 impl LayerKindKey {
     pub fn kind(self) -> LayerKind {
         LayerKind {
-            feed_forward: if self.routed { FeedForward::MoE } else { FeedForward::Dense },
+            feed_forward: if self.routed {
+                FeedForward::MoE
+            } else {
+                FeedForward::Dense
+            },
             window: self.window,
             chunked: self.chunked,
         }
@@ -269,13 +322,19 @@ impl LayerKindKey {
 
 impl From<LayerKind> for LayerKindKey {
     fn from(kind: LayerKind) -> Self {
-        Self { routed: kind.feed_forward == FeedForward::MoE, window: kind.window, chunked: kind.chunked }
+        Self {
+            routed: kind.feed_forward == FeedForward::MoE,
+            window: kind.window,
+            chunked: kind.chunked,
+        }
     }
 }
 
 impl Chunk {
     pub fn kinds(&self) -> impl DoubleEndedIterator<Item = LayerKind> + '_ {
-        self.layers.iter().flat_map(|(key, count)| (0..*count).map(move |_| key.kind()))
+        self.layers
+            .iter()
+            .flat_map(|(key, count)| (0..*count).map(move |_| key.kind()))
     }
 
     pub fn len(&self) -> u64 {
@@ -309,7 +368,10 @@ pub(crate) struct RankParameters {
 impl std::ops::Add for RankParameters {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self { dense: self.dense + other.dense, expert: self.expert + other.expert }
+        Self {
+            dense: self.dense + other.dense,
+            expert: self.expert + other.expert,
+        }
     }
 }
 
@@ -318,14 +380,19 @@ pub(crate) fn layer_parameters(s: &Sizes<'_>, kind: LayerKind) -> RankParameters
     let tp = u64::from(s.plan.tensor);
     let ep = u64::from(s.plan.expert) * u64::from(s.plan.expert_tensor);
     RankParameters {
-        dense: (layer.attention + layer.dense_ffn + layer.shared_expert) / tp + layer.router + layer.norms,
+        dense: (layer.attention + layer.dense_ffn + layer.shared_expert) / tp
+            + layer.router
+            + layer.norms,
         expert: layer.routed_experts / ep,
     }
 }
 
 pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     let tp = u64::from(s.plan.tensor);
-    let mut sum = chunk.kinds().map(|kind| layer_parameters(s, kind)).fold(RankParameters::default(), |a, b| a + b);
+    let mut sum = chunk
+        .kinds()
+        .map(|kind| layer_parameters(s, kind))
+        .fold(RankParameters::default(), |a, b| a + b);
     if chunk.first {
         sum.dense += s.model.embedding_parameters() / tp;
     }
@@ -361,7 +428,13 @@ impl<'a> Compiler<'a> {
     fn new(setup: &'a Setup, placement: &Placement) -> Self {
         let sizes = Sizes::new(&setup.training);
         let chunks = split_layers(&sizes);
-        Self { sizes, setup, shard: placement.shard_size(), chunks, runs: BTreeMap::new() }
+        Self {
+            sizes,
+            setup,
+            shard: placement.shard_size(),
+            chunks,
+            runs: BTreeMap::new(),
+        }
     }
 
     fn stages(&self) -> u32 {
@@ -374,7 +447,11 @@ impl<'a> Compiler<'a> {
 
     /// Model chunks on each stage.
     fn chunks_per_stage(&self) -> u32 {
-        if self.dualpipe() { 2 } else { self.sizes.plan.virtual_pipeline }
+        if self.dualpipe() {
+            2
+        } else {
+            self.sizes.plan.virtual_pipeline
+        }
     }
 
     /// Position in the model of a stage's chunk.
@@ -448,9 +525,14 @@ impl<'a> Compiler<'a> {
         let kinds: Vec<LayerKind> = chunk.kinds().collect();
         let mut run = Run::default();
         let gathers = self.gathers_always() || (first && self.gathers_first());
-        let gather = |ctx: &mut Context<'_>, run: &mut Run, parameters: RankParameters, deps: Vec<u32>| {
-            if gathers { self.gather_parameters(ctx, run, parameters, deps) } else { vec![] }
-        };
+        let gather =
+            |ctx: &mut Context<'_>, run: &mut Run, parameters: RankParameters, deps: Vec<u32>| {
+                if gathers {
+                    self.gather_parameters(ctx, run, parameters, deps)
+                } else {
+                    vec![]
+                }
+            };
         let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
         if chunk.first {
             let embedding = RankParameters {
@@ -463,12 +545,18 @@ impl<'a> Compiler<'a> {
             run.append(&embedding);
         }
         // The parameters of the next layer are asked for when the one before begins.
-        let mut ready =
-            kinds.first().map(|k| gather(ctx, &mut run, layer_parameters(&s, *k), vec![])).unwrap_or_default();
+        let mut ready = kinds
+            .first()
+            .map(|k| gather(ctx, &mut run, layer_parameters(&s, *k), vec![]))
+            .unwrap_or_default();
         for (i, kind) in kinds.iter().enumerate() {
             let this = std::mem::take(&mut ready);
             if let Some(next) = kinds.get(i + 1) {
-                let deps = if self_limits(i) { run.after_compute() } else { vec![] };
+                let deps = if self_limits(i) {
+                    run.after_compute()
+                } else {
+                    vec![]
+                };
                 ready = gather(ctx, &mut run, layer_parameters(&s, *next), deps);
             }
             run.exits.extend(this);
@@ -487,7 +575,12 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
             run.append(&head);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
-                run.append(&layer::mtp_projection(ctx, &s, Direction::Forward, Gradients::Both));
+                run.append(&layer::mtp_projection(
+                    ctx,
+                    &s,
+                    Direction::Forward,
+                    Gradients::Both,
+                ));
                 run.append(&layer::forward(ctx, &s, s.model.mtp_layer_kind(), false));
                 run.append(&head);
             }
@@ -495,7 +588,13 @@ impl<'a> Compiler<'a> {
         run
     }
 
-    fn backward(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, gradients: Gradients, last: bool) -> Run {
+    fn backward(
+        &mut self,
+        ctx: &mut Context<'_>,
+        chunk: &Chunk,
+        gradients: Gradients,
+        last: bool,
+    ) -> Run {
         let s = self.sizes.clone();
         let kinds: Vec<LayerKind> = chunk.kinds().collect();
         let mut run = Run::default();
@@ -507,8 +606,18 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
                 run.append(&head);
-                run.append(&layer::backward(ctx, &s, s.model.mtp_layer_kind(), gradients));
-                run.append(&layer::mtp_projection(ctx, &s, Direction::Backward, gradients));
+                run.append(&layer::backward(
+                    ctx,
+                    &s,
+                    s.model.mtp_layer_kind(),
+                    gradients,
+                ));
+                run.append(&layer::mtp_projection(
+                    ctx,
+                    &s,
+                    Direction::Backward,
+                    gradients,
+                ));
             }
             run.append(&head);
             if reduces {
@@ -531,7 +640,8 @@ impl<'a> Compiler<'a> {
             let this = std::mem::take(&mut ready);
             if gathers && i > 0 {
                 let deps = run.after_compute();
-                ready = self.gather_parameters(ctx, &mut run, layer_parameters(&s, kinds[i - 1]), deps);
+                ready =
+                    self.gather_parameters(ctx, &mut run, layer_parameters(&s, kinds[i - 1]), deps);
             }
             run.exits.extend(this);
             let again = (i as u64) < recomputed && gradients != Gradients::Weight;
@@ -546,7 +656,8 @@ impl<'a> Compiler<'a> {
             run.append(template);
             if reduces {
                 bucket.parameters = bucket.parameters + layer_parameters(&s, *kind);
-                let bytes = (bucket.parameters.dense + bucket.parameters.expert) * s.stack.gradient_bytes;
+                let bytes =
+                    (bucket.parameters.dense + bucket.parameters.expert) * s.stack.gradient_bytes;
                 if self.gathers_always() || bytes >= s.stack.bucket.get() {
                     self.reduce_gradients(ctx, &mut run, std::mem::take(&mut bucket.parameters));
                 }
@@ -555,7 +666,8 @@ impl<'a> Compiler<'a> {
         if chunk.first && gradients != Gradients::Weight {
             run.append(&layer::embedding(ctx, &s, Direction::Backward));
             if reduces {
-                bucket.parameters.dense += s.model.embedding_parameters() / u64::from(s.plan.tensor);
+                bucket.parameters.dense +=
+                    s.model.embedding_parameters() / u64::from(s.plan.tensor);
             }
         }
         if reduces {
@@ -576,14 +688,24 @@ impl<'a> Compiler<'a> {
         let mut nodes = Vec::new();
         for (slot, count, ranks) in [
             (GroupSlot::Shard, parameters.dense, self.shard),
-            (GroupSlot::ExpertData, parameters.expert, self.expert_data_ranks()),
+            (
+                GroupSlot::ExpertData,
+                parameters.expert,
+                self.expert_data_ranks(),
+            ),
         ] {
             if count == 0 || ranks == 1 {
                 continue;
             }
             let spec = Spec::Collective(CollectiveOp::AllGather, Bytes::new(count * bytes));
             let sms = self.sizes.stack.communication_sms;
-            let id = ctx.transfer("parameter all-gather", CommKind::Data, Some(slot), spec, sms);
+            let id = ctx.transfer(
+                "parameter all-gather",
+                CommKind::Data,
+                Some(slot),
+                spec,
+                sms,
+            );
             nodes.push(run.push_aside(Work::Collective(slot, id), Stream::Data, deps.clone()));
         }
         nodes
@@ -613,17 +735,29 @@ impl<'a> Compiler<'a> {
         let data = self.data_ranks();
         if parameters.dense > 0 && data > 1 {
             if sharded && self.shard > 1 {
-                list.push((GroupSlot::Shard, CollectiveOp::ReduceScatter, bytes(parameters.dense)));
+                list.push((
+                    GroupSlot::Shard,
+                    CollectiveOp::ReduceScatter,
+                    bytes(parameters.dense),
+                ));
                 if self.shard < data {
                     let shard = bytes(parameters.dense.div_ceil(u64::from(self.shard)));
                     list.push((GroupSlot::Replica, CollectiveOp::AllReduce, shard));
                 }
             } else {
-                list.push((GroupSlot::Data, CollectiveOp::AllReduce, bytes(parameters.dense)));
+                list.push((
+                    GroupSlot::Data,
+                    CollectiveOp::AllReduce,
+                    bytes(parameters.dense),
+                ));
             }
         }
         if parameters.expert > 0 && self.expert_data_ranks() > 1 {
-            let op = if sharded { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
+            let op = if sharded {
+                CollectiveOp::ReduceScatter
+            } else {
+                CollectiveOp::AllReduce
+            };
             list.push((GroupSlot::ExpertData, op, bytes(parameters.expert)));
         }
         list
@@ -631,12 +765,16 @@ impl<'a> Compiler<'a> {
 
     fn program(&mut self, ctx: &mut Context<'_>, stage: u32, order: &[Pass]) -> Program {
         let chunks = self.stage_chunks(stage);
-        let last_micro_batch: Vec<u32> = (0..self.chunks_per_stage()).map(|c| last_backward(order, c)).collect();
+        let last_micro_batch: Vec<u32> = (0..self.chunks_per_stage())
+            .map(|c| last_backward(order, c))
+            .collect();
         let mut seen = vec![false; chunks.len()];
         let mut emit = Emitter {
             program: Program::default(),
             stages: self.stages(),
-            positions: (0..self.chunks_per_stage()).map(|c| self.position(stage, c)).collect(),
+            positions: (0..self.chunks_per_stage())
+                .map(|c| self.position(stage, c))
+                .collect(),
             last_position: self.chunks.len() as u32 - 1,
             dualpipe: self.dualpipe(),
             // A bidirectional schedule sends and receives both ways at once.
@@ -652,12 +790,21 @@ impl<'a> Compiler<'a> {
         };
         if self.stages() > 1 {
             let bytes = Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2);
-            emit.message =
-                ctx.transfer("stage to stage", CommKind::Pipeline, None, Spec::Message(bytes), message_sms());
+            emit.message = ctx.transfer(
+                "stage to stage",
+                CommKind::Pipeline,
+                None,
+                Spec::Message(bytes),
+                message_sms(),
+            );
         }
         for pass in order {
             let mut forward_kind = |c: u32| {
-                if std::mem::replace(&mut seen[c as usize], true) { Kind::Forward } else { Kind::ForwardFirst }
+                if std::mem::replace(&mut seen[c as usize], true) {
+                    Kind::Forward
+                } else {
+                    Kind::ForwardFirst
+                }
             };
             match *pass {
                 Pass::Forward { micro_batch, chunk } => {
@@ -667,7 +814,11 @@ impl<'a> Compiler<'a> {
                 }
                 Pass::Backward { micro_batch, chunk } => {
                     let last = last_micro_batch[chunk as usize] == micro_batch;
-                    let kind = if last { Kind::BackwardLast } else { Kind::Backward };
+                    let kind = if last {
+                        Kind::BackwardLast
+                    } else {
+                        Kind::Backward
+                    };
                     let run = self.run(ctx, &chunks[chunk as usize], kind);
                     emit.backward(&run, micro_batch, chunk);
                 }
@@ -677,7 +828,11 @@ impl<'a> Compiler<'a> {
                 }
                 Pass::WeightGradient { micro_batch, chunk } => {
                     let last = last_micro_batch[chunk as usize] == micro_batch;
-                    let kind = if last { Kind::WeightGradientLast } else { Kind::WeightGradient };
+                    let kind = if last {
+                        Kind::WeightGradientLast
+                    } else {
+                        Kind::WeightGradient
+                    };
                     let run = self.run(ctx, &chunks[chunk as usize], kind);
                     emit.plain(&run, micro_batch);
                 }
@@ -685,7 +840,11 @@ impl<'a> Compiler<'a> {
                     let kind = forward_kind(forward.1);
                     let f = self.run(ctx, &chunks[forward.1 as usize], kind);
                     let last = last_micro_batch[backward.1 as usize] == backward.0;
-                    let kind = if last { Kind::BackwardLast } else { Kind::Backward };
+                    let kind = if last {
+                        Kind::BackwardLast
+                    } else {
+                        Kind::Backward
+                    };
                     let b = self.run(ctx, &chunks[backward.1 as usize], kind);
                     emit.overlapped(&f, forward, &b, backward);
                 }
@@ -700,8 +859,10 @@ impl<'a> Compiler<'a> {
     /// the optimizer, and the parameters' way back.
     fn step_end(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Run {
         let s = &self.sizes;
-        let parameters =
-            chunks.iter().map(|c| chunk_parameters(s, c)).fold(RankParameters::default(), |a, b| a + b);
+        let parameters = chunks
+            .iter()
+            .map(|c| chunk_parameters(s, c))
+            .fold(RankParameters::default(), |a, b| a + b);
         let reduced_already = s.stack.overlap.gradient_reduce || self.gathers_always();
         let mut b = Builder::new(ctx);
         let mut last = None;
@@ -722,7 +883,11 @@ impl<'a> Compiler<'a> {
             // The norm over all gradients; the host looks at it before it steps. It follows all
             // reductions on its stream.
             let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(8));
-            let slot = if self.shard > 1 { GroupSlot::Shard } else { GroupSlot::Data };
+            let slot = if self.shard > 1 {
+                GroupSlot::Shard
+            } else {
+                GroupSlot::Data
+            };
             let norm = b.collective("gradient norm", CommKind::Data, slot, Stream::Data, spec, 0);
             b.host_waits(norm);
             last = Some(norm);
@@ -734,7 +899,8 @@ impl<'a> Compiler<'a> {
         b.extend(self.optimizer(parameters));
         b.close();
         let mut run = b.finish();
-        let gathers_now = matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
+        let gathers_now =
+            matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
         if gathers_now && self.data_ranks() > 1 {
             let deps = run.after_compute();
             self.gather_parameters(ctx, &mut run, parameters, deps);
@@ -744,7 +910,12 @@ impl<'a> Compiler<'a> {
 
     fn optimizer(&self, parameters: RankParameters) -> Vec<Operation> {
         let stack = self.sizes.stack;
-        let mine = sharded_parameters(self.zero(), parameters, self.shard, self.expert_data_ranks());
+        let mine = sharded_parameters(
+            self.zero(),
+            parameters,
+            self.shard,
+            self.expert_data_ranks(),
+        );
         let all = parameters.dense + parameters.expert;
         // Norm over the gradients, the update, and clearing the gradient buffer for the next step.
         vec![
@@ -769,7 +940,8 @@ pub(crate) fn sharded_parameters(
     if zero == Zero::Stage0 {
         parameters.dense + parameters.expert
     } else {
-        parameters.dense.div_ceil(u64::from(shard)) + parameters.expert.div_ceil(u64::from(expert_data_ranks))
+        parameters.dense.div_ceil(u64::from(shard))
+            + parameters.expert.div_ceil(u64::from(expert_data_ranks))
     }
 }
 
@@ -793,13 +965,18 @@ fn last_backward(order: &[Pass], chunk: u32) -> u32 {
         .iter()
         .rev()
         .find_map(|pass| match *pass {
-            Pass::Backward { micro_batch, chunk: c }
-            | Pass::WeightGradient { micro_batch, chunk: c }
-            | Pass::Overlapped { backward: (micro_batch, c), .. }
-                if c == chunk =>
-            {
-                Some(micro_batch)
+            Pass::Backward {
+                micro_batch,
+                chunk: c,
             }
+            | Pass::WeightGradient {
+                micro_batch,
+                chunk: c,
+            }
+            | Pass::Overlapped {
+                backward: (micro_batch, c),
+                ..
+            } if c == chunk => Some(micro_batch),
             _ => None,
         })
         .expect("every chunk has a backward pass")
@@ -832,7 +1009,11 @@ fn split_layers(s: &Sizes<'_>) -> Vec<Chunk> {
                 }
             }
             next += n;
-            Chunk { layers, first: i == 0, last: i == last }
+            Chunk {
+                layers,
+                first: i == 0,
+                last: i == last,
+            }
         })
         .collect()
 }
@@ -845,7 +1026,11 @@ pub(crate) fn spread_layers(layers: u64, chunks: u64) -> Vec<u64> {
     let missing = full * chunks - layers;
     for i in 0..missing as usize {
         // Last, first, last but one, second, ...
-        let index = if i % 2 == 0 { chunks as usize - 1 - i / 2 } else { i / 2 };
+        let index = if i % 2 == 0 {
+            chunks as usize - 1 - i / 2
+        } else {
+            i / 2
+        };
         counts[index] -= 1;
     }
     counts
@@ -877,7 +1062,12 @@ struct Cursor<'r> {
 
 impl<'r> Cursor<'r> {
     fn new(run: &'r Run, entry: Vec<u32>, micro_batch: u32) -> Self {
-        Self { run, tasks: Vec::with_capacity(run.nodes.len()), entry, micro_batch }
+        Self {
+            run,
+            tasks: Vec::with_capacity(run.nodes.len()),
+            entry,
+            micro_batch,
+        }
     }
 
     fn done(&self) -> bool {
@@ -892,14 +1082,20 @@ impl<'r> Cursor<'r> {
 impl Emitter {
     fn write_node(&mut self, cursor: &mut Cursor<'_>) {
         let node = &cursor.run.nodes[cursor.tasks.len()];
-        let mut waits: Vec<u32> = node.deps.iter().map(|dep| cursor.tasks[*dep as usize]).collect();
+        let mut waits: Vec<u32> = node
+            .deps
+            .iter()
+            .map(|dep| cursor.tasks[*dep as usize])
+            .collect();
         if node.entry {
             waits.extend_from_slice(&cursor.entry);
             if node.stream != Stream::Compute {
                 waits.extend(self.last_compute);
             }
         }
-        let task = self.program.push(node.work, node.stream, cursor.micro_batch, &waits);
+        let task = self
+            .program
+            .push(node.work, node.stream, cursor.micro_batch, &waits);
         self.program.tasks[task as usize].host_waits = node.host_waits;
         if node.stream == Stream::Compute {
             self.last_compute = Some(task);
@@ -929,7 +1125,10 @@ impl Emitter {
     /// What a message sent after `cursor` must wait for.
     fn after(&self, cursor: &Cursor<'_>) -> Vec<u32> {
         let last = cursor.run.after_compute();
-        last.iter().chain(&cursor.run.exits).map(|node| cursor.tasks[*node as usize]).collect()
+        last.iter()
+            .chain(&cursor.run.exits)
+            .map(|node| cursor.tasks[*node as usize])
+            .collect()
     }
 
     fn reverse(&self, chunk: u32) -> bool {
@@ -940,12 +1139,23 @@ impl Emitter {
         // A blocking stage asks for its input when it is done with the work before. Schedules
         // beyond 1F1B ask together with earlier sends, which comes to asking early.
         let early = self.asynchronous || self.asks_early;
-        let waits: Vec<u32> = if early { vec![] } else { self.last_compute.into_iter().collect() };
-        vec![self.program.push(Work::Receive(peer, self.message), stream, micro_batch, &waits)]
+        let waits: Vec<u32> = if early {
+            vec![]
+        } else {
+            self.last_compute.into_iter().collect()
+        };
+        vec![self.program.push(
+            Work::Receive(peer, self.message),
+            stream,
+            micro_batch,
+            &waits,
+        )]
     }
 
     fn send(&mut self, stream: Stream, peer: Peer, micro_batch: u32, waits: &[u32]) {
-        let task = self.program.push(Work::Send(peer, self.message), stream, micro_batch, waits);
+        let task = self
+            .program
+            .push(Work::Send(peer, self.message), stream, micro_batch, waits);
         if !self.asynchronous {
             self.pending.push(task);
         }
@@ -1050,7 +1260,10 @@ mod tests {
     fn layers_spread_evenly_with_the_short_chunks_at_the_ends() {
         assert_eq!(spread_layers(8, 4), [2, 2, 2, 2]);
         assert_eq!(spread_layers(61, 16).iter().sum::<u64>(), 61);
-        assert_eq!(spread_layers(126, 16), [vec![7], vec![8; 14], vec![7]].concat());
+        assert_eq!(
+            spread_layers(126, 16),
+            [vec![7], vec![8; 14], vec![7]].concat()
+        );
         assert_eq!(spread_layers(7, 4), [2, 2, 2, 1]);
     }
 }

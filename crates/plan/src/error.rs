@@ -12,7 +12,9 @@ pub enum PlanError {
     #[error("the cluster cannot be built: {0}")]
     Topology(#[from] TopologyError),
     /// The ranks of the plan are not the GPUs of the cluster.
-    #[error("tensor {tensor} x context {context} x pipeline {pipeline} x data {data} is {product} ranks, but the cluster has {gpus} GPUs")]
+    #[error(
+        "tensor {tensor} x context {context} x pipeline {pipeline} x data {data} is {product} ranks, but the cluster has {gpus} GPUs"
+    )]
     Ranks {
         /// Tensor-parallel ranks.
         tensor: u32,
@@ -48,7 +50,9 @@ pub enum PlanError {
         needs: String,
     },
     /// Experts would be computed once per tensor-parallel rank.
-    #[error("experts with tensor parallelism need sequence_parallel: true, or every tensor rank computes the same tokens")]
+    #[error(
+        "experts with tensor parallelism need sequence_parallel: true, or every tensor rank computes the same tokens"
+    )]
     SequenceParallel,
     /// A count is zero or beyond any machine.
     #[error("{what} is {value}; it must be between 1 and {limit}")]
@@ -114,16 +118,36 @@ pub(crate) fn check(setup: &Setup) -> Result<(), PlanError> {
             gpus: setup.cluster.gpus,
         });
     }
-    divides("data x micro_batch", u64::from(p.data) * t.micro_batch, "global_batch", t.global_batch)?;
-    divides("context", u64::from(p.context), "sequence_length", t.sequence_length)?;
+    divides(
+        "data x micro_batch",
+        u64::from(p.data) * t.micro_batch,
+        "global_batch",
+        t.global_batch,
+    )?;
+    divides(
+        "context",
+        u64::from(p.context),
+        "sequence_length",
+        t.sequence_length,
+    )?;
     let stage_ranks = product / u64::from(p.pipeline);
     let expert_ranks = u64::from(p.expert) * u64::from(p.expert_tensor);
-    divides("expert x expert_tensor", expert_ranks, "the ranks of a pipeline stage", stage_ranks)?;
+    divides(
+        "expert x expert_tensor",
+        expert_ranks,
+        "the ranks of a pipeline stage",
+        stage_ranks,
+    )?;
     if let Some(moe) = &t.model.moe {
         if p.tensor > 1 && !p.sequence_parallel {
             return Err(PlanError::SequenceParallel);
         }
-        divides("expert", u64::from(p.expert), "the model's experts", moe.experts)?;
+        divides(
+            "expert",
+            u64::from(p.expert),
+            "the model's experts",
+            moe.experts,
+        )?;
     }
     if let Some(group) = p.zero_group {
         divides(
@@ -136,7 +160,11 @@ pub(crate) fn check(setup: &Setup) -> Result<(), PlanError> {
     check_schedule(setup)?;
     let passes = 2 * t.micro_batches() * t.model.layers.div_ceil(u64::from(p.pipeline));
     if passes > MOST_PASSES {
-        return Err(PlanError::OutOfRange { what: "micro-batches x layers of a stage", value: passes, limit: MOST_PASSES });
+        return Err(PlanError::OutOfRange {
+            what: "micro-batches x layers of a stage",
+            value: passes,
+            limit: MOST_PASSES,
+        });
     }
     Ok(())
 }
@@ -149,7 +177,10 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
     if chunks > t.model.layers + 2 {
         return Err(PlanError::Schedule {
             schedule: "a pipeline",
-            needs: format!("a layer for each of its {chunks} chunks; the model has {}", t.model.layers),
+            needs: format!(
+                "a layer for each of its {chunks} chunks; the model has {}",
+                t.model.layers
+            ),
         });
     }
     if let Some(list) = &t.layers_per_chunk {
@@ -168,7 +199,11 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
     let m = t.micro_batches();
     match t.schedule {
         Schedule::Dualpipe => {
-            if p.pipeline % 2 != 0 || m % 2 != 0 || m < 2 * u64::from(p.pipeline) || p.virtual_pipeline != 1 {
+            if p.pipeline % 2 != 0
+                || m % 2 != 0
+                || m < 2 * u64::from(p.pipeline)
+                || p.virtual_pipeline != 1
+            {
                 return Err(PlanError::Schedule {
                     schedule: "dualpipe",
                     needs: format!(
@@ -189,10 +224,20 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn divides(what: &'static str, divisor: u64, of: &'static str, value: u64) -> Result<(), PlanError> {
+fn divides(
+    what: &'static str,
+    divisor: u64,
+    of: &'static str,
+    value: u64,
+) -> Result<(), PlanError> {
     if value % divisor == 0 {
         Ok(())
     } else {
-        Err(PlanError::DoesNotDivide { what, divisor, of, value })
+        Err(PlanError::DoesNotDivide {
+            what,
+            divisor,
+            of,
+            value,
+        })
     }
 }

@@ -11,8 +11,8 @@ use crate::run::{Builder, Context, Run, Spec};
 use rackflow_network::{CollectiveOp, ExchangeStyle};
 use rackflow_units::{Bytes, Precision};
 use rackflow_workload::{
-    Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE,
-    Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
+    Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE, Model,
+    Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
 };
 
 /// Which part of a backward pass a run contains.
@@ -59,7 +59,11 @@ impl<'a> Sizes<'a> {
             stack: &training.stack,
             plan,
             tokens,
-            own_tokens: if sharded { tokens / u64::from(plan.tensor) } else { tokens },
+            own_tokens: if sharded {
+                tokens / u64::from(plan.tensor)
+            } else {
+                tokens
+            },
         }
     }
 
@@ -92,7 +96,13 @@ impl<'a> Sizes<'a> {
     /// Its weight gradient, accumulated over micro-batches in the stack's gradient format.
     fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Operation {
         // Read, add, write in the accumulation format.
-        gemm(n, k, tokens, self.training.recipe.gemm(), 2 * self.stack.gradient_bytes)
+        gemm(
+            n,
+            k,
+            tokens,
+            self.training.recipe.gemm(),
+            2 * self.stack.gradient_bytes,
+        )
     }
 
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
@@ -103,18 +113,38 @@ impl<'a> Sizes<'a> {
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
         // Delayed and current scaling both pass over the tensor for its maximum; block scales are
         // found in the pass that converts.
-        let passes = if self.training.recipe == Recipe::Fp8 { 2 } else { 1 };
-        Some(stream(Bytes::new(elements * 2 * passes), narrow * 2, passes as u32))
+        let passes = if self.training.recipe == Recipe::Fp8 {
+            2
+        } else {
+            1
+        };
+        Some(stream(
+            Bytes::new(elements * 2 * passes),
+            narrow * 2,
+            passes as u32,
+        ))
     }
 }
 
 /// A streaming kernel.
 pub(crate) fn stream(read: Bytes, write: Bytes, kernels: u32) -> Operation {
-    Operation::Stream { read, write, kernels, flops: 0.0 }
+    Operation::Stream {
+        read,
+        write,
+        kernels,
+        flops: 0.0,
+    }
 }
 
 pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u64) -> Operation {
-    Operation::Gemm { m, n, k, batch: 1, precision, output_bytes }
+    Operation::Gemm {
+        m,
+        n,
+        k,
+        batch: 1,
+        precision,
+        output_bytes,
+    }
 }
 
 /// `count` values of 2 bytes.
@@ -152,21 +182,30 @@ struct AttentionShape {
 
 fn attention_shape(s: &Sizes<'_>) -> AttentionShape {
     match s.model.attention {
-        Attention::Grouped { heads, kv_heads, head_dim, .. } => AttentionShape {
+        Attention::Grouped {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } => AttentionShape {
             heads: heads / s.tp(),
             // Fewer key-value heads than ranks: each rank keeps a copy of one.
             kv_heads: (kv_heads / s.tp()).max(1),
             qk: head_dim,
             v: head_dim,
         },
-        Attention::Latent { heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
-            AttentionShape {
-                heads: heads / s.tp(),
-                kv_heads: heads / s.tp(),
-                qk: qk_nope_head_dim + qk_rope_head_dim,
-                v: v_head_dim,
-            }
-        }
+        Attention::Latent {
+            heads,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+            ..
+        } => AttentionShape {
+            heads: heads / s.tp(),
+            kv_heads: heads / s.tp(),
+            qk: qk_nope_head_dim + qk_rope_head_dim,
+            v: v_head_dim,
+        },
     }
 }
 
@@ -176,11 +215,20 @@ fn projections(s: &Sizes<'_>) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
     let h = s.model.hidden;
     let shape = attention_shape(s);
     match s.model.attention {
-        Attention::Grouped { .. } => {
-            (vec![(shape.heads * shape.qk + shape.kv_heads * (shape.qk + shape.v), h)], vec![])
-        }
+        Attention::Grouped { .. } => (
+            vec![(
+                shape.heads * shape.qk + shape.kv_heads * (shape.qk + shape.v),
+                h,
+            )],
+            vec![],
+        ),
         Attention::Latent {
-            q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, ..
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+            ..
         } => {
             let q_width = shape.heads * shape.qk;
             let kv_up = (shape.heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank);
@@ -262,7 +310,11 @@ fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, steps: Vec<Vec<Operati
 
 /// How many pieces a tensor-parallel collective is cut into where it overlaps with its GEMM.
 fn tensor_pieces(s: &Sizes<'_>) -> u64 {
-    if s.stack.overlap.tensor && s.plan.tensor > 1 { s.tp().min(4) } else { 1 }
+    if s.stack.overlap.tensor && s.plan.tensor > 1 {
+        s.tp().min(4)
+    } else {
+        1
+    }
 }
 
 /// `inputs`: the products that take the gathered activations. With overlap, pieces of the
@@ -276,16 +328,31 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
     }
     b.extend(s.quantize(s.own_tokens * k));
     let pieces = tensor_pieces(s);
-    let sms = if pieces > 1 { 0 } else { s.stack.communication_sms };
+    let sms = if pieces > 1 {
+        0
+    } else {
+        s.stack.communication_sms
+    };
     let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.residual(), pieces));
     let gathers: Vec<u32> = (0..pieces)
         .map(|_| {
-            b.collective("TP all-gather", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms)
+            b.collective(
+                "TP all-gather",
+                CommKind::Tensor,
+                GroupSlot::Tensor,
+                Stream::Tensor,
+                spec,
+                sms,
+            )
         })
         .collect();
     for gather in gathers {
         b.wait(gather);
-        b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens / pieces, *n, *k)));
+        b.extend(
+            inputs
+                .iter()
+                .map(|(n, k)| s.linear(s.tokens / pieces, *n, *k)),
+        );
     }
 }
 
@@ -300,14 +367,33 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
         b.op(s.linear(s.tokens, n, k));
         return;
     }
-    let op = if s.plan.sequence_parallel { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
-    let pieces = if s.plan.sequence_parallel { tensor_pieces(s) } else { 1 };
-    let sms = if pieces > 1 { 0 } else { s.stack.communication_sms };
+    let op = if s.plan.sequence_parallel {
+        CollectiveOp::ReduceScatter
+    } else {
+        CollectiveOp::AllReduce
+    };
+    let pieces = if s.plan.sequence_parallel {
+        tensor_pieces(s)
+    } else {
+        1
+    };
+    let sms = if pieces > 1 {
+        0
+    } else {
+        s.stack.communication_sms
+    };
     let mut last = 0;
     for _ in 0..pieces {
         b.op(s.linear(s.tokens / pieces, n, k));
         let spec = Spec::Collective(op, piece(s.residual(), pieces));
-        last = b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+        last = b.collective(
+            "TP reduce",
+            CommKind::Tensor,
+            GroupSlot::Tensor,
+            Stream::Tensor,
+            spec,
+            sms,
+        );
     }
     b.wait(last);
 }
@@ -317,8 +403,14 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
     if s.plan.tensor > 1 && s.plan.sequence_parallel {
         let spec = Spec::Collective(CollectiveOp::AllGather, s.residual());
         let sms = s.stack.communication_sms;
-        let gather =
-            b.collective("TP all-gather", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+        let gather = b.collective(
+            "TP all-gather",
+            CommKind::Tensor,
+            GroupSlot::Tensor,
+            Stream::Tensor,
+            spec,
+            sms,
+        );
         b.wait(gather);
     }
 }
@@ -329,10 +421,21 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
         b.extend(beside);
         return;
     }
-    let op = if s.plan.sequence_parallel { CollectiveOp::ReduceScatter } else { CollectiveOp::AllReduce };
+    let op = if s.plan.sequence_parallel {
+        CollectiveOp::ReduceScatter
+    } else {
+        CollectiveOp::AllReduce
+    };
     let sms = s.stack.communication_sms;
     let spec = Spec::Collective(op, s.residual());
-    let reduce = b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+    let reduce = b.collective(
+        "TP reduce",
+        CommKind::Tensor,
+        GroupSlot::Tensor,
+        Stream::Tensor,
+        spec,
+        sms,
+    );
     b.extend(beside);
     b.wait(reduce);
 }
@@ -360,7 +463,12 @@ fn latent_forward(s: &Sizes<'_>, latents: &[(u64, u64)]) -> Vec<Operation> {
     ops
 }
 
-fn attention_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, gradients: Gradients) {
+fn attention_backward(
+    b: &mut Builder<'_, '_>,
+    s: &Sizes<'_>,
+    kind: LayerKind,
+    gradients: Gradients,
+) {
     let shape = attention_shape(s);
     let (inputs, latents) = projections(s);
     let h = s.model.hidden;
@@ -368,7 +476,12 @@ fn attention_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, g
     b.label("attention backward");
     if gradients == Gradients::Weight {
         b.op(s.weight_gradient(s.tokens, h, out));
-        b.extend(latents.iter().chain(&inputs).map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)));
+        b.extend(
+            latents
+                .iter()
+                .chain(&inputs)
+                .map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)),
+        );
         return;
     }
     if s.recomputes(Activation::Norms) || s.recomputes(Activation::MlaUpProjection) {
@@ -409,7 +522,10 @@ fn attention_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, g
     b.extend(s.quantize(s.tokens * width));
     b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
     let beside = if gradients.weight() {
-        inputs.iter().map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)).collect()
+        inputs
+            .iter()
+            .map(|(n, k)| s.weight_gradient(s.tokens, *n, *k))
+            .collect()
     } else {
         vec![]
     };
@@ -486,7 +602,11 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     b.op(activation_backward(s, s.tokens, width));
     b.extend(s.quantize(s.tokens * up));
     b.op(s.linear(s.tokens, h, up));
-    let beside = if gradients.weight() { vec![s.weight_gradient(s.tokens, up, h)] } else { vec![] };
+    let beside = if gradients.weight() {
+        vec![s.weight_gradient(s.tokens, up, h)]
+    } else {
+        vec![]
+    };
     reduce_gradient(b, s, beside);
     b.extend(norm_backward(s));
 }
@@ -510,9 +630,14 @@ fn experts(s: &Sizes<'_>, moe: &MoE) -> Experts {
     }
 }
 
-
 /// Dispatch or combine. `bytes`: of one token on the wire.
-fn exchange(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, label: &'static str, bytes: Bytes) -> Option<u32> {
+fn exchange(
+    b: &mut Builder<'_, '_>,
+    s: &Sizes<'_>,
+    moe: &MoE,
+    label: &'static str,
+    bytes: Bytes,
+) -> Option<u32> {
     if s.plan.expert == 1 {
         return None;
     }
@@ -531,7 +656,14 @@ fn exchange(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, label: &'static s
         style,
     };
     let sms = s.stack.dispatch_sms;
-    Some(b.collective(label, CommKind::Expert, GroupSlot::Expert, Stream::Expert, spec, sms))
+    Some(b.collective(
+        label,
+        CommKind::Expert,
+        GroupSlot::Expert,
+        Stream::Expert,
+        spec,
+        sms,
+    ))
 }
 
 /// Every rank gets all tokens of the group, or sums over it on the way back: what the stacks did
@@ -544,13 +676,24 @@ fn gather_all(b: &mut Builder<'_, '_>, s: &Sizes<'_>, label: &'static str, bytes
     };
     let all = bytes * (s.own_tokens * u64::from(s.plan.expert));
     let sms = s.stack.communication_sms;
-    b.collective(label, CommKind::Expert, GroupSlot::Expert, Stream::Expert, Spec::Collective(op, all), sms)
+    b.collective(
+        label,
+        CommKind::Expert,
+        GroupSlot::Expert,
+        Stream::Expert,
+        Spec::Collective(op, all),
+        sms,
+    )
 }
 
 /// Bytes of a token on its way to an expert: fp8 with a scale per 128 in DeepSeek's recipe.
 fn dispatch_bytes(s: &Sizes<'_>) -> Bytes {
     let h = s.model.hidden;
-    if s.training.recipe == Recipe::Fp8Blockwise { Bytes::new(h + h / 128 * 4) } else { halves(h) }
+    if s.training.recipe == Recipe::Fp8Blockwise {
+        Bytes::new(h + h / 128 * 4)
+    } else {
+        halves(h)
+    }
 }
 
 /// Copying tokens into the order of their experts, or back with their weights.
@@ -561,7 +704,11 @@ fn permute(s: &Sizes<'_>, moe: &MoE) -> Operation {
     match s.stack.dispatcher {
         ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => {
             // The library reads the tokens itself; only the map is made.
-            stream(Bytes::new(s.own_tokens * moe.top_k * 16), Bytes::new(s.own_tokens * moe.top_k * 16), kernels)
+            stream(
+                Bytes::new(s.own_tokens * moe.top_k * 16),
+                Bytes::new(s.own_tokens * moe.top_k * 16),
+                kernels,
+            )
         }
         _ => stream(one, one * moe.top_k, kernels),
     }
@@ -580,15 +727,31 @@ fn router_ops(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
     let passes = if s.stack.fused_router { 2 } else { 6 };
     let kernels = if s.stack.fused_router { 3 } else { 18 };
     vec![
-        gemm(s.own_tokens, moe.experts, s.model.hidden, Precision::Bf16, 4),
+        gemm(
+            s.own_tokens,
+            moe.experts,
+            s.model.hidden,
+            Precision::Bf16,
+            4,
+        ),
         stream(scores * passes, scores * passes, kernels),
     ]
 }
 
 /// The products of a group of experts, by one launch or by one each.
-fn expert_product(s: &Sizes<'_>, e: &Experts, n: u64, k: u64, weight_gradient: bool) -> Vec<Operation> {
+fn expert_product(
+    s: &Sizes<'_>,
+    e: &Experts,
+    n: u64,
+    k: u64,
+    weight_gradient: bool,
+) -> Vec<Operation> {
     let precision = s.training.recipe.gemm();
-    let output_bytes = if weight_gradient { 2 * s.stack.gradient_bytes } else { 2 };
+    let output_bytes = if weight_gradient {
+        2 * s.stack.gradient_bytes
+    } else {
+        2
+    };
     if s.stack.grouped_gemm {
         return vec![Operation::GroupedGemm {
             groups: e.groups,
@@ -694,7 +857,9 @@ fn unpermute(s: &Sizes<'_>, moe: &MoE) -> Operation {
     let one = halves(s.own_tokens * s.model.hidden);
     match s.stack.dispatcher {
         // The library already summed them.
-        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => stream(one * 2, one, 1),
+        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => {
+            stream(one * 2, one, 1)
+        }
         _ => stream(one * (moe.top_k + 1), one, 2),
     }
 }
@@ -714,7 +879,14 @@ fn expert_tensor(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts, op: Collec
     }
     let spec = Spec::Collective(op, halves(e.tokens * s.model.hidden));
     let sms = s.stack.communication_sms;
-    let node = b.collective("expert TP", CommKind::Tensor, GroupSlot::ExpertTensor, Stream::Expert, spec, sms);
+    let node = b.collective(
+        "expert TP",
+        CommKind::Tensor,
+        GroupSlot::ExpertTensor,
+        Stream::Expert,
+        spec,
+        sms,
+    );
     b.wait(node);
 }
 
@@ -744,7 +916,11 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
         b.recompute(false);
     }
     b.label("combine backward");
-    b.op(stream(halves(s.own_tokens * h * 2), halves(s.own_tokens * h), 2));
+    b.op(stream(
+        halves(s.own_tokens * h * 2),
+        halves(s.own_tokens * h),
+        2,
+    ));
     // Gradients of the combine travel as the tokens did.
     let sent = exchange(b, s, moe, "combine backward", halves(h));
     if s.stack.overlap.shared_expert {
@@ -793,7 +969,11 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     }
     b.op(unpermute(s, moe));
     let scores = Bytes::new(s.own_tokens * moe.experts * 4);
-    b.op(stream(scores * 3, scores * 2, if s.stack.fused_router { 3 } else { 12 }));
+    b.op(stream(
+        scores * 3,
+        scores * 2,
+        if s.stack.fused_router { 3 } else { 12 },
+    ));
     b.op(gemm(s.own_tokens, h, moe.experts, Precision::Bf16, 2));
     if gradients.weight() {
         b.op(router_weight);
@@ -802,7 +982,12 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
 }
 
 /// One layer forward.
-pub(crate) fn forward(ctx: &mut Context<'_>, s: &Sizes<'_>, kind: LayerKind, recompute: bool) -> Run {
+pub(crate) fn forward(
+    ctx: &mut Context<'_>,
+    s: &Sizes<'_>,
+    kind: LayerKind,
+    recompute: bool,
+) -> Run {
     let mut b = Builder::new(ctx);
     b.recompute(recompute);
     attention_forward(&mut b, s, kind);
@@ -814,7 +999,12 @@ pub(crate) fn forward(ctx: &mut Context<'_>, s: &Sizes<'_>, kind: LayerKind, rec
 }
 
 /// One layer backward.
-pub(crate) fn backward(ctx: &mut Context<'_>, s: &Sizes<'_>, kind: LayerKind, gradients: Gradients) -> Run {
+pub(crate) fn backward(
+    ctx: &mut Context<'_>,
+    s: &Sizes<'_>,
+    kind: LayerKind,
+    gradients: Gradients,
+) -> Run {
     let mut b = Builder::new(ctx);
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => moe_backward(&mut b, s, moe, gradients),
@@ -840,8 +1030,14 @@ pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Directi
                 };
                 let spec = Spec::Collective(op, s.residual());
                 let sms = s.stack.communication_sms;
-                let node =
-                    b.collective("TP reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+                let node = b.collective(
+                    "TP reduce",
+                    CommKind::Tensor,
+                    GroupSlot::Tensor,
+                    Stream::Tensor,
+                    spec,
+                    sms,
+                );
                 b.wait(node);
             }
         }
@@ -855,13 +1051,22 @@ pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Directi
 }
 
 /// Final norm, logits and loss on the last stage.
-pub(crate) fn head(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Direction, gradients: Gradients) -> Run {
+pub(crate) fn head(
+    ctx: &mut Context<'_>,
+    s: &Sizes<'_>,
+    direction: Direction,
+    gradients: Gradients,
+) -> Run {
     let mut b = Builder::new(ctx);
     let h = s.model.hidden;
     let vocab = s.model.vocab.div_ceil(s.tp());
     let logits = s.tokens * vocab;
     // Bytes per logit: cast to fp32, maximum, exponentials and their sum, loss.
-    let (read, write, kernels) = if s.stack.fused_cross_entropy { (6, 2, 3) } else { (22, 14, 8) };
+    let (read, write, kernels) = if s.stack.fused_cross_entropy {
+        (6, 2, 3)
+    } else {
+        (22, 14, 8)
+    };
     match direction {
         Direction::Forward => {
             b.label("logits and loss");
@@ -870,27 +1075,55 @@ pub(crate) fn head(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Direction, g
                 gather_gradient(&mut b, s);
             }
             b.op(gemm(s.tokens, vocab, h, Precision::Bf16, 2));
-            b.op(stream(Bytes::new(logits * read), Bytes::new(logits * write), kernels));
+            b.op(stream(
+                Bytes::new(logits * read),
+                Bytes::new(logits * write),
+                kernels,
+            ));
             if s.plan.tensor > 1 {
                 // Maximum, sum and target logit of every token.
                 let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(s.tokens * 12));
                 let sms = s.stack.communication_sms;
-                let node =
-                    b.collective("loss reduce", CommKind::Tensor, GroupSlot::Tensor, Stream::Tensor, spec, sms);
+                let node = b.collective(
+                    "loss reduce",
+                    CommKind::Tensor,
+                    GroupSlot::Tensor,
+                    Stream::Tensor,
+                    spec,
+                    sms,
+                );
                 b.wait(node);
             }
         }
         Direction::Backward => {
             b.label("logits backward");
-            let weight = gemm(vocab, h, s.tokens, Precision::Bf16, 2 * s.stack.gradient_bytes);
+            let weight = gemm(
+                vocab,
+                h,
+                s.tokens,
+                Precision::Bf16,
+                2 * s.stack.gradient_bytes,
+            );
             if gradients == Gradients::Weight {
                 b.op(weight);
                 return b.finish();
             }
-            let (read, write) = if s.stack.fused_cross_entropy { (2, 2) } else { (8, 6) };
-            b.op(stream(Bytes::new(logits * read), Bytes::new(logits * write), 2));
+            let (read, write) = if s.stack.fused_cross_entropy {
+                (2, 2)
+            } else {
+                (8, 6)
+            };
+            b.op(stream(
+                Bytes::new(logits * read),
+                Bytes::new(logits * write),
+                2,
+            ));
             b.op(gemm(s.tokens, h, vocab, Precision::Bf16, 2));
-            let beside = if gradients.weight() { vec![weight] } else { vec![] };
+            let beside = if gradients.weight() {
+                vec![weight]
+            } else {
+                vec![]
+            };
             reduce_gradient(&mut b, s, beside);
             b.extend(norm_backward(s));
         }

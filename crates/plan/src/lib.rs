@@ -23,6 +23,7 @@ pub use facts::{Facts, StageFacts};
 pub use memory::MemoryUse;
 pub use placement::{Coordinates, Placement};
 pub use program::{
-    GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer, TransferId, Work,
+    GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer,
+    TransferId, Work,
 };
 pub use setup::{Fidelity, RankOrder, Setup, Straggler};

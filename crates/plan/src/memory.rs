@@ -11,7 +11,8 @@ use crate::placement::Placement;
 use crate::schedule::Pass;
 use rackflow_units::Bytes;
 use rackflow_workload::{
-    Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind, Recompute, Zero,
+    Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind, Recipe,
+    Recompute, Zero,
 };
 
 /// Memory of one rank at its peak, by what holds it.
@@ -34,15 +35,27 @@ pub struct MemoryUse {
 impl MemoryUse {
     /// All of it.
     pub fn total(&self) -> Bytes {
-        self.weights + self.gradients + self.optimizer + self.activations + self.buffers + self.reserved
+        self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.buffers
+            + self.reserved
     }
 }
 
 /// Memory of one rank of a stage that holds `chunks` and works in this order.
-pub(crate) fn of_stage(s: &Sizes<'_>, placement: &Placement, chunks: &[Chunk], order: &[Pass]) -> MemoryUse {
+pub(crate) fn of_stage(
+    s: &Sizes<'_>,
+    placement: &Placement,
+    chunks: &[Chunk],
+    order: &[Pass],
+) -> MemoryUse {
     let zero = s.plan.zero;
-    let parameters =
-        chunks.iter().map(|c| chunk_parameters(s, c)).fold(RankParameters::default(), |a, b| a + b);
+    let parameters = chunks
+        .iter()
+        .map(|c| chunk_parameters(s, c))
+        .fold(RankParameters::default(), |a, b| a + b);
     let all = parameters.dense + parameters.expert;
     let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
     let mine = sharded_parameters(zero, parameters, placement.shard_size(), expert_data);
@@ -51,10 +64,16 @@ pub(crate) fn of_stage(s: &Sizes<'_>, placement: &Placement, chunks: &[Chunk], o
         let p = crate::compile::layer_parameters(s, k);
         p.dense + p.expert
     });
-    let gathered = if zero == Zero::Stage3 { 2 * widest.max().unwrap_or(0) * 2 } else { 0 };
+    let gathered = if zero == Zero::Stage3 {
+        2 * widest.max().unwrap_or(0) * 2
+    } else {
+        0
+    };
     MemoryUse {
         weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
-        gradients: Bytes::new(s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }),
+        gradients: Bytes::new(
+            s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all },
+        ),
         optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
         activations: Bytes::new(peak_in_flight(order, &layer_bytes)),
         buffers: Bytes::new(gathered + buffers(s, chunks)),
@@ -105,7 +124,13 @@ fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     let kept: u64 = chunk
         .kinds()
         .enumerate()
-        .map(|(i, kind)| if (i as u64) < recomputed { input } else { layer_activations(s, kind) })
+        .map(|(i, kind)| {
+            if (i as u64) < recomputed {
+                input
+            } else {
+                layer_activations(s, kind)
+            }
+        })
         .sum();
     let mtp = match (&s.model.mtp, chunk.last) {
         (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.mtp_layer_kind()),
@@ -121,26 +146,51 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
     let (t, own, h) = (s.tokens, s.own_tokens, s.model.hidden);
     // Inputs of GEMMs are kept in the format they are multiplied in.
     let operand = s.training.recipe.gemm().bits().div_ceil(8);
-    let norms = if recomputes(s, Activation::Norms) { 0 } else { 2 * own * h * operand };
+    let norms = if recomputes(s, Activation::Norms) {
+        0
+    } else {
+        2 * own * h * operand
+    };
     let residuals = 2 * own * h * 2;
     // A byte mask of dropout for each residual in stacks of that time.
     let masks = if s.stack.fused_norms { 0 } else { 2 * own * h };
     let attention = match s.model.attention {
-        Attention::Grouped { heads, kv_heads, head_dim, .. } => {
+        Attention::Grouped {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } => {
             let kv = (kv_heads / tp).max(1);
             t * (heads / tp + 2 * kv) * head_dim * 2 + t * heads / tp * head_dim * 2
         }
-        Attention::Latent { heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, .. } => {
+        Attention::Latent {
+            heads,
+            q_lora_rank,
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+            ..
+        } => {
             let qk = qk_nope_head_dim + qk_rope_head_dim;
             let up = t * heads / tp * (2 * qk + v_head_dim) * 2;
-            let latent = t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
+            let latent =
+                t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
             let out = t * heads / tp * v_head_dim * 2;
-            latent + out + if recomputes(s, Activation::MlaUpProjection) { 0 } else { up }
+            latent
+                + out
+                + if recomputes(s, Activation::MlaUpProjection) {
+                    0
+                } else {
+                    up
+                }
         }
     };
     let scores = match s.model.attention {
         Attention::Grouped { heads, .. }
-            if s.stack.attention == AttentionKernel::Unfused && !recomputes(s, Activation::CoreAttention) =>
+            if s.stack.attention == AttentionKernel::Unfused
+                && !recomputes(s, Activation::CoreAttention) =>
         {
             // Softmax output, dropout output and its mask.
             5 * s.training.micro_batch * heads / tp
@@ -156,36 +206,54 @@ fn feed_forward_activations(s: &Sizes<'_>, kind: LayerKind, operand: u64) -> u64
     let tp = u64::from(s.plan.tensor);
     let up = if s.model.gated { 2 } else { 1 };
     // The first product's output, and the activation function's output that the second one takes.
+    // DeepSeek's recipe keeps the former in fp8 as well, where the latter is computed again
+    // (DeepSeek-V3 technical report, 3.3.3).
     let pair = |tokens: u64, width: u64, act_again: bool| {
-        tokens * width * up * 2 + if act_again { 0 } else { tokens * width * operand }
+        let narrow = act_again && s.training.recipe == Recipe::Fp8Blockwise;
+        let first = tokens * width * up * if narrow { 1 } else { 2 };
+        first
+            + if act_again {
+                0
+            } else {
+                tokens * width * operand
+            }
     };
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => {
             if recomputes(s, Activation::Moe) {
                 return 0;
             }
-            let again = recomputes(s, Activation::MoeActivation) || recomputes(s, Activation::Swiglu);
+            let again =
+                recomputes(s, Activation::MoeActivation) || recomputes(s, Activation::Swiglu);
             let routed = s.own_tokens * moe.top_k;
             let etp = u64::from(s.plan.expert_tensor);
-            // Tokens as the experts received them; NCCL's all-to-all also keeps them as sent.
+            // Tokens as the experts received them. Around a plain all-to-all the stack also keeps
+            // them as sent, and the experts' outputs for the gradient of the routing weights;
+            // the dispatch libraries weight the activation instead.
             let copies = match s.stack.dispatcher {
                 ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => operand,
-                _ => operand + 2,
+                _ => operand + 4,
             };
             let received = routed * etp * s.model.hidden * copies;
-            let outputs = routed * s.model.hidden * 2;
             let probabilities = s.own_tokens * moe.experts * 4 * 2;
             received
-                + outputs
                 + probabilities
                 + pair(routed * etp, moe.expert_ffn / etp, again)
-                + pair(s.own_tokens, moe.shared_ffn, recomputes(s, Activation::Swiglu))
+                + pair(
+                    s.own_tokens,
+                    moe.shared_ffn,
+                    recomputes(s, Activation::Swiglu),
+                )
         }
         _ => {
             if recomputes(s, Activation::Mlp) {
                 return 0;
             }
-            pair(s.tokens, s.model.ffn / tp, recomputes(s, Activation::Swiglu))
+            pair(
+                s.tokens,
+                s.model.ffn / tp,
+                recomputes(s, Activation::Swiglu),
+            )
         }
     }
 }
@@ -215,8 +283,12 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
 /// Holds the fullest stage against the memory of one GPU.
 pub(crate) fn check(plan: &Plan) -> Result<(), PlanError> {
     let capacity = plan.facts.memory_capacity;
-    let Some((stage, facts)) =
-        plan.facts.stages.iter().enumerate().max_by_key(|(_, stage)| stage.memory.total())
+    let Some((stage, facts)) = plan
+        .facts
+        .stages
+        .iter()
+        .enumerate()
+        .max_by_key(|(_, stage)| stage.memory.total())
     else {
         return Ok(());
     };
@@ -253,13 +325,22 @@ fn plans_that_fit(plan: &Plan) -> Vec<String> {
         changed
     };
     if t.micro_batch > 1 {
-        tries.push(("micro_batch: 1".into(), with(&|s| s.training.micro_batch = 1)));
+        tries.push((
+            "micro_batch: 1".into(),
+            with(&|s| s.training.micro_batch = 1),
+        ));
     }
     if t.parallelism.zero < Zero::Stage1 {
-        tries.push(("zero: 1".into(), with(&|s| s.training.parallelism.zero = Zero::Stage1)));
+        tries.push((
+            "zero: 1".into(),
+            with(&|s| s.training.parallelism.zero = Zero::Stage1),
+        ));
     }
     if t.recompute != Recompute::Full {
-        tries.push(("recompute: full".into(), with(&|s| s.training.recompute = Recompute::Full)));
+        tries.push((
+            "recompute: full".into(),
+            with(&|s| s.training.recompute = Recompute::Full),
+        ));
     }
     let split = |p: &Parallelism, by: u32, tensor: bool| {
         let mut p = p.clone();
@@ -280,8 +361,11 @@ fn plans_that_fit(plan: &Plan) -> Vec<String> {
             if tensor && p.tensor > setup.cluster.node.scale_up.domain {
                 continue;
             }
-            let name =
-                if tensor { format!("tensor: {}", p.tensor) } else { format!("pipeline: {}", p.pipeline) };
+            let name = if tensor {
+                format!("tensor: {}", p.tensor)
+            } else {
+                format!("pipeline: {}", p.pipeline)
+            };
             for full in [false, true] {
                 let text = if full {
                     format!("{name} (data: {}) with recompute: full", p.data)
@@ -303,8 +387,16 @@ fn plans_that_fit(plan: &Plan) -> Vec<String> {
         }
     }
     let fits = |setup: &crate::setup::Setup| {
-        crate::compile::stage_memory(setup)
-            .is_ok_and(|stages| stages.iter().all(|m| m.total() <= setup.cluster.node.accelerator.memory))
+        crate::compile::stage_memory(setup).is_ok_and(|stages| {
+            stages
+                .iter()
+                .all(|m| m.total() <= setup.cluster.node.accelerator.memory)
+        })
     };
-    tries.into_iter().filter(|(_, setup)| fits(setup)).map(|(text, _)| text).take(3).collect()
+    tries
+        .into_iter()
+        .filter(|(_, setup)| fits(setup))
+        .map(|(text, _)| text)
+        .take(3)
+        .collect()
 }

@@ -30,7 +30,10 @@ pub struct Placement {
 impl Placement {
     /// A placement of `parallelism` in this order.
     pub fn new(parallelism: &Parallelism, order: RankOrder) -> Self {
-        Self { parallelism: parallelism.clone(), order }
+        Self {
+            parallelism: parallelism.clone(),
+            order,
+        }
     }
 
     /// Ranks in all.
@@ -55,7 +58,12 @@ impl Placement {
             RankOrder::DataBeforePipeline => (rest % p.data, rest / p.data),
             RankOrder::PipelineBeforeData => (rest / p.pipeline, rest % p.pipeline),
         };
-        Coordinates { tensor, context, data, stage }
+        Coordinates {
+            tensor,
+            context,
+            data,
+            stage,
+        }
     }
 
     /// The rank at these coordinates.
@@ -109,7 +117,11 @@ impl Placement {
     pub fn shard_size(&self) -> u32 {
         let p = &self.parallelism;
         let all = p.data * p.context;
-        if p.zero == Zero::Stage0 { 1 } else { p.zero_group.unwrap_or(all).min(all) }
+        if p.zero == Zero::Stage0 {
+            1
+        } else {
+            p.zero_group.unwrap_or(all).min(all)
+        }
     }
 
     /// Number of groups of `slot`.
@@ -165,9 +177,7 @@ impl Placement {
                         + p.expert_tensor * (i + p.expert * (within / p.expert_tensor))
                 }
                 GroupSlot::ExpertData => within + p.expert_tensor * p.expert * i,
-                GroupSlot::Shard => {
-                    within % p.tensor + p.tensor * (within / p.tensor * size + i)
-                }
+                GroupSlot::Shard => within % p.tensor + p.tensor * (within / p.tensor * size + i),
                 GroupSlot::Replica => {
                     within % p.tensor + p.tensor * (within / p.tensor + self.shard_size() * i)
                 }
@@ -180,7 +190,10 @@ impl Placement {
     /// The rank at the same place `by` stages further, around the end.
     pub fn shifted(&self, rank: u32, by: u32) -> u32 {
         let at = self.coordinates(rank);
-        self.rank(Coordinates { stage: (at.stage + by) % self.parallelism.pipeline, ..at })
+        self.rank(Coordinates {
+            stage: (at.stage + by) % self.parallelism.pipeline,
+            ..at
+        })
     }
 }
 
@@ -214,7 +227,11 @@ mod tests {
                     placement.members(slot, group, &mut members);
                     assert_eq!(members.len() as u32, placement.group_size(slot));
                     for rank in members {
-                        assert_eq!(placement.group_of(slot, rank), group, "{slot:?} of rank {rank}");
+                        assert_eq!(
+                            placement.group_of(slot, rank),
+                            group,
+                            "{slot:?} of rank {rank}"
+                        );
                         assert!(!std::mem::replace(&mut seen[rank as usize], true));
                     }
                 }
@@ -236,7 +253,10 @@ mod tests {
     #[test]
     fn tensor_ranks_are_neighbours_and_stages_follow() {
         let placement = Placement::new(&parallelism(), RankOrder::DataBeforePipeline);
-        assert_eq!(placement.group_of(GroupSlot::Tensor, 0), placement.group_of(GroupSlot::Tensor, 1));
+        assert_eq!(
+            placement.group_of(GroupSlot::Tensor, 0),
+            placement.group_of(GroupSlot::Tensor, 1)
+        );
         assert_eq!(placement.shifted(0, 1), placement.stage_ranks());
         assert_eq!(placement.shifted(2 * placement.stage_ranks(), 1), 0);
     }

@@ -2,7 +2,9 @@
 
 use crate::cause::{Cause, CommKind};
 use crate::kernel::{self, KernelCost};
-use crate::program::{GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work};
+use crate::program::{
+    GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work,
+};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, ExchangeStyle};
 use rackflow_topology::Accelerator;
@@ -17,7 +19,13 @@ pub(crate) enum Spec {
     /// Each member sends this much to the next one.
     RingStep(Bytes),
     /// Expert dispatch or combine: each member's tokens, once per expert they visit.
-    Exchange { tokens: u64, bytes_per_token: Bytes, top_k: u64, experts: u64, style: ExchangeStyle },
+    Exchange {
+        tokens: u64,
+        bytes_per_token: Bytes,
+        top_k: u64,
+        experts: u64,
+        style: ExchangeStyle,
+    },
     /// One message to a peer.
     Message(Bytes),
 }
@@ -44,7 +52,10 @@ pub(crate) struct Run {
 impl Run {
     /// Index of the last computation.
     fn last_compute(&self) -> Option<u32> {
-        self.nodes.iter().rposition(|n| n.stream == Stream::Compute).map(|i| i as u32)
+        self.nodes
+            .iter()
+            .rposition(|n| n.stream == Stream::Compute)
+            .map(|i| i as u32)
     }
 
     /// Appends `other`, whose entry nodes wait for the end of what is here.
@@ -70,12 +81,19 @@ impl Run {
         if other.last_compute().is_some() {
             self.exits.clear();
         }
-        self.exits.extend(other.exits.iter().map(|exit| exit + offset));
+        self.exits
+            .extend(other.exits.iter().map(|exit| exit + offset));
     }
 
     /// Appends a node that waits for exactly `deps`, beside the chain of computation.
     pub fn push_aside(&mut self, work: Work, stream: Stream, deps: Vec<u32>) -> u32 {
-        self.nodes.push(Node { work, stream, deps, entry: false, host_waits: false });
+        self.nodes.push(Node {
+            work,
+            stream,
+            deps,
+            entry: false,
+            host_waits: false,
+        });
         self.nodes.len() as u32 - 1
     }
 
@@ -112,8 +130,9 @@ impl<'a> Context<'a> {
         let accelerator = &setup.cluster.node.accelerator;
         let stack = &setup.training.stack;
         let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms / 2);
-        let level_sms =
-            std::array::from_fn(|level| accelerator.sms - most * level as u32 / (SEGMENT_LEVELS as u32 - 1));
+        let level_sms = std::array::from_fn(|level| {
+            accelerator.sms - most * level as u32 / (SEGMENT_LEVELS as u32 - 1)
+        });
         Self {
             setup,
             accelerator,
@@ -121,7 +140,10 @@ impl<'a> Context<'a> {
             transfers: Vec::new(),
             specs: Vec::new(),
             segment_flops: Vec::new(),
-            options: kernel::KernelOptions { attention: stack.attention, load: kernel::Load::Continuous },
+            options: kernel::KernelOptions {
+                attention: stack.attention,
+                load: kernel::Load::Continuous,
+            },
             level_sms,
         }
     }
@@ -147,7 +169,12 @@ impl<'a> Context<'a> {
                 && self.transfers[*i].label == label
         };
         let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
-            self.transfers.push(Transfer { label, kind, sms, memory_share: 0.0 });
+            self.transfers.push(Transfer {
+                label,
+                kind,
+                sms,
+                memory_share: 0.0,
+            });
             self.specs.push((spec, slot));
             self.specs.len() - 1
         });
@@ -155,7 +182,13 @@ impl<'a> Context<'a> {
     }
 
     /// Prices a run of operations.
-    fn segment(&mut self, label: &'static str, ops: &[Operation], routed: bool, recompute: bool) -> SegmentId {
+    fn segment(
+        &mut self,
+        label: &'static str,
+        ops: &[Operation],
+        routed: bool,
+        recompute: bool,
+    ) -> SegmentId {
         let native = self.setup.training.recipe.gemm();
         let peak_native = self.accelerator.peak.get(native);
         let mut time = [SimDuration::ZERO; SEGMENT_LEVELS];
@@ -178,27 +211,44 @@ impl<'a> Context<'a> {
             memory_time += cost.memory_time;
             kernels += kernel_count(op);
             for (level, sms) in self.level_sms.iter().enumerate().skip(1) {
-                time[level] += kernel::cost_with(op, self.accelerator, *sms, self.options).time.max(cost.time);
+                time[level] += kernel::cost_with(op, self.accelerator, *sms, self.options)
+                    .time
+                    .max(cost.time);
             }
             let share = model_fraction(op);
             let executed = match (op, self.options.attention) {
                 // Unfused attention keeps its scores and multiplies nothing again.
-                (Operation::Attention { .. }, AttentionKernel::Unfused) => op.tensor_flops() * share,
+                (Operation::Attention { .. }, AttentionKernel::Unfused) => {
+                    op.tensor_flops() * share
+                }
                 _ => op.tensor_flops(),
             };
             let again_share = 1.0 - op.tensor_flops() * share / executed.max(1.0);
-            let model = if recompute { 0.0 } else { op.tensor_flops() * share };
+            let model = if recompute {
+                0.0
+            } else {
+                op.tensor_flops() * share
+            };
             flops.model += model;
             flops.again += executed - model;
             if recompute {
                 book(Cause::Recomputation, cost.time);
                 continue;
             }
-            let KernelCost { useful, sustained, shape, memory, exponent, floor, .. } = cost;
+            let KernelCost {
+                useful,
+                sustained,
+                shape,
+                memory,
+                exponent,
+                floor,
+                ..
+            } = cost;
             // What flash attention's backward pass computes again is not model FLOPs.
             let again = useful.scale((again_share.max(0.0) * 1e6).round() as u64, 1_000_000);
             let useful = useful - again;
-            let at_native = SimDuration::from_secs_f64(model / peak_native.flops_per_sec()).min(useful);
+            let at_native =
+                SimDuration::from_secs_f64(model / peak_native.flops_per_sec()).min(useful);
             book(Cause::UsefulMath, at_native);
             book(Cause::WiderPrecision, useful - at_native);
             book(Cause::Recomputation, again);
@@ -231,7 +281,12 @@ impl<'a> Context<'a> {
 /// Share of an operation's tensor FLOPs that the model's definition counts.
 fn model_fraction(op: &Operation) -> f64 {
     match *op {
-        Operation::Attention { direction: Direction::Backward, head_dim_qk, head_dim_v, .. } => {
+        Operation::Attention {
+            direction: Direction::Backward,
+            head_dim_qk,
+            head_dim_v,
+            ..
+        } => {
             let model = 2 * head_dim_qk + 2 * head_dim_v;
             model as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64
         }
@@ -242,9 +297,15 @@ fn model_fraction(op: &Operation) -> f64 {
 fn kernel_count(op: &Operation) -> u32 {
     match *op {
         Operation::Gemm { .. } | Operation::GroupedGemm { .. } => 1,
-        Operation::Attention { direction: Direction::Forward, .. } => 1,
+        Operation::Attention {
+            direction: Direction::Forward,
+            ..
+        } => 1,
         // Row sums of dO * O, the main kernel, and the conversion of dQ.
-        Operation::Attention { direction: Direction::Backward, .. } => 3,
+        Operation::Attention {
+            direction: Direction::Backward,
+            ..
+        } => 3,
         Operation::Stream { kernels, .. } => kernels,
     }
 }
@@ -307,7 +368,9 @@ impl<'c, 'a> Builder<'c, 'a> {
         if self.ops.is_empty() {
             return None;
         }
-        let id = self.ctx.segment(self.label, &self.ops, self.routed, self.recompute);
+        let id = self
+            .ctx
+            .segment(self.label, &self.ops, self.routed, self.recompute);
         self.ops.clear();
         let entry = self.run.last_compute().is_none();
         self.run.nodes.push(Node {
@@ -321,7 +384,10 @@ impl<'c, 'a> Builder<'c, 'a> {
     }
 
     /// Issues a collective after everything computed so far; nothing waits for it yet.
-    #[allow(clippy::too_many_arguments, reason = "one call per collective reads best on one line")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one call per collective reads best on one line"
+    )]
     pub fn collective(
         &mut self,
         label: &'static str,

@@ -66,11 +66,11 @@ pub struct Shape {
 pub fn order(schedule: Schedule, shape: Shape, stage: u32) -> Vec<Pass> {
     match schedule {
         Schedule::Gpipe => gpipe(shape),
-        Schedule::OneForwardOneBackward if shape.chunks == 1 => one_forward_one_backward(shape, stage),
-        Schedule::OneForwardOneBackward => interleaved(shape, stage),
-        Schedule::ZeroBubbleH1 => {
-            zero_bubble(shape, |s, p| (p - s, p)).swap_remove(stage as usize)
+        Schedule::OneForwardOneBackward if shape.chunks == 1 => {
+            one_forward_one_backward(shape, stage)
         }
+        Schedule::OneForwardOneBackward => interleaved(shape, stage),
+        Schedule::ZeroBubbleH1 => zero_bubble(shape, |s, p| (p - s, p)).swap_remove(stage as usize),
         Schedule::ZeroBubbleH2 => {
             zero_bubble(shape, |s, p| (2 * (p - s) - 1, 2 * p - 1)).swap_remove(stage as usize)
         }
@@ -141,7 +141,10 @@ fn steady(
         let pair = (forward(warm_up + k), backward(k));
         // A pass cannot overlap with the backward pass of the very same micro-batch and chunk.
         if overlap && pair.0 != pair.1 {
-            order.push(Pass::Overlapped { forward: pair.0, backward: pair.1 });
+            order.push(Pass::Overlapped {
+                forward: pair.0,
+                backward: pair.1,
+            });
         } else {
             order.push(f(warm_up + k));
             order.push(b(k));
@@ -174,20 +177,32 @@ fn zero_bubble(shape: Shape, limits: impl Fn(u32, u32) -> (u32, u32)) -> Vec<Vec
             let room = forwards[s] - inputs[s] < waiting && forwards[s] - weights[s] < kept;
             let pass = if f_ready && room {
                 forwards[s] += 1;
-                Pass::Forward { micro_batch: forwards[s] - 1, chunk: 0 }
+                Pass::Forward {
+                    micro_batch: forwards[s] - 1,
+                    chunk: 0,
+                }
             } else if b_ready {
                 inputs[s] += 1;
-                Pass::InputGradient { micro_batch: inputs[s] - 1, chunk: 0 }
+                Pass::InputGradient {
+                    micro_batch: inputs[s] - 1,
+                    chunk: 0,
+                }
             } else if weights[s] < inputs[s] {
                 weights[s] += 1;
-                Pass::WeightGradient { micro_batch: weights[s] - 1, chunk: 0 }
+                Pass::WeightGradient {
+                    micro_batch: weights[s] - 1,
+                    chunk: 0,
+                }
             } else {
                 continue;
             };
             orders[s].push(pass);
             progress = true;
         }
-        assert!(progress, "a zero-bubble schedule always has a pass that is ready");
+        assert!(
+            progress,
+            "a zero-bubble schedule always has a pass that is ready"
+        );
     }
     orders
 }
@@ -198,7 +213,10 @@ fn zero_bubble(shape: Shape, limits: impl Fn(u32, u32) -> (u32, u32)) -> Vec<Vec
 /// that enters at the stage's own nearer end, as in the paper's Figure 5.
 fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
     let (p, m) = (shape.stages, shape.micro_batches);
-    assert!(p % 2 == 0 && m % 2 == 0 && m >= 2 * p, "DualPipe needs even stages and m >= 2p");
+    assert!(
+        p % 2 == 0 && m % 2 == 0 && m >= 2 * p,
+        "DualPipe needs even stages and m >= 2p"
+    );
     let half = p / 2;
     let in_second_half = stage >= half;
     let half_rank = stage.min(p - 1 - stage);
@@ -235,11 +253,20 @@ fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
     for _ in 0..half - half_rank - 1 {
         let (micro_batch, c) = (id(1, b[1]), chunk(1));
         b[1] += 1;
-        order.push(Pass::InputGradient { micro_batch, chunk: c });
-        order.push(Pass::WeightGradient { micro_batch, chunk: c });
+        order.push(Pass::InputGradient {
+            micro_batch,
+            chunk: c,
+        });
+        order.push(Pass::WeightGradient {
+            micro_batch,
+            chunk: c,
+        });
         let (micro_batch, c) = (id(1, f[1]), chunk(1));
         f[1] += 1;
-        order.push(Pass::Forward { micro_batch, chunk: c });
+        order.push(Pass::Forward {
+            micro_batch,
+            chunk: c,
+        });
     }
     // 4: the steady state.
     let pair = |order: &mut Vec<Pass>, f: &mut [u32; 2], b: &mut [u32; 2], forward: u32| {
@@ -248,17 +275,26 @@ fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
         let bw = (id(backward, b[backward as usize]), chunk(backward));
         f[forward as usize] += 1;
         b[backward as usize] += 1;
-        order.push(Pass::Overlapped { forward: fw, backward: bw });
+        order.push(Pass::Overlapped {
+            forward: fw,
+            backward: bw,
+        });
     };
     for i in 0..half_chunks - p + half_rank + 1 {
         if i == 0 && half_rank == half - 1 {
             // The middle stages have nothing to overlap the very first pair with.
             let (micro_batch, c) = (id(0, f[0]), chunk(0));
             f[0] += 1;
-            order.push(Pass::Forward { micro_batch, chunk: c });
+            order.push(Pass::Forward {
+                micro_batch,
+                chunk: c,
+            });
             let (micro_batch, c) = (id(1, b[1]), chunk(1));
             b[1] += 1;
-            order.push(Pass::Backward { micro_batch, chunk: c });
+            order.push(Pass::Backward {
+                micro_batch,
+                chunk: c,
+            });
         } else {
             pair(&mut order, &mut f, &mut b, 0);
         }
@@ -268,7 +304,10 @@ fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
     for _ in 0..half - half_rank - 1 {
         let (micro_batch, c) = (id(1, b[1]), chunk(1));
         b[1] += 1;
-        order.push(Pass::Backward { micro_batch, chunk: c });
+        order.push(Pass::Backward {
+            micro_batch,
+            chunk: c,
+        });
         pair(&mut order, &mut f, &mut b, 1);
     }
     // 6: backwards of both directions; the later half leaves its weight gradients for the gaps.
@@ -281,21 +320,33 @@ fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
             let (micro_batch, c) = (id(phase, b[phase as usize]), chunk(phase));
             b[phase as usize] += 1;
             if late {
-                order.push(Pass::InputGradient { micro_batch, chunk: c });
+                order.push(Pass::InputGradient {
+                    micro_batch,
+                    chunk: c,
+                });
                 delayed.push_back((micro_batch, c));
             } else {
-                order.push(Pass::Backward { micro_batch, chunk: c });
+                order.push(Pass::Backward {
+                    micro_batch,
+                    chunk: c,
+                });
             }
         }
     }
     // 7 and 8: the remaining input gradients between the delayed weight gradients.
     for _ in 0..half - half_rank - 1 {
         if let Some((micro_batch, c)) = delayed.pop_front() {
-            order.push(Pass::WeightGradient { micro_batch, chunk: c });
+            order.push(Pass::WeightGradient {
+                micro_batch,
+                chunk: c,
+            });
         }
         let (micro_batch, c) = (id(0, b[0]), chunk(0));
         b[0] += 1;
-        order.push(Pass::InputGradient { micro_batch, chunk: c });
+        order.push(Pass::InputGradient {
+            micro_batch,
+            chunk: c,
+        });
         delayed.push_back((micro_batch, c));
     }
     for (micro_batch, chunk) in delayed {
@@ -327,7 +378,10 @@ mod tests {
                     assert!(b.contains(&(micro_batch, chunk)) && w.insert((micro_batch, chunk)));
                 }
                 Pass::Overlapped { forward, backward } => {
-                    assert!(f.contains(&backward), "{backward:?} overlaps its own forward");
+                    assert!(
+                        f.contains(&backward),
+                        "{backward:?} overlaps its own forward"
+                    );
                     assert!(f.insert(forward) && b.insert(backward) && w.insert(backward));
                 }
             }
@@ -344,7 +398,12 @@ mod tests {
             for micro_batches in [1, 2, 3, 8, 13, 16, 40] {
                 for overlap_passes in [false, true] {
                     for stage in 0..stages {
-                        let one = Shape { stages, chunks: 1, micro_batches, overlap_passes };
+                        let one = Shape {
+                            stages,
+                            chunks: 1,
+                            micro_batches,
+                            overlap_passes,
+                        };
                         let all = || (0..micro_batches).map(|m| (m, 0));
                         check_complete(&order(Schedule::Gpipe, one, stage), all());
                         check_complete(&order(Schedule::OneForwardOneBackward, one, stage), all());
@@ -367,7 +426,12 @@ mod tests {
                     continue;
                 }
                 for stage in 0..stages {
-                    let shape = Shape { stages, chunks: 2, micro_batches, overlap_passes: true };
+                    let shape = Shape {
+                        stages,
+                        chunks: 2,
+                        micro_batches,
+                        overlap_passes: true,
+                    };
                     let order = order(Schedule::Dualpipe, shape, stage);
                     check_complete(&order, (0..micro_batches).map(|m| (m, m % 2)));
                 }
@@ -377,7 +441,12 @@ mod tests {
 
     #[test]
     fn one_forward_one_backward_of_the_first_of_four_stages() {
-        let shape = Shape { stages: 4, chunks: 1, micro_batches: 5, overlap_passes: false };
+        let shape = Shape {
+            stages: 4,
+            chunks: 1,
+            micro_batches: 5,
+            overlap_passes: false,
+        };
         let text: String = order(Schedule::OneForwardOneBackward, shape, 0)
             .iter()
             .map(|pass| match pass {
@@ -392,7 +461,9 @@ mod tests {
     /// Makespan of a schedule in which every pass of a third of a micro-batch takes one tick
     /// (forward 1, backward 2, or input and weight gradient 1 each) and messages take none.
     fn makespan(schedule: Schedule, shape: Shape) -> u32 {
-        let orders: Vec<Vec<Pass>> = (0..shape.stages).map(|s| order(schedule, shape, s)).collect();
+        let orders: Vec<Vec<Pass>> = (0..shape.stages)
+            .map(|s| order(schedule, shape, s))
+            .collect();
         let (p, m) = (shape.stages as usize, shape.micro_batches as usize);
         let mut next = vec![0; p];
         let mut free = vec![0u32; p];
@@ -401,24 +472,44 @@ mod tests {
         while (0..p).any(|s| next[s] < orders[s].len()) {
             let before = next.clone();
             for s in 0..p {
-                let Some(pass) = orders[s].get(next[s]) else { continue };
+                let Some(pass) = orders[s].get(next[s]) else {
+                    continue;
+                };
                 let (ready, time) = match *pass {
-                    Pass::Forward { micro_batch, .. } => {
-                        (if s == 0 { Some(0) } else { forward[s - 1][micro_batch as usize] }, 1)
-                    }
-                    Pass::Backward { micro_batch, .. } => {
-                        (if s == p - 1 { Some(0) } else { backward[s + 1][micro_batch as usize] }, 2)
-                    }
-                    Pass::InputGradient { micro_batch, .. } => {
-                        (if s == p - 1 { Some(0) } else { backward[s + 1][micro_batch as usize] }, 1)
-                    }
+                    Pass::Forward { micro_batch, .. } => (
+                        if s == 0 {
+                            Some(0)
+                        } else {
+                            forward[s - 1][micro_batch as usize]
+                        },
+                        1,
+                    ),
+                    Pass::Backward { micro_batch, .. } => (
+                        if s == p - 1 {
+                            Some(0)
+                        } else {
+                            backward[s + 1][micro_batch as usize]
+                        },
+                        2,
+                    ),
+                    Pass::InputGradient { micro_batch, .. } => (
+                        if s == p - 1 {
+                            Some(0)
+                        } else {
+                            backward[s + 1][micro_batch as usize]
+                        },
+                        1,
+                    ),
                     _ => (Some(0), 1),
                 };
                 let Some(ready) = ready else { continue };
                 free[s] = free[s].max(ready) + time;
                 match *pass {
-                    Pass::Forward { micro_batch, .. } => forward[s][micro_batch as usize] = Some(free[s]),
-                    Pass::Backward { micro_batch, .. } | Pass::InputGradient { micro_batch, .. } => {
+                    Pass::Forward { micro_batch, .. } => {
+                        forward[s][micro_batch as usize] = Some(free[s])
+                    }
+                    Pass::Backward { micro_batch, .. }
+                    | Pass::InputGradient { micro_batch, .. } => {
                         backward[s][micro_batch as usize] = Some(free[s]);
                     }
                     _ => {}
@@ -435,12 +526,28 @@ mod tests {
     #[test]
     fn bubbles_are_those_of_the_papers() {
         for (stages, micro_batches) in [(2, 4), (4, 8), (4, 16), (8, 16), (8, 40)] {
-            let shape = Shape { stages, chunks: 1, micro_batches, overlap_passes: false };
+            let shape = Shape {
+                stages,
+                chunks: 1,
+                micro_batches,
+                overlap_passes: false,
+            };
             let work = 3 * micro_batches;
-            assert_eq!(makespan(Schedule::OneForwardOneBackward, shape), work + 3 * (stages - 1));
+            assert_eq!(
+                makespan(Schedule::OneForwardOneBackward, shape),
+                work + 3 * (stages - 1)
+            );
             assert_eq!(makespan(Schedule::Gpipe, shape), work + 3 * (stages - 1));
-            assert_eq!(makespan(Schedule::ZeroBubbleH1, shape), work + stages - 1, "H1 {shape:?}");
-            assert_eq!(makespan(Schedule::ZeroBubbleH2, shape), work + stages - 1, "H2 {shape:?}");
+            assert_eq!(
+                makespan(Schedule::ZeroBubbleH1, shape),
+                work + stages - 1,
+                "H1 {shape:?}"
+            );
+            assert_eq!(
+                makespan(Schedule::ZeroBubbleH2, shape),
+                work + stages - 1,
+                "H2 {shape:?}"
+            );
         }
     }
 }

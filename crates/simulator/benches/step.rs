@@ -7,9 +7,14 @@ use rackflow_simulator::simulate;
 use std::hint::black_box;
 
 fn setup(name: &str) -> Setup {
-    let (name, text) = shipped().iter().find(|(n, _)| *n == name).expect("a shipped scenario");
+    let (name, text) = shipped()
+        .iter()
+        .find(|(n, _)| *n == name)
+        .expect("a shipped scenario");
     let nothing = |_: &str| Err(std::io::Error::other("the shipped scenarios read no files"));
-    parse(name, text).and_then(|s| s.resolve(&nothing)).expect("shipped scenarios are valid")
+    parse(name, text)
+        .and_then(|s| s.resolve(&nothing))
+        .expect("shipped scenarios are valid")
 }
 
 fn deepseek(c: &mut Criterion) {
@@ -25,7 +30,9 @@ fn deepseek(c: &mut Criterion) {
     setup.fidelity = Fidelity::Full;
     let plan = compile(&setup).expect("a valid plan");
     group.throughput(Throughput::Elements(simulate(&plan).engine.events));
-    group.bench_function("events, every rank", |b| b.iter(|| simulate(black_box(&plan))));
+    group.bench_function("events, every rank", |b| {
+        b.iter(|| simulate(black_box(&plan)))
+    });
     group.finish();
 }
 

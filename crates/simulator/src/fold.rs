@@ -71,14 +71,22 @@ pub(crate) fn fold(plan: &Plan) -> Folding {
     let loads = expert_loads(plan);
     let slowdowns = slowdowns(plan, ranks);
     let load_of = |rank: u32| {
-        if loads.is_empty() { ONE } else { loads[placement.expert_position(rank) as usize] }
+        if loads.is_empty() {
+            ONE
+        } else {
+            loads[placement.expert_position(rank) as usize]
+        }
     };
     let next_path = |rank: u32| plan.next_paths.get(rank as usize).copied().unwrap_or(0);
     let previous = |rank: u32| placement.shifted(rank, stages - 1);
     let group_of: Vec<Vec<u32>> = plan
         .slots
         .iter()
-        .map(|slot| (0..ranks).map(|rank| placement.group_of(*slot, rank)).collect())
+        .map(|slot| {
+            (0..ranks)
+                .map(|rank| placement.group_of(*slot, rank))
+                .collect()
+        })
         .collect();
 
     let colours = match plan.setup.fidelity {
@@ -108,7 +116,9 @@ pub(crate) fn fold(plan: &Plan) -> Folding {
             refine(plan, &group_of, first, count)
         }
     };
-    quotient(plan, &group_of, colours, &load_of, &slowdowns, &next_path, &previous)
+    quotient(
+        plan, &group_of, colours, &load_of, &slowdowns, &next_path, &previous,
+    )
 }
 
 fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: usize) -> Vec<u32> {
@@ -124,7 +134,8 @@ fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: 
                 .map(|group| {
                     members.clear();
                     placement.members(*slot, group, &mut members);
-                    let mut key: Vec<u32> = members.iter().map(|rank| colours[*rank as usize]).collect();
+                    let mut key: Vec<u32> =
+                        members.iter().map(|rank| colours[*rank as usize]).collect();
                     key.sort_unstable();
                     interner.number(key)
                 })
@@ -178,7 +189,11 @@ fn quotient(
             entity.ranks += 1;
             continue;
         }
-        debug_assert_eq!(colour, entities.len(), "colours are numbered by first appearance");
+        debug_assert_eq!(
+            colour,
+            entities.len(),
+            "colours are numbered by first appearance"
+        );
         let mut of_slot = [u32::MAX; GroupSlot::COUNT];
         for (slot, of_rank) in plan.slots.iter().zip(group_of) {
             let group = of_rank[rank as usize];
@@ -189,10 +204,15 @@ fn quotient(
             members.dedup();
             let span_class = plan.span_classes[*slot as usize][group as usize];
             let number = groups.len() as u32;
-            let index = *known.entry((*slot, members.clone(), span_class)).or_insert_with(|| {
-                groups.push(Group { members, span_class });
-                number
-            });
+            let index = *known
+                .entry((*slot, members.clone(), span_class))
+                .or_insert_with(|| {
+                    groups.push(Group {
+                        members,
+                        span_class,
+                    });
+                    number
+                });
             of_slot[*slot as usize] = index;
         }
         entities.push(Entity {
@@ -207,7 +227,11 @@ fn quotient(
             previous_path: next_path(previous(rank)),
         });
     }
-    Folding { entities, groups, class_of_rank: colours }
+    Folding {
+        entities,
+        groups,
+        class_of_rank: colours,
+    }
 }
 
 /// Load of each expert-parallel position over the mean; empty where all are equal.
@@ -220,7 +244,10 @@ fn expert_loads(plan: &Plan) -> Vec<u64> {
                 .map(|position| root.derive_index(u64::from(position)).lognormal(1.0, sigma))
                 .collect();
             let mean = draws.iter().sum::<f64>() / draws.len() as f64;
-            draws.iter().map(|draw| (draw / mean * ONE as f64).round() as u64).collect()
+            draws
+                .iter()
+                .map(|draw| (draw / mean * ONE as f64).round() as u64)
+                .collect()
         }
         _ => Vec::new(),
     }

@@ -10,7 +10,8 @@ use crate::record::{ClassRecord, EngineRecord, Record};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Demand, FlowId, FlowNet};
 use rackflow_plan::{
-    Accounts, Cause, CommKind, Peer, Plan, Program, SEGMENT_LEVELS, Segment, Stream, TransferId, Work,
+    Accounts, Cause, CommKind, Peer, Plan, Program, SEGMENT_LEVELS, Segment, Stream, TransferId,
+    Work,
 };
 use rackflow_topology::Level;
 use rackflow_units::{SimDuration, SimTime};
@@ -88,14 +89,26 @@ impl<'p> Compiled<'p> {
         }
         let mut host_limit = vec![u32::MAX; count + 1];
         for index in (0..count).rev() {
-            host_limit[index] =
-                if program.tasks[index].host_waits { index as u32 } else { host_limit[index + 1] };
+            host_limit[index] = if program.tasks[index].host_waits {
+                index as u32
+            } else {
+                host_limit[index + 1]
+            };
         }
-        Self { program, streams, successors, successor_start, waits, issue, host_limit }
+        Self {
+            program,
+            streams,
+            successors,
+            successor_start,
+            waits,
+            issue,
+            host_limit,
+        }
     }
 
     fn successors_of(&self, task: u32) -> std::ops::Range<usize> {
-        self.successor_start[task as usize] as usize..self.successor_start[task as usize + 1] as usize
+        self.successor_start[task as usize] as usize
+            ..self.successor_start[task as usize + 1] as usize
     }
 }
 
@@ -153,8 +166,16 @@ struct Active {
 
 #[derive(Clone, Copy)]
 enum What {
-    Collective { group: u32, stream: Stream },
-    Message { from: u32, to: u32, sending: Stream, receiving: Stream },
+    Collective {
+        group: u32,
+        stream: Stream,
+    },
+    Message {
+        from: u32,
+        to: u32,
+        sending: Stream,
+        receiving: Stream,
+    },
 }
 
 /// Both ends of a message must be ready before it starts.
@@ -202,7 +223,11 @@ struct Step<'p> {
 /// When a program deadlocks or the accounts do not sum to the step time: both would be errors of
 /// this crate or of `plan`, never of a scenario.
 pub fn simulate(plan: &Plan) -> Record {
-    let Folding { entities, groups, class_of_rank } = fold(plan);
+    let Folding {
+        entities,
+        groups,
+        class_of_rank,
+    } = fold(plan);
     let mut step = Step::new(plan, entities, groups);
     step.run();
     step.record(class_of_rank)
@@ -210,7 +235,11 @@ pub fn simulate(plan: &Plan) -> Record {
 
 impl<'p> Step<'p> {
     fn new(plan: &'p Plan, entities: Vec<Entity>, groups: Vec<crate::fold::Group>) -> Self {
-        let programs: Vec<Compiled<'p>> = plan.programs.iter().map(|p| Compiled::new(p, plan)).collect();
+        let programs: Vec<Compiled<'p>> = plan
+            .programs
+            .iter()
+            .map(|p| Compiled::new(p, plan))
+            .collect();
         let mut waits = Vec::new();
         let mut first_wait = Vec::with_capacity(entities.len());
         for entity in &entities {
@@ -234,11 +263,19 @@ impl<'p> Step<'p> {
                 finished: SimTime::ZERO,
             })
             .collect();
-        let (members, span_class): (Vec<Vec<u32>>, Vec<u32>) =
-            groups.into_iter().map(|g| (g.members, g.span_class)).unzip();
-        let ports =
-            members.iter().map(|m| m.iter().flat_map(|e| [2 * e, 2 * e + 1]).collect()).collect();
-        let waiting = if plan.setup.stragglers.is_empty() { Cause::Imbalance } else { Cause::Straggler };
+        let (members, span_class): (Vec<Vec<u32>>, Vec<u32>) = groups
+            .into_iter()
+            .map(|g| (g.members, g.span_class))
+            .unzip();
+        let ports = members
+            .iter()
+            .map(|m| m.iter().flat_map(|e| [2 * e, 2 * e + 1]).collect())
+            .collect();
+        let waiting = if plan.setup.stragglers.is_empty() {
+            Cause::Imbalance
+        } else {
+            Cause::Straggler
+        };
         Self {
             plan,
             programs,
@@ -308,7 +345,10 @@ impl<'p> Step<'p> {
             return;
         }
         // A receive is asked for together with earlier work and does not wait for the host.
-        if !matches!(compiled.program.tasks[task as usize].work, Work::Receive(..)) {
+        if !matches!(
+            compiled.program.tasks[task as usize].work,
+            Work::Receive(..)
+        ) {
             if task > compiled.host_limit[state.host_base as usize] {
                 return;
             }
@@ -316,7 +356,8 @@ impl<'p> Step<'p> {
             if issued > now {
                 state.waking[stream] = true;
                 let stream = compiled.program.tasks[task as usize].stream;
-                self.queue.schedule(issued, BEGINS, Event::Issued(entity, stream));
+                self.queue
+                    .schedule(issued, BEGINS, Event::Issued(entity, stream));
                 return;
             }
         }
@@ -329,11 +370,22 @@ impl<'p> Step<'p> {
             Work::Collective(slot, transfer) => {
                 state.ready[stream] = now;
                 let group = self.entities[e].groups[slot as usize];
-                self.join_collective(now, group, transfer, compiled.program.tasks[task as usize].stream);
+                self.join_collective(
+                    now,
+                    group,
+                    transfer,
+                    compiled.program.tasks[task as usize].stream,
+                );
             }
             Work::Send(peer, transfer) => {
                 state.ready[stream] = now;
-                self.send(now, entity, compiled.program.tasks[task as usize].stream, peer, transfer);
+                self.send(
+                    now,
+                    entity,
+                    compiled.program.tasks[task as usize].stream,
+                    peer,
+                    transfer,
+                );
             }
             Work::Receive(..) => {
                 state.ready[stream] = now;
@@ -350,7 +402,9 @@ impl<'p> Step<'p> {
         let state = &mut self.states[e];
         // Whatever was not booked to a communication was the host's.
         if state.idle_from < now {
-            state.accounts.book(Cause::Launch, now.since(state.idle_from));
+            state
+                .accounts
+                .book(Cause::Launch, now.since(state.idle_from));
         }
         let scale = scale_of(&self.entities[e], segment);
         let nominal = scaled(segment.time[0], scale).as_picos();
@@ -385,19 +439,31 @@ impl<'p> Step<'p> {
             return;
         }
         let elapsed = now.since(running.updated).as_picos();
-        running.left = running.left.saturating_sub(scale_u64(elapsed, running.nominal, running.stretched));
+        running.left =
+            running
+                .left
+                .saturating_sub(scale_u64(elapsed, running.nominal, running.stretched));
         running.updated = now;
         running.stretched = new;
         self.queue.cancel(running.event);
-        running.event = self.queue.schedule(end_of(&running, now), ENDS, Event::Computed(entity));
+        running.event = self
+            .queue
+            .schedule(end_of(&running, now), ENDS, Event::Computed(entity));
         state.running = Some(running);
     }
 
     fn computed(&mut self, now: SimTime, entity: u32) {
         let e = entity as usize;
-        let running = self.states[e].running.take().expect("a computation that ends was running");
+        let running = self.states[e]
+            .running
+            .take()
+            .expect("a computation that ends was running");
         let segment = self.segment_of(entity, running.task);
-        let load = if segment.routed { self.entities[e].load } else { ONE };
+        let load = if segment.routed {
+            self.entities[e].load
+        } else {
+            ONE
+        };
         let state = &mut self.states[e];
         book_computation(&mut state.accounts, segment, load, running, now);
         state.idle_from = now;
@@ -414,7 +480,14 @@ impl<'p> Step<'p> {
         }
     }
 
-    fn send(&mut self, now: SimTime, entity: u32, stream: Stream, peer: Peer, transfer: TransferId) {
+    fn send(
+        &mut self,
+        now: SimTime,
+        entity: u32,
+        stream: Stream,
+        peer: Peer,
+        transfer: TransferId,
+    ) {
         let from = &self.entities[entity as usize];
         let (to, path) = match peer {
             Peer::Next => (from.next, from.next_path),
@@ -426,7 +499,11 @@ impl<'p> Step<'p> {
     }
 
     fn meet(&mut self, now: SimTime, channel: usize) {
-        let Channel { sender: Some((from, transfer, path)), receiver: true } = self.channels[channel] else {
+        let Channel {
+            sender: Some((from, transfer, path)),
+            receiver: true,
+        } = self.channels[channel]
+        else {
             return;
         };
         self.channels[channel] = Channel::default();
@@ -434,25 +511,45 @@ impl<'p> Step<'p> {
         let receiving = RECEIVERS[channel % RECEIVERS.len()];
         let sending = counterpart(receiving);
         let demand = self.plan.demands[transfer.0 as usize][path as usize];
-        self.start_flow(now, transfer, &demand, What::Message { from, to, sending, receiving });
+        self.start_flow(
+            now,
+            transfer,
+            &demand,
+            What::Message {
+                from,
+                to,
+                sending,
+                receiving,
+            },
+        );
     }
 
     fn start_flow(&mut self, now: SimTime, transfer: TransferId, demand: &Demand, what: What) {
         let mut changed = std::mem::take(&mut self.changed);
         let flow = match what {
             What::Collective { group, .. } => {
-                self.net.start(now, &self.ports[group as usize], demand, &mut changed)
+                self.net
+                    .start(now, &self.ports[group as usize], demand, &mut changed)
             }
             // A message leaves through one port and enters through another.
             What::Message { from, to, .. } => {
-                self.net.start(now, &[2 * from, 2 * to + 1], demand, &mut changed)
+                self.net
+                    .start(now, &[2 * from, 2 * to + 1], demand, &mut changed)
             }
         };
         if self.active.len() <= flow.slot() {
             self.active.resize(flow.slot() + 1, None);
         }
-        let event = self.queue.schedule(self.net.ends(flow), ENDS, Event::Arrived(flow));
-        self.active[flow.slot()] = Some(Active { event, started: now, transfer, level: demand.level, what });
+        let event = self
+            .queue
+            .schedule(self.net.ends(flow), ENDS, Event::Arrived(flow));
+        self.active[flow.slot()] = Some(Active {
+            event,
+            started: now,
+            transfer,
+            level: demand.level,
+            what,
+        });
         self.reschedule(&mut changed, Some(flow));
         self.changed = changed;
         self.hold(now, transfer, what, true);
@@ -464,7 +561,9 @@ impl<'p> Step<'p> {
             if Some(flow) == except {
                 continue;
             }
-            let active = self.active[flow.slot()].as_mut().expect("a flow that changes is active");
+            let active = self.active[flow.slot()]
+                .as_mut()
+                .expect("a flow that changes is active");
             self.queue.cancel(active.event);
             active.event = self.queue.schedule(ends, ENDS, Event::Arrived(flow));
         }
@@ -502,7 +601,9 @@ impl<'p> Step<'p> {
     }
 
     fn flow_ended(&mut self, now: SimTime, flow: FlowId) {
-        let active = self.active[flow.slot()].take().expect("a flow that ends is active");
+        let active = self.active[flow.slot()]
+            .take()
+            .expect("a flow that ends is active");
         let mut changed = std::mem::take(&mut self.changed);
         self.net.finish(now, flow, &mut changed);
         self.reschedule(&mut changed, None);
@@ -514,7 +615,12 @@ impl<'p> Step<'p> {
                     self.communicated(now, self.groups[group as usize][i], stream, &active);
                 }
             }
-            What::Message { from, to, sending, receiving } => {
+            What::Message {
+                from,
+                to,
+                sending,
+                receiving,
+            } => {
                 self.communicated(now, from, sending, &active);
                 self.communicated(now, to, receiving, &active);
             }
@@ -555,7 +661,8 @@ impl<'p> Step<'p> {
                     None => true,
                     // Or it waits for what queues behind this communication.
                     Some(head) => compiled.program.waits_of(*head).iter().any(|wait| {
-                        *wait >= task && compiled.program.tasks[*wait as usize].stream == this.stream
+                        *wait >= task
+                            && compiled.program.tasks[*wait as usize].stream == this.stream
                     }),
                 };
             if waited_for {
@@ -583,11 +690,20 @@ impl<'p> Step<'p> {
     }
 
     fn record(self, class_of_gpu: Vec<u32>) -> Record {
-        let end = self.states.iter().map(|s| s.finished).max().unwrap_or(SimTime::ZERO);
+        let end = self
+            .states
+            .iter()
+            .map(|s| s.finished)
+            .max()
+            .unwrap_or(SimTime::ZERO);
         let step_time = end.since(SimTime::ZERO);
         let events = self.queue.events_handled();
         let pipelined = self.plan.setup.training.parallelism.pipeline > 1;
-        let rest = if pipelined { Cause::Bubble } else { self.waiting };
+        let rest = if pipelined {
+            Cause::Bubble
+        } else {
+            self.waiting
+        };
         let mut classes = Vec::with_capacity(self.entities.len());
         for (entity, mut state) in self.entities.iter().zip(self.states) {
             let compiled = &self.programs[entity.stage as usize];
@@ -605,7 +721,11 @@ impl<'p> Step<'p> {
                 u128::from(step_time.as_picos()),
                 "every picosecond of a rank is booked exactly once"
             );
-            classes.push(ClassRecord { ranks: entity.ranks, stage: entity.stage, accounts: state.accounts });
+            classes.push(ClassRecord {
+                ranks: entity.ranks,
+                stage: entity.stage,
+                accounts: state.accounts,
+            });
         }
         Record {
             facts: self.plan.facts.clone(),
@@ -623,7 +743,10 @@ impl<'p> Step<'p> {
 }
 
 fn channel_of(receiver: u32, stream: Stream) -> usize {
-    let index = RECEIVERS.iter().position(|s| *s == stream).expect("a stream that receives");
+    let index = RECEIVERS
+        .iter()
+        .position(|s| *s == stream)
+        .expect("a stream that receives");
     receiver as usize * RECEIVERS.len() + index
 }
 
@@ -644,11 +767,18 @@ fn counterpart(stream: Stream) -> Stream {
 
 /// Load and slowdown of an entity on a segment, fixed point squared.
 fn scale_of(entity: &Entity, segment: &Segment) -> (u64, u64) {
-    (if segment.routed { entity.load } else { ONE }, entity.slowdown)
+    (
+        if segment.routed { entity.load } else { ONE },
+        entity.slowdown,
+    )
 }
 
 fn scaled(span: SimDuration, (load, slowdown): (u64, u64)) -> SimDuration {
-    if load == ONE && slowdown == ONE { span } else { span.scale(load, ONE).scale(slowdown, ONE) }
+    if load == ONE && slowdown == ONE {
+        span
+    } else {
+        span.scale(load, ONE).scale(slowdown, ONE)
+    }
 }
 
 fn scale_u64(value: u64, numerator: u64, denominator: u64) -> u64 {
@@ -663,7 +793,9 @@ fn stretched(segment: &Segment, scale: (u64, u64), state: &State, plan: &Plan) -
     let mut time = segment.time[0];
     if state.held_sms > 0 {
         let top = SEGMENT_LEVELS as u32 - 1;
-        let level = (state.held_sms * top).div_ceil(plan.most_held_sms.max(1)).min(top);
+        let level = (state.held_sms * top)
+            .div_ceil(plan.most_held_sms.max(1))
+            .min(top);
         time = segment.time[level as usize];
     }
     if state.memory_share > 0 {
@@ -682,13 +814,23 @@ fn end_of(running: &Running, now: SimTime) -> SimTime {
 }
 
 /// Books a finished computation; the parts sum to its wall time.
-fn book_computation(accounts: &mut Accounts, segment: &Segment, load: u64, running: Running, now: SimTime) {
+fn book_computation(
+    accounts: &mut Accounts,
+    segment: &Segment,
+    load: u64,
+    running: Running,
+    now: SimTime,
+) {
     let wall = now.since(running.started);
     let own = segment.time[0].scale(load, ONE);
     let mut left = own;
     let last = segment.causes.len().saturating_sub(1);
     for (i, (cause, span)) in segment.causes.iter().enumerate() {
-        let part = if i == last { left } else { span.scale(load, ONE).min(left) };
+        let part = if i == last {
+            left
+        } else {
+            span.scale(load, ONE).min(left)
+        };
         accounts.book(*cause, part);
         left -= part;
     }
@@ -699,7 +841,11 @@ fn book_computation(accounts: &mut Accounts, segment: &Segment, load: u64, runni
     accounts.book(Cause::Straggler, nominal.saturating_sub(own));
     let beyond = wall.saturating_sub(nominal);
     // The host was late with the last kernels if the end is exactly when it issued them.
-    let late = if now == running.issued { beyond } else { SimDuration::ZERO };
+    let late = if now == running.issued {
+        beyond
+    } else {
+        SimDuration::ZERO
+    };
     accounts.book(Cause::Launch, late);
     accounts.book(Cause::Contention, beyond - late);
 }

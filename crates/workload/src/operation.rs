@@ -88,7 +88,9 @@ impl Operation {
     /// Tensor-core operations that this operation executes (a multiply-add counts two).
     pub fn tensor_flops(&self) -> f64 {
         match *self {
-            Self::Gemm { m, n, k, batch, .. } => 2.0 * m as f64 * n as f64 * k as f64 * batch as f64,
+            Self::Gemm { m, n, k, batch, .. } => {
+                2.0 * m as f64 * n as f64 * k as f64 * batch as f64
+            }
             Self::GroupedGemm { m_total, n, k, .. } => 2.0 * m_total as f64 * n as f64 * k as f64,
             Self::Attention {
                 batch,
@@ -106,9 +108,7 @@ impl Operation {
                 match direction {
                     Direction::Forward => forward,
                     // dV, dP over the value width; S again, dQ, dK over the query width.
-                    Direction::Backward => {
-                        2.0 * square * (3 * head_dim_qk + 2 * head_dim_v) as f64
-                    }
+                    Direction::Backward => 2.0 * square * (3 * head_dim_qk + 2 * head_dim_v) as f64,
                 }
             }
             Self::Stream { .. } => 0.0,

@@ -61,7 +61,9 @@ impl TryFrom<u8> for Zero {
             1 => Ok(Self::Stage1),
             2 => Ok(Self::Stage2),
             3 => Ok(Self::Stage3),
-            other => Err(format!("there is no ZeRO stage {other}; write 0, 1, 2 or 3")),
+            other => Err(format!(
+                "there is no ZeRO stage {other}; write 0, 1, 2 or 3"
+            )),
         }
     }
 }

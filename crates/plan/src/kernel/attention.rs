@@ -37,7 +37,8 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
     let mut flops = op.tensor_flops();
     if kernel == AttentionKernel::Unfused && direction == Direction::Backward {
         // The scores were kept: nothing is multiplied again.
-        flops *= (2 * head_dim_qk + 2 * head_dim_v) as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64;
+        flops *=
+            (2 * head_dim_qk + 2 * head_dim_v) as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64;
     }
     if flops == 0.0 {
         return Parts::default();

@@ -157,7 +157,10 @@ fn row(line: &'static str) -> Option<MeasuredKernel> {
         ("a100-80", "aic-vllm") => AttentionKernel::Flash2,
         _ => AttentionKernel::Best,
     };
-    let options = KernelOptions { attention, ..KernelOptions::default() };
+    let options = KernelOptions {
+        attention,
+        ..KernelOptions::default()
+    };
     Some(MeasuredKernel {
         kind,
         accelerator,

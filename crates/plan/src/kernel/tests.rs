@@ -210,7 +210,15 @@ fn parts_sum_to_the_time_of_every_kernel() {
                 AttentionKernel::Flash2,
                 AttentionKernel::Best,
             ] {
-                let c = cost_with(&op, &acc, acc.sms, KernelOptions { attention: kernel, ..KernelOptions::default() });
+                let c = cost_with(
+                    &op,
+                    &acc,
+                    acc.sms,
+                    KernelOptions {
+                        attention: kernel,
+                        ..KernelOptions::default()
+                    },
+                );
                 assert_eq!(sum(&c), c.time, "{name} {op:?}");
             }
         }
@@ -327,7 +335,18 @@ fn attention_generations_keep_their_order() {
         let acc = accelerator(name);
         for direction in [Direction::Forward, Direction::Backward] {
             let op = attention(4096, direction);
-            let time = |attention| cost_with(&op, &acc, acc.sms, KernelOptions { attention, ..KernelOptions::default() }).time;
+            let time = |attention| {
+                cost_with(
+                    &op,
+                    &acc,
+                    acc.sms,
+                    KernelOptions {
+                        attention,
+                        ..KernelOptions::default()
+                    },
+                )
+                .time
+            };
             assert!(
                 time(AttentionKernel::Best) <= time(AttentionKernel::Flash2),
                 "{name}"

@@ -33,7 +33,10 @@ fn one_gpu_alone_waits_for_nobody() {
     let record = simulate(&compile(&plain(1)).expect("a valid plan"));
     let total = record.total();
     for cause in Cause::all() {
-        if matches!(cause, Cause::Exposed(..) | Cause::Bubble | Cause::Imbalance | Cause::Contention) {
+        if matches!(
+            cause,
+            Cause::Exposed(..) | Cause::Bubble | Cause::Imbalance | Cause::Contention
+        ) {
             assert_eq!(total.picos(cause), 0, "{cause:?}");
         }
     }

@@ -6,7 +6,10 @@ use rackflow_plan::{Fidelity, Setup, compile};
 use rackflow_simulator::{Record, simulate};
 
 fn simulated(setup: &Setup, fidelity: Fidelity) -> Record {
-    let setup = Setup { fidelity, ..setup.clone() };
+    let setup = Setup {
+        fidelity,
+        ..setup.clone()
+    };
     simulate(&compile(&setup).expect("the generator makes valid plans"))
 }
 

@@ -41,7 +41,10 @@ fn the_bubble_is_that_of_the_closed_form() {
         let total = record.total();
         let bubble = total.seconds(Cause::Bubble) / (total.total_picos() as f64 * 1e-12);
         let ideal = f64::from(stages - 1) / (micro_batches as f64 + f64::from(stages - 1));
-        assert!((bubble - ideal).abs() < 0.03, "{stages} stages, {micro_batches}: {bubble} vs {ideal}");
+        assert!(
+            (bubble - ideal).abs() < 0.03,
+            "{stages} stages, {micro_batches}: {bubble} vs {ideal}"
+        );
     }
 }
 
@@ -79,12 +82,19 @@ fn overlapping_the_gradient_reduction_hides_it() {
 fn a_straggler_holds_up_everybody() {
     let even = run(&plain(16));
     let mut setup = plain(16);
-    setup.stragglers = vec![Straggler { gpu: 5, slowdown: 1.2 }];
+    setup.stragglers = vec![Straggler {
+        gpu: 5,
+        slowdown: 1.2,
+    }];
     let slow = run(&setup);
     let ratio = slow.step_time.as_secs_f64() / even.step_time.as_secs_f64();
     assert!((1.1..1.21).contains(&ratio), "{ratio}");
-    let share = slow.total().seconds(Cause::Straggler) / (slow.total().total_picos() as f64 * 1e-12);
-    assert!(share > 0.1, "waiting for the straggler is {share} of the time");
+    let share =
+        slow.total().seconds(Cause::Straggler) / (slow.total().total_picos() as f64 * 1e-12);
+    assert!(
+        share > 0.1,
+        "waiting for the straggler is {share} of the time"
+    );
 }
 
 #[test]

@@ -44,7 +44,10 @@ pub fn model(layers: u64, moe: bool) -> Model {
         biases: false,
         mtp: None,
         sources: BTreeMap::new(),
-        ..Catalogue::builtin().model("llama3-8b").expect("in the catalogue").clone()
+        ..Catalogue::builtin()
+            .model("llama3-8b")
+            .expect("in the catalogue")
+            .clone()
     }
 }
 
@@ -57,7 +60,11 @@ fn moe_defaults() -> MoE {
 
 /// A three-tier tree of small switches, so that small clusters cross every level.
 fn small_switches(oversubscription: f64) -> Fabric {
-    match Catalogue::builtin().fabric("ib-three-tier").expect("in the catalogue").clone() {
+    match Catalogue::builtin()
+        .fabric("ib-three-tier")
+        .expect("in the catalogue")
+        .clone()
+    {
         Fabric::FatTree(tree) => Fabric::FatTree(FatTree {
             tiers: 3,
             radix: 16,
