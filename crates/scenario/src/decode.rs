@@ -201,7 +201,7 @@ pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeEr
         .copied()
         .filter(|name| Some(*name) != spelled)
         .collect();
-    match spelled {
+    let found = match spelled {
         _ if !others.is_empty() => {
             found.hint(format!("{section} with a like name: {}", others.join(", ")))
         }
@@ -210,7 +210,11 @@ pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeEr
             let names: Vec<&str> = catalogue.names(section).collect();
             found.hint(format!("known {section}: {}", names.join(", ")))
         }
+    };
+    if section == Section::Models && spelled.is_none() {
+        return found.hint("or give the path of a Hugging Face config.json");
     }
+    found
 }
 
 /// Keeps a message readable whatever was typed.

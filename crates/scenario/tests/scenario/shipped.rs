@@ -22,13 +22,13 @@ fn every_shipped_scenario_resolves() {
 }
 
 #[test]
-fn every_shipped_scenario_has_a_plan() {
+fn every_shipped_scenario_has_a_plan_that_fits() {
     let mut without = Vec::new();
     for (name, text) in shipped() {
         let setup = parse(name, text)
             .and_then(|scenario| scenario.resolve(&no_files))
             .expect("tested above");
-        if let Err(error) = rackflow_plan::compile(&setup) {
+        if let Err(error) = rackflow_plan::compile(&setup).and_then(|plan| plan.check_memory()) {
             without.push(format!("{name}: {error} {error:?}"));
         }
     }
