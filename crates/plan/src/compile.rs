@@ -6,12 +6,13 @@ use crate::facts::{Facts, StageFacts};
 use crate::layer::{self, Gradients, Sizes, stream};
 use crate::memory;
 use crate::placement::Placement;
+use crate::price::Prices;
 use crate::program::{GroupSlot, Peer, Program, Segment, Stream, Transfer, TransferId, Work};
 use crate::run::{Builder, Context, Run, SegmentFlops, Spec};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
-use rackflow_network::{self as network, CollectiveOp, Demand, Links};
-use rackflow_topology::{ClusterMap, Path};
+use rackflow_network::{CollectiveOp, Demand};
+use rackflow_topology::ClusterMap;
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
     AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
@@ -66,9 +67,9 @@ impl Plan {
 pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
     let map = ClusterMap::new(&setup.cluster)?;
-    let links = Links::new(&setup.cluster, &map);
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-    let mut ctx = Context::new(setup);
+    let prices = Prices::new(setup, &map, &placement);
+    let mut ctx = Context::new(setup, &prices);
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;
     let mut programs = Vec::with_capacity(stages as usize);
@@ -86,7 +87,11 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         });
         programs.push(compiler.program(&mut ctx, stage, &order));
     }
-    let mut plan = Plan {
+    let slots = GroupSlot::ALL
+        .into_iter()
+        .filter(|slot| ctx.specs.iter().any(|(_, used)| *used == Some(*slot)))
+        .collect();
+    Ok(Plan {
         facts: facts(
             setup,
             &map,
@@ -101,14 +106,12 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         communication_launch: communication_launch(setup),
         segments: ctx.segments,
         transfers: ctx.transfers,
-        demands: Vec::new(),
+        demands: ctx.demands,
         placement,
-        slots: Vec::new(),
-        span_classes: vec![Vec::new(); GroupSlot::COUNT],
-        next_paths: Vec::new(),
-    };
-    price(&mut plan, &ctx.specs, &map, &links);
-    Ok(plan)
+        slots,
+        span_classes: prices.span_classes,
+        next_paths: prices.next_paths,
+    })
 }
 
 /// Peak memory of every stage, without building programs.
@@ -133,109 +136,6 @@ fn communication_launch(setup: &Setup) -> SimDuration {
     match setup.training.stack.cuda_graphs {
         rackflow_workload::CudaGraphs::Full => SimDuration::ZERO,
         _ => setup.training.stack.launch,
-    }
-}
-
-/// Finds the distinct spans and paths and what each transfer costs on them.
-fn price(plan: &mut Plan, specs: &[(Spec, Option<GroupSlot>)], map: &ClusterMap, links: &Links) {
-    let mut span_of_slot: Vec<Vec<(rackflow_topology::GroupSpan, Path)>> =
-        vec![Vec::new(); GroupSlot::COUNT];
-    let mut members = Vec::new();
-    for slot in GroupSlot::ALL {
-        if !specs.iter().any(|(_, s)| *s == Some(slot)) {
-            continue;
-        }
-        plan.slots.push(slot);
-        let spans = &mut span_of_slot[slot as usize];
-        for group in 0..plan.placement.groups(slot) {
-            members.clear();
-            plan.placement.members(slot, group, &mut members);
-            let span = map.span(&members);
-            // A ring goes through all members in order; its slowest hop sets its pace.
-            let hop = (0..members.len())
-                .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
-                .max_by_key(|path| (path.level, path.latency))
-                .expect("a group has members");
-            let class = spans
-                .iter()
-                .position(|known| *known == (span, hop))
-                .unwrap_or_else(|| {
-                    spans.push((span, hop));
-                    spans.len() - 1
-                });
-            plan.span_classes[slot as usize].push(class as u32);
-        }
-    }
-    let mut paths: Vec<Path> = Vec::new();
-    if plan.setup.training.parallelism.pipeline > 1 {
-        for rank in 0..plan.placement.ranks() {
-            let path = map.path(rank, plan.placement.shifted(rank, 1));
-            let class = paths
-                .iter()
-                .position(|known| *known == path)
-                .unwrap_or_else(|| {
-                    paths.push(path);
-                    paths.len() - 1
-                });
-            plan.next_paths.push(class as u32);
-        }
-    }
-    for (index, (spec, slot)) in specs.iter().enumerate() {
-        let demands: Vec<Demand> = match slot {
-            None => paths
-                .iter()
-                .map(|path| message(spec, path, links))
-                .collect(),
-            Some(slot) => span_of_slot[*slot as usize]
-                .iter()
-                .map(|(span, hop)| match *spec {
-                    Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
-                    Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
-                    Spec::Exchange {
-                        tokens,
-                        bytes_per_token,
-                        top_k,
-                        experts,
-                        style,
-                    } => network::expert_exchange(
-                        tokens,
-                        bytes_per_token,
-                        top_k,
-                        experts,
-                        style,
-                        span,
-                        links,
-                    ),
-                    Spec::Message(_) => unreachable!("messages have no communicator"),
-                })
-                .collect(),
-        };
-        // Data comes from memory and goes to memory at both ends: read and write of each byte.
-        let bandwidth = plan
-            .setup
-            .cluster
-            .node
-            .accelerator
-            .memory_bandwidth
-            .as_f64();
-        let share = |demand: &Demand| {
-            let bytes = demand.wire_bytes_nvlink + demand.wire_bytes_nic;
-            let seconds = demand.duration().as_secs_f64();
-            if seconds > 0.0 {
-                2.0 * bytes.as_f64() / seconds / bandwidth
-            } else {
-                0.0
-            }
-        };
-        plan.transfers[index].memory_share = demands.iter().map(share).fold(0.0, f64::max).min(0.5);
-        plan.demands.push(demands);
-    }
-}
-
-fn message(spec: &Spec, path: &Path, links: &Links) -> Demand {
-    match spec {
-        Spec::Message(bytes) => network::send_recv(*bytes, path, links),
-        other => unreachable!("{other:?} has a communicator"),
     }
 }
 
@@ -846,7 +746,7 @@ impl<'a> Compiler<'a> {
                         Kind::Backward
                     };
                     let b = self.run(ctx, &chunks[backward.1 as usize], kind);
-                    emit.overlapped(&f, forward, &b, backward);
+                    emit.overlapped(ctx, &f, forward, &b, backward);
                 }
             }
         }
@@ -899,6 +799,10 @@ impl<'a> Compiler<'a> {
         b.extend(self.optimizer(parameters));
         b.close();
         let mut run = b.finish();
+        if let Some(optimizer) = ctx.segments.last_mut() {
+            // What the host does besides launching comes once per step.
+            optimizer.launch += s.stack.step_overhead;
+        }
         let gathers_now =
             matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
         if gathers_now && self.data_ranks() > 1 {
@@ -1056,6 +960,8 @@ struct Cursor<'r> {
     run: &'r Run,
     /// Task of each node that has been written.
     tasks: Vec<u32>,
+    /// When each of them would end, for [`Clock`].
+    ends: Vec<u64>,
     entry: Vec<u32>,
     micro_batch: u32,
 }
@@ -1065,6 +971,7 @@ impl<'r> Cursor<'r> {
         Self {
             run,
             tasks: Vec::with_capacity(run.nodes.len()),
+            ends: Vec::new(),
             entry,
             micro_batch,
         }
@@ -1231,24 +1138,73 @@ impl Emitter {
         self.write_all(&mut cursor);
     }
 
-    /// Forward and backward of different micro-batches, unit by unit in turn, so that the
-    /// communication of one runs beside the computation of the other.
-    fn overlapped(&mut self, f: &Run, forward: (u32, u32), b: &Run, backward: (u32, u32)) {
+    /// Forward and backward of different micro-batches, interleaved so that the communication of
+    /// one runs beside the computation of the other: whichever can compute first goes first, as
+    /// far as durations alone tell.
+    fn overlapped(
+        &mut self,
+        ctx: &Context<'_>,
+        f: &Run,
+        forward: (u32, u32),
+        b: &Run,
+        backward: (u32, u32),
+    ) {
         let f_entry = self.forward_input(forward.0, forward.1);
         let b_entry = self.backward_input(backward.0, backward.1);
         let mut f = Cursor::new(f, f_entry, forward.0);
         let mut b = Cursor::new(b, b_entry, backward.0);
+        let mut clock = Clock::default();
         while !f.done() || !b.done() {
-            if b.done() || (!f.done() && f.progress() <= b.progress()) {
-                self.write_unit(&mut f);
-            } else {
-                self.write_unit(&mut b);
-            }
+            let forward_first = match (f.done(), b.done()) {
+                (true, _) => false,
+                (_, true) => true,
+                _ => {
+                    let (f_ready, b_ready) = (clock.ready(&f), clock.ready(&b));
+                    f_ready < b_ready || (f_ready == b_ready && f.progress() <= b.progress())
+                }
+            };
+            let cursor = if forward_first { &mut f } else { &mut b };
+            let before = cursor.tasks.len();
+            self.write_unit(cursor);
+            clock.advance(ctx, cursor, before);
         }
         let waits = self.after(&f);
         self.forward_output(forward.0, forward.1, &waits);
         let waits = self.after(&b);
         self.backward_output(backward.0, backward.1, &waits);
+    }
+}
+
+/// When things would happen if only two runs were there and nothing slowed anything.
+#[derive(Default)]
+struct Clock {
+    free: [u64; Stream::COUNT],
+}
+
+impl Clock {
+    /// When the next computation of `cursor` could start.
+    fn ready(&self, cursor: &Cursor<'_>) -> u64 {
+        let node = &cursor.run.nodes[cursor.tasks.len()];
+        let deps = node.deps.iter().map(|dep| cursor.ends[*dep as usize]);
+        deps.max().unwrap_or(0).max(self.free[Stream::Compute as usize])
+    }
+
+    /// Takes up the nodes that were written since `before`.
+    fn advance(&mut self, ctx: &Context<'_>, cursor: &mut Cursor<'_>, before: usize) {
+        for node in &cursor.run.nodes[before..cursor.tasks.len()] {
+            let ready = node.deps.iter().map(|dep| cursor.ends[*dep as usize]).max().unwrap_or(0);
+            let free = &mut self.free[node.stream as usize];
+            let duration = match node.work {
+                Work::Compute(id) => ctx.segments[id.0 as usize].time[0],
+                Work::Collective(_, id) => {
+                    let demands = &ctx.demands[id.0 as usize];
+                    demands.first().map_or(SimDuration::ZERO, Demand::duration)
+                }
+                Work::Send(..) | Work::Receive(..) => SimDuration::ZERO,
+            };
+            *free = ready.max(*free) + duration.as_picos();
+            cursor.ends.push(*free);
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::cause::CommKind;
 use crate::program::{GroupSlot, Stream};
 use crate::run::{Builder, Context, Run, Spec};
-use rackflow_network::{CollectiveOp, ExchangeStyle};
+use rackflow_network::CollectiveOp;
 use rackflow_units::{Bytes, Precision};
 use rackflow_workload::{
     Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE, Model,
@@ -94,15 +94,33 @@ impl<'a> Sizes<'a> {
     }
 
     /// Its weight gradient, accumulated over micro-batches in the stack's gradient format.
-    fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Operation {
-        // Read, add, write in the accumulation format.
-        gemm(
-            n,
-            k,
-            tokens,
-            self.training.recipe.gemm(),
-            2 * self.stack.gradient_bytes,
-        )
+    fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
+        let precision = self.training.recipe.gemm();
+        let mut ops = vec![gemm(n, k, tokens, precision, self.gradient_output_bytes())];
+        ops.extend(self.accumulate(n * k));
+        ops
+    }
+
+    /// Bytes per element that the product of a weight gradient moves: read, add and write in the
+    /// accumulation format, or just the result.
+    fn gradient_output_bytes(&self) -> u64 {
+        if self.stack.fused_gradient_accumulation {
+            2 * self.stack.gradient_bytes
+        } else {
+            2
+        }
+    }
+
+    /// Adding a finished gradient into its buffer, where that is a kernel of its own.
+    fn accumulate(&self, elements: u64) -> Option<Operation> {
+        let kept = self.stack.gradient_bytes;
+        (!self.stack.fused_gradient_accumulation).then(|| {
+            stream(
+                Bytes::new(elements * (2 + kept)),
+                Bytes::new(elements * kept),
+                1,
+            )
+        })
     }
 
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
@@ -475,12 +493,12 @@ fn attention_backward(
     let out = shape.heads * shape.v;
     b.label("attention backward");
     if gradients == Gradients::Weight {
-        b.op(s.weight_gradient(s.tokens, h, out));
+        b.extend(s.weight_gradient(s.tokens, h, out));
         b.extend(
             latents
                 .iter()
                 .chain(&inputs)
-                .map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)),
+                .flat_map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)),
         );
         return;
     }
@@ -499,7 +517,7 @@ fn attention_backward(
     b.extend(s.quantize(s.tokens * h));
     b.op(s.linear(s.tokens, out, h));
     if gradients.weight() {
-        b.op(s.weight_gradient(s.tokens, h, out));
+        b.extend(s.weight_gradient(s.tokens, h, out));
     }
     if s.recomputes(Activation::CoreAttention) {
         b.recompute(true);
@@ -514,7 +532,7 @@ fn attention_backward(
         b.extend(s.quantize(s.tokens * n));
         b.op(s.linear(s.tokens, *k, *n));
         if gradients.weight() {
-            b.op(s.weight_gradient(s.tokens, *n, *k));
+            b.extend(s.weight_gradient(s.tokens, *n, *k));
         }
         b.op(stream(halves(s.tokens * k * 3), halves(s.tokens * k), 2));
     }
@@ -524,7 +542,7 @@ fn attention_backward(
     let beside = if gradients.weight() {
         inputs
             .iter()
-            .map(|(n, k)| s.weight_gradient(s.tokens, *n, *k))
+            .flat_map(|(n, k)| s.weight_gradient(s.tokens, *n, *k))
             .collect()
     } else {
         vec![]
@@ -574,8 +592,8 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     let up = up_width(s, width);
     b.label("feed-forward backward");
     if gradients == Gradients::Weight {
-        b.op(s.weight_gradient(s.tokens, h, width));
-        b.op(s.weight_gradient(s.tokens, up, h));
+        b.extend(s.weight_gradient(s.tokens, h, width));
+        b.extend(s.weight_gradient(s.tokens, up, h));
         return;
     }
     if s.recomputes(Activation::Mlp) {
@@ -597,13 +615,13 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     b.extend(s.quantize(s.tokens * h));
     b.op(s.linear(s.tokens, width, h));
     if gradients.weight() {
-        b.op(s.weight_gradient(s.tokens, h, width));
+        b.extend(s.weight_gradient(s.tokens, h, width));
     }
     b.op(activation_backward(s, s.tokens, width));
     b.extend(s.quantize(s.tokens * up));
     b.op(s.linear(s.tokens, h, up));
     let beside = if gradients.weight() {
-        vec![s.weight_gradient(s.tokens, up, h)]
+        s.weight_gradient(s.tokens, up, h)
     } else {
         vec![]
     };
@@ -641,19 +659,18 @@ fn exchange(
     if s.plan.expert == 1 {
         return None;
     }
-    let style = match s.stack.dispatcher {
+    let relayed = match s.stack.dispatcher {
         ExpertDispatcher::AllGather => return Some(gather_all(b, s, label, bytes)),
-        ExpertDispatcher::NcclAllToAll => ExchangeStyle::AllToAll,
-        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => {
-            ExchangeStyle::Relayed { max_domains: None }
-        }
+        ExpertDispatcher::NcclAllToAll => false,
+        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => true,
     };
     let spec = Spec::Exchange {
         tokens: s.own_tokens,
         bytes_per_token: bytes,
         top_k: moe.top_k,
         experts: moe.experts,
-        style,
+        relayed,
+        limit: moe.group_limit,
     };
     let sms = s.stack.dispatch_sms;
     Some(b.collective(
@@ -800,8 +817,8 @@ fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operat
         ops.push(s.linear(s.own_tokens, h, up));
     }
     if gradients.weight() {
-        ops.push(s.weight_gradient(s.own_tokens, h, moe.shared_ffn));
-        ops.push(s.weight_gradient(s.own_tokens, up, h));
+        ops.extend(s.weight_gradient(s.own_tokens, h, moe.shared_ffn));
+        ops.extend(s.weight_gradient(s.own_tokens, up, h));
     }
     ops
 }
@@ -1155,7 +1172,7 @@ pub(crate) fn mtp_projection(
                 b.extend(norm_backward(s));
             }
             if gradients.weight() {
-                b.op(s.weight_gradient(own, h, 2 * h));
+                b.extend(s.weight_gradient(own, h, 2 * h));
             }
         }
     }

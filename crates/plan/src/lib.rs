@@ -11,6 +11,7 @@ pub mod kernel;
 mod layer;
 mod memory;
 mod placement;
+mod price;
 mod program;
 mod run;
 pub mod schedule;

@@ -6,10 +6,11 @@ use crate::program::{
     GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work,
 };
 use crate::setup::Setup;
-use rackflow_network::{CollectiveOp, ExchangeStyle};
+use crate::price::Prices;
+use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::Accelerator;
-use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{AttentionKernel, CudaGraphs, Direction, Operation};
+use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_workload::{AttentionKernel, CudaGraphs, Direction, GroupLimit, Operation, SoftwareStack};
 
 /// What a transfer asks of the network, before it is known who its members are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,7 +25,9 @@ pub(crate) enum Spec {
         bytes_per_token: Bytes,
         top_k: u64,
         experts: u64,
-        style: ExchangeStyle,
+        /// Through a dispatch library, which sends a token once per visited domain.
+        relayed: bool,
+        limit: Option<GroupLimit>,
     },
     /// One message to a peer.
     Message(Bytes),
@@ -110,6 +113,9 @@ pub(crate) struct Context<'a> {
     pub segments: Vec<Segment>,
     pub transfers: Vec<Transfer>,
     pub specs: Vec<(Spec, Option<GroupSlot>)>,
+    /// What each transfer asks of the links, by span or path class.
+    pub demands: Vec<Vec<Demand>>,
+    prices: &'a Prices,
     /// Tensor-core FLOPs by segment, for hardware FLOPs: useful and recomputed.
     pub segment_flops: Vec<SegmentFlops>,
     options: kernel::KernelOptions,
@@ -126,7 +132,7 @@ pub(crate) struct SegmentFlops {
 }
 
 impl<'a> Context<'a> {
-    pub fn new(setup: &'a Setup) -> Self {
+    pub fn new(setup: &'a Setup, prices: &'a Prices) -> Self {
         let accelerator = &setup.cluster.node.accelerator;
         let stack = &setup.training.stack;
         let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms / 2);
@@ -139,6 +145,8 @@ impl<'a> Context<'a> {
             segments: Vec::new(),
             transfers: Vec::new(),
             specs: Vec::new(),
+            demands: Vec::new(),
+            prices,
             segment_flops: Vec::new(),
             options: kernel::KernelOptions {
                 attention: stack.attention,
@@ -169,12 +177,14 @@ impl<'a> Context<'a> {
                 && self.transfers[*i].label == label
         };
         let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
+            let demands = self.prices.demands(&spec, slot);
             self.transfers.push(Transfer {
                 label,
                 kind,
                 sms,
-                memory_share: 0.0,
+                memory_share: self.prices.memory_share(&demands),
             });
+            self.demands.push(demands);
             self.specs.push((spec, slot));
             self.specs.len() - 1
         });
@@ -193,7 +203,8 @@ impl<'a> Context<'a> {
         let peak_native = self.accelerator.peak.get(native);
         let mut time = [SimDuration::ZERO; SEGMENT_LEVELS];
         let mut memory_time = SimDuration::ZERO;
-        let mut kernels = 0;
+        let stack = &self.setup.training.stack;
+        let mut host = SimDuration::ZERO;
         let mut flops = SegmentFlops::default();
         let mut causes: Vec<(Cause, SimDuration)> = Vec::new();
         let mut book = |cause: Cause, span: SimDuration| {
@@ -209,7 +220,7 @@ impl<'a> Context<'a> {
             let cost = kernel::cost_with(op, self.accelerator, self.level_sms[0], self.options);
             time[0] += cost.time;
             memory_time += cost.memory_time;
-            kernels += kernel_count(op);
+            host += host_time(op, stack);
             for (level, sms) in self.level_sms.iter().enumerate().skip(1) {
                 time[level] += kernel::cost_with(op, self.accelerator, *sms, self.options)
                     .time
@@ -258,18 +269,17 @@ impl<'a> Context<'a> {
             book(Cause::ExponentBound, exponent);
             book(Cause::Launch, floor);
         }
-        let stack = &self.setup.training.stack;
-        let launched = match stack.cuda_graphs {
-            CudaGraphs::None => kernels,
-            CudaGraphs::Partial if routed => kernels,
-            CudaGraphs::Partial => 1,
-            CudaGraphs::Full => 0,
+        let launch = match stack.cuda_graphs {
+            CudaGraphs::None => host,
+            CudaGraphs::Partial if routed => host,
+            CudaGraphs::Partial => stack.launch,
+            CudaGraphs::Full => SimDuration::ZERO,
         };
         self.segments.push(Segment {
             label,
             time,
             memory_time,
-            launch: stack.launch * u64::from(launched),
+            launch,
             routed,
             causes,
         });
@@ -294,19 +304,24 @@ fn model_fraction(op: &Operation) -> f64 {
     }
 }
 
-fn kernel_count(op: &Operation) -> u32 {
+/// Launching one more kernel from inside a library call, without the framework around it
+/// (cudaLaunchKernel alone takes about 2 us; typical value, unverified).
+const LIBRARY_LAUNCH: SimDuration = SimDuration::from_micros(2);
+
+/// Time that the host needs to issue the kernels of one operation.
+fn host_time(op: &Operation, stack: &SoftwareStack) -> SimDuration {
+    let product = |precision: Precision| stack.product_launch(precision.bits() < 16);
     match *op {
-        Operation::Gemm { .. } | Operation::GroupedGemm { .. } => 1,
-        Operation::Attention {
-            direction: Direction::Forward,
-            ..
-        } => 1,
-        // Row sums of dO * O, the main kernel, and the conversion of dQ.
-        Operation::Attention {
-            direction: Direction::Backward,
-            ..
-        } => 3,
-        Operation::Stream { kernels, .. } => kernels,
+        Operation::Gemm { precision, .. } => product(precision),
+        // One call that launches one product after the other, quantising each in 8 bits.
+        Operation::GroupedGemm {
+            groups, precision, ..
+        } => {
+            let each = if precision.bits() < 16 { 2 } else { 1 };
+            product(precision) + LIBRARY_LAUNCH * (groups * each)
+        }
+        Operation::Attention { precision, .. } => product(precision) + LIBRARY_LAUNCH * 2,
+        Operation::Stream { kernels, .. } => stack.launch * u64::from(kernels),
     }
 }
 

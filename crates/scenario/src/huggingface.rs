@@ -5,7 +5,7 @@
 //! [`Model`] cannot express: nothing is guessed beyond the defaults of the family's own
 //! configuration class. The text is parsed, never a path: whoever has the file reads it.
 
-use rackflow_workload::{Attention, FeedForward, MoE, Model, ModelError, MultiTokenPrediction};
+use rackflow_workload::{GroupLimit, Attention, FeedForward, MoE, Model, ModelError, MultiTokenPrediction};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -609,6 +609,7 @@ fn mixture(
             shared_ffn: 0,
             first_dense_layers: 0,
             every: 1,
+            group_limit: None,
         },
         Family::Llama4 => {
             let width = config.number("intermediate_size")?;
@@ -619,6 +620,7 @@ fn mixture(
                 shared_ffn: width,
                 first_dense_layers: 0,
                 every: config.optional("interleave_moe_layer_step")?.unwrap_or(1),
+                group_limit: None,
             }
         }
         Family::Qwen3Moe => MoE {
@@ -628,6 +630,7 @@ fn mixture(
             shared_ffn: 0,
             first_dense_layers: leading_dense_layers(config)?,
             every: config.optional("decoder_sparse_step")?.unwrap_or(1),
+            group_limit: None,
         },
         Family::DeepSeek | Family::Glm4Moe => {
             // DeepSeek's class takes a missing number of experts for a dense model.
@@ -654,6 +657,7 @@ fn mixture(
                 shared_ffn: width.saturating_mul(shared),
                 first_dense_layers: config.optional("first_k_dense_replace")?.unwrap_or(0),
                 every: 1,
+                group_limit: group_limit(config)?,
             }
         }
     };
@@ -661,6 +665,13 @@ fn mixture(
         return Ok(None);
     }
     Ok(Some(moe))
+}
+
+/// DeepSeek's node-limited routing; one group of all experts limits nothing.
+fn group_limit(config: &Config<'_>) -> Result<Option<GroupLimit>, HuggingFaceError> {
+    let groups = config.optional("n_group")?.unwrap_or(1);
+    let chosen = config.optional("topk_group")?.unwrap_or(groups);
+    Ok((groups > 1 && chosen < groups).then_some(GroupLimit { groups, chosen }))
 }
 
 /// Qwen lists its dense layers one by one; only leading ones can be expressed.

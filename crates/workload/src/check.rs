@@ -325,6 +325,7 @@ mod tests {
             shared_ffn: 0,
             first_dense_layers: 1,
             every: 1,
+            group_limit: None,
         }
     }
 

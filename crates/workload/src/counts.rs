@@ -461,6 +461,7 @@ mod tests {
                 shared_ffn: 5,
                 first_dense_layers: 1,
                 every: 1,
+                group_limit: None,
             }),
             vocab: 100,
             tied_embeddings: false,

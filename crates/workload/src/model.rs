@@ -73,10 +73,24 @@ pub struct MoE {
     /// One layer in this many is a mixture (2 for Llama 4 Maverick); 1 where all are.
     #[serde(default = "one")]
     pub every: u64,
+    /// Experts are in groups, of which a token may visit only some (node-limited routing).
+    #[serde(default)]
+    pub group_limit: Option<GroupLimit>,
 }
 
 fn one() -> u64 {
     1
+}
+
+/// Node-limited routing: all experts that a token visits are in few of the groups (DeepSeek-V2,
+/// section 2.1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupLimit {
+    /// Groups of experts.
+    pub groups: u64,
+    /// Groups that one token may visit.
+    pub chosen: u64,
 }
 
 /// What one layer's feed-forward part is.

@@ -66,6 +66,18 @@ pub struct Overlap {
     pub shared_expert: bool,
 }
 
+fn yes() -> bool {
+    true
+}
+
+impl SoftwareStack {
+    /// Host time of one product of a linear layer.
+    pub fn product_launch(&self, quantized: bool) -> SimDuration {
+        let wide = self.linear_launch.unwrap_or(self.launch);
+        if quantized { self.quantized_linear_launch.unwrap_or(wide) } else { wide }
+    }
+}
+
 /// A named, dated software profile.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +89,17 @@ pub struct SoftwareStack {
     pub date: String,
     /// Time of the host to launch one kernel eagerly, framework overhead included.
     pub launch: SimDuration,
+    /// Time of the host for each product of a linear layer, attention included, where the
+    /// framework's modules cost more than a plain kernel; `launch` where it is left out.
+    #[serde(default)]
+    pub linear_launch: Option<SimDuration>,
+    /// The same for 8- and 4-bit operands, whose scaling factors are book-kept by the host;
+    /// `linear_launch` where it is left out.
+    #[serde(default)]
+    pub quantized_linear_launch: Option<SimDuration>,
+    /// Time of the host for each step besides launches: data, clipping, logging, clean-up.
+    #[serde(default)]
+    pub step_overhead: SimDuration,
     /// What is launched by graph.
     pub cuda_graphs: CudaGraphs,
     /// How attention is computed.
@@ -93,6 +116,9 @@ pub struct SoftwareStack {
     pub fused_quantization: bool,
     /// The router's top-k, score and permutation map are one kernel.
     pub fused_router: bool,
+    /// Weight gradients are accumulated by the GEMM that computes them, not by a kernel after it.
+    #[serde(default = "yes")]
+    pub fused_gradient_accumulation: bool,
     /// Experts run in one grouped GEMM instead of one GEMM each.
     pub grouped_gemm: bool,
     /// What runs beside what.

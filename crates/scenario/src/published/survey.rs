@@ -145,6 +145,7 @@ fn model(row: &Value) -> PublishedModel {
             }),
             first_dense_layers: field("first_dense_layers").unwrap_or(0),
             every: field("moe_every").unwrap_or(1).max(1),
+            group_limit: None,
         }),
         _ => None,
     };

@@ -1,0 +1,129 @@
+//! What communications cost on this cluster, by who takes part.
+//!
+//! Communicators of one kind fall into few classes of equal span, and pairs of neighbouring stages
+//! into few classes of equal path. A transfer has one price for each.
+
+use crate::placement::Placement;
+use crate::program::GroupSlot;
+use crate::run::Spec;
+use crate::setup::Setup;
+use rackflow_network::{self as network, Demand, ExchangeStyle, Links};
+use rackflow_topology::{ClusterMap, GroupSpan, Path};
+
+/// Most of the memory bandwidth that communication can take.
+const MOST_MEMORY_SHARE: f64 = 0.5;
+
+pub(crate) struct Prices {
+    links: Links,
+    /// Distinct spans of each slot's groups, with the slowest hop of a ring through the members.
+    spans: Vec<Vec<(GroupSpan, Path)>>,
+    /// Index into `spans` of every group, by slot.
+    pub span_classes: Vec<Vec<u32>>,
+    /// Distinct paths between neighbouring stages.
+    paths: Vec<Path>,
+    /// Index into `paths` of every rank.
+    pub next_paths: Vec<u32>,
+    memory_bandwidth: f64,
+}
+
+impl Prices {
+    pub fn new(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
+        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut span_classes: Vec<Vec<u32>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut members = Vec::new();
+        for slot in GroupSlot::ALL {
+            if placement.group_size(slot) == 1 {
+                continue;
+            }
+            let known = &mut spans[slot as usize];
+            for group in 0..placement.groups(slot) {
+                members.clear();
+                placement.members(slot, group, &mut members);
+                let span = map.span(&members);
+                // A ring goes through all members in order; its slowest hop sets its pace.
+                let hop = (0..members.len())
+                    .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
+                    .max_by_key(|path| (path.level, path.latency))
+                    .expect("a group has members");
+                span_classes[slot as usize].push(class_of(known, (span, hop)));
+            }
+        }
+        let mut paths = Vec::new();
+        let mut next_paths = Vec::new();
+        if setup.training.parallelism.pipeline > 1 {
+            for rank in 0..placement.ranks() {
+                let path = map.path(rank, placement.shifted(rank, 1));
+                next_paths.push(class_of(&mut paths, path));
+            }
+        }
+        Self {
+            links: Links::new(&setup.cluster, map),
+            spans,
+            span_classes,
+            paths,
+            next_paths,
+            memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
+        }
+    }
+
+    /// What a transfer asks of the links, for each class of its communicator or path.
+    pub fn demands(&self, spec: &Spec, slot: Option<GroupSlot>) -> Vec<Demand> {
+        let links = &self.links;
+        let Some(slot) = slot else {
+            let Spec::Message(bytes) = *spec else {
+                unreachable!("{spec:?} has a communicator")
+            };
+            let price = |path| network::send_recv(bytes, path, links);
+            return self.paths.iter().map(price).collect();
+        };
+        let price = |(span, hop): &(GroupSpan, Path)| match *spec {
+            Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
+            Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
+            Spec::Exchange {
+                tokens,
+                bytes_per_token,
+                top_k,
+                experts,
+                relayed,
+                limit,
+            } => {
+                let style = if relayed {
+                    // Groups of experts are laid out over the domains in order.
+                    let max_domains = limit.map(|limit| {
+                        (u64::from(span.domains) * limit.chosen).div_ceil(limit.groups) as u32
+                    });
+                    ExchangeStyle::Relayed { max_domains }
+                } else {
+                    ExchangeStyle::AllToAll
+                };
+                network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
+            }
+            Spec::Message(_) => unreachable!("messages have no communicator"),
+        };
+        self.spans[slot as usize].iter().map(price).collect()
+    }
+
+    /// Fraction of the memory bandwidth that a transfer takes while it runs: data comes from memory
+    /// and goes to memory, a read and a write of each byte.
+    pub fn memory_share(&self, demands: &[Demand]) -> f64 {
+        let share = |demand: &Demand| {
+            let bytes = demand.wire_bytes_nvlink + demand.wire_bytes_nic;
+            let seconds = demand.duration().as_secs_f64();
+            if seconds > 0.0 {
+                2.0 * bytes.as_f64() / seconds / self.memory_bandwidth
+            } else {
+                0.0
+            }
+        };
+        demands.iter().map(share).fold(0.0, f64::max).min(MOST_MEMORY_SHARE)
+    }
+}
+
+/// Position of `item` among the known ones; a new one is added.
+fn class_of<T: PartialEq>(known: &mut Vec<T>, item: T) -> u32 {
+    let class = known.iter().position(|k| *k == item).unwrap_or_else(|| {
+        known.push(item);
+        known.len() - 1
+    });
+    class as u32
+}
