@@ -1186,13 +1186,20 @@ impl Clock {
     fn ready(&self, cursor: &Cursor<'_>) -> u64 {
         let node = &cursor.run.nodes[cursor.tasks.len()];
         let deps = node.deps.iter().map(|dep| cursor.ends[*dep as usize]);
-        deps.max().unwrap_or(0).max(self.free[Stream::Compute as usize])
+        deps.max()
+            .unwrap_or(0)
+            .max(self.free[Stream::Compute as usize])
     }
 
     /// Takes up the nodes that were written since `before`.
     fn advance(&mut self, ctx: &Context<'_>, cursor: &mut Cursor<'_>, before: usize) {
         for node in &cursor.run.nodes[before..cursor.tasks.len()] {
-            let ready = node.deps.iter().map(|dep| cursor.ends[*dep as usize]).max().unwrap_or(0);
+            let ready = node
+                .deps
+                .iter()
+                .map(|dep| cursor.ends[*dep as usize])
+                .max()
+                .unwrap_or(0);
             let free = &mut self.free[node.stream as usize];
             let duration = match node.work {
                 Work::Compute(id) => ctx.segments[id.0 as usize].time[0],

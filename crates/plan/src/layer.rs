@@ -125,7 +125,15 @@ impl<'a> Sizes<'a> {
 
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
     fn quantize(&self, elements: u64) -> Option<Operation> {
-        if !self.quantized() || self.stack.fused_quantization {
+        if self.stack.fused_quantization {
+            return None;
+        }
+        self.quantize_apart(elements)
+    }
+
+    /// The same where a permutation lies before it, so that there is no kernel to fuse it into.
+    fn quantize_apart(&self, elements: u64) -> Option<Operation> {
+        if !self.quantized() {
             return None;
         }
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
@@ -826,7 +834,7 @@ fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operat
 fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
     let h = s.model.hidden;
     let mut ops: Vec<Operation> = sort_received(s, e).into_iter().collect();
-    ops.extend(s.quantize(e.tokens * h));
+    ops.extend(s.quantize_apart(e.tokens * h));
     ops.extend(expert_product(s, e, up_width(s, e.width), h, false));
     ops.push(activation_forward(s, e.tokens, e.width));
     ops.extend(s.quantize(e.tokens * e.width));
@@ -957,7 +965,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     b.label("experts backward");
     b.routed(true);
     b.extend(sort_received(s, &e));
-    b.extend(s.quantize(e.tokens * h));
+    b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));
     b.op(activation_backward(s, e.tokens, e.width));
     b.extend(s.quantize(e.tokens * up));

@@ -96,7 +96,15 @@ impl Prices {
                 } else {
                     ExchangeStyle::AllToAll
                 };
-                network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
+                network::expert_exchange(
+                    tokens,
+                    bytes_per_token,
+                    top_k,
+                    experts,
+                    style,
+                    span,
+                    links,
+                )
             }
             Spec::Message(_) => unreachable!("messages have no communicator"),
         };
@@ -115,7 +123,11 @@ impl Prices {
                 0.0
             }
         };
-        demands.iter().map(share).fold(0.0, f64::max).min(MOST_MEMORY_SHARE)
+        demands
+            .iter()
+            .map(share)
+            .fold(0.0, f64::max)
+            .min(MOST_MEMORY_SHARE)
     }
 }
 

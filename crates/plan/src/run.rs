@@ -2,15 +2,17 @@
 
 use crate::cause::{Cause, CommKind};
 use crate::kernel::{self, KernelCost};
+use crate::price::Prices;
 use crate::program::{
     GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work,
 };
 use crate::setup::Setup;
-use crate::price::Prices;
 use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::{AttentionKernel, CudaGraphs, Direction, GroupLimit, Operation, SoftwareStack};
+use rackflow_workload::{
+    AttentionKernel, CudaGraphs, Direction, GroupLimit, Operation, SoftwareStack,
+};
 
 /// What a transfer asks of the network, before it is known who its members are.
 #[derive(Debug, Clone, Copy, PartialEq)]

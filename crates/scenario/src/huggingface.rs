@@ -5,7 +5,9 @@
 //! [`Model`] cannot express: nothing is guessed beyond the defaults of the family's own
 //! configuration class. The text is parsed, never a path: whoever has the file reads it.
 
-use rackflow_workload::{GroupLimit, Attention, FeedForward, MoE, Model, ModelError, MultiTokenPrediction};
+use rackflow_workload::{
+    Attention, FeedForward, GroupLimit, MoE, Model, ModelError, MultiTokenPrediction,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use thiserror::Error;

@@ -243,14 +243,32 @@ fn expert_loads(plan: &Plan) -> Vec<u64> {
             let draws: Vec<f64> = (0..training.parallelism.expert)
                 .map(|position| root.derive_index(u64::from(position)).lognormal(1.0, sigma))
                 .collect();
-            let mean = draws.iter().sum::<f64>() / draws.len() as f64;
-            draws
-                .iter()
-                .map(|draw| (draw / mean * ONE as f64).round() as u64)
-                .collect()
+            apportion(&draws)
         }
         _ => Vec::new(),
     }
+}
+
+/// Steps of the mean load in which ranks are told apart: those of equal load are simulated once.
+const LOAD_STEPS: u64 = 16;
+
+/// Loads in proportion to `draws`, in whole steps, whose mean is exactly one: every token meets
+/// its experts. What rounding down leaves goes to the largest remainders.
+fn apportion(draws: &[f64]) -> Vec<u64> {
+    let total = LOAD_STEPS * draws.len() as u64;
+    let scale = total as f64 / draws.iter().sum::<f64>();
+    let mut steps: Vec<u64> = draws.iter().map(|draw| (draw * scale) as u64).collect();
+    let mut by_remainder: Vec<usize> = (0..draws.len()).collect();
+    let remainder = |i: &usize| draws[*i] * scale - (draws[*i] * scale).floor();
+    by_remainder.sort_by(|a, b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(b)));
+    let left = total - steps.iter().sum::<u64>();
+    for i in by_remainder.into_iter().cycle().take(left as usize) {
+        steps[i] += 1;
+    }
+    steps
+        .into_iter()
+        .map(|steps| steps * ONE / LOAD_STEPS)
+        .collect()
 }
 
 fn slowdowns(plan: &Plan, ranks: u32) -> Vec<u64> {
@@ -261,4 +279,18 @@ fn slowdowns(plan: &Plan, ranks: u32) -> Vec<u64> {
         }
     }
     slowdowns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_keep_their_mean_and_their_order() {
+        let draws = [0.8, 1.0, 1.37, 0.95, 1.1];
+        let loads = apportion(&draws);
+        assert_eq!(loads.iter().sum::<u64>(), ONE * draws.len() as u64);
+        assert!(loads[0] <= loads[3] && loads[3] <= loads[1] && loads[4] <= loads[2]);
+        assert!(loads.iter().all(|load| load % (ONE / LOAD_STEPS) == 0));
+    }
 }

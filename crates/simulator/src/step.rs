@@ -475,7 +475,14 @@ impl<'p> Step<'p> {
         self.arrived[g] += 1;
         if self.arrived[g] as usize == self.groups[g].len() {
             self.arrived[g] = 0;
-            let demand = self.plan.demands[transfer.0 as usize][self.span_class[g] as usize];
+            let mut demand = self.plan.demands[transfer.0 as usize][self.span_class[g] as usize];
+            if self.plan.transfers[transfer.0 as usize].kind == CommKind::Expert {
+                // The rank with the most tokens is the last to have sent or received them.
+                let load = |entity: &u32| self.entities[*entity as usize].load;
+                let most = self.groups[g].iter().map(load).max().unwrap_or(ONE);
+                demand.nvlink = demand.nvlink.scale(most, ONE);
+                demand.nic = demand.nic.scale(most, ONE);
+            }
             self.start_flow(now, transfer, &demand, What::Collective { group, stream });
         }
     }

@@ -12,7 +12,7 @@ mod training;
 
 pub use check::ModelError;
 pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount};
-pub use model::{GroupLimit, Attention, FeedForward, LayerKind, MoE, Model, MultiTokenPrediction};
+pub use model::{Attention, FeedForward, GroupLimit, LayerKind, MoE, Model, MultiTokenPrediction};
 pub use operation::{Direction, Operation};
 pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
 pub use training::{Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero};

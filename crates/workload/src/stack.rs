@@ -74,7 +74,11 @@ impl SoftwareStack {
     /// Host time of one product of a linear layer.
     pub fn product_launch(&self, quantized: bool) -> SimDuration {
         let wide = self.linear_launch.unwrap_or(self.launch);
-        if quantized { self.quantized_linear_launch.unwrap_or(wide) } else { wide }
+        if quantized {
+            self.quantized_linear_launch.unwrap_or(wide)
+        } else {
+            wide
+        }
     }
 }
 
