@@ -184,6 +184,11 @@ impl Accounts {
         self.0[cause.index()] += u128::from(span.as_picos());
     }
 
+    /// Books `span` to `cause` so many times.
+    pub fn book_times(&mut self, cause: Cause, span: SimDuration, times: u64) {
+        self.0[cause.index()] += u128::from(span.as_picos()) * u128::from(times);
+    }
+
     /// Adds `times` copies of `other`.
     pub fn add(&mut self, other: &Self, times: u64) {
         for (mine, theirs) in self.0.iter_mut().zip(other.0) {

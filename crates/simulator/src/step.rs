@@ -142,6 +142,8 @@ struct State {
     /// Memory bandwidth that communication takes, of `ONE`.
     memory_share: u64,
     accounts: Accounts,
+    /// How often each segment was computed.
+    executed: Vec<u32>,
     finished: SimTime,
 }
 
@@ -260,6 +262,7 @@ impl<'p> Step<'p> {
                 held_sms: 0,
                 memory_share: 0,
                 accounts: Accounts::default(),
+                executed: vec![0; plan.segments.len()],
                 finished: SimTime::ZERO,
             })
             .collect();
@@ -408,21 +411,18 @@ impl<'p> Step<'p> {
         }
         let scale = scale_of(&self.entities[e], segment);
         let nominal = scaled(segment.time[0], scale).as_picos();
-        let mut running = Running {
+        let stretched = stretched(segment, scale, state, self.plan);
+        let end = end_of(now, nominal, nominal, stretched, issued);
+        state.running = Some(Running {
             task,
             started: now,
             updated: now,
             left: nominal,
             nominal,
-            stretched: nominal,
+            stretched,
             issued,
-            event: self.queue.schedule(now, ENDS, Event::Computed(entity)),
-        };
-        running.stretched = stretched(segment, scale, state, self.plan);
-        self.queue.cancel(running.event);
-        let end = end_of(&running, now);
-        running.event = self.queue.schedule(end, ENDS, Event::Computed(entity));
-        state.running = Some(running);
+            event: self.queue.schedule(end, ENDS, Event::Computed(entity)),
+        });
     }
 
     /// Communication beside a computation began or ended: its speed changes.
@@ -446,9 +446,17 @@ impl<'p> Step<'p> {
         running.updated = now;
         running.stretched = new;
         self.queue.cancel(running.event);
-        running.event = self
-            .queue
-            .schedule(end_of(&running, now), ENDS, Event::Computed(entity));
+        running.event = self.queue.schedule(
+            end_of(
+                now,
+                running.left,
+                running.nominal,
+                running.stretched,
+                running.issued,
+            ),
+            ENDS,
+            Event::Computed(entity),
+        );
         state.running = Some(running);
     }
 
@@ -458,14 +466,21 @@ impl<'p> Step<'p> {
             .running
             .take()
             .expect("a computation that ends was running");
-        let segment = self.segment_of(entity, running.task);
-        let load = if segment.routed {
-            self.entities[e].load
-        } else {
-            ONE
+        let Work::Compute(id) = self.program_of(entity).program.tasks[running.task as usize].work
+        else {
+            unreachable!("what computes is a computation")
         };
+        let own = scaled(
+            self.plan.segments[id.0 as usize].time[0],
+            (
+                scale_of(&self.entities[e], &self.plan.segments[id.0 as usize]).0,
+                ONE,
+            ),
+        );
         let state = &mut self.states[e];
-        book_computation(&mut state.accounts, segment, load, running, now);
+        // What the segment is made of is the same every time and booked at the end.
+        state.executed[id.0 as usize] += 1;
+        book_beyond(&mut state.accounts, own, running, now);
         state.idle_from = now;
         self.finish_task(now, entity, running.task, None);
     }
@@ -723,6 +738,10 @@ impl<'p> Step<'p> {
                 );
             }
             state.accounts.book(rest, end.since(state.idle_from));
+            for (segment, times) in self.plan.segments.iter().zip(&state.executed) {
+                let (load, _) = scale_of(entity, segment);
+                book_segment(&mut state.accounts, segment, load, u64::from(*times));
+            }
             assert_eq!(
                 state.accounts.total_picos(),
                 u128::from(step_time.as_picos()),
@@ -813,36 +832,20 @@ fn stretched(segment: &Segment, scale: (u64, u64), state: &State, plan: &Plan) -
     scaled(time, scale).as_picos().max(1)
 }
 
-fn end_of(running: &Running, now: SimTime) -> SimTime {
-    let rest = (u128::from(running.left) * u128::from(running.stretched))
-        .div_ceil(u128::from(running.nominal.max(1)));
-    let natural = now + SimDuration::from_picos(rest as u64);
-    natural.max(running.issued)
+fn end_of(now: SimTime, left: u64, nominal: u64, stretched: u64, issued: SimTime) -> SimTime {
+    let rest = if stretched == nominal {
+        left
+    } else {
+        (u128::from(left) * u128::from(stretched)).div_ceil(u128::from(nominal.max(1))) as u64
+    };
+    (now + SimDuration::from_picos(rest)).max(issued)
 }
 
-/// Books a finished computation; the parts sum to its wall time.
-fn book_computation(
-    accounts: &mut Accounts,
-    segment: &Segment,
-    load: u64,
-    running: Running,
-    now: SimTime,
-) {
+/// Books what a computation took beyond its own time `own`.
+fn book_beyond(accounts: &mut Accounts, own: SimDuration, running: Running, now: SimTime) {
     let wall = now.since(running.started);
-    let own = segment.time[0].scale(load, ONE);
-    let mut left = own;
-    let last = segment.causes.len().saturating_sub(1);
-    for (i, (cause, span)) in segment.causes.iter().enumerate() {
-        let part = if i == last {
-            left
-        } else {
-            span.scale(load, ONE).min(left)
-        };
-        accounts.book(*cause, part);
-        left -= part;
-    }
-    if segment.causes.is_empty() {
-        accounts.book(Cause::Launch, own);
+    if wall == own {
+        return;
     }
     let nominal = SimDuration::from_picos(running.nominal);
     accounts.book(Cause::Straggler, nominal.saturating_sub(own));
@@ -855,6 +858,23 @@ fn book_computation(
     };
     accounts.book(Cause::Launch, late);
     accounts.book(Cause::Contention, beyond - late);
+}
+
+/// Books `times` executions of a segment at this expert load; the parts sum to its own time.
+fn book_segment(accounts: &mut Accounts, segment: &Segment, load: u64, times: u64) {
+    let own = scaled(segment.time[0], (load, ONE));
+    let mut left = own;
+    let last = segment.causes.len().saturating_sub(1);
+    for (i, (cause, span)) in segment.causes.iter().enumerate() {
+        let part = if i == last {
+            left
+        } else {
+            scaled(*span, (load, ONE)).min(left)
+        };
+        accounts.book_times(*cause, part, times);
+        left -= part;
+    }
+    accounts.book_times(Cause::Launch, left, times);
 }
 
 /// Books the time for which the compute stream waited for a communication.
