@@ -198,20 +198,19 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
     }
     let m = t.micro_batches();
     match t.schedule {
-        Schedule::Dualpipe => {
-            if p.pipeline % 2 != 0
-                || m % 2 != 0
+        Schedule::Dualpipe
+            if !p.pipeline.is_multiple_of(2)
+                || !m.is_multiple_of(2)
                 || m < 2 * u64::from(p.pipeline)
-                || p.virtual_pipeline != 1
-            {
-                return Err(PlanError::Schedule {
-                    schedule: "dualpipe",
-                    needs: format!(
-                        "an even number of stages, no virtual stages, and an even number of micro-batches that is at least twice the stages; here: {} stages, {} virtual, {m} micro-batches",
-                        p.pipeline, p.virtual_pipeline
-                    ),
-                });
-            }
+                || p.virtual_pipeline != 1 =>
+        {
+            return Err(PlanError::Schedule {
+                schedule: "dualpipe",
+                needs: format!(
+                    "an even number of stages, no virtual stages, and an even number of micro-batches that is at least twice the stages; here: {} stages, {} virtual, {m} micro-batches",
+                    p.pipeline, p.virtual_pipeline
+                ),
+            });
         }
         Schedule::ZeroBubbleH1 | Schedule::ZeroBubbleH2 if p.virtual_pipeline != 1 => {
             return Err(PlanError::Schedule {
@@ -230,7 +229,7 @@ fn divides(
     of: &'static str,
     value: u64,
 ) -> Result<(), PlanError> {
-    if value % divisor == 0 {
+    if value.is_multiple_of(divisor) {
         Ok(())
     } else {
         Err(PlanError::DoesNotDivide {

@@ -125,10 +125,26 @@ impl<'a> Sizes<'a> {
 
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
     fn quantize(&self, elements: u64) -> Option<Operation> {
-        if self.stack.fused_quantization {
+        if !self.stack.fused_quantization {
+            return self.quantize_apart(elements);
+        }
+        // The kernel before writes what this product reads. The weight gradient reads the
+        // transpose, which tensor cores that take 8-bit operands in one layout only need as a copy
+        // (NVIDIA Transformer Engine, fp8 primer).
+        let copied = matches!(self.training.recipe, Recipe::Fp8 | Recipe::Fp8Blockwise);
+        copied.then(|| stream(Bytes::new(elements), Bytes::new(elements), 1))
+    }
+
+    /// Converting `elements` gradients, both ways: there is no norm or activation to fuse it into.
+    fn quantize_gradient(&self, elements: u64) -> Option<Operation> {
+        if !self.quantized() {
             return None;
         }
-        self.quantize_apart(elements)
+        if !self.stack.fused_quantization {
+            return self.quantize_apart(elements);
+        }
+        let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
+        Some(stream(Bytes::new(elements * 2), narrow * 2, 1))
     }
 
     /// The same where a permutation lies before it, so that there is no kernel to fuse it into.
@@ -235,9 +251,12 @@ fn attention_shape(s: &Sizes<'_>) -> AttentionShape {
     }
 }
 
-/// The linear layers before attention: (n, k) of each that takes the layer's input, then of each
-/// that takes a latent (MLA).
-fn projections(s: &Sizes<'_>) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+/// Columns and reduced dimension of linear layers.
+type Products = Vec<(u64, u64)>;
+
+/// The linear layers before attention: those that take the layer's input, then those that take a
+/// latent (MLA).
+fn projections(s: &Sizes<'_>) -> (Products, Products) {
     let h = s.model.hidden;
     let shape = attention_shape(s);
     match s.model.attention {
@@ -522,7 +541,7 @@ fn attention_backward(
         b.recompute(false);
     }
     gather_gradient(b, s);
-    b.extend(s.quantize(s.tokens * h));
+    b.extend(s.quantize_gradient(s.tokens * h));
     b.op(s.linear(s.tokens, out, h));
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, out));
@@ -537,7 +556,7 @@ fn attention_backward(
     ring_attention(b, s, attention_ops(s, kind, Direction::Backward), 2);
     b.extend(rope(s));
     for (n, k) in &latents {
-        b.extend(s.quantize(s.tokens * n));
+        b.extend(s.quantize_gradient(s.tokens * n));
         b.op(s.linear(s.tokens, *k, *n));
         if gradients.weight() {
             b.extend(s.weight_gradient(s.tokens, *n, *k));
@@ -545,7 +564,7 @@ fn attention_backward(
         b.op(stream(halves(s.tokens * k * 3), halves(s.tokens * k), 2));
     }
     let width: u64 = inputs.iter().map(|(n, _)| n).sum();
-    b.extend(s.quantize(s.tokens * width));
+    b.extend(s.quantize_gradient(s.tokens * width));
     b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
     let beside = if gradients.weight() {
         inputs
@@ -620,13 +639,13 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     }
     b.label("feed-forward backward");
     gather_gradient(b, s);
-    b.extend(s.quantize(s.tokens * h));
+    b.extend(s.quantize_gradient(s.tokens * h));
     b.op(s.linear(s.tokens, width, h));
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, width));
     }
     b.op(activation_backward(s, s.tokens, width));
-    b.extend(s.quantize(s.tokens * up));
+    b.extend(s.quantize_gradient(s.tokens * up));
     b.op(s.linear(s.tokens, h, up));
     let beside = if gradients.weight() {
         s.weight_gradient(s.tokens, up, h)
@@ -656,19 +675,40 @@ fn experts(s: &Sizes<'_>, moe: &MoE) -> Experts {
     }
 }
 
+/// The four journeys of a token and its gradient between its rank and its experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Dispatch,
+    Combine,
+    /// The combine's gradient travels as the token did.
+    CombineBackward,
+    DispatchBackward,
+}
+
+impl Way {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Dispatch => "dispatch",
+            Self::Combine => "combine",
+            Self::CombineBackward => "combine backward",
+            Self::DispatchBackward => "dispatch backward",
+        }
+    }
+}
+
 /// Dispatch or combine. `bytes`: of one token on the wire.
 fn exchange(
     b: &mut Builder<'_, '_>,
     s: &Sizes<'_>,
     moe: &MoE,
-    label: &'static str,
+    way: Way,
     bytes: Bytes,
 ) -> Option<u32> {
     if s.plan.expert == 1 {
         return None;
     }
     let relayed = match s.stack.dispatcher {
-        ExpertDispatcher::AllGather => return Some(gather_all(b, s, label, bytes)),
+        ExpertDispatcher::AllGather => return Some(gather_all(b, s, way, bytes)),
         ExpertDispatcher::NcclAllToAll => false,
         ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => true,
     };
@@ -682,7 +722,7 @@ fn exchange(
     };
     let sms = s.stack.dispatch_sms;
     Some(b.collective(
-        label,
+        way.label(),
         CommKind::Expert,
         GroupSlot::Expert,
         Stream::Expert,
@@ -693,12 +733,12 @@ fn exchange(
 
 /// Every rank gets all tokens of the group, or sums over it on the way back: what the stacks did
 /// before they had an all-to-all.
-fn gather_all(b: &mut Builder<'_, '_>, s: &Sizes<'_>, label: &'static str, bytes: Bytes) -> u32 {
-    let op = if label.starts_with("dispatch") == !label.ends_with("backward") {
-        CollectiveOp::AllGather
-    } else {
-        CollectiveOp::ReduceScatter
+fn gather_all(b: &mut Builder<'_, '_>, s: &Sizes<'_>, way: Way, bytes: Bytes) -> u32 {
+    let op = match way {
+        Way::Dispatch | Way::CombineBackward => CollectiveOp::AllGather,
+        Way::Combine | Way::DispatchBackward => CollectiveOp::ReduceScatter,
     };
+    let label = way.label();
     let all = bytes * (s.own_tokens * u64::from(s.plan.expert));
     let sms = s.stack.communication_sms;
     b.collective(
@@ -818,10 +858,10 @@ fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operat
     let h = s.model.hidden;
     let up = up_width(s, moe.shared_ffn);
     if gradients.input() {
-        ops.extend(s.quantize(s.own_tokens * h));
+        ops.extend(s.quantize_gradient(s.own_tokens * h));
         ops.push(s.linear(s.own_tokens, moe.shared_ffn, h));
         ops.push(activation_backward(s, s.own_tokens, moe.shared_ffn));
-        ops.extend(s.quantize(s.own_tokens * up));
+        ops.extend(s.quantize_gradient(s.own_tokens * up));
         ops.push(s.linear(s.own_tokens, h, up));
     }
     if gradients.weight() {
@@ -852,7 +892,7 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     if !s.stack.overlap.shared_expert {
         b.extend(shared_forward(s, moe));
     }
-    let dispatch = exchange(b, s, moe, "dispatch", dispatch_bytes(s));
+    let dispatch = exchange(b, s, moe, Way::Dispatch, dispatch_bytes(s));
     if s.stack.overlap.shared_expert {
         b.label("shared expert");
         b.extend(shared_forward(s, moe));
@@ -870,7 +910,7 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     b.extend(expert_forward_ops(s, &e));
     b.routed(false);
     expert_reduce(b, s, &e);
-    if let Some(combine) = exchange(b, s, moe, "combine", halves(s.model.hidden)) {
+    if let Some(combine) = exchange(b, s, moe, Way::Combine, halves(s.model.hidden)) {
         b.wait(combine);
     }
     b.label("combine tokens");
@@ -947,7 +987,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
         2,
     ));
     // Gradients of the combine travel as the tokens did.
-    let sent = exchange(b, s, moe, "combine backward", halves(h));
+    let sent = exchange(b, s, moe, Way::CombineBackward, halves(h));
     if s.stack.overlap.shared_expert {
         b.label("shared expert backward");
         b.extend(shared_backward(s, moe, gradients));
@@ -968,7 +1008,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));
     b.op(activation_backward(s, e.tokens, e.width));
-    b.extend(s.quantize(e.tokens * up));
+    b.extend(s.quantize_gradient(e.tokens * up));
     b.extend(expert_product(s, &e, h, up, false));
     b.extend(sort_received(s, &e));
     // Stacks that overlap the exchange leave the weight gradients for the time it takes.
@@ -978,7 +1018,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     }
     b.routed(false);
     expert_reduce(b, s, &e);
-    let back = exchange(b, s, moe, "dispatch backward", halves(h));
+    let back = exchange(b, s, moe, Way::DispatchBackward, halves(h));
     if late {
         b.label("expert weight gradients");
         b.routed(true);

@@ -353,7 +353,7 @@ fn plans_that_fit(plan: &Plan) -> Vec<String> {
         p
     };
     for by in [2, 4, 8, 16] {
-        if t.parallelism.data % by != 0 {
+        if !t.parallelism.data.is_multiple_of(by) {
             continue;
         }
         for tensor in [true, false] {

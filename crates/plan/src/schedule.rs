@@ -314,7 +314,7 @@ fn dualpipe(shape: Shape, stage: u32) -> Vec<Pass> {
     let mut late = false;
     for i in 0..half_rank + 1 {
         for phase in [1, 0] {
-            if i == (half_rank + 1) / 2 && half_rank % 2 == u32::from(phase == 1) {
+            if i == half_rank.div_ceil(2) && half_rank % 2 == u32::from(phase == 1) {
                 late = true;
             }
             let (micro_batch, c) = (id(phase, b[phase as usize]), chunk(phase));

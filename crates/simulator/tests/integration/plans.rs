@@ -44,10 +44,6 @@ pub fn model(layers: u64, moe: bool) -> Model {
         biases: false,
         mtp: None,
         sources: BTreeMap::new(),
-        ..Catalogue::builtin()
-            .model("llama3-8b")
-            .expect("in the catalogue")
-            .clone()
     }
 }
 
@@ -218,7 +214,7 @@ prop_compose! {
         let gpus = tensor * context * pipeline * data;
         let mut setup = plain(gpus);
         // A cluster is whole nodes, or part of one.
-        setup.cluster = cluster(if gpus % 8 == 0 || gpus < 8 { "dgx-h100" } else { "gb200-nvl72" }, gpus);
+        setup.cluster = cluster(if gpus.is_multiple_of(8) || gpus < 8 { "dgx-h100" } else { "gb200-nvl72" }, gpus);
         setup.cluster.fabric = small_switches(oversubscription);
         setup.rank_order = if order { RankOrder::DataBeforePipeline } else { RankOrder::PipelineBeforeData };
         setup.seed = seed;
