@@ -9,7 +9,7 @@ use crate::cause::CommKind;
 use crate::program::{GroupSlot, Stream};
 use crate::run::{Builder, Context, Run, Spec};
 use rackflow_network::CollectiveOp;
-use rackflow_units::{Bytes, Precision};
+use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
     Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE, Model,
     Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
@@ -883,10 +883,15 @@ fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
     ops
 }
 
+fn half_of(span: SimDuration) -> SimDuration {
+    SimDuration::from_picos(span.as_picos() / 2)
+}
+
 fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     let e = experts(s, moe);
     b.label("router");
     b.extend(norm_forward(s));
+    b.host(half_of(s.stack.mixture_launch));
     b.extend(router_ops(s, moe));
     b.op(permute(s, moe));
     if !s.stack.overlap.shared_expert {
@@ -907,6 +912,7 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     expert_gather(b, s, &e);
     b.label("experts");
     b.routed(true);
+    b.host(half_of(s.stack.mixture_launch));
     b.extend(expert_forward_ops(s, &e));
     b.routed(false);
     expert_reduce(b, s, &e);
@@ -1004,6 +1010,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     }
     b.label("experts backward");
     b.routed(true);
+    b.host(half_of(s.stack.mixture_launch));
     b.extend(sort_received(s, &e));
     b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));
@@ -1032,6 +1039,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     if !s.stack.overlap.shared_expert {
         b.extend(shared_backward(s, moe, gradients));
     }
+    b.host(half_of(s.stack.mixture_launch));
     b.op(unpermute(s, moe));
     let scores = Bytes::new(s.own_tokens * moe.experts * 4);
     b.op(stream(

@@ -198,6 +198,7 @@ impl<'a> Context<'a> {
         &mut self,
         label: &'static str,
         ops: &[Operation],
+        besides: SimDuration,
         routed: bool,
         recompute: bool,
     ) -> SegmentId {
@@ -206,7 +207,7 @@ impl<'a> Context<'a> {
         let mut time = [SimDuration::ZERO; SEGMENT_LEVELS];
         let mut memory_time = SimDuration::ZERO;
         let stack = &self.setup.training.stack;
-        let mut host = SimDuration::ZERO;
+        let mut host = besides;
         let mut flops = SegmentFlops::default();
         let mut causes: Vec<(Cause, SimDuration)> = Vec::new();
         let mut book = |cause: Cause, span: SimDuration| {
@@ -336,6 +337,8 @@ pub(crate) struct Builder<'c, 'a> {
     label: &'static str,
     routed: bool,
     recompute: bool,
+    /// Host time of the open segment besides its kernels.
+    host: SimDuration,
 }
 
 impl<'c, 'a> Builder<'c, 'a> {
@@ -348,6 +351,7 @@ impl<'c, 'a> Builder<'c, 'a> {
             label: "",
             routed: false,
             recompute: false,
+            host: SimDuration::ZERO,
         }
     }
 
@@ -372,6 +376,11 @@ impl<'c, 'a> Builder<'c, 'a> {
         }
     }
 
+    /// The host spends `time` on the open segment besides launching its kernels.
+    pub fn host(&mut self, time: SimDuration) {
+        self.host += time;
+    }
+
     pub fn op(&mut self, op: Operation) {
         self.ops.push(op);
     }
@@ -387,7 +396,8 @@ impl<'c, 'a> Builder<'c, 'a> {
         }
         let id = self
             .ctx
-            .segment(self.label, &self.ops, self.routed, self.recompute);
+            .segment(self.label, &self.ops, self.host, self.routed, self.recompute);
+        self.host = SimDuration::ZERO;
         self.ops.clear();
         let entry = self.run.last_compute().is_none();
         self.run.nodes.push(Node {

@@ -101,6 +101,11 @@ pub struct SoftwareStack {
     /// `linear_launch` where it is left out.
     #[serde(default)]
     pub quantized_linear_launch: Option<SimDuration>,
+    /// Time of the host for one pass, forward or backward, through a mixture-of-experts layer
+    /// besides its products: routing, bookkeeping of counts and maps, the modules around the
+    /// experts. Half of it is the router's, half the experts'.
+    #[serde(default)]
+    pub mixture_launch: SimDuration,
     /// Time of the host for each step besides launches: data, clipping, logging, clean-up.
     #[serde(default)]
     pub step_overhead: SimDuration,
