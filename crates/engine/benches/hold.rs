@@ -28,6 +28,8 @@ enum Increments {
     Exponential,
     /// Uniform between nothing and twice the mean.
     Uniform,
+    /// Exponential, the same for sixteen events in a row: sixteen share each instant.
+    Groups16,
     /// One of sixteen multiples of one step: crowds at each of the next sixteen steps.
     Ties16,
     /// Always the same: everything is pending at one instant.
@@ -37,17 +39,26 @@ enum Increments {
 }
 
 impl Increments {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Exponential,
         Self::Uniform,
+        Self::Groups16,
         Self::Ties16,
         Self::AllTied,
         Self::Bimodal,
     ];
 
+    /// So many events in a row get the same increment.
+    fn group(self) -> usize {
+        match self {
+            Self::Groups16 => 16,
+            _ => 1,
+        }
+    }
+
     fn draw(self, random: &mut RandomStream) -> u64 {
         match self {
-            Self::Exponential => random.exponential(MEAN) as u64,
+            Self::Exponential | Self::Groups16 => random.exponential(MEAN) as u64,
             Self::Uniform => (random.uniform() * 2.0 * MEAN) as u64,
             Self::Ties16 => (1 + random.below(16)) * (MEAN / 8.0) as u64,
             Self::AllTied => MEAN as u64,
@@ -72,16 +83,23 @@ impl<Q: PendingSet> Hold<Q> {
         let mut random = RandomStream::root(1)
             .derive("hold")
             .derive(&format!("{kind:?}"));
-        let increments = (0..INCREMENTS).map(|_| kind.draw(&mut random)).collect();
+        let mut increments = Vec::with_capacity(INCREMENTS);
+        while increments.len() < INCREMENTS {
+            let increment = kind.draw(&mut random);
+            increments.extend(std::iter::repeat_n(increment, kind.group()));
+        }
         let mut queue = EventQueue::with_pending_set();
+        let mut at = SimTime::ZERO;
         for i in 0..pending {
-            let at = SimTime::from_picos(kind.draw(&mut random));
+            if i % kind.group() == 0 {
+                at = SimTime::from_picos(kind.draw(&mut random));
+            }
             queue.schedule(at, EventClass((i % 3) as u8), i as u64);
         }
         let mut hold = Self {
             queue,
             increments,
-            at: 0,
+            at: INCREMENTS - 1,
             timeouts: Vec::new(),
         };
         if cancelling {
@@ -92,7 +110,8 @@ impl<Q: PendingSet> Hold<Q> {
             }
         }
         // Reach the steady state.
-        hold.run(2 * pending.min(2_000_000) as u64);
+        let holds = 2 * pending.min(2_000_000);
+        hold.run(holds.next_multiple_of(kind.group()) as u64);
         hold
     }
 
@@ -134,6 +153,7 @@ fn bench<Q: PendingSet>(c: &mut Criterion, name: &str) {
         (Increments::Exponential, 1_000),
         (Increments::Exponential, 100_000),
         (Increments::Uniform, 100_000),
+        (Increments::Groups16, 100_000),
         (Increments::Ties16, 100_000),
         (Increments::AllTied, 100_000),
         (Increments::Bimodal, 100_000),

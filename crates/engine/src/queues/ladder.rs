@@ -22,7 +22,6 @@
 
 use super::{Key, PendingSet};
 use rackflow_units::SimTime;
-use std::collections::VecDeque;
 
 /// A crowd: more keys than this in one bucket are split, or go to the lanes.
 const CROWD: usize = 64;
@@ -99,17 +98,23 @@ impl ChunkPool {
     fn push(&mut self, bucket: &mut Bucket, entry: Entry) {
         let at = bucket.len as usize % CHUNK;
         if at == 0 {
-            let chunk = self.take();
-            if bucket.len == 0 {
-                self.next[chunk as usize] = chunk;
-            } else {
-                self.next[chunk as usize] = self.next[bucket.last as usize];
-                self.next[bucket.last as usize] = chunk;
-            }
-            bucket.last = chunk;
+            self.lengthen(bucket);
         }
         self.chunks[bucket.last as usize].0[at] = entry;
         bucket.len += 1;
+    }
+
+    /// Appends a chunk to `bucket`, whose chunks are full.
+    #[inline(never)]
+    fn lengthen(&mut self, bucket: &mut Bucket) {
+        let chunk = self.take();
+        if bucket.len == 0 {
+            self.next[chunk as usize] = chunk;
+        } else {
+            self.next[chunk as usize] = self.next[bucket.last as usize];
+            self.next[bucket.last as usize] = chunk;
+        }
+        bucket.last = chunk;
     }
 
     #[inline]
@@ -147,8 +152,9 @@ struct Rung {
     shift: u32,
     /// Buckets before this one have been taken.
     cursor: usize,
-    /// Entries in the buckets.
-    count: usize,
+    /// The time pushed last and its bucket, which its equals need not look for.
+    last_time: u64,
+    last_index: usize,
     buckets: Vec<Bucket>,
     /// One bit per bucket, set when it is not empty.
     occupied: Vec<u64>,
@@ -161,7 +167,7 @@ impl Rung {
         self.end = end;
         self.shift = shift;
         self.cursor = 0;
-        self.count = 0;
+        self.forget_last();
         self.buckets.clear();
         self.buckets.resize(buckets, Bucket::default());
         self.occupied.clear();
@@ -170,11 +176,22 @@ impl Rung {
 
     #[inline]
     fn push(&mut self, pool: &mut ChunkPool, entry: Entry) {
-        let index = ((entry.time - self.start) >> self.shift) as usize;
-        debug_assert!(index >= self.cursor, "the bucket was taken already");
-        self.occupied[index / 64] |= 1 << (index % 64);
-        pool.push(&mut self.buckets[index], entry);
-        self.count += 1;
+        if entry.time != self.last_time {
+            self.last_time = entry.time;
+            self.last_index = ((entry.time - self.start) >> self.shift) as usize;
+            self.occupied[self.last_index / 64] |= 1 << (self.last_index % 64);
+        }
+        debug_assert!(
+            self.last_index >= self.cursor,
+            "the bucket was taken already"
+        );
+        pool.push(&mut self.buckets[self.last_index], entry);
+    }
+
+    /// Makes the next push look for its bucket.
+    fn forget_last(&mut self) {
+        // No rung holds the end of time.
+        self.last_time = u64::MAX;
     }
 
     /// The first bucket at or after the cursor with an entry, if it is before `limit`.
@@ -198,9 +215,7 @@ impl Rung {
     fn take(&mut self, index: usize) -> Bucket {
         self.occupied[index / 64] &= !(1 << (index % 64));
         self.cursor = index + 1;
-        let bucket = std::mem::take(&mut self.buckets[index]);
-        self.count -= bucket.len as usize;
-        bucket
+        std::mem::take(&mut self.buckets[index])
     }
 
     /// First instant of bucket `index`, or the end of the rung.
@@ -211,53 +226,149 @@ impl Rung {
     }
 }
 
+/// The slots of one instant and class, first in, first out.
+#[derive(Debug, Default)]
+struct Lane {
+    slots: Vec<u32>,
+    /// Slots before this one were popped.
+    at: usize,
+}
+
+impl Lane {
+    #[inline]
+    fn push(&mut self, slot: u32) {
+        if self.slots.len() == self.slots.capacity() {
+            self.make_room();
+        }
+        self.slots.push(slot);
+    }
+
+    /// Forgets what was popped when that is at least half, so that a lane which never runs empty
+    /// does not grow for ever.
+    #[cold]
+    fn make_room(&mut self) {
+        if self.at * 2 >= self.slots.len() {
+            self.forget_popped();
+        }
+    }
+
+    fn forget_popped(&mut self) {
+        self.slots.drain(..self.at);
+        self.at = 0;
+    }
+
+    #[inline]
+    fn waiting(&self) -> &[u32] {
+        &self.slots[self.at..]
+    }
+}
+
 /// All that is pending at one instant and came there in bulk, or while it was the current one.
 #[derive(Debug, Default)]
 struct Lanes {
     instant: u64,
-    count: usize,
-    /// The lowest class that is not empty.
+    /// The lowest class that is not empty, when there is one.
     class: u8,
     /// One bit per class, set when its lane is not empty.
     occupied: [u64; 4],
-    slots: Vec<VecDeque<u32>>,
+    by_class: Vec<Lane>,
 }
 
 impl Lanes {
+    /// The lane of `class`, into which something is about to be put.
+    #[inline]
+    fn lane_to_fill(&mut self, class: u8) -> &mut Lane {
+        let lane = usize::from(class);
+        if lane >= self.by_class.len() {
+            self.by_class.resize_with(lane + 1, Lane::default);
+        }
+        if self.is_empty() || class < self.class {
+            self.class = class;
+        }
+        self.occupied[lane / 64] |= 1 << (lane % 64);
+        &mut self.by_class[lane]
+    }
+
     #[inline]
     fn push(&mut self, entry: Entry) {
-        let class = entry.class();
-        let lane = usize::from(class);
-        if lane >= self.slots.len() {
-            self.slots.resize_with(lane + 1, VecDeque::new);
-        }
-        self.slots[lane].push_back(entry.slot());
-        self.occupied[lane / 64] |= 1 << (lane % 64);
-        self.class = if self.count == 0 {
-            class
-        } else {
-            class.min(self.class)
-        };
-        self.count += 1;
+        self.lane_to_fill(entry.class()).push(entry.slot());
     }
 
-    #[inline]
-    fn pop(&mut self) -> u32 {
-        let lane = &mut self.slots[usize::from(self.class)];
-        let slot = lane.pop_front().expect("lanes are dropped when empty");
-        self.count -= 1;
-        if lane.is_empty() {
-            self.occupied[usize::from(self.class) / 64] &= !(1 << (self.class % 64));
-            self.find_class();
+    /// Puts all `entries` into their lanes.
+    fn extend(&mut self, entries: &[Entry]) {
+        for alike in entries.chunk_by(|a, b| a.class() == b.class()) {
+            let lane = self.lane_to_fill(alike[0].class());
+            lane.slots.extend(alike.iter().map(|entry| entry.slot()));
         }
-        slot
     }
 
+    /// Takes the next slot, and says whether others of its class wait behind it.
     #[inline]
+    fn pop(&mut self) -> (u32, bool) {
+        let lane = &mut self.by_class[usize::from(self.class)];
+        let slot = lane.slots[lane.at];
+        lane.at += 1;
+        (slot, lane.at < lane.slots.len())
+    }
+
+    /// Goes on to the next class when the lane of the lowest has run empty.
+    fn leave_class(&mut self) {
+        let lane = &mut self.by_class[usize::from(self.class)];
+        lane.slots.clear();
+        lane.at = 0;
+        self.occupied[usize::from(self.class) / 64] &= !(1 << (self.class % 64));
+        self.find_class();
+    }
+
     fn find_class(&mut self) {
         if let Some(word) = self.occupied.iter().position(|bits| *bits != 0) {
             self.class = (word * 64) as u8 + self.occupied[word].trailing_zeros() as u8;
         }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.occupied == [0; 4]
+    }
+
+    /// What is to be popped next.
+    #[inline]
+    fn waiting(&self) -> &[u32] {
+        self.by_class[usize::from(self.class)].waiting()
+    }
+}
+
+/// Keys later than all others, in the order of arrival.
+#[derive(Debug)]
+struct Top {
+    entries: Vec<Entry>,
+    /// Least and greatest time; `u64::MAX` and 0 when there are no entries.
+    min: u64,
+    max: u64,
+}
+
+impl Default for Top {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            min: u64::MAX,
+            max: 0,
+        }
+    }
+}
+
+impl Top {
+    #[inline]
+    fn push(&mut self, entry: Entry) {
+        self.min = self.min.min(entry.time);
+        self.max = self.max.max(entry.time);
+        self.entries.push(entry);
+    }
+
+    fn measure(&mut self) {
+        let times = self.entries.iter().map(|entry| entry.time);
+        self.min = times.clone().min().unwrap_or(u64::MAX);
+        self.max = times.max().unwrap_or(0);
     }
 }
 
@@ -278,8 +389,13 @@ pub struct LadderQueue {
     len: usize,
     /// Time of the key popped last.
     now: u64,
+    /// No later than this are the current instant, all lanes, and every time before `front_end`.
+    near: u64,
     /// Lanes of different instants; the last is the earliest, and there is rarely more than one.
+    /// INVARIANT: none is empty.
     lanes: Vec<Lanes>,
+    /// The last lanes are known to hold the least key.
+    lanes_lead: bool,
     /// Sorted, from `front_at` on. INVARIANT: holds every key before `front_end`, except in lanes.
     front: Vec<Entry>,
     front_at: usize,
@@ -288,9 +404,7 @@ pub struct LadderQueue {
     rungs: Vec<Rung>,
     /// Keys at or after the end of the first rung (or of the front, when there is no rung), and
     /// always those at the end of time, which no exclusive end can cover.
-    top: Vec<Entry>,
-    top_min: u64,
-    top_max: u64,
+    top: Top,
     pool: ChunkPool,
     spare_rungs: Vec<Rung>,
     spare_lanes: Vec<Lanes>,
@@ -302,6 +416,13 @@ impl LadderQueue {
     /// Finds the least key, refilling the front as needed.
     #[inline]
     fn settle(&mut self) -> Option<Least> {
+        let least = self.find_least()?;
+        self.lanes_lead = matches!(least, Least::Lanes);
+        Some(least)
+    }
+
+    #[inline]
+    fn find_least(&mut self) -> Option<Least> {
         loop {
             match (self.front.get(self.front_at), self.lanes.last()) {
                 (Some(_), None) => return Some(Least::Front),
@@ -334,16 +455,25 @@ impl LadderQueue {
     #[cold]
     #[inline(never)]
     fn refill(&mut self) -> bool {
+        let refilled = self.refill_front_or_lanes();
+        self.near = self.front_end.saturating_sub(1);
+        if let Some(latest) = self.lanes.first() {
+            self.near = self.near.max(latest.instant);
+        }
+        refilled
+    }
+
+    fn refill_front_or_lanes(&mut self) -> bool {
         debug_assert!(self.front_at == self.front.len(), "the front is empty");
         self.front.clear();
         self.front_at = 0;
         loop {
             let Some(rung) = self.rungs.last_mut() else {
-                if self.top.is_empty() {
+                if self.top.entries.is_empty() {
                     return false;
                 }
                 if let Some(lanes) = self.lanes.last()
-                    && lanes.instant < self.top_min
+                    && lanes.instant < self.top.min
                 {
                     self.front_end = lanes.instant + 1;
                     return false;
@@ -353,10 +483,7 @@ impl LadderQueue {
                 }
                 continue;
             };
-            let first = (rung.count > 0)
-                .then(|| rung.next_occupied(usize::MAX))
-                .flatten();
-            let Some(first) = first else {
+            let Some(first) = rung.next_occupied(usize::MAX) else {
                 self.front_end = rung.end;
                 let rung = self.rungs.pop().expect("there is a rung");
                 self.spare_rungs.push(rung);
@@ -380,11 +507,12 @@ impl LadderQueue {
                 && rung.buckets[index].len as usize <= CROWD
             {
                 let bucket = rung.take(index);
+                let from = self.front.len();
                 self.pool.drain(bucket, &mut self.front);
+                sort_unless_sorted(&mut self.front[from..]);
                 next = rung.next_occupied(limit);
             }
             self.front_end = rung.start_of(rung.cursor);
-            sort(&mut self.front);
             return true;
         }
     }
@@ -393,7 +521,11 @@ impl LadderQueue {
     /// lanes ready, false when it made a rung.
     fn take_from_crowd(&mut self, start: u64, end: u64) -> bool {
         let instant = self.scratch[0].time;
-        if self.scratch.iter().any(|entry| entry.time != instant) {
+        let differences = self
+            .scratch
+            .iter()
+            .fold(0, |differences, entry| differences | (entry.time ^ instant));
+        if differences != 0 {
             self.spawn_rung(start, end);
             return false;
         }
@@ -404,7 +536,7 @@ impl LadderQueue {
         {
             self.open_lanes(instant);
             let lanes = self.lanes.last_mut().expect("lanes were opened");
-            self.scratch.iter().for_each(|entry| lanes.push(*entry));
+            lanes.extend(&self.scratch);
         } else {
             // Rare: lanes are waiting at an earlier instant, or at this one.
             self.front.append(&mut self.scratch);
@@ -417,6 +549,19 @@ impl LadderQueue {
         let mut lanes = self.spare_lanes.pop().unwrap_or_default();
         lanes.instant = instant;
         self.lanes.push(lanes);
+        self.lanes_lead = false;
+    }
+
+    /// When the first lane of the last lanes has run empty.
+    #[cold]
+    #[inline(never)]
+    fn leave_lane(&mut self) {
+        self.lanes_lead = false;
+        let lanes = self.lanes.last_mut().expect("lanes led");
+        lanes.leave_class();
+        if lanes.is_empty() {
+            self.spare_lanes.extend(self.lanes.pop());
+        }
     }
 
     /// Moves the scratch into a new finest rung over `start..end`.
@@ -437,10 +582,11 @@ impl LadderQueue {
     /// Makes the nearer part of the top, at least half of it, a rung, a front or lanes. True when
     /// that made the front or the lanes ready.
     fn take_from_top(&mut self) -> bool {
-        let (len, min) = (self.top.len(), self.top_min);
+        let (len, min) = (self.top.entries.len(), self.top.min);
         self.scratch.clear();
-        if min == self.top_max && (len > CROWD || min == u64::MAX) {
-            self.scratch.append(&mut self.top);
+        if min == self.top.max && (len > CROWD || min == u64::MAX) {
+            std::mem::swap(&mut self.scratch, &mut self.top.entries);
+            self.top.measure();
             self.front_end = min.saturating_add(1);
             return self.take_from_crowd(min, self.front_end);
         }
@@ -448,6 +594,7 @@ impl LadderQueue {
             // The end of time stays in the top until it is alone.
             let end = self
                 .top
+                .entries
                 .iter()
                 .map(|entry| entry.time)
                 .filter(|time| *time < u64::MAX)
@@ -461,7 +608,7 @@ impl LadderQueue {
         }
         self.scratch_times.clear();
         self.scratch_times
-            .extend(self.top.iter().map(|entry| entry.time));
+            .extend(self.top.entries.iter().map(|entry| entry.time));
         let (_, median, _) = self.scratch_times.select_nth_unstable(len / 2);
         let half = *median - min;
         if half == 0 {
@@ -489,24 +636,19 @@ impl LadderQueue {
     /// Moves what is before `end` from the top to the scratch, in order.
     fn split_top(&mut self, end: u64) {
         let scratch = &mut self.scratch;
-        self.top.retain(|entry| {
+        self.top.entries.retain(|entry| {
             let stays = entry.time >= end;
             if !stays {
                 scratch.push(*entry);
             }
             stays
         });
-        self.measure_top();
-    }
-
-    fn measure_top(&mut self) {
-        let times = self.top.iter().map(|entry| entry.time);
-        self.top_min = times.clone().min().unwrap_or(u64::MAX);
-        self.top_max = times.max().unwrap_or(0);
+        self.top.measure();
     }
 
     /// Inserts into the sorted front, after its equals.
     fn push_front(&mut self, entry: Entry) {
+        self.lanes_lead = false;
         if self.front.len() - self.front_at >= FRONT_MAX {
             self.spill_front();
             return self.push_later(entry);
@@ -530,37 +672,28 @@ impl LadderQueue {
         self.spawn_rung(start, end);
     }
 
-    #[inline]
     fn push_later(&mut self, entry: Entry) {
         if entry.time < self.front_end {
-            return self.push_front(entry);
+            self.push_front(entry);
+        } else {
+            self.push_far(entry);
         }
+    }
+
+    /// Pushes a key that is not before the end of the front.
+    #[inline]
+    fn push_far(&mut self, entry: Entry) {
         for rung in self.rungs.iter_mut().rev() {
             if entry.time < rung.end {
                 return rung.push(&mut self.pool, entry);
             }
         }
-        if self.top.is_empty() {
-            (self.top_min, self.top_max) = (entry.time, entry.time);
-        } else {
-            self.top_min = self.top_min.min(entry.time);
-            self.top_max = self.top_max.max(entry.time);
-        }
         self.top.push(entry);
     }
-}
 
-/// Sorts by time and class and keeps the order of arrival.
-#[inline]
-fn sort(entries: &mut [Entry]) {
-    entries.sort_by_key(|entry| entry.order());
-}
-
-impl PendingSet for LadderQueue {
-    #[inline]
-    fn push(&mut self, key: Key, slot: u32) {
-        let entry = Entry::new(key, slot);
-        self.len += 1;
+    /// Pushes a key that may belong into lanes, or into the front.
+    #[inline(never)]
+    fn push_near(&mut self, entry: Entry) {
         for lanes in self.lanes.iter_mut().rev() {
             if lanes.instant == entry.time {
                 return lanes.push(entry);
@@ -573,36 +706,59 @@ impl PendingSet for LadderQueue {
             .is_none_or(|lanes| entry.time < lanes.instant);
         if entry.time == self.now && earliest {
             self.open_lanes(entry.time);
-            return self
-                .lanes
-                .last_mut()
-                .expect("lanes were opened")
-                .push(entry);
+            let lanes = self.lanes.last_mut().expect("lanes were opened");
+            return lanes.push(entry);
         }
         self.push_later(entry);
+    }
+}
+
+/// Sorts by time and class and keeps the order of arrival.
+#[inline]
+fn sort(entries: &mut [Entry]) {
+    entries.sort_by_key(|entry| entry.order());
+}
+
+/// As [`sort`], for what is probably in order because most of it is simultaneous.
+#[inline]
+fn sort_unless_sorted(entries: &mut [Entry]) {
+    if !entries.is_sorted_by_key(|entry| entry.order()) {
+        sort(entries);
+    }
+}
+
+impl PendingSet for LadderQueue {
+    #[inline]
+    fn push(&mut self, key: Key, slot: u32) {
+        let entry = Entry::new(key, slot);
+        self.len += 1;
+        if entry.time <= self.near {
+            self.push_near(entry);
+        } else {
+            self.push_far(entry);
+        }
     }
 
     #[inline]
     fn pop(&mut self) -> Option<(SimTime, u32)> {
-        let (time, slot) = match self.settle()? {
-            Least::Front => {
-                let entry = self.front[self.front_at];
-                self.front_at += 1;
-                (entry.time, entry.slot())
-            }
-            Least::Lanes => {
-                let lanes = self.lanes.last_mut().expect("lanes hold the least key");
-                let popped = (lanes.instant, lanes.pop());
-                if lanes.count == 0 {
-                    let lanes = self.lanes.pop().expect("lanes hold the least key");
-                    self.spare_lanes.push(lanes);
-                }
-                popped
-            }
-        };
+        if !self.lanes_lead
+            && let Least::Front = self.settle()?
+        {
+            let entry = self.front[self.front_at];
+            self.front_at += 1;
+            self.len -= 1;
+            self.now = entry.time;
+            return Some((SimTime::from_picos(entry.time), entry.slot()));
+        }
+        let lanes = self.lanes.last_mut().expect("lanes hold the least key");
+        let instant = lanes.instant;
+        let (slot, others) = lanes.pop();
+        if !others {
+            self.leave_lane();
+        }
         self.len -= 1;
-        self.now = time;
-        Some((SimTime::from_picos(time), slot))
+        self.now = instant;
+        Some((SimTime::from_picos(instant), slot))
     }
 
     #[inline]
@@ -614,7 +770,7 @@ impl PendingSet for LadderQueue {
             }
             Least::Lanes => {
                 let lanes = self.lanes.last().expect("lanes hold the least key");
-                (lanes.instant, lanes.slots[usize::from(lanes.class)][0])
+                (lanes.instant, lanes.waiting()[0])
             }
         };
         Some((SimTime::from_picos(time), slot))
@@ -623,33 +779,29 @@ impl PendingSet for LadderQueue {
     #[inline]
     fn look_ahead(&self, count: usize, mut visit: impl FnMut(u32)) {
         if let Some(lanes) = self.lanes.last() {
-            let lane = &lanes.slots[usize::from(lanes.class)];
-            lane.range(..count.min(lane.len()))
-                .for_each(|slot| visit(*slot));
+            let next = lanes.waiting().iter().take(count);
+            next.for_each(|slot| visit(*slot));
         } else {
-            let waiting = &self.front[self.front_at..];
-            waiting
-                .iter()
-                .take(count)
-                .for_each(|entry| visit(entry.slot()));
+            let next = self.front[self.front_at..].iter().take(count);
+            next.for_each(|entry| visit(entry.slot()));
         }
     }
 
     fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
         self.len = 0;
         for lanes in &mut self.lanes {
-            lanes.count = 0;
             lanes.occupied = [0; 4];
-            for (class, lane) in lanes.slots.iter_mut().enumerate() {
-                lane.retain(|slot| keep(*slot));
-                lanes.count += lane.len();
-                lanes.occupied[class / 64] |= u64::from(!lane.is_empty()) << (class % 64);
+            for (class, lane) in lanes.by_class.iter_mut().enumerate() {
+                lane.forget_popped();
+                lane.slots.retain(|slot| keep(*slot));
+                self.len += lane.slots.len();
+                lanes.occupied[class / 64] |= u64::from(!lane.slots.is_empty()) << (class % 64);
             }
             lanes.find_class();
-            self.len += lanes.count;
         }
-        let emptied = self.lanes.extract_if(.., |lanes| lanes.count == 0);
+        let emptied = self.lanes.extract_if(.., |lanes| lanes.is_empty());
         self.spare_lanes.extend(emptied);
+        self.lanes_lead = false;
 
         self.front.drain(..self.front_at);
         self.front_at = 0;
@@ -657,7 +809,7 @@ impl PendingSet for LadderQueue {
         self.len += self.front.len();
 
         for rung in &mut self.rungs {
-            rung.count = 0;
+            rung.forget_last();
             for index in rung.cursor..rung.buckets.len() {
                 let bucket = std::mem::take(&mut rung.buckets[index]);
                 self.scratch.clear();
@@ -669,14 +821,13 @@ impl PendingSet for LadderQueue {
                 if self.scratch.is_empty() {
                     rung.occupied[index / 64] &= !(1 << (index % 64));
                 }
-                rung.count += self.scratch.len();
+                self.len += self.scratch.len();
             }
-            self.len += rung.count;
         }
 
-        self.top.retain(|entry| keep(entry.slot()));
-        self.measure_top();
-        self.len += self.top.len();
+        self.top.entries.retain(|entry| keep(entry.slot()));
+        self.top.measure();
+        self.len += self.top.entries.len();
     }
 
     fn len(&self) -> usize {
