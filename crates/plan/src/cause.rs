@@ -65,9 +65,9 @@ pub enum Cause {
     Exposed(CommKind, Level),
     /// Waiting for another pipeline stage.
     Bubble,
-    /// Uneven expert load: more work than the mean, or waiting for the rank that has more.
+    /// Waiting for partners that are not there yet, as the rank with more expert load is.
     Imbalance,
-    /// A slower device, or waiting for one.
+    /// A slower device, or waiting for partners where there is one.
     Straggler,
     /// Writing checkpoints.
     Checkpoint,

@@ -305,14 +305,19 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
         };
         sum.dense += output / tp;
         if let Some(mtp) = &s.model.mtp {
-            let layer = layer_parameters(s, s.model.mtp_layer_kind());
             for _ in 0..mtp.modules {
-                sum = sum + layer;
-                sum.dense += 2 * s.model.hidden * s.model.hidden;
+                sum = sum + mtp_parameters(s);
             }
         }
     }
     sum
+}
+
+/// One prediction module: a layer and the projection in front of it.
+fn mtp_parameters(s: &Sizes<'_>) -> RankParameters {
+    let mut parameters = layer_parameters(s, s.model.mtp_layer_kind());
+    parameters.dense += 2 * s.model.hidden * s.model.hidden;
+    parameters
 }
 
 struct Compiler<'a> {
@@ -475,6 +480,8 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
             run.append(&head);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
+                let gathered = gather(ctx, &mut run, mtp_parameters(&s), vec![]);
+                run.exits.extend(gathered);
                 run.append(&layer::mtp_projection(
                     ctx,
                     &s,
@@ -518,6 +525,9 @@ impl<'a> Compiler<'a> {
                     Direction::Backward,
                     gradients,
                 ));
+                if reduces {
+                    bucket.parameters = bucket.parameters + mtp_parameters(&s);
+                }
             }
             run.append(&head);
             if reduces {
@@ -695,7 +705,7 @@ impl<'a> Compiler<'a> {
                 CommKind::Pipeline,
                 None,
                 Spec::Message(bytes),
-                message_sms(),
+                MESSAGE_SMS,
             );
         }
         for pass in order {
@@ -849,10 +859,9 @@ pub(crate) fn sharded_parameters(
     }
 }
 
-/// SMs of a point-to-point kernel: NCCL gives a pair of ranks few channels.
-const fn message_sms() -> u32 {
-    2
-}
+/// SMs of a point-to-point kernel: NCCL gives a pair of ranks two channels per NIC (NVIDIA/nccl
+/// src/graph/paths.cc, p2pnChannelsPerPeer; from memory, unverified).
+const MESSAGE_SMS: u32 = 2;
 
 /// From the second layer on, parameters are gathered one layer ahead and not earlier.
 fn self_limits(layer: usize) -> bool {

@@ -813,12 +813,13 @@ fn expert_product(
 ) -> Vec<Operation> {
     let precision = s.training.recipe.gemm();
     let output_bytes = if weight_gradient {
-        2 * s.stack.gradient_bytes
+        s.gradient_output_bytes()
     } else {
         2
     };
+    let mut ops = Vec::new();
     if s.stack.grouped_gemm {
-        return vec![Operation::GroupedGemm {
+        ops.push(Operation::GroupedGemm {
             groups: e.groups,
             m_total: e.tokens,
             n,
@@ -826,8 +827,32 @@ fn expert_product(
             precision,
             output_bytes,
             weight_gradient,
-        }];
+        });
+    } else {
+        ops.extend(one_by_one(
+            e,
+            n,
+            k,
+            weight_gradient,
+            precision,
+            output_bytes,
+        ));
     }
+    if weight_gradient {
+        ops.extend(s.accumulate(e.groups * n * k));
+    }
+    ops
+}
+
+/// A product for each expert.
+fn one_by_one(
+    e: &Experts,
+    n: u64,
+    k: u64,
+    weight_gradient: bool,
+    precision: Precision,
+    output_bytes: u64,
+) -> Vec<Operation> {
     let rows = (e.tokens / e.groups).max(1);
     let one = if weight_gradient {
         gemm(n, k, rows, precision, output_bytes)
@@ -1170,15 +1195,16 @@ pub(crate) fn head(
         }
         Direction::Backward => {
             b.label("logits backward");
-            let weight = gemm(
+            let mut weight = vec![gemm(
                 vocab,
                 h,
                 s.tokens,
                 Precision::Bf16,
-                2 * s.stack.gradient_bytes,
-            );
+                s.gradient_output_bytes(),
+            )];
+            weight.extend(s.accumulate(vocab * h));
             if gradients == Gradients::Weight {
-                b.op(weight);
+                b.extend(weight);
                 return b.finish();
             }
             let (read, write) = if s.stack.fused_cross_entropy {
@@ -1192,11 +1218,7 @@ pub(crate) fn head(
                 2,
             ));
             b.op(gemm(s.tokens, h, vocab, Precision::Bf16, 2));
-            let beside = if gradients.weight() {
-                vec![weight]
-            } else {
-                vec![]
-            };
+            let beside = if gradients.weight() { weight } else { vec![] };
             reduce_gradient(&mut b, s, beside);
             b.extend(norm_backward(s));
         }

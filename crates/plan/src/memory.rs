@@ -153,7 +153,11 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
     };
     let residuals = 2 * own * h * 2;
     // A byte mask of dropout for each residual in stacks of that time.
-    let masks = if s.stack.fused_norms { 0 } else { 2 * own * h };
+    let masks = if s.stack.attention == AttentionKernel::Unfused {
+        2 * own * h
+    } else {
+        0
+    };
     let attention = match s.model.attention {
         Attention::Grouped {
             heads,
@@ -399,4 +403,101 @@ fn plans_that_fit(plan: &Plan) -> Vec<String> {
         .map(|(text, _)| text)
         .take(3)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackflow_scenario::Catalogue;
+    use rackflow_workload::{Model, Parallelism, Routing, Schedule, Training};
+
+    fn training(tensor: u32, sequence_parallel: bool) -> Training {
+        let catalogue = Catalogue::builtin();
+        let stack = catalogue
+            .stack("megatron-lm-2022")
+            .expect("in the catalogue");
+        assert_eq!(stack.attention, AttentionKernel::Unfused);
+        Training {
+            model: catalogue
+                .model("gpt3-175b")
+                .expect("in the catalogue")
+                .clone(),
+            stack: stack.clone(),
+            recipe: Recipe::Fp16,
+            sequence_length: 2048,
+            global_batch: 64,
+            micro_batch: 2,
+            parallelism: Parallelism {
+                tensor,
+                sequence_parallel,
+                context: 1,
+                pipeline: 1,
+                virtual_pipeline: 1,
+                data: 1,
+                expert: 1,
+                expert_tensor: 1,
+                zero: Zero::Stage0,
+                zero_group: None,
+            },
+            schedule: Schedule::OneForwardOneBackward,
+            recompute: Recompute::None,
+            routing: Routing::Balanced,
+            layers_per_chunk: None,
+            assumed: Vec::new(),
+        }
+    }
+
+    fn layer(training: &Training) -> u64 {
+        let model: &Model = &training.model;
+        layer_activations(&Sizes::new(training), model.layer_kind(0))
+    }
+
+    /// Korthikanti et al. 2022, equations 1, 2 and 4, table 2: bytes of one layer in units of
+    /// s b h, with a s / h = 16 for GPT-3 at 2,048 tokens.
+    #[test]
+    fn a_layer_keeps_what_korthikanti_counts() {
+        let (s, b, h, a, t) = (2048, 2, 12288, 96, 8);
+        let unit = s * b * h;
+        assert_eq!(layer(&training(1, false)), unit * 34 + 5 * a * s * s * b);
+        assert_eq!(
+            layer(&training(8, false)),
+            unit * 10 + unit * 24 / t + 5 * a * s * s * b / t
+        );
+        assert_eq!(
+            layer(&training(8, true)),
+            (unit * 34 + 5 * a * s * s * b) / t
+        );
+        let selective = Training {
+            recompute: Recompute::Selective,
+            ..training(8, true)
+        };
+        assert_eq!(layer(&selective), unit * 34 / t);
+    }
+
+    /// 1F1B keeps as many micro-batches as there are stages left; GPipe keeps them all.
+    #[test]
+    fn a_schedule_keeps_what_it_has_in_flight() {
+        use crate::schedule::{Shape, order};
+        let shape = Shape {
+            stages: 4,
+            chunks: 1,
+            micro_batches: 16,
+            overlap_passes: false,
+        };
+        for stage in 0..4 {
+            let one = order(Schedule::OneForwardOneBackward, shape, stage);
+            assert_eq!(peak_in_flight(&one, &[100]), 100 * u64::from(4 - stage));
+            let all = order(Schedule::Gpipe, shape, stage);
+            assert_eq!(peak_in_flight(&all, &[100]), 1600);
+        }
+        let both = Shape { chunks: 2, ..shape };
+        for stage in 0..4 {
+            let order = order(Schedule::Dualpipe, both, stage);
+            assert_eq!(
+                peak_in_flight(&order, &[100, 100]),
+                500,
+                "one more than the stages"
+            );
+        }
+    }
 }

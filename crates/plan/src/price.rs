@@ -10,7 +10,8 @@ use crate::setup::Setup;
 use rackflow_network::{self as network, Demand, ExchangeStyle, Links};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
 
-/// Most of the memory bandwidth that communication can take.
+/// Most of the memory bandwidth that communication can take. A guard against demands whose wire
+/// time is next to nothing; NVLink at 900 GB/s both ways takes a quarter of 8 TB/s.
 const MOST_MEMORY_SHARE: f64 = 0.5;
 
 pub(crate) struct Prices {

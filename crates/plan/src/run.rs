@@ -394,9 +394,13 @@ impl<'c, 'a> Builder<'c, 'a> {
         if self.ops.is_empty() {
             return None;
         }
-        let id = self
-            .ctx
-            .segment(self.label, &self.ops, self.host, self.routed, self.recompute);
+        let id = self.ctx.segment(
+            self.label,
+            &self.ops,
+            self.host,
+            self.routed,
+            self.recompute,
+        );
         self.host = SimDuration::ZERO;
         self.ops.clear();
         let entry = self.run.last_compute().is_none();

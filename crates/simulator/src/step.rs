@@ -123,6 +123,8 @@ struct Running {
     /// Nominal time of the whole, and its time under the present communication.
     nominal: u64,
     stretched: u64,
+    /// When the device is through, if the host is in time.
+    natural: SimTime,
     /// The host issues the last kernel no earlier.
     issued: SimTime,
     event: EventId,
@@ -412,7 +414,8 @@ impl<'p> Step<'p> {
         let scale = scale_of(&self.entities[e], segment);
         let nominal = scaled(segment.time[0], scale).as_picos();
         let stretched = stretched(segment, scale, state, self.plan);
-        let end = end_of(now, nominal, nominal, stretched, issued);
+        let natural = natural_end(now, nominal, nominal, stretched);
+        let end = natural.max(issued);
         state.running = Some(Running {
             task,
             started: now,
@@ -420,6 +423,7 @@ impl<'p> Step<'p> {
             left: nominal,
             nominal,
             stretched,
+            natural,
             issued,
             event: self.queue.schedule(end, ENDS, Event::Computed(entity)),
         });
@@ -446,17 +450,9 @@ impl<'p> Step<'p> {
         running.updated = now;
         running.stretched = new;
         self.queue.cancel(running.event);
-        running.event = self.queue.schedule(
-            end_of(
-                now,
-                running.left,
-                running.nominal,
-                running.stretched,
-                running.issued,
-            ),
-            ENDS,
-            Event::Computed(entity),
-        );
+        running.natural = natural_end(now, running.left, running.nominal, running.stretched);
+        let end = running.natural.max(running.issued);
+        running.event = self.queue.schedule(end, ENDS, Event::Computed(entity));
         state.running = Some(running);
     }
 
@@ -832,13 +828,14 @@ fn stretched(segment: &Segment, scale: (u64, u64), state: &State, plan: &Plan) -
     scaled(time, scale).as_picos().max(1)
 }
 
-fn end_of(now: SimTime, left: u64, nominal: u64, stretched: u64, issued: SimTime) -> SimTime {
+/// When a computation is through if nothing changes and the host is in time.
+fn natural_end(now: SimTime, left: u64, nominal: u64, stretched: u64) -> SimTime {
     let rest = if stretched == nominal {
         left
     } else {
         (u128::from(left) * u128::from(stretched)).div_ceil(u128::from(nominal.max(1))) as u64
     };
-    (now + SimDuration::from_picos(rest)).max(issued)
+    now + SimDuration::from_picos(rest)
 }
 
 /// Books what a computation took beyond its own time `own`.
@@ -850,12 +847,8 @@ fn book_beyond(accounts: &mut Accounts, own: SimDuration, running: Running, now:
     let nominal = SimDuration::from_picos(running.nominal);
     accounts.book(Cause::Straggler, nominal.saturating_sub(own));
     let beyond = wall.saturating_sub(nominal);
-    // The host was late with the last kernels if the end is exactly when it issued them.
-    let late = if now == running.issued {
-        beyond
-    } else {
-        SimDuration::ZERO
-    };
+    // What the host was late with the last kernels; the rest is communication beside them.
+    let late = now.saturating_since(running.natural).min(beyond);
     accounts.book(Cause::Launch, late);
     accounts.book(Cause::Contention, beyond - late);
 }

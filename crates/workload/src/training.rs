@@ -125,7 +125,8 @@ pub enum Schedule {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// Attention's scores and softmax (free where attention is fused).
+    /// Attention's scores and softmax. Fused attention keeps none, so that this frees nothing
+    /// there, but a stack that is asked for it still computes the attention again.
     CoreAttention,
     /// Outputs of the norms.
     Norms,
