@@ -107,7 +107,7 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Root of all random streams, in place of the scenario's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Simulate equal ranks once (folded) or every rank (full); the report is the same
     #[arg(long, value_enum)]

@@ -1,7 +1,9 @@
 //! Why a command failed, and the exit status that follows.
 
+use crate::files;
 use std::fmt;
 use std::io;
+use std::panic::{self, PanicHookInfo, UnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -39,5 +41,46 @@ impl Failure {
             Self::Run(_) => ExitCode::from(1),
             Self::Input(_) => ExitCode::from(2),
         }
+    }
+}
+
+/// Runs `work`. A panic is a defect of ours: it is told in the words of any other failure, with
+/// status 1, so that a script never meets a status that is not documented.
+pub fn guarded(work: impl FnOnce() -> Result<(), Failure> + UnwindSafe) -> Result<(), Failure> {
+    let backtrace = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
+    let standard = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if backtrace {
+            standard(panic);
+        }
+        files::tell(&defect(panic));
+    }));
+    panic::catch_unwind(work).unwrap_or_else(|_| Err(Failure::Run(String::new())))
+}
+
+fn defect(panic: &PanicHookInfo<'_>) -> String {
+    let what = panic.payload_as_str().unwrap_or("no reason given");
+    let place = panic.location().map_or_else(String::new, |place| {
+        format!(
+            "\n  --> {}:{}:{}",
+            place.file(),
+            place.line(),
+            place.column()
+        )
+    });
+    format!(
+        "error: the run failed, which is a defect of Rackflow: {what}{place}\n  \
+         hint: please report it with the scenario"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_failed_run() {
+        let outcome = guarded(|| panic!("on purpose"));
+        assert!(matches!(outcome, Err(Failure::Run(_))), "{outcome:?}");
     }
 }

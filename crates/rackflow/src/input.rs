@@ -1,7 +1,7 @@
 //! From what the user named to a setup.
 
 use crate::failure::Failure;
-use rackflow_plan::Setup;
+use rackflow_plan::{Fidelity, Setup};
 use rackflow_report::Published;
 use std::fs::File;
 use std::io::{self, Read};
@@ -45,13 +45,13 @@ pub fn read(name: &str) -> Result<Input, Failure> {
             let text = text_of(file, path)?;
             let folder = path.parent().unwrap_or(Path::new("")).to_owned();
             Ok(Input {
-                source: name.to_owned(),
+                source: printable(name),
                 text,
                 folder,
             })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => shipped(name),
-        Err(error) => Err(Failure::file("read", path, &error)),
+        Err(error) => Err(unreadable(path, &error)),
     }
 }
 
@@ -60,17 +60,37 @@ fn text_of(reader: impl Read, path: &Path) -> Result<String, Failure> {
     reader
         .take(LARGEST + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| Failure::file("read", path, &error))?;
-    let shown = path.display();
+        .map_err(|error| unreadable(path, &error))?;
+    let shown = printable(&path.display().to_string());
     if bytes.len() as u64 > LARGEST {
         return Err(Failure::input(format_args!(
             "{shown} is larger than 16 MiB, which no scenario is"
         )));
     }
     String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Failure::input(format_args!("{shown} is not text: byte {at} is not UTF-8"))
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let start = good.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let column = String::from_utf8_lossy(&good[start..]).chars().count() + 1;
+        let byte = error.as_bytes().get(good.len()).copied().unwrap_or_default();
+        Failure::Input(format!(
+            "error: this is not text: the byte 0x{byte:02x} is not UTF-8\n  --> {shown}:{line}:{column}\n  \
+             hint: save the scenario as UTF-8"
+        ))
     })
+}
+
+/// A scenario that cannot be read is a wrong input, as one that is not there.
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let shown = printable(&path.display().to_string());
+    Failure::Input(format!("error: {shown} cannot be read: {error}"))
+}
+
+/// Names come from the shell: what they hold of control characters never reaches a terminal.
+fn printable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// The shipped scenario of this name.
@@ -78,7 +98,7 @@ fn shipped(name: &str) -> Result<Input, Failure> {
     let scenarios = rackflow_scenario::shipped();
     if let Some((_, text)) = scenarios.iter().find(|(shipped, _)| *shipped == name) {
         return Ok(Input {
-            source: name.to_owned(),
+            source: printable(name),
             text: (*text).to_owned(),
             folder: PathBuf::from("."),
         });
@@ -88,7 +108,10 @@ fn shipped(name: &str) -> Result<Input, Failure> {
         .and_then(|stem| stem.to_str())
         .unwrap_or(name);
     let names = scenarios.iter().map(|(name, _)| *name);
-    let mut text = format!("error: there is no file and no shipped scenario {name}");
+    let mut text = format!(
+        "error: there is no file and no shipped scenario `{}`",
+        printable(name)
+    );
     match nearest(stem, names) {
         Some(near) => text.push_str(&format!("\n  hint: did you mean {near}?")),
         None => text.push_str("\n  hint: `rackflow list scenarios` names those that ship"),
@@ -105,8 +128,13 @@ pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<
         .map(|(_, name)| name)
 }
 
-/// Says what the scenario means, or everything that is wrong with it.
-pub fn resolve(input: &Input) -> Result<Resolved, Failure> {
+/// Says what the scenario means, or everything that is wrong with it. `seed` and `fidelity` replace
+/// the scenario's own.
+pub fn resolve(
+    input: &Input,
+    seed: Option<u64>,
+    fidelity: Option<Fidelity>,
+) -> Result<Resolved, Failure> {
     let refuse = |found: Vec<rackflow_scenario::Diagnostic>| {
         Failure::Input(
             found
@@ -124,6 +152,7 @@ pub fn resolve(input: &Input) -> Result<Resolved, Failure> {
         mfu: published.mfu,
     });
     let setup = scenario
+        .simulated_with(seed, fidelity)
         .resolve(&|path| read_beside(&input.folder, path))
         .map_err(refuse)?;
     Ok(Resolved {

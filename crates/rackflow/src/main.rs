@@ -18,12 +18,13 @@ mod validate;
 use args::{Cli, Command, Document, Validate};
 use clap::{CommandFactory, Parser};
 use failure::Failure;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let colored = terminal::colored_messages(cli.color);
-    match execute(&cli) {
+    match failure::guarded(AssertUnwindSafe(|| execute(&cli))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             match &failure {

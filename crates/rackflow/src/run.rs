@@ -14,16 +14,11 @@ use std::time::Instant;
 
 /// Simulates one scenario and writes what it means.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
-    let mut resolved = input::resolve(&input::read(&args.scenario)?)?;
-    if let Some(seed) = args.seed {
-        resolved.setup.seed = seed;
-    }
-    if let Some(fidelity) = args.fidelity {
-        resolved.setup.fidelity = match fidelity {
-            Fidelity::Folded => rackflow_plan::Fidelity::Folded,
-            Fidelity::Full => rackflow_plan::Fidelity::Full,
-        };
-    }
+    let fidelity = args.fidelity.map(|fidelity| match fidelity {
+        Fidelity::Folded => rackflow_plan::Fidelity::Folded,
+        Fidelity::Full => rackflow_plan::Fidelity::Full,
+    });
+    let resolved = input::resolve(&input::read(&args.scenario)?, args.seed, fidelity)?;
     let plan = plan(&resolved)?;
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {
@@ -39,7 +34,8 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
 pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
     let mut wrong = 0;
     for scenario in scenarios {
-        let outcome = input::read(scenario).and_then(|text| plan(&input::resolve(&text)?));
+        let outcome =
+            input::read(scenario).and_then(|text| plan(&input::resolve(&text, None, None)?));
         match outcome {
             Ok(plan) => files::print(&format!("{scenario}: ok, {}\n", in_short(&plan)))?,
             Err(Failure::Input(text)) => {

@@ -360,7 +360,11 @@ fn what_is_no_scenario_is_refused() {
     let binary = folder.join("binary.yaml");
     fs::write(&binary, [0xff, 0xfe, 0x00, 0x80]).expect("a file");
     let message = refused(&["check", binary.to_str().expect("a path of text")], 2);
-    assert!(message.contains("byte 0 is not UTF-8"), "{message}");
+    assert!(message.contains("binary.yaml:1:1"), "{message}");
+    fs::write(&binary, b"# caf\xc3\xa9\nname: caf\xe9\n").expect("a file");
+    let message = refused(&["check", binary.to_str().expect("a path of text")], 2);
+    assert!(message.contains("byte 0xe9 is not UTF-8"), "{message}");
+    assert!(message.contains("binary.yaml:2:10"), "{message}");
     let empty = folder.join("empty.yaml");
     fs::write(&empty, "").expect("a file");
     refused(&["run", empty.to_str().expect("a path of text")], 2);
@@ -369,7 +373,23 @@ fn what_is_no_scenario_is_refused() {
         message.contains("did you mean deepseek-v3-2048-h800?"),
         "{message}"
     );
-    refused(&["run", folder.to_str().expect("a path of text")], 1);
+    let folder = folder.to_str().expect("a path of text");
+    let message = refused(&["run", folder], 2);
+    assert!(message.contains("cannot be read"), "{message}");
+    let message = refused(&["check", folder, "no\u{1b}[31msuch"], 2);
+    assert!(message.contains("2 of 2 scenarios"), "{message}");
+    assert!(!message.contains('\u{1b}'), "{message}");
+}
+
+#[test]
+fn full_fidelity_is_refused_where_it_would_take_hours() {
+    let scenario = "llama3-405b-16384-h100";
+    let text = fine(&["show", scenario]).replace("global_batch: 2048", "global_batch: 20480");
+    let file = scratch("too-full").join("full.yaml");
+    fs::write(&file, text).expect("a file");
+    let file = file.to_str().expect("a path of text");
+    let message = refused(&["run", file, "--fidelity", "full"], 2);
+    assert!(message.contains("use fidelity: folded"), "{message}");
 }
 
 #[test]

@@ -35,39 +35,53 @@ fn count(findings: &mut Findings<'_>, path: &str, value: u64, limit: u64) -> boo
     (1..=limit).contains(&value)
 }
 
-/// A number that must lie in a range, the lower end left out.
-fn above(
+/// A quantity that must lie in a range. `low` and `high` are its ends, `value` is what it is and
+/// each is shown as `T` prints it.
+fn within<T: PartialOrd + Default + Display>(
     findings: &mut Findings<'_>,
     path: &str,
-    value: f64,
-    low: f64,
-    high: f64,
-    shown: impl Display,
+    value: T,
+    low: T,
+    high: T,
 ) -> bool {
-    let right = value > low && value <= high;
+    let right = value >= low && value <= high;
     if !right {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let wanted = if value > high {
-            "absurdly large"
+        let (wrong, label) = if value > high {
+            ("absurdly large", format!("at most {high}"))
+        } else if value > T::default() {
+            ("absurdly small", format!("at least {low}"))
         } else {
-            "not more than 0"
+            ("not more than 0", String::new())
         };
-        let found = findings.at(path, format!("`{name}` is {shown}, which is {wanted}"));
-        findings.report(found);
+        let found = findings.at(path, format!("`{name}` is {value}, which is {wrong}"));
+        findings.report(found.label(label));
     }
     right
 }
 
+/// Below this, what hardware reaches of its peak is a slip of the pen, and steps take years.
+const LEAST_FRACTION: f64 = 0.001;
+
 /// A fraction above 0 and at most 1.
 fn fraction(findings: &mut Findings<'_>, path: &str, value: f64) -> bool {
-    let right = value > 0.0 && value <= 1.0;
+    let right = (LEAST_FRACTION..=1.0).contains(&value);
     if !right {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let mut found = findings.at(
-            path,
-            format!("`{name}` is {value}; it must be above 0 and at most 1"),
-        );
-        if value > 1.0 && value <= 100.0 {
+        let mut found = if value > 0.0 && value < LEAST_FRACTION {
+            findings
+                .at(
+                    path,
+                    format!("`{name}` is {value:e}, which is absurdly small"),
+                )
+                .label(format!("at least {LEAST_FRACTION}"))
+        } else {
+            findings.at(
+                path,
+                format!("`{name}` is {value}; it must be above 0 and at most 1"),
+            )
+        };
+        if (2.0..=100.0).contains(&value) {
             found = found.hint(format!("{value} % is written {}", value / 100.0));
         }
         findings.report(found);

@@ -193,9 +193,14 @@ fn window(line: &str, column: usize) -> (String, usize) {
     }
     let first = column.saturating_sub(LONGEST_LINE / 2);
     let shown: String = clean.skip(first).take(LONGEST_LINE).collect();
-    if first == 0 {
-        (format!("{shown}..."), column)
+    let more = if first + LONGEST_LINE < length {
+        "..."
     } else {
-        (format!("...{shown}..."), column - first + 3)
+        ""
+    };
+    if first == 0 {
+        (format!("{shown}{more}"), column)
+    } else {
+        (format!("...{shown}{more}"), column - first + 3)
     }
 }

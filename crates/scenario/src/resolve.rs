@@ -67,6 +67,19 @@ impl Scenario {
         if stem.is_empty() { "scenario" } else { stem }
     }
 
+    /// With this seed and fidelity in place of its own, as a command line may ask.
+    #[must_use]
+    pub fn simulated_with(mut self, seed: Option<u64>, fidelity: Option<Fidelity>) -> Self {
+        let simulation = &mut self.document.simulation;
+        simulation.seed = seed.unwrap_or(simulation.seed);
+        simulation.fidelity = match fidelity {
+            None => simulation.fidelity,
+            Some(Fidelity::Folded) => FidelityText::Folded,
+            Some(Fidelity::Full) => FidelityText::Full,
+        };
+        self
+    }
+
     /// Looks every name up, fills defaults in and checks the numbers. `files` reads a Hugging Face
     /// `config.json` that the scenario names, relative to the scenario.
     ///

@@ -1,6 +1,6 @@
 //! Accelerator, node, fabric and cluster.
 
-use super::{above, count, fraction};
+use super::{count, fraction, within};
 use crate::catalogue::{Catalogue, Section};
 use crate::resolve::Findings;
 use crate::suggest;
@@ -8,13 +8,19 @@ use rackflow_plan::Setup;
 use rackflow_topology::{
     Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError,
 };
-use rackflow_units::{Bandwidth, Precision, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration};
 use rackflow_workload::Recipe;
 
 /// More accelerators than anyone has plans for.
 pub(super) const MOST_GPUS: u64 = 10_000_000;
 /// A petabyte per second.
-const FASTEST_LINK: f64 = 1e15;
+const FASTEST_LINK: Bandwidth = Bandwidth::from_gigabytes_per_sec(1_000_000);
+/// Slower than any link or memory since the 1980s.
+const SLOWEST_LINK: Bandwidth = Bandwidth::from_bytes_per_sec(1_000_000);
+const LEAST_POWER: Power = Power::from_watts(1.0);
+const LARGEST_MEMORY: Bytes = Bytes::new(10_000_000_000_000_000);
+const FASTEST_COMPUTE: FlopRate = FlopRate::from_flops_per_sec(1e21);
+const SLOWEST_COMPUTE: FlopRate = FlopRate::from_flops_per_sec(1e9);
 const MOST_PORTS: u64 = 65_536;
 
 /// Checks the hardware, and what the work asks of one accelerator.
@@ -74,20 +80,19 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
             scale_up.expert_efficiency.unwrap_or(scale_up.efficiency),
         ),
         fraction(findings, &at("nic.efficiency"), nic.efficiency),
-        above(
+        within(
             findings,
             &at("rack.power"),
-            node.rack.power.watts(),
-            0.0,
-            1e9,
             node.rack.power,
+            LEAST_POWER,
+            Power::from_watts(1e9),
         ),
     ];
     !checks.contains(&false)
 }
 
 fn rate(findings: &mut Findings<'_>, path: &str, rate: Bandwidth) -> bool {
-    above(findings, path, rate.as_f64(), 0.0, FASTEST_LINK, rate)
+    within(findings, path, rate, SLOWEST_LINK, FASTEST_LINK)
 }
 
 /// Anything beyond a second is not the latency of a link.
@@ -115,27 +120,42 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
             a.exponentials_per_sm_clock.into(),
             1_000_000,
         ),
-        above(findings, &at("clock"), a.clock.hertz(), 0.0, 1e12, a.clock),
-        above(
+        within(
+            findings,
+            &at("clock"),
+            a.clock,
+            Frequency::from_hertz(1e6),
+            Frequency::from_hertz(1e12),
+        ),
+        within(
             findings,
             &at("vector"),
-            a.vector.flops_per_sec(),
-            0.0,
-            1e21,
             a.vector,
+            SLOWEST_COMPUTE,
+            FASTEST_COMPUTE,
         ),
-        above(
+        within(
             findings,
             &at("memory"),
-            a.memory.as_f64(),
-            0.0,
-            1e16,
             a.memory,
+            Bytes::new(1),
+            LARGEST_MEMORY,
         ),
         rate(findings, &at("memory_bandwidth"), a.memory_bandwidth),
         rate(findings, &at("host_bandwidth"), a.host_bandwidth),
-        above(findings, &at("l2"), a.l2.as_f64(), 0.0, 1e16, a.l2),
-        above(findings, &at("power"), a.power.watts(), 0.0, 1e6, a.power),
+        within(findings, &at("l2"), a.l2, Bytes::new(1), LARGEST_MEMORY),
+        within(
+            findings,
+            &at("power"),
+            a.power,
+            LEAST_POWER,
+            Power::from_watts(1e6),
+        ),
+        fraction(
+            findings,
+            &at("measured.continuous_clock"),
+            a.measured.continuous_clock,
+        ),
         fraction(findings, &at("measured.memory"), a.measured.memory),
         latency(
             findings,
@@ -144,13 +164,12 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
         ),
     ];
     for (format, peak) in formats(&a.peak) {
-        checks.push(above(
+        checks.push(within(
             findings,
             &at(&format!("peak.{format}")),
-            peak.flops_per_sec(),
-            0.0,
-            1e21,
             peak,
+            SLOWEST_COMPUTE,
+            FASTEST_COMPUTE,
         ));
     }
     for (format, share) in formats(&a.measured.gemm) {
@@ -193,10 +212,10 @@ fn formats<T: Copy>(values: &ByPrecision<T>) -> Vec<(Precision, T)> {
 /// What keeps the arithmetic of the tree within its types; the rest the topology says itself.
 fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
     let at = |field: &str| format!("cluster.fabric.{}.{field}", kind(fabric));
-    let (radix, spine_radix, link, hop) = match fabric {
-        Fabric::FatTree(f) => (f.radix, f.spine_radix, f.link, f.hop),
-        Fabric::RailOptimized(f) => (f.radix, None, f.link, f.hop),
-        Fabric::MultiPlaneFatTree(f) => (f.radix, None, f.link, f.hop),
+    let (radix, spine_radix, link, hop, balance) = match fabric {
+        Fabric::FatTree(f) => (f.radix, f.spine_radix, f.link, f.hop, f.load_balance),
+        Fabric::RailOptimized(f) => (f.radix, None, f.link, f.hop, f.load_balance),
+        Fabric::MultiPlaneFatTree(f) => (f.radix, None, f.link, f.hop, f.load_balance),
     };
     let checks = [
         count(findings, &at("radix"), radix.into(), MOST_PORTS),
@@ -208,6 +227,7 @@ fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
         ),
         link.is_none_or(|link| rate(findings, &at("link"), link)),
         latency(findings, &at("hop"), hop),
+        fraction(findings, &at("load_balance"), balance),
     ];
     !checks.contains(&false)
 }

@@ -1,11 +1,12 @@
 //! Model, batch, parallelism, schedule, software.
 
-use super::{above, count};
+use super::{count, within};
 use crate::catalogue::{Catalogue, Section};
 use crate::document::TrainingText;
 use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
-use rackflow_plan::Setup;
+use rackflow_plan::{Fidelity, Setup};
+use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{Attention, ModelError, Parallelism, Routing, Schedule, Training, Zero};
 
 const TRAINING: &str = "workload.training";
@@ -14,6 +15,10 @@ const PARALLELISM: &str = "workload.training.parallelism";
 /// Forward and backward passes of layers on one rank and step; beyond this a step would take
 /// longer to simulate than to train.
 const MOST_PASSES: u64 = 4_000_000;
+/// A day, in microseconds: no step takes so long.
+const LONGEST_STEP: u64 = 86_400_000_000;
+/// The same over all ranks that are simulated: some minutes of simulation and a few gigabytes.
+const MOST_PASSES_OF_ALL: u64 = 16_000_000;
 
 fn at(field: &str) -> String {
     format!("{PARALLELISM}.{field}")
@@ -54,7 +59,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
     if batch(findings, t) {
         schedule(findings, t);
         if model_right {
-            passes(findings, t);
+            passes(findings, setup);
         }
     }
 }
@@ -144,6 +149,11 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         ("optimizer_bytes", stack.optimizer_bytes),
         ("parameter_gather_bytes", stack.parameter_gather_bytes),
     ] {
+        // Plain SGD keeps no state, but a gradient or a weight of no bytes is none.
+        if bytes == 0 && field != "optimizer_bytes" {
+            let found = findings.at(&at(field), format!("`{field}` is 0; it must be at least 1"));
+            findings.report(found);
+        }
         if bytes > 64 {
             let found = findings.at(
                 &at(field),
@@ -152,23 +162,37 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
             findings.report(found);
         }
     }
-    let slowest = above(
+    within(
         findings,
         &at("bucket"),
-        stack.bucket.as_f64(),
-        0.0,
-        1e15,
         stack.bucket,
+        Bytes::new(1),
+        Bytes::new(1_000_000_000_000_000),
     );
-    if slowest && stack.launch.as_secs_f64() > 1.0 {
+    let launches = [
+        ("launch", Some(stack.launch)),
+        ("linear_launch", stack.linear_launch),
+        ("quantized_linear_launch", stack.quantized_linear_launch),
+    ];
+    for (field, launch) in launches {
+        let Some(launch) = launch.filter(|launch| launch.as_secs_f64() > 1.0) else {
+            continue;
+        };
         let found = findings.at(
-            &at("launch"),
+            &at(field),
+            format!("`{field}` is {launch}: no kernel takes so long to launch"),
+        );
+        findings.report(found.label("at most 1 s"));
+    }
+    if stack.step_overhead.as_secs_f64() > 3600.0 {
+        let found = findings.at(
+            &at("step_overhead"),
             format!(
-                "`launch` is {}: no kernel takes so long to launch",
-                stack.launch
+                "`step_overhead` is {}, which is absurdly large",
+                stack.step_overhead
             ),
         );
-        findings.report(found);
+        findings.report(found.label("at most 1 h"));
     }
     if stack.reserved_memory > accelerator.memory {
         let found = findings.at(
@@ -231,21 +255,24 @@ fn routing(findings: &mut Findings<'_>, t: &Training) {
 }
 
 fn published(findings: &mut Findings<'_>) {
-    let Some((mfu, tflops)) = findings.published().map(|p| (p.mfu, p.tflops_per_gpu)) else {
+    let Some((time, mfu, tflops)) = findings
+        .published()
+        .map(|p| (p.step_time, p.mfu, p.tflops_per_gpu))
+    else {
         return;
     };
+    if let Some(time) = time {
+        let (least, most) = (
+            SimDuration::from_micros(1),
+            SimDuration::from_micros(LONGEST_STEP),
+        );
+        within(findings, "published.step_time", time, least, most);
+    }
     if let Some(mfu) = mfu {
         super::fraction(findings, "published.mfu", mfu);
     }
     if let Some(tflops) = tflops {
-        above(
-            findings,
-            "published.tflops_per_gpu",
-            tflops,
-            0.0,
-            1e6,
-            tflops,
-        );
+        within(findings, "published.tflops_per_gpu", tflops, 0.001, 1e6);
     }
 }
 
@@ -315,6 +342,25 @@ fn context(findings: &mut Findings<'_>, t: &Training) {
             .hint(format!(
                 "use {} ranks, or a sequence_length of {}",
                 either(&divisors_near(t.sequence_length, context)),
+                either(&lengths)
+            ));
+        return findings.report(found);
+    }
+    let tensor = u64::from(t.parallelism.tensor);
+    let tokens = t.sequence_length / context;
+    if t.parallelism.sequence_parallel && !tokens.is_multiple_of(tensor) {
+        let of_context = match context {
+            1 => String::new(),
+            ranks => format!(" of one of {ranks} context-parallel ranks"),
+        };
+        let lengths = multiples_near(tensor.saturating_mul(context), t.sequence_length);
+        let found = findings
+            .at(
+                &at("tensor"),
+                format!("tensor parallelism {tensor} shards the sequence too, and does not divide the {tokens} tokens{of_context}"),
+            )
+            .hint(format!(
+                "use a sequence_length of {}, or sequence_parallel: false",
                 either(&lengths)
             ));
         findings.report(found);
@@ -753,18 +799,70 @@ fn schedule(findings: &mut Findings<'_>, t: &Training) {
     }
 }
 
-/// A step that can be simulated.
-fn passes(findings: &mut Findings<'_>, t: &Training) {
+/// A step that can be simulated: not too much for one rank, and not for all of them together.
+fn passes(findings: &mut Findings<'_>, setup: &Setup) {
+    let t = &setup.training;
     let layers = t.model.layers.div_ceil(u64::from(t.parallelism.pipeline));
     let passes = t.micro_batches().saturating_mul(2).saturating_mul(layers);
+    let smaller = "use a smaller global_batch, a larger micro_batch, or more data-parallel ranks";
+    let batch = format!("{TRAINING}.global_batch");
     if passes > MOST_PASSES {
         let found = findings
             .at(
-                &format!("{TRAINING}.global_batch"),
+                &batch,
                 format!("{} micro-batches through {layers} layers are {passes} passes for one rank to simulate", t.micro_batches()),
             )
             .label(format!("at most {MOST_PASSES}"))
-            .hint("use a smaller global_batch, a larger micro_batch, or more data-parallel ranks");
-        findings.report(found);
+            .hint(smaller);
+        return findings.report(found);
     }
+    let (path, ranks, why, hint) = simulated(setup);
+    let rounds = u64::from(t.parallelism.context);
+    let all = passes.saturating_mul(ranks).saturating_mul(rounds);
+    if all <= MOST_PASSES_OF_ALL {
+        return;
+    }
+    let exchanged = match rounds {
+        1 => String::new(),
+        rounds => format!(" x {rounds} parts of the context"),
+    };
+    let found = findings
+        .at(
+            &path,
+            format!("{passes} passes of layers x {ranks} ranks{exchanged} are {all} to simulate"),
+        )
+        .label(format!("{why}; at most {MOST_PASSES_OF_ALL}"))
+        .hint(hint.unwrap_or(smaller));
+    findings.report(found);
+}
+
+/// Ranks that will be simulated, at most and in round numbers: where this is decided, how many, why,
+/// and a better way than a smaller step.
+fn simulated(setup: &Setup) -> (String, u64, &'static str, Option<&'static str>) {
+    let gpus = u64::from(setup.cluster.gpus);
+    if setup.fidelity == Fidelity::Full {
+        return (
+            "simulation.fidelity".to_owned(),
+            gpus,
+            "every rank is simulated",
+            Some("use fidelity: folded, whose report is the same"),
+        );
+    }
+    let p = &setup.training.parallelism;
+    let replica = [p.pipeline, p.tensor, p.context]
+        .map(u64::from)
+        .iter()
+        .product::<u64>();
+    let slow = setup.stragglers.len() as u64;
+    let ranks = replica.saturating_mul(slow).min(gpus);
+    if ranks > p.pipeline.into() {
+        return (
+            "simulation.stragglers".to_owned(),
+            ranks,
+            "each straggler sets its replica apart",
+            Some("name fewer stragglers"),
+        );
+    }
+    let batch = format!("{TRAINING}.global_batch");
+    (batch, p.pipeline.into(), "each stage is simulated", None)
 }
