@@ -348,7 +348,8 @@ fn context(findings: &mut Findings<'_>, t: &Training) {
     }
     let tensor = u64::from(t.parallelism.tensor);
     let tokens = t.sequence_length / context;
-    if t.parallelism.sequence_parallel && !tokens.is_multiple_of(tensor) {
+    let heads_divide = cut_by_tensor(t).0.is_multiple_of(tensor);
+    if t.parallelism.sequence_parallel && heads_divide && !tokens.is_multiple_of(tensor) {
         let of_context = match context {
             1 => String::new(),
             ranks => format!(" of one of {ranks} context-parallel ranks"),
