@@ -353,6 +353,27 @@ fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, steps: Vec<Vec<Operati
     }
 }
 
+/// Issues a collective of the tensor group.
+fn tensor_collective(b: &mut Builder<'_, '_>, label: &'static str, spec: Spec, sms: u32) -> u32 {
+    b.collective(
+        label,
+        CommKind::Tensor,
+        GroupSlot::Tensor,
+        Stream::Tensor,
+        spec,
+        sms,
+    )
+}
+
+/// How the tensor group sums: over sharded sequences, or with a copy on every rank.
+fn sum_op(s: &Sizes<'_>) -> CollectiveOp {
+    if s.plan.sequence_parallel {
+        CollectiveOp::ReduceScatter
+    } else {
+        CollectiveOp::AllReduce
+    }
+}
+
 /// How many pieces a tensor-parallel collective is cut into where it overlaps with its GEMM.
 fn tensor_pieces(s: &Sizes<'_>) -> u64 {
     if s.stack.overlap.tensor && s.plan.tensor > 1 {
@@ -380,16 +401,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
     };
     let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.residual(), pieces));
     let gathers: Vec<u32> = (0..pieces)
-        .map(|_| {
-            b.collective(
-                "TP all-gather",
-                CommKind::Tensor,
-                GroupSlot::Tensor,
-                Stream::Tensor,
-                spec,
-                sms,
-            )
-        })
+        .map(|_| tensor_collective(b, "TP all-gather", spec, sms))
         .collect();
     for gather in gathers {
         b.wait(gather);
@@ -412,11 +424,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
         b.op(s.linear(s.tokens, n, k));
         return;
     }
-    let op = if s.plan.sequence_parallel {
-        CollectiveOp::ReduceScatter
-    } else {
-        CollectiveOp::AllReduce
-    };
+    let op = sum_op(s);
     let pieces = if s.plan.sequence_parallel {
         tensor_pieces(s)
     } else {
@@ -431,14 +439,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     for _ in 0..pieces {
         b.op(s.linear(s.tokens / pieces, n, k));
         let spec = Spec::Collective(op, piece(s.residual(), pieces));
-        last = b.collective(
-            "TP reduce",
-            CommKind::Tensor,
-            GroupSlot::Tensor,
-            Stream::Tensor,
-            spec,
-            sms,
-        );
+        last = tensor_collective(b, "TP reduce", spec, sms);
     }
     b.wait(last);
 }
@@ -448,14 +449,7 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
     if s.plan.tensor > 1 && s.plan.sequence_parallel {
         let spec = Spec::Collective(CollectiveOp::AllGather, s.residual());
         let sms = s.stack.communication_sms;
-        let gather = b.collective(
-            "TP all-gather",
-            CommKind::Tensor,
-            GroupSlot::Tensor,
-            Stream::Tensor,
-            spec,
-            sms,
-        );
+        let gather = tensor_collective(b, "TP all-gather", spec, sms);
         b.wait(gather);
     }
 }
@@ -466,21 +460,10 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
         b.extend(beside);
         return;
     }
-    let op = if s.plan.sequence_parallel {
-        CollectiveOp::ReduceScatter
-    } else {
-        CollectiveOp::AllReduce
-    };
+    let op = sum_op(s);
     let sms = s.stack.communication_sms;
     let spec = Spec::Collective(op, s.residual());
-    let reduce = b.collective(
-        "TP reduce",
-        CommKind::Tensor,
-        GroupSlot::Tensor,
-        Stream::Tensor,
-        spec,
-        sms,
-    );
+    let reduce = tensor_collective(b, "TP reduce", spec, sms);
     b.extend(beside);
     b.wait(reduce);
 }
@@ -1121,21 +1104,10 @@ pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Directi
         Direction::Forward => {
             b.op(stream(x, x, 3));
             if s.plan.tensor > 1 {
-                let op = if s.plan.sequence_parallel {
-                    CollectiveOp::ReduceScatter
-                } else {
-                    CollectiveOp::AllReduce
-                };
+                let op = sum_op(s);
                 let spec = Spec::Collective(op, s.residual());
                 let sms = s.stack.communication_sms;
-                let node = b.collective(
-                    "TP reduce",
-                    CommKind::Tensor,
-                    GroupSlot::Tensor,
-                    Stream::Tensor,
-                    spec,
-                    sms,
-                );
+                let node = tensor_collective(&mut b, "TP reduce", spec, sms);
                 b.wait(node);
             }
         }
@@ -1182,14 +1154,7 @@ pub(crate) fn head(
                 // Maximum, sum and target logit of every token.
                 let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(s.tokens * 12));
                 let sms = s.stack.communication_sms;
-                let node = b.collective(
-                    "loss reduce",
-                    CommKind::Tensor,
-                    GroupSlot::Tensor,
-                    Stream::Tensor,
-                    spec,
-                    sms,
-                );
+                let node = tensor_collective(&mut b, "loss reduce", spec, sms);
                 b.wait(node);
             }
         }
