@@ -121,11 +121,14 @@ pub(crate) fn fold(plan: &Plan) -> Folding {
     )
 }
 
+/// Rounds of refinement after which a placement counts as irregular. Regular ones settle in a few.
+const MOST_ROUNDS: u32 = 64;
+
 fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: usize) -> Vec<u32> {
     let placement = &plan.placement;
     let ranks = placement.ranks();
     let stages = plan.setup.training.parallelism.pipeline;
-    loop {
+    for _ in 0..MOST_ROUNDS {
         let mut group_colours: Vec<Vec<u32>> = Vec::with_capacity(plan.slots.len());
         let mut members = Vec::new();
         for slot in &plan.slots {
@@ -165,6 +168,8 @@ fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: 
         }
         count = refined_count;
     }
+    // So irregular a placement leaves next to nothing to fold; every rank apart is always exact.
+    (0..ranks).collect()
 }
 
 fn quotient(
