@@ -8,7 +8,7 @@ use crate::messages;
 use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::{Plan, PlanError};
-use rackflow_report::{Options, Report, Style, render_text, summarize, waterfall_svg};
+use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
 use std::path::Path;
 use std::time::Instant;
 
@@ -125,7 +125,7 @@ fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
     for (name, text) in [
         ("report.txt", render_text(report, &Style::default())),
         ("report.json", report.to_json()),
-        ("waterfall.svg", waterfall_svg(report)),
+        ("waterfall.svg", plot::waterfall(report).svg()),
     ] {
         let path = folder.join(name);
         files::write_atomically(&path, &text)?;

@@ -3,7 +3,7 @@
 //! A [`Record`](rackflow_simulator::Record) says what happened; [`summarize`] turns it into a
 //! [`Report`] of metrics, per-rack figures, the waterfall from peak to effective FLOP/s, and the
 //! changes that would help most. A report is data: [`Report::to_json`] writes it for programs and
-//! [`render_text`] and [`waterfall_svg`] for people, all from the same numbers.
+//! [`render_text`] and the pictures of [`plot`] for people, all from the same numbers.
 //!
 //! This crate cannot ask the simulator anything: it sees records only. It does not touch files,
 //! the terminal or the clock; whoever calls it passes the wall time in and writes the text out.
@@ -14,14 +14,13 @@ mod advice;
 mod causes;
 mod format;
 mod paint;
-mod plot;
+pub mod plot;
 mod report;
 mod summarize;
 mod text;
 
 pub use causes::{Explanation, explain, key};
 pub use paint::Style;
-pub use plot::waterfall_svg;
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,

@@ -4,8 +4,7 @@ mod fixture;
 
 use rackflow_plan::{Cause, CommKind};
 use rackflow_report::{
-    Options, Published, Report, ReportError, Style, explain, key, render_text, summarize,
-    waterfall_svg,
+    Options, Published, Report, ReportError, Style, explain, key, plot, render_text, summarize,
 };
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
@@ -274,7 +273,7 @@ fn colour_changes_nothing_but_colour() {
 fn the_picture_names_every_loss_and_escapes_what_it_is_given() {
     let mut report = report(&fixture::uneven());
     report.scenario = "<a> & b".into();
-    let svg = waterfall_svg(&report);
+    let svg = plot::waterfall(&report).svg();
     for loss in &report.waterfall[1..] {
         assert!(svg.contains(&loss.label), "{}", loss.label);
     }

@@ -1,0 +1,23 @@
+//! Pictures. This module owns the style of all of them: colours, type, axes, labels.
+//!
+//! A chart is data ([`Lines`], [`Bars`], [`Gantt`], [`Heat`]) and draws itself into a [`Picture`]:
+//! a list of marks on a canvas, that [`Picture::svg`] and [`Picture::png`] hand to plotters. Titles
+//! say the finding, axes carry their unit, curves are labelled where they end, and the colours stay
+//! apart for readers who see fewer of them and on paper.
+
+mod bars;
+mod gantt;
+mod heat;
+mod lines;
+mod picture;
+mod scale;
+pub mod style;
+mod waterfall;
+
+pub use bars::{Bar, Bars, Part};
+pub use gantt::{Gantt, Span};
+pub use heat::Heat;
+pub use lines::{Kind, Lines, Series};
+pub use picture::{Anchor, Picture};
+pub use scale::{Axis, Scale, Ticks};
+pub use waterfall::waterfall;
