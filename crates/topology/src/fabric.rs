@@ -16,6 +16,28 @@ pub enum Fabric {
     MultiPlaneFatTree(MultiPlaneFatTree),
 }
 
+impl Fabric {
+    /// How parallel paths are used.
+    pub const fn routing(&self) -> Routing {
+        match self {
+            Self::FatTree(f) => f.routing,
+            Self::RailOptimized(f) => f.routing,
+            Self::MultiPlaneFatTree(f) => f.routing,
+        }
+    }
+}
+
+/// How a fabric uses the parallel paths between two switches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Routing {
+    /// Packets are spread over all paths (adaptive routing, packet spraying).
+    #[default]
+    Adaptive,
+    /// A hash of the connection picks one path for all its packets; connections collide.
+    Ecmp,
+}
+
 /// A folded Clos of equal switches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +66,9 @@ pub struct FatTree {
     /// 1 for adaptive routing, less for hashed (ECMP) paths that collide.
     #[serde(default = "one")]
     pub load_balance: f64,
+    /// Whether packets are spread over all paths or a hash picks one per connection.
+    #[serde(default)]
+    pub routing: Routing,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
@@ -74,6 +99,9 @@ pub struct RailOptimized {
     /// Fraction of the fair share that load balancing delivers between leaves.
     #[serde(default = "one")]
     pub load_balance: f64,
+    /// Whether packets are spread over all paths or a hash picks one per connection.
+    #[serde(default)]
+    pub routing: Routing,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
@@ -94,6 +122,9 @@ pub struct MultiPlaneFatTree {
     /// Fraction of the fair share that load balancing delivers between leaves.
     #[serde(default = "one")]
     pub load_balance: f64,
+    /// Whether packets are spread over all paths or a hash picks one per connection.
+    #[serde(default)]
+    pub routing: Routing,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,

@@ -172,10 +172,8 @@ impl<'a> Drawing<'a> {
     fn switches(&mut self) {
         let layout = self.layout;
         let hop = layout.hop;
-        let leaves_per_plane = layout.segments * layout.rails;
         for leaf in 0..layout.leaves_total() {
-            let plane = leaf / leaves_per_plane;
-            let pod = leaf % leaves_per_plane / layout.rails / layout.segments_per_pod;
+            let (plane, pod) = (layout.plane_of_leaf(leaf), layout.pod_of_leaf(leaf));
             for i in 0..layout.spines {
                 let spine = (plane * layout.pods + pod) * layout.spines + i;
                 let bandwidth = bundle(layout.link, layout.uplinks / layout.spines);
@@ -201,7 +199,7 @@ fn bundle(link: Bandwidth, cables: u32) -> Bandwidth {
 }
 
 /// A latency between two GPUs, split over the way in and the way out.
-fn halves(latency: SimDuration) -> (SimDuration, SimDuration) {
+pub(crate) fn halves(latency: SimDuration) -> (SimDuration, SimDuration) {
     let there = SimDuration::from_picos(latency.as_picos() / 2);
     (there, latency - there)
 }

@@ -552,6 +552,23 @@ impl Layout {
         self.segment(port) / self.segments_per_pod
     }
 
+    /// Plane of a leaf.
+    pub(crate) fn plane_of_leaf(&self, leaf: u32) -> u32 {
+        leaf / (self.segments * self.rails)
+    }
+
+    /// Pod of a leaf, inside its plane.
+    pub(crate) fn pod_of_leaf(&self, leaf: u32) -> u32 {
+        leaf % (self.segments * self.rails) / self.rails / self.segments_per_pod
+    }
+
+    /// Leaves of one pod of one plane.
+    pub(crate) fn leaves_of_pod(&self, plane: u32, pod: u32) -> std::ops::Range<u32> {
+        let start = (plane * self.segments + pod * self.segments_per_pod) * self.rails;
+        let end = ((pod + 1) * self.segments_per_pod).min(self.segments);
+        start..(plane * self.segments + end) * self.rails
+    }
+
     /// Leaves of all planes.
     pub(crate) fn leaves_total(&self) -> u32 {
         self.planes * self.segments * self.rails

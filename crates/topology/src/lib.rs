@@ -2,8 +2,9 @@
 //!
 //! A rank sits on a GPU, a GPU in an NVLink domain, a domain in one or more racks, and its NICs on
 //! the leaves of a fabric, by rail or by plane. [`ClusterGraph`] draws that as a petgraph graph for
-//! algorithms and pictures; [`ClusterMap`] holds the same in flat arrays for inner loops, and a
-//! property test holds the two against each other.
+//! algorithms and pictures; [`ClusterMap`] holds the same in flat arrays for inner loops, and
+//! [`Wires`] holds every directed link and the routes over them. Property tests hold the three
+//! against each other.
 //!
 //! This crate does not know what runs on the hardware, and it keeps no clock.
 
@@ -13,10 +14,12 @@ mod graph;
 mod layout;
 mod map;
 mod node;
+mod wires;
 
 pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
-pub use fabric::{Fabric, FatTree, MultiPlaneFatTree, RailOptimized};
+pub use fabric::{Fabric, FatTree, MultiPlaneFatTree, RailOptimized, Routing};
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
 pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
+pub use wires::{LinkId, Wires};

@@ -1,6 +1,8 @@
 //! The graph, the map and the errors of clusters.
 
 mod common;
+#[path = "integration/wires.rs"]
+mod wires;
 
 use common::{cluster, fabrics, nodes};
 use petgraph::algo::dijkstra;
@@ -9,7 +11,7 @@ use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
 use rackflow_topology::{
     Cluster, ClusterGraph, ClusterMap, Fabric, FatTree, Level, MultiPlaneFatTree, Path,
-    RailOptimized, TopologyError, Vertex,
+    RailOptimized, Routing, TopologyError, Vertex,
 };
 use rackflow_units::{Bandwidth, SimDuration};
 
@@ -27,6 +29,7 @@ fn fat_tree(tiers: u32, radix: u32) -> FatTree {
         leaf_oversubscription: 1.0,
         spine_oversubscription: 1.0,
         load_balance: 1.0,
+        routing: Routing::Adaptive,
         hop: SimDuration::from_nanos(300),
     }
 }
@@ -286,6 +289,7 @@ fn planes_that_do_not_divide() {
         radix: 64,
         link: None,
         load_balance: 1.0,
+        routing: Routing::Adaptive,
         hop: SimDuration::ZERO,
     });
     let (error, _) = refused(|c| c.fabric = fabric);
@@ -431,6 +435,7 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     leaf_oversubscription: leaf,
                     spine_oversubscription: spine,
                     load_balance: 1.0,
+                    routing: Routing::Adaptive,
                     hop,
                 }),
                 _ => Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
@@ -438,10 +443,31 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     radix,
                     link,
                     load_balance: 1.0,
+                    routing: Routing::Adaptive,
                     hop,
                 }),
             }
         })
+}
+
+/// A cluster that may not fit its fabric.
+fn any_cluster() -> impl Strategy<Value = Cluster> {
+    let shape = prop_oneof![
+        Just((8, 8, 8)),
+        Just((8, 4, 8)),
+        Just((4, 4, 16)),
+        Just((8, 16, 8)),
+        Just((8, 8, 2)),
+        Just((4, 4, 1))
+    ];
+    (any_fabric(), 1_u32..40, shape).prop_map(|(fabric, nodes, (gpus, nics, domain))| {
+        let mut cluster = cluster("dgx-h100", gpus * nodes, "ib-two-tier");
+        cluster.node.gpus = gpus;
+        cluster.node.nic.count = nics;
+        cluster.node.scale_up.domain = domain;
+        cluster.fabric = fabric;
+        cluster
+    })
 }
 
 proptest! {
@@ -449,19 +475,8 @@ proptest! {
 
     /// The map's arithmetic and a search of the graph tell the same story.
     #[test]
-    fn the_map_agrees_with_the_graph(
-        fabric in any_fabric(),
-        nodes in 1_u32..40,
-        shape in prop_oneof![Just((8, 8, 8)), Just((8, 4, 8)), Just((4, 4, 16)), Just((8, 16, 8)), Just((8, 8, 2)), Just((4, 4, 1))],
-        pair in any::<(u32, u32)>(),
-    ) {
-        let mut cluster = cluster("dgx-h100", 0, "ib-two-tier");
-        let (gpus, nics, domain) = shape;
-        cluster.node.gpus = gpus;
-        cluster.node.nic.count = nics;
-        cluster.node.scale_up.domain = domain;
-        cluster.gpus = gpus * nodes;
-        cluster.fabric = fabric;
+    fn the_map_agrees_with_the_graph(cluster in any_cluster(), pair in any::<(u32, u32)>()) {
+        let (gpus, domain) = (cluster.node.gpus, cluster.node.scale_up.domain);
         let Ok(map) = ClusterMap::new(&cluster) else { return Ok(()) };
         let graph = ClusterGraph::build(&cluster).expect("the graph agrees");
         let (a, b) = (pair.0 % cluster.gpus, pair.1 % cluster.gpus);

@@ -1,0 +1,555 @@
+//! The cluster as directed links in flat arrays, and the routes over them: what flows run on.
+
+use crate::fabric::Routing;
+use crate::graph::{Vertex, halves};
+use crate::layout::{Layout, TopologyError};
+use crate::map::Level;
+use crate::node::Cluster;
+use rackflow_units::{Bandwidth, SimDuration};
+
+/// A directed link of [`Wires`]: dense, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u32);
+
+impl LinkId {
+    /// For arrays beside the wires.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Every directed link of a cluster, grouped by the vertex it leaves (compressed sparse rows), and
+/// routes by arithmetic. Built once; links may then be degraded or cut.
+///
+/// # Parallel cables
+/// With [`Routing::Ecmp`] every cable between two switches is a link of its own, and a hash of the
+/// flow picks one, so that flows collide as they do on hashed fabrics. With [`Routing::Adaptive`]
+/// packets are sprayed, so that all cables from a leaf to the spines of its pod act as one link,
+/// and all from a pod to its cores as another; each carries the `load_balance` of its cables' sum.
+#[derive(Debug, Clone)]
+pub struct Wires {
+    layout: Layout,
+    blocks: Blocks,
+    /// First link of every vertex; one more at the end.
+    first: Vec<u32>,
+    from: Vec<u32>,
+    to: Vec<u32>,
+    bandwidth: Vec<Bandwidth>,
+    latency: Vec<SimDuration>,
+    level: Vec<Level>,
+    /// The link from its leaf down to each port group.
+    down: Vec<u32>,
+    tiers: Tiers,
+    routing: Routing,
+    seed: u64,
+}
+
+/// Vertices come in blocks by kind, GPUs first. Each field is where its block starts.
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    domains: u32,
+    nics: u32,
+    leaves: u32,
+    spines: u32,
+    cores: u32,
+    end: u32,
+}
+
+/// Cables as the links see them: the physical ones, or one that stands for all of a tier.
+#[derive(Debug, Clone, Copy)]
+struct Tiers {
+    /// Links from one leaf to the spines of its pod.
+    uplinks: u32,
+    /// Spines of one pod of one plane.
+    spines: u32,
+    /// Links from one spine to its cores.
+    spine_uplinks: u32,
+    /// Cores that one spine reaches.
+    cores: u32,
+    leaf_link: Bandwidth,
+    spine_link: Bandwidth,
+}
+
+impl Tiers {
+    fn physical(layout: &Layout) -> Self {
+        Self {
+            uplinks: layout.uplinks,
+            spines: layout.spines,
+            spine_uplinks: layout.spine_uplinks,
+            cores: layout.cores_per_spine,
+            leaf_link: layout.link,
+            spine_link: layout.link,
+        }
+    }
+
+    fn sprayed(layout: &Layout) -> Self {
+        let sum = |cables: u32| {
+            let all = layout.link.as_f64() * f64::from(cables) * layout.load_balance;
+            Bandwidth::from_bytes_per_sec(all.round() as u64)
+        };
+        Self {
+            uplinks: layout.uplinks.min(1),
+            spines: layout.spines.min(1),
+            spine_uplinks: layout.spine_uplinks.min(1),
+            cores: layout.cores_per_spine.min(1),
+            leaf_link: sum(layout.uplinks),
+            spine_link: sum(layout.spines * layout.spine_uplinks),
+        }
+    }
+
+    /// Parallel links between one leaf and one spine.
+    fn leaf_bundle(&self) -> u32 {
+        self.uplinks / self.spines.max(1)
+    }
+
+    /// Parallel links between one spine and one core.
+    fn spine_bundle(&self) -> u32 {
+        self.spine_uplinks / self.cores.max(1)
+    }
+}
+
+impl Wires {
+    /// Compiles `cluster`, with hashed routes drawn from `seed`.
+    ///
+    /// # Errors
+    /// Any [`TopologyError`], the same as [`crate::ClusterMap::new`].
+    pub fn new(cluster: &Cluster, seed: u64) -> Result<Self, TopologyError> {
+        let layout = Layout::new(cluster)?;
+        let routing = cluster.fabric.routing();
+        let tiers = match routing {
+            Routing::Ecmp => Tiers::physical(&layout),
+            Routing::Adaptive => Tiers::sprayed(&layout),
+        };
+        let pods = layout.planes * layout.pods;
+        let domains = layout.gpus;
+        let nics = domains + layout.gpus.div_ceil(layout.domain);
+        let leaves = nics + layout.ports;
+        let spines = leaves + layout.leaves_total();
+        let cores = spines + pods * tiers.spines;
+        let blocks = Blocks {
+            domains,
+            nics,
+            leaves,
+            spines,
+            cores,
+            end: cores + layout.planes * tiers.spines * tiers.cores,
+        };
+        let mut wires = Self {
+            down: vec![0; layout.ports as usize],
+            layout,
+            blocks,
+            first: Vec::with_capacity(blocks.end as usize + 1),
+            from: Vec::new(),
+            to: Vec::new(),
+            bandwidth: Vec::new(),
+            latency: Vec::new(),
+            level: Vec::new(),
+            tiers,
+            routing,
+            seed,
+        };
+        wires.gpus_and_domains(cluster);
+        wires.nics(cluster);
+        wires.leaves();
+        wires.spines();
+        wires.cores();
+        wires.first.push(wires.to.len() as u32);
+        Ok(wires)
+    }
+
+    /// The links that `push` will add leave the next vertex.
+    fn next_vertex(&mut self) {
+        self.first.push(self.to.len() as u32);
+    }
+
+    fn push(&mut self, to: u32, bandwidth: Bandwidth, latency: SimDuration, level: Level) {
+        self.from.push(self.first.len() as u32 - 1);
+        self.to.push(to);
+        self.bandwidth.push(bandwidth);
+        self.latency.push(latency);
+        self.level.push(level);
+    }
+
+    fn gpus_and_domains(&mut self, cluster: &Cluster) {
+        let layout = self.layout.clone();
+        let scale_up = &cluster.node.scale_up;
+        let (nv_there, nv_back) = halves(scale_up.latency);
+        let (nic_there, _) = halves(cluster.node.nic.latency);
+        for gpu in 0..layout.gpus {
+            self.next_vertex();
+            let hub = self.blocks.domains + gpu / layout.domain;
+            self.push(hub, scale_up.bandwidth, nv_there, Level::NvLink);
+            let nic = self.blocks.nics + layout.port(gpu);
+            self.push(nic, layout.nic_share, nic_there, Level::Leaf);
+        }
+        for domain in 0..layout.gpus.div_ceil(layout.domain) {
+            self.next_vertex();
+            let end = ((domain + 1) * layout.domain).min(layout.gpus);
+            for gpu in domain * layout.domain..end {
+                self.push(gpu, scale_up.bandwidth, nv_back, Level::NvLink);
+            }
+        }
+    }
+
+    fn nics(&mut self, cluster: &Cluster) {
+        let layout = self.layout.clone();
+        let (_, back) = halves(cluster.node.nic.latency);
+        for port in 0..layout.ports {
+            self.next_vertex();
+            let end = ((port + 1) * layout.gpus_per_port).min(layout.gpus);
+            for gpu in port * layout.gpus_per_port..end {
+                self.push(gpu, layout.nic_share, back, Level::Leaf);
+            }
+            let leaf = self.blocks.leaves + layout.leaf(port);
+            self.push(leaf, layout.port_rate, SimDuration::ZERO, Level::Leaf);
+        }
+    }
+
+    fn leaves(&mut self) {
+        let layout = self.layout.clone();
+        let tiers = self.tiers;
+        let ports = ports_by_leaf(&layout);
+        for leaf in 0..layout.leaves_total() {
+            self.next_vertex();
+            for &port in ports.of(leaf) {
+                self.down[port as usize] = self.to.len() as u32;
+                let nic = self.blocks.nics + port;
+                self.push(nic, layout.port_rate, SimDuration::ZERO, Level::Leaf);
+            }
+            let (plane, pod) = (layout.plane_of_leaf(leaf), layout.pod_of_leaf(leaf));
+            for cable in 0..tiers.uplinks {
+                let spine = self.spine(plane, pod, cable / tiers.leaf_bundle());
+                self.push(spine, tiers.leaf_link, layout.hop, Level::Spine);
+            }
+        }
+    }
+
+    fn spines(&mut self) {
+        let layout = self.layout.clone();
+        let tiers = self.tiers;
+        for plane in 0..layout.planes {
+            for pod in 0..layout.pods {
+                for spine in 0..tiers.spines {
+                    self.next_vertex();
+                    for leaf in layout.leaves_of_pod(plane, pod) {
+                        for _ in 0..tiers.leaf_bundle() {
+                            let to = self.blocks.leaves + leaf;
+                            self.push(to, tiers.leaf_link, layout.hop, Level::Spine);
+                        }
+                    }
+                    for cable in 0..tiers.spine_uplinks {
+                        let core = self.core(plane, spine, cable / tiers.spine_bundle());
+                        self.push(core, tiers.spine_link, layout.hop, Level::Core);
+                    }
+                }
+            }
+        }
+    }
+
+    fn cores(&mut self) {
+        let layout = self.layout.clone();
+        let tiers = self.tiers;
+        for plane in 0..layout.planes {
+            for spine in 0..tiers.spines {
+                for _ in 0..tiers.cores {
+                    self.next_vertex();
+                    for pod in 0..layout.pods {
+                        for _ in 0..tiers.spine_bundle() {
+                            let to = self.spine(plane, pod, spine);
+                            self.push(to, tiers.spine_link, layout.hop, Level::Core);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn spine(&self, plane: u32, pod: u32, spine: u32) -> u32 {
+        self.blocks.spines + (plane * self.layout.pods + pod) * self.tiers.spines + spine
+    }
+
+    fn core(&self, plane: u32, spine: u32, core: u32) -> u32 {
+        self.blocks.cores + (plane * self.tiers.spines + spine) * self.tiers.cores + core
+    }
+
+    /// GPUs of the cluster.
+    pub fn gpus(&self) -> u32 {
+        self.layout.gpus
+    }
+
+    /// Directed links.
+    pub fn links(&self) -> usize {
+        self.to.len()
+    }
+
+    /// Line rate of a link, or what the load balancing leaves of it where it stands for the
+    /// cables of a tier. Zero where the link is cut.
+    pub fn bandwidth(&self, link: LinkId) -> Bandwidth {
+        self.bandwidth[link.index()]
+    }
+
+    /// Time that crossing the link adds, the switch behind it included.
+    pub fn latency(&self, link: LinkId) -> SimDuration {
+        self.latency[link.index()]
+    }
+
+    /// The tier that the link belongs to.
+    pub fn level(&self, link: LinkId) -> Level {
+        self.level[link.index()]
+    }
+
+    /// Where the link leaves and where it arrives. With adaptive routing `Spine(i)` stands for all
+    /// spines of pod `i` and `Core(i)` for all cores of plane `i`.
+    pub fn ends(&self, link: LinkId) -> (Vertex, Vertex) {
+        let [from, to] = self.end_indices(link);
+        (self.vertex(from), self.vertex(to))
+    }
+
+    /// The ends as dense indices, below [`Wires::vertices`]; a GPU's index is its number.
+    pub fn end_indices(&self, link: LinkId) -> [u32; 2] {
+        [self.from[link.index()], self.to[link.index()]]
+    }
+
+    /// Number of vertices.
+    pub fn vertices(&self) -> u32 {
+        self.blocks.end
+    }
+
+    /// The links that leave a vertex.
+    pub fn out(&self, vertex: u32) -> impl Iterator<Item = LinkId> + use<> {
+        (self.first[vertex as usize]..self.first[vertex as usize + 1]).map(LinkId)
+    }
+
+    /// How parallel paths are used.
+    pub fn routing(&self) -> Routing {
+        self.routing
+    }
+
+    fn vertex(&self, index: u32) -> Vertex {
+        let b = &self.blocks;
+        match index {
+            i if i < b.domains => Vertex::Gpu(i),
+            i if i < b.nics => Vertex::Domain(i - b.domains),
+            i if i < b.leaves => Vertex::Nic(i - b.nics),
+            i if i < b.spines => Vertex::Leaf(i - b.leaves),
+            i if i < b.cores => Vertex::Spine(i - b.spines),
+            i => Vertex::Core(i - b.cores),
+        }
+    }
+
+    /// Writes the links from one GPU to another into `out`, which is emptied first, in order; none
+    /// from a GPU to itself. Inside a domain a message goes over NVLink, else by its own GPU's
+    /// NIC; where the planes of the two never meet, a neighbour on the right plane relays.
+    ///
+    /// On hashed fabrics the path follows from the seed, both ports and `choice`: different
+    /// choices stand for different connections (queue pairs, channels) of the pair.
+    ///
+    /// Returns false, and leaves `out` empty, where no path is left.
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn route(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) -> bool {
+        let gpus = self.layout.gpus;
+        assert!(
+            from < gpus && to < gpus,
+            "a route from {from} to {to} of {gpus} GPUs"
+        );
+        out.clear();
+        if from == to {
+            return true;
+        }
+        if from / self.layout.domain == to / self.layout.domain {
+            self.inside(from, to, out);
+            return true;
+        }
+        let sender = self.sender(from, to);
+        if sender != from {
+            self.inside(from, sender, out);
+        }
+        self.across(sender, to, choice, out);
+        true
+    }
+
+    /// The same with the message handed over NVLink to the neighbour on the receiver's rail first
+    /// (NCCL's PXN), so that it stays on that rail's leaf where the rail has one.
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn route_by_rail(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) -> bool {
+        match self.rail_neighbour(from, to) {
+            Some(relay)
+                if relay != from && from / self.layout.domain != to / self.layout.domain =>
+            {
+                let mut rest = Vec::new();
+                let reached = self.route(relay, to, choice, &mut rest);
+                out.clear();
+                if reached {
+                    self.inside(from, relay, out);
+                    out.append(&mut rest);
+                }
+                reached
+            }
+            _ => self.route(from, to, choice, out),
+        }
+    }
+
+    /// The GPU in the domain of `from` whose NIC is on the rail (or plane) of that of `to`: `from`
+    /// itself where it is, `None` where the domain has none.
+    pub fn rail_neighbour(&self, from: u32, to: u32) -> Option<u32> {
+        let layout = &self.layout;
+        let rail = |gpu: u32| layout.rail(layout.port(gpu));
+        self.neighbour(from, to, &|gpu| rail(gpu) == rail(to))
+    }
+
+    /// Who puts a message on the wire: `from`, or its neighbour on the receiver's plane.
+    fn sender(&self, from: u32, to: u32) -> u32 {
+        let layout = &self.layout;
+        if layout.planes == 1 {
+            return from;
+        }
+        let plane = |gpu: u32| layout.plane(layout.port(gpu));
+        self.neighbour(from, to, &|gpu| plane(gpu) == plane(to))
+            .expect("a domain reaches all planes: the layout was checked")
+    }
+
+    /// `from` where it is `right`; else one of its domain: the nearest in the node if there is
+    /// one, at the place that `to` has in its own domain if that is right.
+    fn neighbour(&self, from: u32, to: u32, right: &dyn Fn(u32) -> bool) -> Option<u32> {
+        if right(from) {
+            return Some(from);
+        }
+        let layout = &self.layout;
+        let start = from / layout.domain * layout.domain;
+        let end = (start + layout.domain).min(layout.gpus);
+        let unit = layout.gpus_per_node.min(layout.domain);
+        let own = from / unit * unit;
+        let twin = own + to % unit;
+        if twin < end && right(twin) {
+            return Some(twin);
+        }
+        (own..(own + unit).min(end))
+            .chain(start..end)
+            .find(|gpu| right(*gpu))
+    }
+
+    fn inside(&self, from: u32, to: u32, out: &mut Vec<LinkId>) {
+        let domain = from / self.layout.domain;
+        let hub = (self.blocks.domains + domain) as usize;
+        out.push(LinkId(self.first[from as usize]));
+        out.push(LinkId(self.first[hub] + to - domain * self.layout.domain));
+    }
+
+    fn across(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) {
+        let (layout, tiers) = (&self.layout, &self.tiers);
+        let (a, b) = (layout.port(from), layout.port(to));
+        let nic = |port: u32| (self.blocks.nics + port) as usize;
+        let to_gpu = LinkId(self.first[nic(b)] + to - b * layout.gpus_per_port);
+        out.push(LinkId(self.first[from as usize + 1] - 1));
+        if a == b {
+            out.push(to_gpu);
+            return;
+        }
+        out.push(LinkId(self.first[nic(a) + 1] - 1));
+        let (leaf_a, leaf_b) = (layout.leaf(a), layout.leaf(b));
+        if leaf_a != leaf_b {
+            let mut draw = Draw::new(self.seed, a, b, choice);
+            let plane = layout.plane_of_leaf(leaf_a);
+            let (pod_a, pod_b) = (layout.pod_of_leaf(leaf_a), layout.pod_of_leaf(leaf_b));
+            let up = draw.below(tiers.uplinks);
+            let spine = up / tiers.leaf_bundle();
+            let leaf_end = self.first[(self.blocks.leaves + leaf_a) as usize + 1];
+            out.push(LinkId(leaf_end - tiers.uplinks + up));
+            if pod_a != pod_b {
+                let up = draw.below(tiers.spine_uplinks);
+                let spine_end = self.first[self.spine(plane, pod_a, spine) as usize + 1];
+                out.push(LinkId(spine_end - tiers.spine_uplinks + up));
+                let core = self.core(plane, spine, up / tiers.spine_bundle());
+                let down = pod_b * tiers.spine_bundle() + draw.below(tiers.spine_bundle());
+                out.push(LinkId(self.first[core as usize] + down));
+            }
+            let in_pod = leaf_b - layout.leaves_of_pod(plane, pod_b).start;
+            let down = in_pod * tiers.leaf_bundle() + draw.below(tiers.leaf_bundle());
+            let spine = self.spine(plane, pod_b, spine);
+            out.push(LinkId(self.first[spine as usize] + down));
+        }
+        out.push(LinkId(self.down[b as usize]));
+        out.push(to_gpu);
+    }
+
+    /// Equal-cost paths between two GPUs, parallel cables counted one by one: what packet spraying
+    /// spreads over and what a hash chooses from.
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn paths(&self, from: u32, to: u32) -> u64 {
+        let layout = &self.layout;
+        if from / layout.domain == to / layout.domain {
+            return 1;
+        }
+        let cables = Tiers::physical(layout);
+        let leaf = |gpu: u32| layout.leaf(layout.port(gpu));
+        let (a, b) = (leaf(self.sender(from, to)), leaf(to));
+        let spine = u64::from(cables.uplinks) * u64::from(cables.leaf_bundle());
+        if a == b {
+            1
+        } else if layout.pod_of_leaf(a) == layout.pod_of_leaf(b) {
+            spine
+        } else {
+            spine * u64::from(cables.spine_uplinks) * u64::from(cables.spine_bundle())
+        }
+    }
+}
+
+/// Port groups sorted by leaf.
+struct PortsByLeaf {
+    first: Vec<u32>,
+    ports: Vec<u32>,
+}
+
+impl PortsByLeaf {
+    fn of(&self, leaf: u32) -> &[u32] {
+        let (start, end) = (self.first[leaf as usize], self.first[leaf as usize + 1]);
+        &self.ports[start as usize..end as usize]
+    }
+}
+
+fn ports_by_leaf(layout: &Layout) -> PortsByLeaf {
+    let mut first = vec![0_u32; layout.leaves_total() as usize + 1];
+    for port in 0..layout.ports {
+        first[layout.leaf(port) as usize + 1] += 1;
+    }
+    for leaf in 1..first.len() {
+        first[leaf] += first[leaf - 1];
+    }
+    let mut next = first.clone();
+    let mut ports = vec![0; layout.ports as usize];
+    for port in 0..layout.ports {
+        let at = &mut next[layout.leaf(port) as usize];
+        ports[*at as usize] = port;
+        *at += 1;
+    }
+    PortsByLeaf { first, ports }
+}
+
+/// Hash values of one flow, one per switch that chooses.
+struct Draw(u64);
+
+impl Draw {
+    fn new(seed: u64, from: u32, to: u32, choice: u64) -> Self {
+        let pair = u64::from(from) << 32 | u64::from(to);
+        Self(mixed(seed ^ mixed(pair ^ mixed(choice))))
+    }
+
+    fn below(&mut self, count: u32) -> u32 {
+        self.0 = mixed(self.0);
+        ((u128::from(self.0) * u128::from(count)) >> 64) as u32
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014) after its step.
+const fn mixed(value: u64) -> u64 {
+    let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

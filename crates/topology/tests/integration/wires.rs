@@ -1,0 +1,160 @@
+//! Directed links and the routes over them, against the map and a search of the graph.
+
+use crate::common::{cluster, fabrics};
+use crate::{any_cluster, map, quickest};
+use proptest::prelude::*;
+use rackflow_topology::{Cluster, ClusterGraph, Fabric, Level, LinkId, Routing, Vertex, Wires};
+use rackflow_units::SimDuration;
+use std::collections::BTreeMap;
+
+fn hashed(mut cluster: Cluster) -> Cluster {
+    match &mut cluster.fabric {
+        Fabric::FatTree(f) => f.routing = Routing::Ecmp,
+        Fabric::RailOptimized(f) => f.routing = Routing::Ecmp,
+        Fabric::MultiPlaneFatTree(f) => f.routing = Routing::Ecmp,
+    }
+    cluster
+}
+
+fn wires(cluster: &Cluster) -> Wires {
+    Wires::new(cluster, 7).expect("the cluster is sound")
+}
+
+/// Latency and highest level of a route that must lead from `a` to `b`.
+fn walked(wires: &Wires, route: &[LinkId], a: u32, b: u32) -> (SimDuration, Level) {
+    let mut at = a;
+    let mut latency = SimDuration::ZERO;
+    let mut level = Level::Local;
+    for &link in route {
+        let [from, to] = wires.end_indices(link);
+        assert_eq!(from, at, "links of a route join");
+        at = to;
+        latency += wires.latency(link);
+        level = level.max(wires.level(link));
+    }
+    assert_eq!(at, b, "a route leads to its end");
+    (latency, level)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Routes join up, are as long as the map says and as short as a search of the graph finds,
+    /// whichever way parallel paths are used.
+    #[test]
+    fn routes_are_shortest_paths(
+        cluster in any_cluster(),
+        ecmp in any::<bool>(),
+        pair in any::<(u32, u32)>(),
+        choice in any::<u64>(),
+    ) {
+        let cluster = if ecmp { hashed(cluster) } else { cluster };
+        let Ok(wires) = Wires::new(&cluster, 7) else { return Ok(()) };
+        let (a, b) = (pair.0 % cluster.gpus, pair.1 % cluster.gpus);
+        let mut route = Vec::new();
+        prop_assert!(wires.route(a, b, choice, &mut route));
+        let (latency, level) = walked(&wires, &route, a, b);
+        let path = map(&cluster).path(a, b);
+        prop_assert_eq!((latency, level), (path.latency, path.level));
+        let planes = matches!(cluster.fabric, Fabric::MultiPlaneFatTree(_));
+        if level > Level::NvLink && !(planes && cluster.node.scale_up.domain > cluster.node.gpus) {
+            let best = quickest(&ClusterGraph::build(&cluster).expect("as the wires"), a, b);
+            prop_assert_eq!((latency, level), (best.latency, best.level));
+        }
+        let mut again = Vec::new();
+        wires.route(a, b, choice, &mut again);
+        prop_assert_eq!(&route, &again);
+        // By rail, the message may take the way over NVLink, and then never leaves the leaf of its
+        // rail for another rail.
+        prop_assert!(wires.route_by_rail(a, b, choice, &mut again));
+        let (_, by_rail) = walked(&wires, &again, a, b);
+        prop_assert!(by_rail <= level.max(Level::NvLink) || planes);
+    }
+
+    /// The links are the graph's edges: the same bandwidth between the same vertices.
+    #[test]
+    fn links_are_the_edges_of_the_graph(cluster in any_cluster()) {
+        let cluster = hashed(cluster);
+        let Ok(wires) = Wires::new(&cluster, 7) else { return Ok(()) };
+        let graph = ClusterGraph::build(&cluster).expect("as the wires");
+        let mut of_wires: BTreeMap<(Vertex, Vertex), u64> = BTreeMap::new();
+        for link in (0..wires.links() as u32).map(LinkId) {
+            *of_wires.entry(wires.ends(link)).or_default() += wires.bandwidth(link).bytes_per_sec();
+        }
+        let g = graph.graph();
+        let of_graph: BTreeMap<(Vertex, Vertex), u64> = g
+            .edge_indices()
+            .map(|e| {
+                let (from, to) = g.edge_endpoints(e).expect("an edge has ends");
+                ((g[from], g[to]), g[e].bandwidth.bytes_per_sec())
+            })
+            .collect();
+        prop_assert_eq!(of_wires, of_graph);
+    }
+}
+
+#[test]
+fn hashed_connections_spread_and_collide() {
+    let cluster = hashed(cluster("dgx-h100", 2048, "ib-two-tier"));
+    let wires = wires(&cluster);
+    assert_eq!(wires.paths(0, 2047), 32);
+    assert_eq!((wires.paths(0, 7), wires.paths(0, 8)), (1, 1));
+    let mut used = [0; 32];
+    let mut route = Vec::new();
+    for choice in 0..320 {
+        wires.route(0, 2047, choice, &mut route);
+        let up = route
+            .iter()
+            .find_map(|link| match wires.ends(*link) {
+                (Vertex::Leaf(_), Vertex::Spine(spine)) => Some(spine),
+                _ => None,
+            })
+            .expect("the route climbs to a spine");
+        used[up as usize] += 1;
+    }
+    // Ten on each of 32 on average: no spine is left out, and they are not even.
+    assert!(used.iter().all(|n| *n > 0), "{used:?}");
+    assert!(used.iter().max() > used.iter().min(), "{used:?}");
+}
+
+#[test]
+fn sprayed_tiers_are_one_link_of_their_sum() {
+    let cluster = cluster("dgx-h100", 2048, "ib-two-tier");
+    let wires = wires(&cluster);
+    let mut route = Vec::new();
+    wires.route(0, 2047, 1, &mut route);
+    let up = route
+        .iter()
+        .find(|l| wires.level(**l) == Level::Spine)
+        .expect("it climbs");
+    // 32 uplinks of 400 Gbit/s, of which adaptive routing leaves 0.97.
+    assert_eq!(
+        wires.bandwidth(*up).bytes_per_sec(),
+        32 * 50_000_000_000 * 97 / 100
+    );
+    assert_eq!(wires.paths(0, 2047), 32);
+}
+
+#[test]
+fn a_rail_relay_keeps_messages_on_their_leaf() {
+    let cluster = cluster("dgx-h100", 256, "rail-optimized");
+    let wires = wires(&cluster);
+    let mut route = Vec::new();
+    wires.route(0, 8 + 5, 0, &mut route);
+    assert_eq!(walked(&wires, &route, 0, 13).1, Level::Spine);
+    wires.route_by_rail(0, 8 + 5, 0, &mut route);
+    assert_eq!(walked(&wires, &route, 0, 13).1, Level::Leaf);
+    assert_eq!(wires.ends(route[1]).1, Vertex::Gpu(5));
+    assert_eq!(wires.rail_neighbour(0, 13), Some(5));
+}
+
+#[test]
+fn every_fabric_of_the_catalogue_compiles() {
+    for name in fabrics().keys() {
+        let cluster = cluster("dgx-h100", 512, name);
+        let wires = wires(&cluster);
+        let mut route = Vec::new();
+        assert!(wires.route(3, 509, 0, &mut route), "{name}");
+        walked(&wires, &route, 3, 509);
+    }
+}
