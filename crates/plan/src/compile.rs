@@ -62,7 +62,8 @@ impl Plan {
 /// Compiles a setup.
 ///
 /// # Errors
-/// When counts do not divide, the fabric cannot be built, or the schedule does not apply. Whether
+/// When counts do not divide, the fabric cannot be built, the schedule does not apply, or the step
+/// could outlast simulated time. Whether
 /// the plan fits into memory is asked apart: [`Plan::check_memory`].
 pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
@@ -91,7 +92,7 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         .into_iter()
         .filter(|slot| ctx.specs.iter().any(|(_, used)| *used == Some(*slot)))
         .collect();
-    Ok(Plan {
+    let plan = Plan {
         facts: facts(
             setup,
             &map,
@@ -111,7 +112,9 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         slots,
         span_classes: prices.span_classes,
         next_paths: prices.next_paths,
-    })
+    };
+    crate::horizon::check(&plan)?;
+    Ok(plan)
 }
 
 /// Peak memory of every stage, without building programs.

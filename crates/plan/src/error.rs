@@ -2,8 +2,32 @@
 
 use crate::setup::Setup;
 use rackflow_topology::TopologyError;
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::Schedule;
+
+/// What holds most of a GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryPart {
+    /// Weights, gradients and optimizer state.
+    States,
+    /// What the backward pass still needs.
+    Activations,
+    /// Logits, gathered weights, communication.
+    Buffers,
+    /// What the software stack keeps back.
+    Reserved,
+}
+
+/// What a step would spend most of its time on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Longest {
+    /// Kernels.
+    Computation,
+    /// Collectives and messages.
+    Communication,
+    /// Launching both.
+    Host,
+}
 
 /// Why a setup has no plan. The texts say what would be right.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -73,10 +97,20 @@ pub enum PlanError {
         needed: Bytes,
         /// What one GPU has.
         capacity: Bytes,
+        /// The largest part of it.
+        largest: MemoryPart,
         /// The parts of the sum.
         arithmetic: String,
         /// Changes that would make it fit, the smallest first.
         hints: Vec<String>,
+    },
+    /// A step that might not end while simulated time lasts.
+    #[error("one step could take {bound} or more, and simulated time ends after 213 days")]
+    TooLong {
+        /// What it would spend most of its time on.
+        longest: Longest,
+        /// An upper bound of the step time, as far as a span can say it.
+        bound: SimDuration,
     },
 }
 

@@ -7,6 +7,7 @@ pub mod cause;
 mod compile;
 mod error;
 mod facts;
+mod horizon;
 pub mod kernel;
 mod layer;
 mod memory;
@@ -19,7 +20,7 @@ mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{Plan, compile};
-pub use error::PlanError;
+pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, StageFacts};
 pub use memory::MemoryUse;
 pub use placement::{Coordinates, Placement};

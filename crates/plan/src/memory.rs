@@ -5,10 +5,11 @@
 //! for latent attention and experts.
 
 use crate::compile::{Chunk, Plan, RankParameters, chunk_parameters, sharded_parameters};
-use crate::error::PlanError;
+use crate::error::{MemoryPart, PlanError};
 use crate::layer::Sizes;
 use crate::placement::Placement;
 use crate::schedule::Pass;
+use crate::setup::Setup;
 use rackflow_units::Bytes;
 use rackflow_workload::{
     Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind, Recipe,
@@ -33,6 +34,22 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    /// Which part is the largest.
+    fn largest(&self) -> MemoryPart {
+        [
+            (
+                self.weights + self.gradients + self.optimizer,
+                MemoryPart::States,
+            ),
+            (self.activations, MemoryPart::Activations),
+            (self.buffers, MemoryPart::Buffers),
+            (self.reserved, MemoryPart::Reserved),
+        ]
+        .into_iter()
+        .max_by_key(|(bytes, _)| *bytes)
+        .map_or(MemoryPart::States, |(_, part)| part)
+    }
+
     /// All of it.
     pub fn total(&self) -> Bytes {
         self.weights
@@ -304,6 +321,7 @@ pub(crate) fn check(plan: &Plan) -> Result<(), PlanError> {
         stage,
         needed: memory.total(),
         capacity,
+        largest: memory.largest(),
         arithmetic: format!(
             "weights {} + gradients {} + optimizer {} + activations {} + buffers {} + reserved {}",
             memory.weights,
@@ -317,92 +335,135 @@ pub(crate) fn check(plan: &Plan) -> Result<(), PlanError> {
     })
 }
 
-/// Tries one change at a time and names those that fit, cheapest in throughput first.
+/// Plans near this one that fit, the cheapest in throughput first. One change where one is enough.
 fn plans_that_fit(plan: &Plan) -> Vec<String> {
-    use rackflow_workload::Parallelism;
-    let mut tries: Vec<(String, crate::setup::Setup)> = Vec::new();
     let setup = &plan.setup;
+    let single = tries(setup);
+    let mut fitting: Vec<String> = single
+        .iter()
+        .filter(|(_, setup)| fits(setup))
+        .map(|(text, _)| text.clone())
+        .take(3)
+        .collect();
+    if !fitting.is_empty() {
+        return fitting;
+    }
+    // All at once, and then on more GPUs.
+    let with_all = |text: &str, base: &Setup| {
+        let mut all = base.clone();
+        let t = &mut all.training;
+        t.micro_batch = 1;
+        t.recompute = Recompute::Full;
+        t.parallelism.zero = Zero::Stage3;
+        (
+            format!("{text}micro_batch: 1, recompute: full and zero: 3"),
+            all,
+        )
+    };
+    let mut more = vec![with_all("", setup)];
+    more.extend(
+        single
+            .iter()
+            .filter(|(_, changed)| changed.training.parallelism != setup.training.parallelism)
+            .map(|(text, changed)| with_all(&format!("{text}, "), changed)),
+    );
+    for by in [2, 4, 8, 16, 32, 64] {
+        let mut larger = setup.clone();
+        let (Some(gpus), Some(data)) = (
+            setup.cluster.gpus.checked_mul(by),
+            setup.training.parallelism.data.checked_mul(by),
+        ) else {
+            break;
+        };
+        larger.cluster.gpus = gpus;
+        larger.training.parallelism.data = data;
+        larger.training.global_batch = setup.training.global_batch.saturating_mul(u64::from(by));
+        let (_, larger) = with_all("", &larger);
+        more.push((
+            format!(
+                "{gpus} GPUs, data: {data}, global_batch: {}, micro_batch: 1, recompute: full and zero: 3",
+                larger.training.global_batch
+            ),
+            larger,
+        ));
+    }
+    fitting.extend(
+        more.into_iter()
+            .find(|(_, setup)| fits(setup))
+            .map(|(text, _)| text),
+    );
+    if fitting.is_empty() {
+        fitting
+            .push("a smaller model, or GPUs with more memory; no plan near this one does".into());
+    }
+    fitting
+}
+
+fn fits(setup: &Setup) -> bool {
+    crate::compile::stage_memory(setup).is_ok_and(|stages| {
+        stages
+            .iter()
+            .all(|m| m.total() <= setup.cluster.node.accelerator.memory)
+    })
+}
+
+/// One change at a time.
+fn tries(setup: &Setup) -> Vec<(String, Setup)> {
+    let mut tries: Vec<(String, Setup)> = Vec::new();
     let t = &setup.training;
-    let with = |change: &dyn Fn(&mut crate::setup::Setup)| {
+    let mut change = |text: String, change: &dyn Fn(&mut Setup)| {
         let mut changed = setup.clone();
         change(&mut changed);
-        changed
+        tries.push((text, changed));
     };
     if t.micro_batch > 1 {
-        tries.push((
-            "micro_batch: 1".into(),
-            with(&|s| s.training.micro_batch = 1),
-        ));
+        change("micro_batch: 1".into(), &|s| s.training.micro_batch = 1);
     }
     if t.parallelism.zero < Zero::Stage1 {
-        tries.push((
-            "zero: 1".into(),
-            with(&|s| s.training.parallelism.zero = Zero::Stage1),
-        ));
+        change("zero: 1".into(), &|s| {
+            s.training.parallelism.zero = Zero::Stage1;
+        });
     }
     if t.recompute != Recompute::Full {
-        tries.push((
-            "recompute: full".into(),
-            with(&|s| s.training.recompute = Recompute::Full),
-        ));
+        change("recompute: full".into(), &|s| {
+            s.training.recompute = Recompute::Full;
+        });
     }
-    let split = |p: &Parallelism, by: u32, tensor: bool| {
-        let mut p = p.clone();
-        if tensor {
-            p.tensor *= by;
-        } else {
-            p.pipeline *= by;
-        }
-        p.data /= by;
-        p
-    };
     for by in [2, 4, 8, 16] {
         if !t.parallelism.data.is_multiple_of(by) {
             continue;
         }
         for tensor in [true, false] {
-            let p = split(&t.parallelism, by, tensor);
+            let mut p = t.parallelism.clone();
+            p.data /= by;
+            let name = if tensor {
+                p.tensor *= by;
+                format!("tensor: {} (data: {})", p.tensor, p.data)
+            } else {
+                p.pipeline *= by;
+                format!("pipeline: {} (data: {})", p.pipeline, p.data)
+            };
             if tensor && p.tensor > setup.cluster.node.scale_up.domain {
                 continue;
             }
-            let name = if tensor {
-                format!("tensor: {}", p.tensor)
-            } else {
-                format!("pipeline: {}", p.pipeline)
-            };
             for full in [false, true] {
-                let text = if full {
-                    format!("{name} (data: {}) with recompute: full", p.data)
-                } else {
-                    format!("{name} (data: {})", p.data)
-                };
-                let p = p.clone();
-                tries.push((
-                    text,
-                    with(&move |s| {
-                        s.training.parallelism = p.clone();
-                        s.training.layers_per_chunk = None;
-                        if full {
-                            s.training.recompute = Recompute::Full;
-                        }
-                    }),
-                ));
+                let with = if full { " with recompute: full" } else { "" };
+                change(format!("{name}{with}"), &|s| {
+                    s.training.parallelism = p.clone();
+                    s.training.layers_per_chunk = None;
+                    if full {
+                        s.training.recompute = Recompute::Full;
+                    }
+                });
             }
         }
     }
-    let fits = |setup: &crate::setup::Setup| {
-        crate::compile::stage_memory(setup).is_ok_and(|stages| {
-            stages
-                .iter()
-                .all(|m| m.total() <= setup.cluster.node.accelerator.memory)
-        })
-    };
+    if t.parallelism.zero < Zero::Stage3 {
+        change("zero: 3".into(), &|s| {
+            s.training.parallelism.zero = Zero::Stage3;
+        });
+    }
     tries
-        .into_iter()
-        .filter(|(_, setup)| fits(setup))
-        .map(|(text, _)| text)
-        .take(3)
-        .collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use rackflow_plan::{Fidelity, Setup};
 use rackflow_report::Published;
+use rackflow_scenario::Written;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ pub struct Input {
 
 /// A scenario as meant.
 pub struct Resolved {
-    /// What messages call it.
-    pub source: String,
+    /// Where it says what.
+    pub written: Written,
     /// What to simulate.
     pub setup: Setup,
     /// What to compare it with.
@@ -151,12 +152,13 @@ pub fn resolve(
         tflops_per_gpu: published.tflops_per_gpu,
         mfu: published.mfu,
     });
+    let written = scenario.written();
     let setup = scenario
         .simulated_with(seed, fidelity)
         .resolve(&|path| read_beside(&input.folder, path))
         .map_err(refuse)?;
     Ok(Resolved {
-        source: input.source.clone(),
+        written,
         setup,
         published,
     })

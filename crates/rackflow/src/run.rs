@@ -7,7 +7,7 @@ use crate::input::{self, Resolved};
 use crate::messages;
 use crate::terminal;
 use clap::ColorChoice;
-use rackflow_plan::{Plan, PlanError};
+use rackflow_plan::Plan;
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
 use std::path::Path;
 use std::time::Instant;
@@ -72,32 +72,9 @@ fn in_short(plan: &Plan) -> String {
 
 /// Compiles the setup and holds it against the memory of one GPU.
 fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
-    let plan =
-        rackflow_plan::compile(&resolved.setup).and_then(|plan| plan.check_memory().map(|()| plan));
-    plan.map_err(|error| refusal(&error, &resolved.source))
-}
-
-/// A refusal that concerns the scenario as a whole, drawn like those that concern one line.
-fn refusal(error: &PlanError, source: &str) -> Failure {
-    let PlanError::DoesNotFit {
-        stage,
-        needed,
-        capacity,
-        arithmetic,
-        hints,
-    } = error
-    else {
-        return Failure::Input(format!("error: {error}\n  --> {source}"));
-    };
-    let stage = stage + 1;
-    let mut text = format!(
-        "error: the plan does not fit into memory: a GPU of stage {stage} needs {needed} and has {capacity}\n  \
-         --> {source}\n  needs: {arithmetic}"
-    );
-    for hint in hints {
-        text.push_str(&format!("\n  hint: it would fit with {hint}"));
-    }
-    Failure::Input(text)
+    let setup = &resolved.setup;
+    let plan = rackflow_plan::compile(setup).and_then(|plan| plan.check_memory().map(|()| plan));
+    plan.map_err(|error| Failure::Input(resolved.written.refusal(setup, &error).to_string()))
 }
 
 #[allow(

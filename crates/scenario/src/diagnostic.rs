@@ -66,6 +66,8 @@ pub struct Diagnostic {
     pub column: usize,
     /// A few words under the stretch; empty for none.
     pub label: String,
+    /// The arithmetic behind it; empty for none.
+    pub needs: String,
     /// What would be right, the likeliest first.
     pub hints: Vec<String>,
 }
@@ -84,12 +86,18 @@ impl Diagnostic {
             line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
             label: String::new(),
+            needs: String::new(),
             hints: Vec::new(),
         }
     }
 
     pub(crate) fn label(mut self, label: impl Into<String>) -> Self {
         self.label = one_line(&label.into());
+        self
+    }
+
+    pub(crate) fn needs(mut self, arithmetic: impl Into<String>) -> Self {
+        self.needs = one_line(&arithmetic.into());
         self
     }
 
@@ -172,6 +180,9 @@ impl fmt::Display for Diagnostic {
         )?;
         if !self.label.is_empty() {
             write!(f, " {}", self.label)?;
+        }
+        if !self.needs.is_empty() {
+            write!(f, "\n  needs: {}", self.needs)?;
         }
         for hint in &self.hints {
             write!(f, "\n  hint: {hint}")?;

@@ -9,6 +9,7 @@ use crate::document::{
     WorkloadText,
 };
 use crate::huggingface;
+use crate::refusal::Written;
 use crate::yaml::{self, Node as Tree};
 use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
 use rackflow_topology::{Accelerator, Cluster, Fabric, Node};
@@ -50,6 +51,14 @@ impl Scenario {
     /// What a source printed about the same run, where the scenario says.
     pub fn published(&self) -> Option<&Published> {
         self.document.published.as_ref()
+    }
+
+    /// Where each part of the scenario is written, for what is found out later.
+    pub fn written(&self) -> Written {
+        Written {
+            source: self.source.clone(),
+            tree: self.tree.clone(),
+        }
     }
 
     /// The name of the scenario: its file without directory and extension.

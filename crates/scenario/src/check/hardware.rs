@@ -8,7 +8,9 @@ use rackflow_plan::Setup;
 use rackflow_topology::{
     Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError,
 };
-use rackflow_units::{Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration};
+use rackflow_units::{
+    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour,
+};
 use rackflow_workload::Recipe;
 
 /// More accelerators than anyone has plans for.
@@ -178,6 +180,11 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
             &at(&format!("measured.gemm.{format}")),
             share,
         ));
+    }
+    if let Some(price) = a.price {
+        // From a hundredth of a cent to what a whole rack costs.
+        let (least, most) = (UsdPerHour::new(0.0001), UsdPerHour::new(10_000.0));
+        checks.push(within(findings, &at("price"), price, least, most));
     }
     let attention = &a.measured.attention;
     for (kernel, rates) in [

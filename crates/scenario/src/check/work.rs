@@ -7,7 +7,9 @@ use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
 use rackflow_plan::{Fidelity, Setup};
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{Attention, ModelError, Parallelism, Routing, Schedule, Training, Zero};
+use rackflow_workload::{
+    Attention, ModelError, Parallelism, Recompute, Routing, Schedule, Training, Zero,
+};
 
 const TRAINING: &str = "workload.training";
 const PARALLELISM: &str = "workload.training.parallelism";
@@ -44,6 +46,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
             heads(findings, t);
         }
         chunks(findings, t);
+        recompute(findings, t);
         experts_right = experts_of_model(findings, t);
     }
     // Whoever has half a node too many GPUs needs to hear that only.
@@ -452,6 +455,55 @@ fn chunks(findings: &mut Findings<'_>, t: &Training) {
             found.hint(format!("use at most {layers} stages"))
         };
         findings.report(found);
+    }
+}
+
+/// What is recomputed exists, and is named once.
+fn recompute(findings: &mut Findings<'_>, t: &Training) {
+    let p = &t.parallelism;
+    let path = format!("{TRAINING}.recompute");
+    match &t.recompute {
+        Recompute::FullLayers(n) => {
+            let chunks = u64::from(p.pipeline) * u64::from(p.virtual_pipeline);
+            let longest = match &t.layers_per_chunk {
+                Some(list) => list.iter().copied().max().unwrap_or(0),
+                None => t.model.layers.div_ceil(chunks.max(1)),
+            };
+            let path = format!("{path}.full_layers");
+            if u64::from(*n) > longest {
+                let found = findings
+                    .at(
+                        &path,
+                        format!("`full_layers` is {n}, but no model chunk has more than {longest}"),
+                    )
+                    .label(format!("at most {longest}"))
+                    .hint("use recompute: full for all layers");
+                findings.report(found);
+            } else if *n == 0 {
+                let found = findings
+                    .at(&path, "`full_layers` is 0; it must be at least 1")
+                    .hint("use recompute: none, or leave it out");
+                findings.report(found);
+            }
+        }
+        Recompute::Activations(list) => {
+            for (index, activation) in list.iter().enumerate() {
+                if list[..index].contains(activation) {
+                    let inline = format!("{path}.{index}");
+                    let path = if findings.written(&inline) {
+                        inline
+                    } else {
+                        format!("{path}.activations.{index}")
+                    };
+                    let found = findings.at(
+                        &path,
+                        format!("entry {} of `recompute` was named before", index + 1),
+                    );
+                    findings.report(found.hint("name each activation once"));
+                }
+            }
+        }
+        Recompute::None | Recompute::Selective | Recompute::Full => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `BLESS=1 cargo test -p rackflow-scenario` writes the texts anew; read them before you commit.
 
+use rackflow_plan::compile;
 use rackflow_scenario::{Diagnostic, parse};
 use std::fs;
 use std::io;
@@ -20,9 +21,18 @@ fn files(path: &str) -> io::Result<String> {
 }
 
 fn refused(name: &str, text: &str) -> Vec<Diagnostic> {
-    match parse(name, text).and_then(|scenario| scenario.resolve(&files)) {
-        Ok(_) => panic!("{name} is not refused"),
-        Err(diagnostics) => diagnostics,
+    let scenario = match parse(name, text) {
+        Ok(scenario) => scenario,
+        Err(diagnostics) => return diagnostics,
+    };
+    let written = scenario.written();
+    let setup = match scenario.resolve(&files) {
+        Ok(setup) => setup,
+        Err(diagnostics) => return diagnostics,
+    };
+    match compile(&setup).and_then(|plan| plan.check_memory()) {
+        Ok(()) => panic!("{name} is not refused"),
+        Err(error) => vec![written.refusal(&setup, &error)],
     }
 }
 
