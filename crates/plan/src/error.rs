@@ -252,6 +252,17 @@ fn check_schedule(setup: &Setup) -> Result<(), PlanError> {
                 needs: "virtual_pipeline: 1".to_owned(),
             });
         }
+        Schedule::OneForwardOneBackward
+            if p.virtual_pipeline > 1 && !m.is_multiple_of(u64::from(p.pipeline)) =>
+        {
+            return Err(PlanError::Schedule {
+                schedule: "an interleaved schedule",
+                needs: format!(
+                    "micro-batches in rounds of the {} stages; here: {m}",
+                    p.pipeline
+                ),
+            });
+        }
         _ => {}
     }
     Ok(())

@@ -14,6 +14,7 @@ mod memory;
 mod placement;
 mod price;
 mod program;
+mod resource;
 mod run;
 pub mod schedule;
 mod setup;
@@ -28,4 +29,5 @@ pub use program::{
     GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer,
     TransferId, Work,
 };
+pub use resource::Resource;
 pub use setup::{Fidelity, RankOrder, Setup, Straggler};

@@ -48,6 +48,16 @@ Examples:
 
 A plan that does not fit into memory is refused with the arithmetic and a plan that would fit.")]
     Run(RunArgs),
+    /// Simulate a scenario again with a little more of each resource: what is it bound by?
+    #[command(after_help = "\
+Examples:
+  rackflow elasticities deepseek-v3-2048-h800
+  rackflow elasticities my.yaml --format json | jq -r .bound_by
+  rackflow elasticities my.yaml -o results    also writes results/elasticities.json, .svg and .png
+
+An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
+second. Nothing but that resource changes; the plan stays as it is.")]
+    Elasticities(RunArgs),
     /// Check scenarios without running them: is every name, unit and count right, and does it fit?
     Check {
         /// Scenario files, names of shipped scenarios, or `-` for standard input

@@ -5,11 +5,22 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes `text` to `path` so that a reader sees the old file or the new one, never a part: it is
+/// Writes files into a folder, which is made where it is missing, and tells the name of each.
+pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        write_atomically(&path, bytes)?;
+        tell(&format!("wrote {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part: it is
 /// written beside its place and then renamed.
-pub fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let unfinished = unfinished_name(path);
-    let result = write_and_rename(&unfinished, path, text);
+    let result = write_and_rename(&unfinished, path, bytes);
     if result.is_err() {
         // Removal may fail because nothing was created; the first error is the one to tell.
         let _ = fs::remove_file(&unfinished);
@@ -17,9 +28,9 @@ pub fn write_atomically(path: &Path, text: &str) -> Result<(), Failure> {
     result.map_err(|error| Failure::file("written", path, &error))
 }
 
-fn write_and_rename(unfinished: &Path, path: &Path, text: &str) -> io::Result<()> {
+fn write_and_rename(unfinished: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(unfinished)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
     fs::rename(unfinished, path)
@@ -59,7 +70,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("rackflow-files-{}", std::process::id()));
         let taken = folder.join("report.json");
         fs::create_dir_all(taken.join("not empty")).expect("a scratch folder");
-        write_atomically(&taken, "text").expect_err("the name is taken by a folder");
+        write_atomically(&taken, b"text").expect_err("the name is taken by a folder");
         let names: Vec<_> = fs::read_dir(&folder).expect("the scratch folder").collect();
         assert_eq!(names.len(), 1, "{names:?}");
         fs::remove_dir_all(&folder).expect("the scratch folder");

@@ -7,6 +7,7 @@
 mod args;
 mod catalogue;
 mod columns;
+mod elasticities;
 mod failure;
 mod files;
 mod input;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
 fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run(args) => run::run(args, cli.color),
+        Command::Elasticities(args) => elasticities::run(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
         Command::List { kind, format } => {
             files::print(&catalogue::list(*kind, *format, terminal::style(cli.color)))

@@ -14,11 +14,7 @@ use std::time::Instant;
 
 /// Simulates one scenario and writes what it means.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
-    let fidelity = args.fidelity.map(|fidelity| match fidelity {
-        Fidelity::Folded => rackflow_plan::Fidelity::Folded,
-        Fidelity::Full => rackflow_plan::Fidelity::Full,
-    });
-    let resolved = input::resolve(&input::read(&args.scenario)?, args.seed, fidelity)?;
+    let resolved = resolve(args)?;
     let plan = plan(&resolved)?;
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {
@@ -28,6 +24,15 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
         Format::Table => render_text(&report, &terminal::style(color)),
         Format::Json => report.to_json(),
     })
+}
+
+/// The scenario as meant, with what the command line replaces.
+pub fn resolve(args: &RunArgs) -> Result<Resolved, Failure> {
+    let fidelity = args.fidelity.map(|fidelity| match fidelity {
+        Fidelity::Folded => rackflow_plan::Fidelity::Folded,
+        Fidelity::Full => rackflow_plan::Fidelity::Full,
+    });
+    input::resolve(&input::read(&args.scenario)?, args.seed, fidelity)
 }
 
 /// Says of each scenario whether it could be run. All are read, so that one call shows all errors.
@@ -71,7 +76,7 @@ fn in_short(plan: &Plan) -> String {
 }
 
 /// Compiles the setup and holds it against the memory of one GPU.
-fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
+pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
     let setup = &resolved.setup;
     let plan = rackflow_plan::compile(setup).and_then(|plan| plan.check_memory().map(|()| plan));
     plan.map_err(|error| Failure::Input(resolved.written.refusal(setup, &error).to_string()))
@@ -98,15 +103,15 @@ fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
 
 /// Writes the report in every form.
 fn write(folder: &Path, report: &Report) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
-    for (name, text) in [
-        ("report.txt", render_text(report, &Style::default())),
-        ("report.json", report.to_json()),
-        ("waterfall.svg", plot::waterfall(report).svg()),
-    ] {
-        let path = folder.join(name);
-        files::write_atomically(&path, &text)?;
-        files::tell(&format!("wrote {}", path.display()));
-    }
-    Ok(())
+    files::write_folder(
+        folder,
+        &[
+            (
+                "report.txt",
+                render_text(report, &Style::default()).as_bytes(),
+            ),
+            ("report.json", report.to_json().as_bytes()),
+            ("waterfall.svg", plot::waterfall(report).svg().as_bytes()),
+        ],
+    )
 }

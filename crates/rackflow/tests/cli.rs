@@ -552,3 +552,38 @@ fn ci_runs_the_test_command_of_the_readme() {
         "{last} is not in README.md"
     );
 }
+
+// ---- elasticities
+
+#[test]
+fn elasticities_of_all_rates_come_to_about_one() {
+    let folder = scratch("elasticities");
+    let out = folder.to_str().expect("a path of ours is text");
+    let output = rackflow(&["elasticities", QUICK, "--format", "json", "-o", out]);
+    assert!(output.status.success());
+    let ranked = json(&String::from_utf8_lossy(&output.stdout));
+    let answers = ranked["elasticities"].as_array().expect("a list");
+    // A machine that is faster in every respect is faster as a whole; a larger batch is no rate.
+    let sum: f64 = answers
+        .iter()
+        .filter(|answer| answer["resource"] != "batch")
+        .map(|answer| answer["elasticity"].as_f64().expect("a number"))
+        .sum();
+    assert!((0.9..1.05).contains(&sum), "{ranked:#}");
+    let first = answers[0]["resource"].as_str().expect("a name");
+    assert_eq!(first, "tensor_flops", "dense training on one node");
+    assert!(
+        ranked["bound_by"]
+            .as_str()
+            .expect("words")
+            .contains("the tensor cores")
+    );
+    let unused = ranked["not_used"].as_array().expect("a list");
+    assert!(
+        unused.iter().any(|name| name == "NIC bandwidth"),
+        "one node"
+    );
+    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+}

@@ -12,6 +12,7 @@
 
 mod advice;
 mod causes;
+mod elasticity;
 mod format;
 mod paint;
 pub mod plot;
@@ -20,6 +21,7 @@ mod summarize;
 mod text;
 
 pub use causes::{Explanation, explain, key};
+pub use elasticity::{Answer, Elasticities, Elasticity};
 pub use paint::Style;
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,

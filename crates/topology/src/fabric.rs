@@ -25,6 +25,24 @@ impl Fabric {
             Self::MultiPlaneFatTree(f) => f.routing,
         }
     }
+
+    /// Link rate between switches, where it is not the NIC's own.
+    pub fn link_mut(&mut self) -> Option<&mut Bandwidth> {
+        match self {
+            Self::FatTree(f) => f.link.as_mut(),
+            Self::RailOptimized(f) => f.link.as_mut(),
+            Self::MultiPlaneFatTree(f) => f.link.as_mut(),
+        }
+    }
+
+    /// Time added by each switch on the way.
+    pub fn hop_mut(&mut self) -> &mut SimDuration {
+        match self {
+            Self::FatTree(f) => &mut f.hop,
+            Self::RailOptimized(f) => &mut f.hop,
+            Self::MultiPlaneFatTree(f) => &mut f.hop,
+        }
+    }
 }
 
 /// How a fabric uses the parallel paths between two switches.

@@ -1,0 +1,197 @@
+//! A little more of one resource: what elasticities are measured with.
+//!
+//! [`Resource::more`] returns the same setup with one thing larger (or, where less is better, with
+//! one thing smaller) by a small factor. Simulating both says how throughput answers.
+
+use crate::setup::Setup;
+use rackflow_units::{Bandwidth, SimDuration};
+use rackflow_workload::CudaGraphs;
+
+/// By how much a resource grows, where it can grow by any amount.
+const STEP: f64 = 1.01;
+
+/// What there can be more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// Matrix FLOP/s of the tensor cores, in every number format.
+    TensorFlops,
+    /// FLOP/s outside the tensor cores.
+    VectorFlops,
+    /// Exponentials per second.
+    Exponentials,
+    /// Memory bandwidth.
+    MemoryBandwidth,
+    /// Memory capacity.
+    MemoryCapacity,
+    /// Bandwidth of a GPU into its NVLink domain.
+    NvLink,
+    /// Line rate of the NICs, and of the cables between switches with them.
+    Nic,
+    /// Latency of NVLink, NICs and switches, and the fixed cost of a collective.
+    Latency,
+    /// SMs left to computation while communication runs.
+    CommunicationSms,
+    /// Time of the host to launch kernels and to keep its books.
+    Launch,
+    /// Sequences per step.
+    Batch,
+}
+
+impl Resource {
+    /// All of them, in the order in which they are told.
+    pub const ALL: [Self; 11] = [
+        Self::TensorFlops,
+        Self::VectorFlops,
+        Self::Exponentials,
+        Self::MemoryBandwidth,
+        Self::MemoryCapacity,
+        Self::NvLink,
+        Self::Nic,
+        Self::Latency,
+        Self::CommunicationSms,
+        Self::Launch,
+        Self::Batch,
+    ];
+
+    /// Its name in JSON documents.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::TensorFlops => "tensor_flops",
+            Self::VectorFlops => "vector_flops",
+            Self::Exponentials => "exponentials",
+            Self::MemoryBandwidth => "memory_bandwidth",
+            Self::MemoryCapacity => "memory_capacity",
+            Self::NvLink => "nvlink",
+            Self::Nic => "nic",
+            Self::Latency => "latency",
+            Self::CommunicationSms => "communication_sms",
+            Self::Launch => "launch",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// What one per cent more of it means, in words.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::TensorFlops => "tensor FLOP/s",
+            Self::VectorFlops => "vector FLOP/s",
+            Self::Exponentials => "exponentials/s",
+            Self::MemoryBandwidth => "memory bandwidth",
+            Self::MemoryCapacity => "memory capacity",
+            Self::NvLink => "NVLink bandwidth",
+            Self::Nic => "NIC bandwidth",
+            Self::Latency => "lower network latency",
+            Self::CommunicationSms => "fewer SMs held by communication",
+            Self::Launch => "shorter kernel launches",
+            Self::Batch => "a larger batch",
+        }
+    }
+
+    /// What a run is that this resource holds back.
+    pub const fn bound_by(self) -> &'static str {
+        match self {
+            Self::TensorFlops => "the tensor cores",
+            Self::VectorFlops => "arithmetic outside the tensor cores",
+            Self::Exponentials => "the exponential unit",
+            Self::MemoryBandwidth => "memory bandwidth",
+            Self::MemoryCapacity => "memory capacity",
+            Self::NvLink => "NVLink",
+            Self::Nic => "the NICs",
+            Self::Latency => "network latency",
+            Self::CommunicationSms => "the SMs that communication holds",
+            Self::Launch => "the host that launches kernels",
+            Self::Batch => "the size of the batch",
+        }
+    }
+
+    /// The setup with a little more of this resource, and how many times as much that is. `None`
+    /// where the setup has no such thing to give: one node has no NIC traffic, a stack that is
+    /// launched by graph has no launches.
+    pub fn more(self, setup: &Setup) -> Option<(Setup, f64)> {
+        let mut more = setup.clone();
+        let accelerator = &mut more.cluster.node.accelerator;
+        match self {
+            Self::TensorFlops => {
+                let peak = &mut accelerator.peak;
+                peak.bf16 = peak.bf16 * STEP;
+                peak.fp8 = peak.fp8.map(|rate| rate * STEP);
+                peak.fp4 = peak.fp4.map(|rate| rate * STEP);
+            }
+            Self::VectorFlops => accelerator.vector = accelerator.vector * STEP,
+            Self::Exponentials => {
+                let before = accelerator.exponentials_per_sm_clock;
+                accelerator.exponentials_per_sm_clock = before + 1;
+                return Some((more, f64::from(before + 1) / f64::from(before.max(1))));
+            }
+            Self::MemoryBandwidth => wider(&mut accelerator.memory_bandwidth),
+            Self::MemoryCapacity => {
+                let larger = (accelerator.memory.as_f64() * STEP) as u64;
+                accelerator.memory = rackflow_units::Bytes::new(larger);
+            }
+            Self::NvLink => {
+                if more.cluster.node.scale_up.domain < 2 {
+                    return None;
+                }
+                wider(&mut more.cluster.node.scale_up.bandwidth);
+            }
+            Self::Nic => {
+                if more.cluster.gpus <= more.cluster.node.gpus {
+                    return None;
+                }
+                wider(&mut more.cluster.node.nic.rate);
+                if let Some(link) = more.cluster.fabric.link_mut() {
+                    wider(link);
+                }
+            }
+            Self::Latency => {
+                let node = &mut more.cluster.node;
+                shorter(&mut node.scale_up.latency);
+                shorter(&mut node.scale_up.collective_base);
+                shorter(&mut node.nic.latency);
+                shorter(more.cluster.fabric.hop_mut());
+            }
+            Self::CommunicationSms => return fewer_sms(more),
+            Self::Launch => {
+                let stack = &mut more.training.stack;
+                if stack.cuda_graphs == CudaGraphs::Full && stack.step_overhead == SimDuration::ZERO
+                {
+                    return None;
+                }
+                shorter(&mut stack.launch);
+                stack.linear_launch.as_mut().map(shorter);
+                stack.quantized_linear_launch.as_mut().map(shorter);
+                shorter(&mut stack.mixture_launch);
+                shorter(&mut stack.step_overhead);
+            }
+            Self::Batch => {
+                // One round of the pipeline more: every schedule takes whole rounds.
+                let before = more.training.micro_batches();
+                let training = &mut more.training;
+                let round = u64::from(training.parallelism.pipeline);
+                training.global_batch +=
+                    round * u64::from(training.parallelism.data) * training.micro_batch;
+                let factor = (before + round) as f64 / before.max(1) as f64;
+                return Some((more, factor));
+            }
+        }
+        Some((more, STEP))
+    }
+}
+
+/// One SM fewer for each kind of communication that holds any.
+fn fewer_sms(mut setup: Setup) -> Option<(Setup, f64)> {
+    let stack = &mut setup.training.stack;
+    let before = stack.communication_sms + stack.dispatch_sms;
+    stack.communication_sms = stack.communication_sms.saturating_sub(1);
+    stack.dispatch_sms = stack.dispatch_sms.saturating_sub(1);
+    let after = stack.communication_sms + stack.dispatch_sms;
+    (after > 0 && after < before).then(|| (setup, f64::from(before) / f64::from(after)))
+}
+
+fn wider(rate: &mut Bandwidth) {
+    *rate = rate.scaled(STEP);
+}
+
+fn shorter(time: &mut SimDuration) {
+    *time = SimDuration::from_picos((time.as_picos() as f64 / STEP).round() as u64);
+}

@@ -1,0 +1,232 @@
+//! What to change first: how throughput answers to a little more of each resource.
+
+use crate::format::{number, seconds};
+use crate::paint::{Ink, Style};
+use crate::plot::{Axis, Bar, Bars, Picture, style};
+use rackflow_plan::Resource;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Answers below this are rounding of the plan, not of the resource.
+const NOTHING: f64 = 0.005;
+
+/// A step simulated again with a little more of one resource.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Answer {
+    /// Of what there was more.
+    pub resource: Resource,
+    /// How many times as much.
+    pub factor: f64,
+    /// How many times as many tokens per second.
+    pub throughput: f64,
+}
+
+/// How throughput answers to one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Elasticity {
+    /// Name of the resource.
+    pub resource: String,
+    /// In words.
+    pub label: String,
+    /// Relative change of throughput over relative change of the resource: 1 where the run is
+    /// bound by nothing else, 0 where it does not matter. Measured by simulating again.
+    pub elasticity: f64,
+    /// Per cent of throughput that one per cent more would bring.
+    pub percent_per_percent: f64,
+}
+
+/// All resources of a run, the one that matters most first.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Elasticities {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Wall time of one step as it is, in seconds.
+    pub step_time_s: f64,
+    /// What holds the run back, in words.
+    pub bound_by: String,
+    /// The answers, largest first.
+    pub elasticities: Vec<Elasticity>,
+    /// Resources that this run has none of.
+    pub not_used: Vec<String>,
+}
+
+impl Elasticities {
+    /// Ranks the answers of one scenario.
+    pub fn of(scenario: &str, step_time_s: f64, answers: &[Answer]) -> Self {
+        let mut elasticities: Vec<Elasticity> = answers
+            .iter()
+            .map(|answer| {
+                let elasticity = answer.throughput.ln() / answer.factor.ln();
+                Elasticity {
+                    resource: answer.resource.key().to_owned(),
+                    label: answer.resource.label().to_owned(),
+                    elasticity,
+                    percent_per_percent: (1.01_f64.powf(elasticity) - 1.0) * 100.0,
+                }
+            })
+            .collect();
+        elasticities.sort_by(|a, b| b.elasticity.total_cmp(&a.elasticity));
+        let not_used = Resource::ALL
+            .into_iter()
+            .filter(|resource| answers.iter().all(|answer| answer.resource != *resource))
+            .map(|resource| resource.label().to_owned())
+            .collect();
+        Self {
+            scenario: scenario.to_owned(),
+            step_time_s,
+            bound_by: bound_by(answers),
+            elasticities,
+            not_used,
+        }
+    }
+
+    /// The document for programs.
+    pub fn to_json(&self) -> String {
+        // Finite numbers and strings, so that nothing can fail.
+        let text = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
+        text + "\n"
+    }
+
+    /// The ranked table for people.
+    pub fn render(&self, style: &Style) -> String {
+        let strong = |text: &str| style.paint(Ink::Strong, text);
+        let faint = |text: &str| style.paint(Ink::Faint, text);
+        let mut out = format!(
+            "{}\n  step time {}\n  {}\n\n{}\n",
+            strong(&self.scenario),
+            seconds(self.step_time_s),
+            self.bound_by,
+            faint("One per cent more of                throughput"),
+        );
+        let most = self
+            .elasticities
+            .first()
+            .map_or(1.0, |first| first.elasticity.max(0.01));
+        for answer in &self.elasticities {
+            let length = (answer.elasticity.max(0.0) / most * 40.0).round() as usize;
+            out.push_str(&format!(
+                "  {:<32} {:>+8.3} %  {}\n",
+                answer.label,
+                shown(answer.percent_per_percent),
+                style.paint(Ink::Useful, &"█".repeat(length)),
+            ));
+        }
+        if !self.not_used.is_empty() {
+            out.push_str(&faint(&format!(
+                "\nNot used by this run: {}.\n",
+                self.not_used.join(", ")
+            )));
+        }
+        out
+    }
+
+    /// The ranked table as a picture.
+    pub fn picture(&self) -> Picture {
+        let bars = self
+            .elasticities
+            .iter()
+            .map(|answer| {
+                let value = shown(answer.percent_per_percent);
+                let ink = if value > 0.0 {
+                    style::USEFUL
+                } else {
+                    style::LOST
+                };
+                let sign = if value < 0.0 { "\u{2212}" } else { "+" };
+                let figure = format!("{sign}{} %", number(value.abs(), 3));
+                Bar::new(&answer.label, value, ink, &figure)
+            })
+            .collect();
+        Bars {
+            title: sentence(&self.bound_by),
+            subtitle: format!(
+                "{}: throughput that one per cent more of each resource brings, each simulated again",
+                self.scenario
+            ),
+            axis: Axis::linear("per cent of throughput"),
+            bars,
+            ..Bars::default()
+        }
+        .picture()
+    }
+}
+
+/// Noise of the last digit has no sign.
+fn shown(percent: f64) -> f64 {
+    if percent.abs() < 0.000_5 {
+        0.0
+    } else {
+        percent
+    }
+}
+
+fn bound_by(answers: &[Answer]) -> String {
+    // A larger batch is no resource of the hardware: it only dilutes what is there.
+    let mut ranked: Vec<(f64, Resource)> = answers
+        .iter()
+        .map(|answer| (answer.throughput.ln() / answer.factor.ln(), answer.resource))
+        .filter(|(elasticity, resource)| *elasticity > NOTHING && *resource != Resource::Batch)
+        .collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let part = |(elasticity, resource): &(f64, Resource)| {
+        format!("{} ({})", resource.bound_by(), number(*elasticity, 2))
+    };
+    match ranked.as_slice() {
+        [] => "bound by none of these resources".to_owned(),
+        [one] => format!("bound by {}", part(one)),
+        [first, second, rest @ ..] => {
+            let third = rest.first().filter(|(elasticity, _)| *elasticity > 0.05);
+            let third = third.map_or_else(String::new, |third| format!(", then {}", part(third)));
+            format!("bound by {}, then {}{third}", part(first), part(second))
+        }
+    }
+}
+
+fn sentence(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(resource: Resource, throughput: f64) -> Answer {
+        Answer {
+            resource,
+            factor: 1.01,
+            throughput,
+        }
+    }
+
+    #[test]
+    fn the_largest_answer_comes_first_and_is_named() {
+        let answers = [
+            answer(Resource::Nic, 1.002),
+            answer(Resource::TensorFlops, 1.006),
+            answer(Resource::Latency, 1.0),
+        ];
+        let ranked = Elasticities::of("a run", 1.0, &answers);
+        assert_eq!(ranked.elasticities[0].resource, "tensor_flops");
+        assert!((ranked.elasticities[0].percent_per_percent - 0.6).abs() < 1e-9);
+        assert_eq!(
+            ranked.bound_by,
+            "bound by the tensor cores (0.60), then the NICs (0.20)"
+        );
+        assert!(ranked.not_used.contains(&"a larger batch".to_owned()));
+        let table = ranked.render(&Style::default());
+        assert!(
+            table.contains("tensor FLOP/s") && table.contains("+0.600 %"),
+            "{table}"
+        );
+        assert!(ranked.picture().svg().contains("Bound by the tensor cores"));
+    }
+
+    #[test]
+    fn a_run_that_answers_to_nothing_says_so() {
+        let ranked = Elasticities::of("a run", 1.0, &[answer(Resource::NvLink, 1.0)]);
+        assert_eq!(ranked.bound_by, "bound by none of these resources");
+    }
+}
