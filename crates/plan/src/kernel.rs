@@ -217,7 +217,7 @@ impl Parts {
 }
 
 /// Two resources that mostly overlap: the slower one, and near a tie a little more, at most 19 %.
-fn overlapped(a: f64, b: f64) -> f64 {
+pub(crate) fn overlapped(a: f64, b: f64) -> f64 {
     let longest = a.max(b);
     if longest <= 0.0 {
         return 0.0;

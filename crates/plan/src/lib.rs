@@ -17,6 +17,7 @@ mod program;
 mod resource;
 mod run;
 pub mod schedule;
+pub mod serving;
 mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};

@@ -164,6 +164,8 @@ pub enum Kind {
     Fabrics,
     /// Training frameworks, dated.
     Stacks,
+    /// Serving engines, dated.
+    ServingStacks,
     /// Runs that ship with Rackflow.
     Scenarios,
     /// Losses that a report names.

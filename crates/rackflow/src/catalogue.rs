@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
     let kinds: Vec<Kind> = kind.map_or_else(
         || {
-            use Kind::{Accelerators, Causes, Fabrics, Models, Nodes, Racks, Scenarios, Stacks};
+            use Kind::{
+                Accelerators, Causes, Fabrics, Models, Nodes, Racks, Scenarios, ServingStacks,
+                Stacks,
+            };
             vec![
                 Scenarios,
                 Models,
@@ -24,6 +27,7 @@ pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
                 Racks,
                 Fabrics,
                 Stacks,
+                ServingStacks,
                 Causes,
             ]
         },
@@ -62,6 +66,7 @@ fn title(kind: Kind) -> &'static str {
         Kind::Racks => "racks",
         Kind::Fabrics => "fabrics",
         Kind::Stacks => "stacks",
+        Kind::ServingStacks => "serving-stacks",
         Kind::Scenarios => "scenarios",
         Kind::Causes => "causes",
     }
@@ -75,9 +80,12 @@ fn entries(kind: Kind) -> Value {
         Kind::Racks => nodes()
             .map(|node| (node.name.clone(), rack(&node)))
             .collect(),
-        Kind::Models | Kind::Accelerators | Kind::Nodes | Kind::Fabrics | Kind::Stacks => {
-            described(section(kind))
-        }
+        Kind::Models
+        | Kind::Accelerators
+        | Kind::Nodes
+        | Kind::Fabrics
+        | Kind::Stacks
+        | Kind::ServingStacks => described(section(kind)),
     };
     pairs
         .into_iter()
@@ -91,6 +99,7 @@ fn section(kind: Kind) -> Section {
         Kind::Accelerators => Section::Accelerators,
         Kind::Fabrics => Section::Fabrics,
         Kind::Stacks => Section::Stacks,
+        Kind::ServingStacks => Section::ServingStacks,
         _ => Section::Nodes,
     }
 }
@@ -149,7 +158,9 @@ fn table(kind: Kind, width: usize) -> String {
                 width,
             )
         }
-        Kind::Nodes | Kind::Fabrics | Kind::Stacks => pairs(described(section(kind))),
+        Kind::Nodes | Kind::Fabrics | Kind::Stacks | Kind::ServingStacks => {
+            pairs(described(section(kind)))
+        }
     }
 }
 
@@ -279,6 +290,7 @@ fn entry(section: Section, name: &str) -> Value {
         Section::Fabrics => json!(catalogue.fabric(name)),
         Section::Models => json!(catalogue.model(name)),
         Section::Stacks => json!(catalogue.stack(name)),
+        Section::ServingStacks => json!(catalogue.serving_stack(name)),
         Section::Nodes => json!(catalogue.node(name).map(|node| {
             json!({
                 "accelerator": node.accelerator.name,

@@ -7,6 +7,7 @@ use crate::document::{FabricEntry, NodeText};
 use crate::yaml::{self, Key, Node as Tree, Value};
 use indexmap::IndexMap;
 use rackflow_topology::{Accelerator, Fabric, Node};
+use rackflow_workload::serving::ServingStack;
 use rackflow_workload::{Model, SoftwareStack};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,18 +24,21 @@ pub enum Section {
     Fabrics,
     /// What is trained.
     Models,
-    /// With what software.
+    /// With what software, training.
     Stacks,
+    /// With what software, serving.
+    ServingStacks,
 }
 
 impl Section {
     /// Every section, in the order of `list`.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Models,
         Self::Accelerators,
         Self::Nodes,
         Self::Fabrics,
         Self::Stacks,
+        Self::ServingStacks,
     ];
 
     /// What one entry is called.
@@ -45,6 +49,7 @@ impl Section {
             Self::Fabrics => "fabric",
             Self::Models => "model",
             Self::Stacks => "stack",
+            Self::ServingStacks => "serving stack",
         }
     }
 
@@ -56,6 +61,7 @@ impl Section {
             Self::Fabrics => "fabrics",
             Self::Models => "models",
             Self::Stacks => "stacks",
+            Self::ServingStacks => "serving stacks",
         }
     }
 }
@@ -85,10 +91,11 @@ pub struct Catalogue {
     fabrics: IndexMap<String, Fabric>,
     models: IndexMap<String, Model>,
     stacks: IndexMap<String, SoftwareStack>,
+    serving_stacks: IndexMap<String, ServingStack>,
 }
 
 /// Name and text of each file of the catalogue.
-const FILES: [(Section, &str, &str); 5] = [
+const FILES: [(Section, &str, &str); 6] = [
     (
         Section::Accelerators,
         "catalogue/accelerators.yaml",
@@ -114,6 +121,11 @@ const FILES: [(Section, &str, &str); 5] = [
         "catalogue/stacks.yaml",
         include_str!("../catalogue/stacks.yaml"),
     ),
+    (
+        Section::ServingStacks,
+        "catalogue/serving_stacks.yaml",
+        include_str!("../catalogue/serving_stacks.yaml"),
+    ),
 ];
 
 impl Catalogue {
@@ -137,6 +149,7 @@ impl Catalogue {
             fabrics: IndexMap::new(),
             models: IndexMap::new(),
             stacks: IndexMap::new(),
+            serving_stacks: IndexMap::new(),
         };
         for (section, name, text) in FILES {
             let source = Source {
@@ -214,6 +227,11 @@ impl Catalogue {
                 stack.name.clone_from(&name);
                 self.stacks.insert(name, stack);
             }
+            Section::ServingStacks => {
+                let mut stack: ServingStack = decode::decode(tree, &name, key.span)?;
+                stack.name.clone_from(&name);
+                self.serving_stacks.insert(name, stack);
+            }
         }
         Ok(())
     }
@@ -279,6 +297,11 @@ impl Catalogue {
     /// A software stack by name.
     pub fn stack(&self, name: &str) -> Option<&SoftwareStack> {
         self.stacks.get(name)
+    }
+
+    /// A serving stack by name.
+    pub fn serving_stack(&self, name: &str) -> Option<&ServingStack> {
+        self.serving_stacks.get(name)
     }
 
     /// Names and one-line descriptions of a section, in the order of its file.

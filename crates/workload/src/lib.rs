@@ -7,6 +7,7 @@ mod check;
 mod counts;
 mod model;
 mod operation;
+pub mod serving;
 mod stack;
 mod training;
 

@@ -1,0 +1,119 @@
+//! What a named, dated release of a serving engine does with the hardware.
+
+use crate::stack::AttentionKernel;
+use rackflow_units::{Bytes, SimDuration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How the kernels of a step reach the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GraphCapture {
+    /// The host launches every kernel.
+    None,
+    /// Everything but attention is captured, layer by layer.
+    Piecewise,
+    /// One graph per step.
+    Full,
+}
+
+/// How tokens reach their experts and come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DispatchKernel {
+    /// Every rank gathers all tokens, computes its experts' share, and the sums are scattered back.
+    AllGather,
+    /// DeepEP: low-latency kernels while decoding, relayed high-throughput ones in prefill.
+    DeepEp,
+    /// One-sided stores to peers of an NVLink domain (TensorRT-LLM), for any batch.
+    OneSided,
+}
+
+/// All-reduce kernels of the engine's own for small messages inside an NVLink domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CustomAllReduce {
+    /// Largest message that they take; beyond it the library's collectives are called.
+    pub up_to: Bytes,
+    /// The residual is added and the sum normalised by the same kernel.
+    pub fused_norm: bool,
+}
+
+/// Kernels of one layer besides matrix products, attention and communication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SmallKernels {
+    /// Norms, rotary embedding, cache writes and activations of a layer.
+    pub layer: u32,
+    /// Added by a mixture: scores, top-k, sorting, permutation, weighted sum.
+    pub mixture: u32,
+    /// Added by each product whose activations are quantised by a kernel of its own.
+    pub quantization: u32,
+}
+
+/// What bounds a step where the user does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerLimits {
+    /// Tokens in one step.
+    pub max_batched_tokens: u64,
+    /// Sequences in one step, on one attention rank.
+    pub max_sequences: u64,
+    /// Prompts are cut to fill the step (chunked prefill); otherwise prompts run in steps of their
+    /// own and generation waits.
+    pub chunked_prefill: bool,
+    /// Tokens of one block of the cache.
+    pub block_tokens: u64,
+}
+
+/// A named, dated profile of a serving engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServingStack {
+    /// Catalogue name, such as `vllm-0.10`. Filled from the key where it is left out.
+    #[serde(default)]
+    pub name: String,
+    /// Release date or quarter.
+    pub date: String,
+    /// Time of the host to launch one kernel eagerly.
+    pub launch: SimDuration,
+    /// How steps that only generate are launched.
+    pub decode_graphs: GraphCapture,
+    /// How steps with prompt tokens are launched.
+    pub prefill_graphs: GraphCapture,
+    /// Most sequences that a captured step holds; larger ones are launched eagerly.
+    pub graph_sequences: u64,
+    /// Host time of a step: scheduling, building inputs, sampling, returning tokens.
+    pub step_overhead: SimDuration,
+    /// The same for each sequence of the step.
+    pub sequence_overhead: SimDuration,
+    /// The host prepares the next step while the GPU runs this one, so that only what is longer
+    /// than the GPU's time shows.
+    pub overlapped_scheduling: bool,
+    /// Time from a request's arrival to its first step and from its last kernel to the client:
+    /// tokenising, queues between processes, streaming.
+    pub request_overhead: SimDuration,
+    /// Attention kernels by age.
+    pub attention: AttentionKernel,
+    /// Own all-reduce kernels; `None`: the library's only.
+    #[serde(default)]
+    pub custom_all_reduce: Option<CustomAllReduce>,
+    /// How tokens reach experts.
+    pub dispatcher: DispatchKernel,
+    /// SMs that a dispatch or combine of the throughput kind holds.
+    pub dispatch_sms: u32,
+    /// The shared expert runs beside the dispatch.
+    pub shared_expert_overlap: bool,
+    /// Small kernels of a layer.
+    pub kernels: SmallKernels,
+    /// Fraction of the memory that the engine may use.
+    pub memory_fraction: f64,
+    /// Of that, what is neither weights, activations nor cache: context, graphs, workspaces.
+    pub reserved_memory: Bytes,
+    /// Limits of its scheduler.
+    pub limits: SchedulerLimits,
+    /// Source of each value, by field name; `"*"` covers the rest.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
+}
