@@ -11,14 +11,44 @@
 //! The equations, their constants and their errors are in `docs/kernels.md`.
 
 mod attention;
+mod constants;
+mod decode;
+mod experts;
+mod format;
 mod gemm;
+mod library;
+mod linear;
 pub mod measured;
 mod mechanism;
+mod prefill;
+#[cfg(test)]
+mod serving_tests;
+mod small;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use decode::{DecodeAttention, LatentDecode, decode_attention, latent_decode};
+pub use experts::{Experts, experts, experts_touched};
+pub use format::Format;
+pub use library::Library;
+pub use linear::{Linear, linear};
 pub use mechanism::{MECHANISM, Mechanism};
+pub use prefill::{PrefillAttention, prefill_attention};
+pub use small::{SmallKernel, launch_floor, small_kernel};
+pub use sparse::{Indexer, SparseAttention, indexer, sparse_attention};
+
+/// Constants of libraries and the functions that take them as arguments, for calibration.
+pub mod calibration {
+    pub use super::decode::{decode_attention_by, latent_decode_by};
+    pub use super::experts::experts_by;
+    pub use super::library::{
+        DecodeRates, ExpertRates, GemmRates, LatentRates, PrefillRates, Quantise,
+    };
+    pub use super::linear::linear_by;
+    pub use super::prefill::prefill_attention_by;
+}
 
 use rackflow_topology::Accelerator;
 use rackflow_units::SimDuration;
@@ -75,6 +105,52 @@ impl Default for KernelOptions {
     }
 }
 
+/// What a serving engine chose, and what its device did before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServingOptions {
+    /// Whose kernels run.
+    pub library: Library,
+    /// Whether the kernel runs cold or in hours of work.
+    pub load: Load,
+    /// How kernels are launched.
+    pub launch: Launch,
+    /// Whether the kernel repeats on the same data, as benchmarks do: what fits the last-level
+    /// cache is then read from it. In a model, the other layers have evicted it.
+    pub warm_cache: bool,
+}
+
+impl Default for ServingOptions {
+    /// The fastest kernels, in a CUDA graph, under continuous load, on cold data.
+    fn default() -> Self {
+        Self {
+            library: Library::Best,
+            load: Load::Continuous,
+            launch: Launch::Graph,
+            warm_cache: false,
+        }
+    }
+}
+
+/// Who launches kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Launch {
+    /// The device, from a captured CUDA graph. No host code runs between kernels.
+    Graph,
+    /// The host, call by call. A call takes at least as long as the host needs to prepare it.
+    Host,
+}
+
+/// Generation of the tensor cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Generation {
+    /// Up to 2048 bf16 operations per SM and clock: Ampere, Ada, AMD's and Google's units.
+    Ampere,
+    /// 4096: Hopper.
+    Hopper,
+    /// 8192 and more: Blackwell.
+    Blackwell,
+}
+
 /// Cost of `op` on `sms` of the accelerator's SMs, with the fastest attention that it has.
 pub fn cost(op: &Operation, accelerator: &Accelerator, sms: u32) -> KernelCost {
     cost_with(op, accelerator, sms, KernelOptions::default())
@@ -104,27 +180,18 @@ pub fn cost_by(
     options: KernelOptions,
     mechanism: &Mechanism,
 ) -> KernelCost {
-    assert!(
-        (1..=accelerator.sms).contains(&sms),
-        "{sms} SMs of the {} that {} has",
-        accelerator.sms,
-        accelerator.name
-    );
-    let device = Device {
-        accelerator,
-        sms,
-        mechanism,
-        clock_share: match options.load {
-            Load::Burst => 1.0,
-            Load::Continuous => accelerator.measured.continuous_clock,
-        },
-    };
+    let device = Device::new(accelerator, sms, options.load, mechanism);
     match op {
         Operation::Gemm { .. } | Operation::GroupedGemm { .. } => gemm::cost(op, &device),
         Operation::Attention { .. } => attention::cost(op, options.attention, &device),
         Operation::Stream { .. } => stream::cost(op, &device),
     }
     .into_cost()
+}
+
+/// The device that a serving kernel runs on.
+fn device<'a>(accelerator: &'a Accelerator, sms: u32, options: &ServingOptions) -> Device<'a> {
+    Device::new(accelerator, sms, options.load, &MECHANISM)
 }
 
 /// The part of an accelerator that a kernel is given.
@@ -136,7 +203,27 @@ struct Device<'a> {
     clock_share: f64,
 }
 
-impl Device<'_> {
+impl<'a> Device<'a> {
+    /// # Panics
+    /// When `sms` is zero or more than the accelerator has.
+    fn new(accelerator: &'a Accelerator, sms: u32, load: Load, mechanism: &'a Mechanism) -> Self {
+        assert!(
+            (1..=accelerator.sms).contains(&sms),
+            "{sms} SMs of the {} that {} has",
+            accelerator.sms,
+            accelerator.name
+        );
+        Self {
+            accelerator,
+            sms,
+            mechanism,
+            clock_share: match load {
+                Load::Burst => 1.0,
+                Load::Continuous => accelerator.measured.continuous_clock,
+            },
+        }
+    }
+
     /// Memory bandwidth that a long stream reaches [bytes/s]. A few SMs cannot ask for all of it.
     fn memory_rate(&self) -> f64 {
         let whole = self.accelerator.memory_bandwidth.as_f64() * self.accelerator.measured.memory;
@@ -168,6 +255,40 @@ impl Device<'_> {
         }
     }
 
+    fn generation_kind(&self) -> Generation {
+        match self.generation() {
+            0 => Generation::Ampere,
+            1 => Generation::Hopper,
+            _ => Generation::Blackwell,
+        }
+    }
+
+    /// Time of host code over that of an x86 host: a Grace core takes 1.65 times as long (vLLM's
+    /// block-scaled products on GB200 and on B200).
+    fn host_slowdown(&self) -> f64 {
+        let coherent = self.accelerator.host_bandwidth.as_f64() > 200e9;
+        if coherent { 1.65 } else { 1.0 }
+    }
+
+    /// Bandwidth of the last-level cache [bytes/s].
+    fn cache_rate(&self) -> f64 {
+        f64::from(self.sms) / self.cycles(1.0) * self.mechanism.cache_bytes_per_sm_clock
+    }
+
+    /// Time to read `bytes` that a kernel reads once, at `share` of a stream's rate [s]. On `warm`
+    /// data, what the cache kept comes from the cache.
+    fn read_time(&self, bytes: f64, share: f64, warm: bool) -> f64 {
+        let kept = if warm {
+            // A cyclic sweep over more than the cache evicts what it is about to need.
+            let cache = self.accelerator.l2.as_f64() * self.mechanism.warm_share;
+            bytes.min((cache - 3.0 * (bytes - cache)).max(0.0))
+        } else {
+            0.0
+        };
+        kept / self.cache_rate().max(self.memory_rate())
+            + (bytes - kept) / (self.memory_rate() * share)
+    }
+
     fn floor(&self) -> f64 {
         self.accelerator.measured.kernel_floor.as_secs_f64()
     }
@@ -186,6 +307,26 @@ struct Parts {
 }
 
 impl Parts {
+    /// Adds another kernel that runs after this one.
+    fn add(&mut self, other: &Self) {
+        self.useful += other.useful;
+        self.sustained += other.sustained;
+        self.shape += other.shape;
+        self.memory += other.memory;
+        self.exponent += other.exponent;
+        self.floor += other.floor;
+        self.memory_time += other.memory_time;
+    }
+
+    fn total(&self) -> f64 {
+        self.useful + self.sustained + self.shape + self.memory + self.exponent + self.floor
+    }
+
+    /// Raises the floor until the whole takes `seconds`.
+    fn at_least(&mut self, seconds: f64) {
+        self.floor += (seconds - self.total()).max(0.0);
+    }
+
     /// Rounds the running sum, not the parts, so that the parts sum to the whole.
     fn into_cost(self) -> KernelCost {
         let mut end = 0.0;

@@ -5,17 +5,22 @@ use rackflow_units::Precision;
 use rackflow_workload::{AttentionKernel, Direction, Operation};
 
 /// Sizes of one launch.
-struct Shape {
-    batch: f64,
-    heads: f64,
-    kv_heads: f64,
-    query: f64,
-    kv: f64,
-    width_qk: f64,
-    width_v: f64,
-    mask: f64,
-    direction: Direction,
-    element: f64,
+pub(super) struct Shape {
+    pub batch: f64,
+    pub heads: f64,
+    pub kv_heads: f64,
+    pub query: f64,
+    pub kv: f64,
+    pub width_qk: f64,
+    pub width_v: f64,
+    pub mask: f64,
+    /// Most keys that one query sees.
+    pub reach: f64,
+    pub direction: Direction,
+    /// Bytes of an element of queries and results.
+    pub element: f64,
+    /// Bytes of an element of keys and values.
+    pub kv_element: f64,
 }
 
 pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>) -> Parts {
@@ -52,17 +57,24 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
         width_qk: head_dim_qk as f64,
         width_v: head_dim_v as f64,
         mask: mask_fraction,
+        reach: kv_len as f64,
         direction,
         element: precision.bits() as f64 / 8.0,
+        kv_element: precision.bits() as f64 / 8.0,
     };
     let (peak, efficiency) = rate(kernel, direction, precision, device);
     let useful = flops / peak;
     if kernel == AttentionKernel::Unfused {
         return unfused(&shape, useful, efficiency, device);
     }
+    fused(&shape, useful, efficiency, device)
+}
+
+/// One fused kernel whose products take `useful` seconds at the peak and sustain `efficiency` of it.
+pub(super) fn fused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> Parts {
     let sustained = useful / efficiency * device.slower();
     let scores = shape.batch * shape.heads * shape.query * shape.kv * shape.mask;
-    let math = math(&shape, sustained, scores, device);
+    let math = math(shape, sustained, scores, device);
     let exponent_rate = f64::from(device.sms)
         * device.accelerator.clock.hertz()
         * device.clock_share
@@ -85,7 +97,7 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
 
 /// Dense peak of the format that the kernel runs in [FLOP/s], and the fraction that it sustains.
 /// Unfused products are GEMMs. Backward has no 8-bit kernel and runs in 16 bits.
-fn rate(
+pub(super) fn rate(
     kernel: AttentionKernel,
     direction: Direction,
     precision: Precision,
@@ -117,13 +129,15 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
         Direction::Forward => (shape.query, shape.kv),
         Direction::Backward => (shape.kv, shape.query),
     };
+    let reach = inner.min(shape.reach);
     let in_flight = if device.generation() == 2 { 2.0 } else { 1.0 };
     let rows = mechanism.attention_rows * in_flight;
     let tiles = (outer / rows).ceil() * shape.batch * shape.heads;
     let steps = |length: f64| (length / mechanism.attention_keys).ceil() * mechanism.attention_keys;
     // A mask leaves half a tile's diagonal and half a step on every band of rows.
     let mean = if shape.mask < 1.0 {
-        (inner * shape.mask + rows / 2.0 + mechanism.attention_keys / 2.0).min(steps(inner))
+        (inner * shape.mask + rows.min(outer) / 2.0 + mechanism.attention_keys / 2.0)
+            .min(steps(inner))
     } else {
         steps(inner)
     };
@@ -131,7 +145,7 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
     let unit = sustained / scores * sms;
     let overhead = device.cycles(mechanism.attention_tile_cycles * in_flight);
     let mean_tile = rows * mean * unit + overhead;
-    let longest_tile = rows * steps(inner) * unit + overhead;
+    let longest_tile = rows * steps(reach) * unit + overhead;
     let even = tiles * mean_tile / sms;
     let waves = tiles / sms;
     let waited = if shape.mask < 1.0 {
@@ -150,7 +164,9 @@ impl Shape {
         let kv = self.batch * self.kv_heads * self.kv;
         let width = self.width_qk + self.width_v;
         match self.direction {
-            Direction::Forward => (query * width + kv * width) * self.element + query * 4.0,
+            Direction::Forward => {
+                query * width * self.element + kv * width * self.kv_element + query * 4.0
+            }
             // Q, K, V, O, dO read; dK, dV written; dQ summed in fp32, then converted.
             Direction::Backward => {
                 let read = query * (width + self.width_v) + kv * width;

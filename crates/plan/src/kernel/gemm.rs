@@ -24,14 +24,14 @@ const LARGEST: (f64, f64) = (128.0, 256.0);
 const SPLITS: [f64; 6] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0];
 
 /// `count` products of m x k with k x n, as the kernel sees them.
-struct Product {
-    m: f64,
-    n: f64,
-    k: f64,
-    count: f64,
+pub(super) struct Product {
+    pub m: f64,
+    pub n: f64,
+    pub k: f64,
+    pub count: f64,
     /// Rows that are summed over all products without being a multiple of `count`.
-    ragged: bool,
-    output_bytes: f64,
+    pub ragged: bool,
+    pub output_bytes: f64,
 }
 
 impl Product {
@@ -107,7 +107,7 @@ impl Product {
 
 /// Bytes of one operand element, with its share of block scales: one fp32 scale per 128 elements
 /// in fp8, one fp8 scale per 16 in fp4.
-fn element_bytes(precision: Precision) -> f64 {
+pub(super) fn element_bytes(precision: Precision) -> f64 {
     match precision {
         Precision::Fp32 | Precision::Tf32 => 4.0,
         Precision::Fp16 | Precision::Bf16 => 2.0,
@@ -125,54 +125,99 @@ pub(super) fn peak(device: &Device<'_>, precision: Precision) -> f64 {
     }
 }
 
+/// How one library writes its products in one format.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    /// Format in which the tensor cores multiply.
+    pub precision: Precision,
+    /// Fraction of that format's peak that a long main loop sustains.
+    pub efficiency: f64,
+    /// Bytes of an element of the left operand, with its share of scales.
+    pub left: f64,
+    /// Bytes of an element of the right operand (the weights), with its share of scales.
+    pub right: f64,
+    /// Most parts into which the reduction is split.
+    pub max_split: f64,
+    /// Fill and store of a tile over those of [`Mechanism`](super::Mechanism).
+    pub tile_cycles: f64,
+    /// Part of a stream's memory bandwidth at which operands arrive.
+    pub memory: f64,
+    /// Memory bandwidth that one SM can ask for over its even share: bytes in flight by latency.
+    /// Few tiles of an unsplit product cannot use the memory.
+    pub sm_share: f64,
+}
+
+impl Style {
+    /// Both operands in `precision`, by the accelerator's own library.
+    pub(super) fn own(precision: Precision, device: &Device<'_>) -> Self {
+        let element = element_bytes(precision);
+        Self {
+            precision,
+            efficiency: device.accelerator.measured.gemm.get(precision),
+            left: element,
+            right: element,
+            max_split: 16.0,
+            tile_cycles: 1.0,
+            memory: device.mechanism.gemm_memory,
+            sm_share: f64::INFINITY,
+        }
+    }
+}
+
 pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
     let (product, precision) = Product::of(op);
+    styled(&product, &Style::own(precision, device), device)
+}
+
+/// A product as `style` writes it.
+pub(super) fn styled(product: &Product, style: &Style, device: &Device<'_>) -> Parts {
     let flops = product.flops();
     if flops == 0.0 {
         return Parts::default();
     }
-    let peak = peak(device, precision);
-    let sustained =
-        flops / (peak * device.accelerator.measured.gemm.get(precision)) * device.slower();
-    let element = element_bytes(precision);
-    let mut math = f64::INFINITY;
+    let peak = peak(device, style.precision);
+    let sustained = flops / (peak * style.efficiency) * device.slower();
+    let memory_time = traffic(product, style, device) / (device.memory_rate() * style.memory);
+    let mut fastest = (f64::INFINITY, 0.0);
     for (rows, columns) in TILES {
-        math = math.min(tiled(
-            &product,
-            rows,
-            columns,
+        tiled(
+            product,
+            (rows, columns),
             sustained / flops,
-            element,
+            style,
+            memory_time,
+            &mut fastest,
             device,
-        ));
+        );
     }
-    let math = math.max(sustained);
-    let memory_time =
-        traffic(&product, element, device) / (device.memory_rate() * device.mechanism.gemm_memory);
-    let arrival = memory_time + device.mechanism.stream_ramp;
+    let (whole, math) = fastest;
     let useful = flops / peak;
+    let math = math.max(sustained);
     Parts {
         useful,
         sustained: sustained - useful,
         shape: math - sustained,
-        memory: overlapped(math, arrival) - math,
+        memory: whole.max(math) - math,
         exponent: 0.0,
         floor: device.floor(),
         memory_time,
     }
 }
 
-/// Time of the math with one size of tile, over the best split of the reduction [s].
-/// `per_flop` is the time that one operation takes when all SMs of the kernel work [s].
+/// Compares one size of tile, over all splits of the reduction, with the fastest so far: its time
+/// with and without the arrival of operands [s]. `per_flop` is the time that one operation takes
+/// when all SMs of the kernel work [s].
 fn tiled(
     product: &Product,
-    rows: f64,
-    columns: f64,
+    (rows, columns): (f64, f64),
     per_flop: f64,
-    element: f64,
+    style: &Style,
+    memory_time: f64,
+    fastest: &mut (f64, f64),
     device: &Device<'_>,
-) -> f64 {
+) {
     let mechanism = device.mechanism;
+    let element = f64::midpoint(style.left, style.right);
     let sms = f64::from(device.sms);
     let tiles = product.tiles(rows, columns);
     // A pipeline step reads 128 bytes of each row.
@@ -187,10 +232,10 @@ fn tiled(
             element,
             device,
         );
-    let overhead = device.cycles(mechanism.gemm_tile_cycles[device.generation()]);
-    let mut best = f64::INFINITY;
+    let overhead =
+        device.cycles(mechanism.gemm_tile_cycles[device.generation()] * style.tile_cycles);
     for split in SPLITS {
-        if split > 1.0 && tiles >= 2.0 * sms {
+        if split > style.max_split || (split > 1.0 && tiles >= 2.0 * sms) {
             break;
         }
         let k = (product.k / split / step).ceil() * step;
@@ -207,9 +252,14 @@ fn tiled(
             let cache = sms * mechanism.delivery_bytes_per_sm_clock;
             time += device.cycles(mechanism.split_cycles + partial / cache);
         }
-        best = best.min(time);
+        // SMs without a tile ask for nothing.
+        let asking = (tiles * split / sms).min(1.0) * style.sm_share;
+        let arrival = memory_time / asking.min(1.0) + mechanism.stream_ramp;
+        let whole = overlapped(time, arrival);
+        if whole < fastest.0 {
+            *fastest = (whole, time);
+        }
     }
-    best
 }
 
 /// Factor by which fetching the operands of one k from the cache slows `multiply` seconds of math.
@@ -221,9 +271,9 @@ fn starved(rows: f64, columns: f64, multiply: f64, element: f64, device: &Device
 
 /// Bytes that cross the memory interface. Operands are read once if they stay in the cache; else
 /// once per band of tiles that runs at a time.
-fn traffic(product: &Product, element: f64, device: &Device<'_>) -> f64 {
-    let left = product.m * product.k * element;
-    let right = product.n * product.k * element;
+fn traffic(product: &Product, style: &Style, device: &Device<'_>) -> f64 {
+    let left = product.m * product.k * style.left;
+    let right = product.n * product.k * style.right;
     let output = product.m * product.n * product.output_bytes;
     let cache = device.accelerator.l2.as_f64() * device.mechanism.cache_share;
     // A wave is a square patch of the output.

@@ -34,6 +34,12 @@ pub struct Mechanism {
     pub exponent_serial: f64,
     /// Memory bandwidth that an SM can ask for over its even share.
     pub sm_memory_surplus: f64,
+    /// Bytes per SM and clock that a kernel reads from the last-level cache when its data lie there.
+    pub cache_bytes_per_sm_clock: f64,
+    /// Share of the last-level cache that a repeated kernel finds its data in.
+    pub warm_share: f64,
+    /// Time between two dependent kernels of a CUDA graph beyond the floor of a kernel [s].
+    pub graph_gap: f64,
     /// Latency of the first and last bytes of a kernel, which no other byte hides [s].
     pub stream_ramp: f64,
 }
@@ -53,5 +59,8 @@ pub const MECHANISM: Mechanism = Mechanism {
     attention_tile_cycles: 5400.0,
     exponent_serial: 0.4,
     sm_memory_surplus: 1.6,
+    cache_bytes_per_sm_clock: 40.0,
+    warm_share: 0.6,
+    graph_gap: 0.5e-6,
     stream_ramp: 1.1e-6,
 };

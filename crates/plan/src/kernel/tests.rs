@@ -67,7 +67,7 @@ fn by_precision<T: FromStr<Err: std::fmt::Debug>>(
     }
 }
 
-fn accelerator(name: &str) -> Accelerator {
+pub(super) fn accelerator(name: &str) -> Accelerator {
     let v = entry(name);
     let rate = |age: &str| AttentionRate {
         forward: parse(&v, &format!("measured.attention.{age}.forward")),
@@ -102,7 +102,7 @@ fn accelerator(name: &str) -> Accelerator {
     }
 }
 
-const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 13] = [
     "a100-80",
     "a100-40",
     "h100-sxm",
