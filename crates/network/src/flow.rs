@@ -3,7 +3,7 @@
 use crate::demand::Demand;
 use rackflow_units::{SimDuration, SimTime};
 
-/// A flow of a [`FlowNet`]. Its slot is used again after it has finished; the generation tells the
+/// A flow of a [`FlowNet`] or a [`FairNet`](crate::FairNet). Its slot is used again after it has finished; the generation tells the
 /// two flows apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId {
@@ -15,6 +15,14 @@ impl FlowId {
     /// Index of the slot: dense, small, and used again. For arrays beside the net.
     pub const fn slot(self) -> usize {
         self.slot as usize
+    }
+
+    pub(crate) const fn new(slot: u32, generation: u32) -> Self {
+        Self { slot, generation }
+    }
+
+    pub(crate) const fn generation(self) -> u32 {
+        self.generation
     }
 }
 

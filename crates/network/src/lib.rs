@@ -12,6 +12,7 @@ mod collective;
 mod demand;
 mod engine_kernels;
 mod exchange;
+mod fair;
 mod flow;
 mod links;
 
@@ -19,5 +20,6 @@ pub use collective::{CollectiveOp, collective, collective_by, send_recv};
 pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, expert_exchange};
+pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet};
 pub use links::{Links, Shape};
