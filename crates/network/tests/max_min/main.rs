@@ -33,12 +33,13 @@ impl SlowMaxMin {
         while !open.is_empty() {
             let share = |link: usize, open: &[usize], room: &[f64]| {
                 let on_it = open.iter().filter(|i| self.flows[**i].route.contains(&link));
-                room[link] / on_it.map(|i| self.flows[*i].weight).sum::<f64>()
+                let count: f64 = on_it.map(|i| self.flows[*i].weight).sum();
+                if count > 0.0 { room[link] / count } else { f64::INFINITY }
             };
             let lowest = (0..room.len())
                 .map(|link| share(link, &open, &room))
                 .chain(open.iter().map(|i| self.flows[*i].cap))
-                .filter(|share| !share.is_nan())
+                .filter(|share| share.is_finite())
                 .fold(f64::INFINITY, f64::min);
             let tight = lowest * (1.0 + 1e-12) + 1e-9;
             let (fixed, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|i| {
@@ -51,6 +52,7 @@ impl SlowMaxMin {
                     room[link] = (room[link] - lowest * self.flows[i].weight).max(0.0);
                 }
             }
+            assert!(!fixed.is_empty(), "every round fixes a flow");
             open = rest;
         }
     }
