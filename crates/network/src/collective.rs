@@ -179,7 +179,16 @@ pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Lin
     if group.ranks <= 1 {
         return Demand::NONE;
     }
-    let tuned: &[Algorithm] = match op {
+    tuned(op)
+        .iter()
+        .filter_map(|algorithm| collective_by(*algorithm, op, bytes, group, links))
+        .min_by_key(Demand::duration)
+        .expect("every operation has a candidate")
+}
+
+/// The algorithms that NCCL chooses from.
+pub fn tuned(op: CollectiveOp) -> &'static [Algorithm] {
+    match op {
         CollectiveOp::AllReduce => &[
             Algorithm::Ring,
             Algorithm::Tree,
@@ -190,18 +199,25 @@ pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Lin
             &[Algorithm::Ring]
         }
         CollectiveOp::AllToAll | CollectiveOp::SendRecv => &[Algorithm::Direct],
-    };
-    tuned
-        .iter()
-        .filter_map(|algorithm| collective_by(*algorithm, op, bytes, group, links))
-        .min_by_key(Demand::duration)
-        .expect("every operation has a candidate")
+    }
 }
 
 /// The same by one algorithm, at its best protocol; `None` where the algorithm does not serve the
 /// operation or the group.
 pub fn collective_by(
     algorithm: Algorithm,
+    op: CollectiveOp,
+    bytes: Bytes,
+    group: &GroupSpan,
+    links: &Links,
+) -> Option<Demand> {
+    collective_with(algorithm, None, op, bytes, group, links)
+}
+
+/// The same with the protocol, where it is given; `None` also where the algorithm cannot use it.
+pub fn collective_with(
+    algorithm: Algorithm,
+    wanted: Option<Protocol>,
     op: CollectiveOp,
     bytes: Bytes,
     group: &GroupSpan,
@@ -239,6 +255,7 @@ pub fn collective_by(
     };
     protocols
         .iter()
+        .filter(|protocol| wanted.is_none_or(|wanted| wanted == **protocol))
         .filter_map(|protocol| candidate.demand(bytes, group, links, *protocol))
         .min_by_key(Demand::duration)
 }

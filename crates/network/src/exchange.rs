@@ -28,6 +28,12 @@ pub(crate) fn distinct_bins(items: f64, bins: f64, chosen: u64) -> f64 {
     bins * (1.0 - missed)
 }
 
+/// Expected number of ranks, its own among them, that a token visits whose `top_k` of `experts`
+/// experts are spread over `ranks` ranks.
+pub fn ranks_visited(experts: u64, ranks: u32, top_k: u64) -> f64 {
+    distinct_bins(experts as f64, f64::from(ranks.max(1)), top_k)
+}
+
 /// What dispatching (or combining) asks of one rank: it sends `tokens` tokens to `top_k` different
 /// ones of `experts` experts, which are spread evenly over the group and chosen evenly.
 ///

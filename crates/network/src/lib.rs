@@ -16,10 +16,12 @@ mod fair;
 mod flow;
 mod links;
 
-pub use collective::{CollectiveOp, collective, collective_by, send_recv};
+pub use collective::{
+    CollectiveOp, collective, collective_by, collective_with, send_recv, tuned,
+};
 pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
-pub use exchange::{ExchangeStyle, expert_exchange};
+pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};
 pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet};
 pub use links::{Links, Shape};

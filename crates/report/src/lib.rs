@@ -12,6 +12,7 @@
 
 mod advice;
 mod causes;
+mod collective;
 mod elasticity;
 mod format;
 mod paint;
@@ -21,6 +22,7 @@ mod summarize;
 mod text;
 
 pub use causes::{Explanation, explain, key};
+pub use collective::{CollectiveReport, CollectiveTable};
 pub use elasticity::{Answer, Elasticities, Elasticity};
 pub use paint::Style;
 pub use report::{

@@ -9,7 +9,13 @@ mod work;
 use crate::document::TrainingText;
 use crate::resolve::Findings;
 use rackflow_plan::Setup;
+use rackflow_topology::Cluster;
 use std::fmt::Display;
+
+/// Reports everything that keeps `cluster` from being built.
+pub(crate) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
+    hardware::cluster(cluster, findings);
+}
 
 /// Reports everything that keeps `setup` from being simulated.
 pub(crate) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {

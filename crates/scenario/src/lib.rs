@@ -11,6 +11,7 @@
 
 mod catalogue;
 mod check;
+mod cluster;
 mod decode;
 mod diagnostic;
 mod document;
@@ -24,6 +25,7 @@ mod suggest;
 mod yaml;
 
 pub use catalogue::{Catalogue, Section};
+pub use cluster::{ClusterError, named_cluster, parse_cluster};
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use document::Published;
 pub use refusal::Written;

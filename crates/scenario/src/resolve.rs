@@ -213,6 +213,23 @@ pub(crate) struct Findings<'s> {
     found: Vec<Diagnostic>,
 }
 
+impl<'s> Findings<'s> {
+    /// Nothing is wrong yet.
+    pub fn new(source: &'s Source, tree: &'s Tree) -> Self {
+        Self {
+            source,
+            tree,
+            published: None,
+            found: Vec::new(),
+        }
+    }
+
+    /// What was found.
+    pub fn into_found(self) -> Vec<Diagnostic> {
+        self.found
+    }
+}
+
 impl Findings<'_> {
     /// An error at a path of the document, or at the longest part of it that is written.
     pub fn at(&self, path: &str, message: impl Into<String>) -> Diagnostic {
@@ -290,7 +307,7 @@ impl Findings<'_> {
         ))
     }
 
-    fn node(&mut self) -> Option<Node> {
+    pub fn node(&mut self) -> Option<Node> {
         let (tree, name) = self.definition(Section::Nodes, NODE)?;
         let text: NodeText = match decode::decode(&tree, "node", self.tree.place(NODE)) {
             Ok(text) => text,
@@ -320,7 +337,7 @@ impl Findings<'_> {
     }
 
     /// `Some(None)` where the scenario leaves it out.
-    fn fabric(&mut self, written: bool) -> Option<Option<Fabric>> {
+    pub fn fabric(&mut self, written: bool) -> Option<Option<Fabric>> {
         if !written {
             return Some(None);
         }

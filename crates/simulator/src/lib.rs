@@ -2,6 +2,7 @@
 //!
 //! Every GPU-second is booked to exactly one cause while the events run.
 
+pub mod collective;
 mod fold;
 mod record;
 mod step;

@@ -27,7 +27,16 @@ const MOST_PORTS: u64 = 65_536;
 
 /// Checks the hardware, and what the work asks of one accelerator.
 pub(super) fn check(setup: &Setup, findings: &mut Findings<'_>) {
-    let cluster = &setup.cluster;
+    cluster(&setup.cluster, findings);
+    precision(
+        findings,
+        setup.training.recipe,
+        &setup.cluster.node.accelerator,
+    );
+}
+
+/// Checks the hardware alone.
+pub(super) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
     let sane = [
         count(findings, "cluster.gpus", cluster.gpus.into(), MOST_GPUS),
         node(findings, &cluster.node),
@@ -39,7 +48,6 @@ pub(super) fn check(setup: &Setup, findings: &mut Findings<'_>) {
     {
         topology(findings, cluster, &error);
     }
-    precision(findings, setup.training.recipe, &cluster.node.accelerator);
 }
 
 fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
