@@ -220,7 +220,11 @@ impl FairNet {
     /// # Panics
     /// When `to` is in the past.
     pub fn advance(&mut self, to: SimTime, completed: &mut Vec<FlowId>) {
-        assert!(to >= self.now, "time ran backward: {to:?} is before {:?}", self.now);
+        assert!(
+            to >= self.now,
+            "time ran backward: {to:?} is before {:?}",
+            self.now
+        );
         while let Some(at) = self.next_completion().filter(|at| *at <= to) {
             self.now = at;
             let mut bucket = self.calendar.take();
@@ -296,7 +300,10 @@ impl FairNet {
         let old = &mut self.flows[slot as usize];
         self.free_flow = old.first;
         let generation = old.generation;
-        *old = Flow { generation, ..fresh };
+        *old = Flow {
+            generation,
+            ..fresh
+        };
         slot
     }
 
@@ -307,7 +314,12 @@ impl FairNet {
         let mut first = self.free_members[hops];
         if first == NIL {
             first = self.members.len() as u32;
-            let unused = Member { link: NIL, flow: NIL, previous: NIL, next: NIL };
+            let unused = Member {
+                link: NIL,
+                flow: NIL,
+                previous: NIL,
+                next: NIL,
+            };
             self.members.resize(self.members.len() + hops, unused);
         } else if hops > 0 {
             self.free_members[hops] = self.members[first as usize].next;
@@ -324,7 +336,12 @@ impl FairNet {
             );
             place.count += weight;
             place.first = index;
-            self.members[index as usize] = Member { link, flow: slot, previous: NIL, next };
+            self.members[index as usize] = Member {
+                link,
+                flow: slot,
+                previous: NIL,
+                next,
+            };
             if next != NIL {
                 self.members[next as usize].previous = index;
             }
@@ -335,7 +352,12 @@ impl FairNet {
 
     /// The rate of a flow (or bundle) that meets nobody.
     fn run_alone(&mut self, slot: u32, cap: u64) {
-        let Flow { first, hops, weight, .. } = self.flows[slot as usize];
+        let Flow {
+            first,
+            hops,
+            weight,
+            ..
+        } = self.flows[slot as usize];
         let members = first as usize..first as usize + usize::from(hops);
         let mut rate = cap;
         if hops > 0 {
@@ -355,14 +377,26 @@ impl FairNet {
 
     /// Takes a flow off its links and frees its slot.
     fn remove(&mut self, slot: u32, unsent: u64) {
-        let Flow { first, hops, weight, rate, bytes, .. } = self.flows[slot as usize];
+        let Flow {
+            first,
+            hops,
+            weight,
+            rate,
+            bytes,
+            ..
+        } = self.flows[slot as usize];
         let sent = (bytes - unsent) * u64::from(weight);
         let hops = u32::from(hops);
         for index in first..first.saturating_add(hops) {
             if hops == 0 {
                 break;
             }
-            let Member { link, previous, next, .. } = self.members[index as usize];
+            let Member {
+                link,
+                previous,
+                next,
+                ..
+            } = self.members[index as usize];
             match previous {
                 NIL => self.links[link as usize].first = next,
                 previous => self.members[previous as usize].next = next,

@@ -16,9 +16,7 @@ mod fair;
 mod flow;
 mod links;
 
-pub use collective::{
-    CollectiveOp, collective, collective_by, collective_with, send_recv, tuned,
-};
+pub use collective::{CollectiveOp, collective, collective_by, collective_with, send_recv, tuned};
 pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};

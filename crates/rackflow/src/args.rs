@@ -1,5 +1,6 @@
 //! The command line as typed.
 
+use crate::collective::CollectiveArgs;
 use crate::validate;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -58,6 +59,29 @@ Examples:
 An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
 second. Nothing but that resource changes; the plan stays as it is.")]
     Elasticities(RunArgs),
+    /// Measure a collective: how long does one take, alone, on this cluster?
+    #[command(after_help = "\
+Examples:
+  rackflow collective all-reduce --cluster gb200-nvl72 --gpus 576 --sizes 8K..8G
+  rackflow collective all-to-all --cluster hgx-h100 --cluster gb200-nvl72 --gpus 64 -o results
+  rackflow collective all-reduce --cluster my.yaml --algorithm ring --protocol simple --sizes 1M,64M
+  rackflow collective dispatch --cluster hgx-h800 --gpus 64 --max-domains 4 --sizes 1M..64M
+  rackflow collective all-reduce --cluster hgx-h100 --format json | jq '.rows[].busbw_gb_per_s'
+
+Size, time, algbw and busbw are those of nccl-tests: the size is the whole buffer of one rank, algbw is
+size over time, and busbw is algbw times 2(n-1)/n for an all-reduce, (n-1)/n for an all-gather,
+reduce-scatter and all-to-all, 1 for a broadcast and a send/recv, so that it compares with the rate of
+a link. For dispatch and combine the size is the tokens of one rank, each counted once, and busbw counts
+every rank that a token visits. bound is the time that the busiest link would need at its line rate.
+
+A named cluster gets as many nodes as --gpus asks for and a rail-optimised fabric with as many tiers as
+they need. A file is a scenario or has only its cluster:
+
+  cluster:
+    node: hgx-h100
+    gpus: 1024
+    fabric: roce-oversubscribed")]
+    Collective(CollectiveArgs),
     /// Check scenarios without running them: is every name, unit and count right, and does it fit?
     Check {
         /// Scenario files, names of shipped scenarios, or `-` for standard input

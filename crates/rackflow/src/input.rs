@@ -15,7 +15,7 @@ const LARGEST: u64 = 16 << 20;
 pub struct Input {
     /// What messages call it.
     pub source: String,
-    text: String,
+    pub text: String,
     /// Files that the scenario names are relative to this folder.
     folder: PathBuf,
 }
@@ -129,6 +129,12 @@ pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<
         .map(|(_, name)| name)
 }
 
+/// All that is wrong with a text.
+pub fn refusal(found: Vec<rackflow_scenario::Diagnostic>) -> Failure {
+    let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
+    Failure::Input(texts.join("\n\n"))
+}
+
 /// Says what the scenario means, or everything that is wrong with it. `seed` and `fidelity` replace
 /// the scenario's own.
 pub fn resolve(
@@ -136,16 +142,7 @@ pub fn resolve(
     seed: Option<u64>,
     fidelity: Option<Fidelity>,
 ) -> Result<Resolved, Failure> {
-    let refuse = |found: Vec<rackflow_scenario::Diagnostic>| {
-        Failure::Input(
-            found
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("\n\n"),
-        )
-    };
-    let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refuse)?;
+    let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refusal)?;
     let published = scenario.published().map(|published| Published {
         source: published.source.clone(),
         step_time_s: published.step_time.map(|time| time.as_secs_f64()),
@@ -156,7 +153,7 @@ pub fn resolve(
     let setup = scenario
         .simulated_with(seed, fidelity)
         .resolve(&|path| read_beside(&input.folder, path))
-        .map_err(refuse)?;
+        .map_err(refusal)?;
     Ok(Resolved {
         written,
         setup,

@@ -6,6 +6,7 @@
 
 mod args;
 mod catalogue;
+mod collective;
 mod columns;
 mod elasticities;
 mod failure;
@@ -44,6 +45,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, cli.color),
         Command::Elasticities(args) => elasticities::run(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
+        Command::Collective(args) => collective::collective(args),
         Command::List { kind, format } => {
             files::print(&catalogue::list(*kind, *format, terminal::style(cli.color)))
         }

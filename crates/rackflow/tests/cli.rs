@@ -587,3 +587,110 @@ fn elasticities_of_all_rates_come_to_about_one() {
         assert!(folder.join(name).is_file(), "{name}");
     }
 }
+
+/// The command of the documentation: the columns of nccl-tests, and nothing faster than the wire.
+#[test]
+fn a_collective_is_measured_like_nccl_tests() {
+    let args = [
+        "collective",
+        "all-reduce",
+        "--cluster",
+        "gb200-nvl72",
+        "--gpus",
+        "576",
+    ];
+    let table = fine(&[&args[..], &["--sizes", "8K..8G"]].concat());
+    assert!(
+        table.contains("algbw") && table.contains("busbw"),
+        "{table}"
+    );
+    let document = json(&fine(
+        &[&args[..], &["--sizes", "8K..8G", "--format", "json"]].concat(),
+    ));
+    let rows = document["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 21);
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().expect("a number");
+        assert!(number("time_us") >= number("bound_us"), "{row}");
+        let algbw = number("bytes") / number("time_us") / 1e3;
+        assert!(
+            (number("algbw_gb_per_s") / algbw - 1.0).abs() < 1e-9,
+            "{row}"
+        );
+        let factor = 2.0 * 575.0 / 576.0;
+        assert!(
+            (number("busbw_gb_per_s") / algbw / factor - 1.0).abs() < 1e-9,
+            "{row}"
+        );
+        assert!(row["algorithm"].is_string());
+    }
+}
+
+/// Every operation, on named clusters and on one in a file; a plot of several beside the tables.
+#[test]
+fn every_operation_on_any_cluster() {
+    let folder = scratch("collective");
+    let file = folder.join("my.yaml");
+    let text = "cluster:\n  node: hgx-h100\n  gpus: 64\n  fabric: roce-oversubscribed\n";
+    fs::write(&file, text).expect("a scratch file");
+    let file = file.to_str().expect("a path of text");
+    let out = folder.join("out");
+    for operation in [
+        "all-reduce",
+        "all-gather",
+        "reduce-scatter",
+        "broadcast",
+        "all-to-all",
+        "send-recv",
+        "dispatch",
+        "combine",
+    ] {
+        let rows = json(&fine(&[
+            "collective",
+            operation,
+            "--cluster",
+            file,
+            "--cluster",
+            MAIN_JOB,
+            "--gpus",
+            "64",
+            "--sizes",
+            "1M,16M",
+            "--format",
+            "json",
+        ]))["rows"]
+            .as_array()
+            .expect("rows")
+            .clone();
+        assert_eq!(rows.len(), 4, "{operation}");
+        assert!(rows[0]["time_us"].as_f64() < rows[1]["time_us"].as_f64());
+    }
+    let output = rackflow(&[
+        "collective",
+        "all-reduce",
+        "--cluster",
+        "hgx-h100",
+        "--cluster",
+        "dgx-a100",
+        "-o",
+        out.to_str().expect("a path of text"),
+    ]);
+    assert!(output.status.success());
+    let svg = fs::read_to_string(out.join("collective.svg")).expect("the plot");
+    assert!(svg.contains("hgx-h100") && svg.contains("dgx-a100"));
+}
+
+#[test]
+fn a_collective_that_cannot_be_measured_is_refused() {
+    let all_reduce = |more: &[&str]| {
+        refused(
+            &[&["collective", "all-reduce", "--cluster"], more].concat(),
+            2,
+        )
+    };
+    assert!(all_reduce(&["gb200-nv72"]).contains("did you mean gb200-nvl72"));
+    assert!(all_reduce(&["hgx-h100", "--algorithm", "direct"]).contains("cannot run as direct"));
+    assert!(all_reduce(&["hgx-h100", "--sizes", "8Q"]).contains("8Q"));
+    assert!(all_reduce(&["no/such.yaml"]).contains("no/such.yaml"));
+    assert!(all_reduce(&["hgx-h100", "--gpus", "9000000"]).contains("fit no default fabric"));
+}

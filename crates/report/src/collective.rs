@@ -137,7 +137,8 @@ impl CollectiveReport {
         );
         Lines {
             title,
-            subtitle: "Bus bandwidth as nccl-tests defines it, one operation on an idle cluster".into(),
+            subtitle: "Bus bandwidth as nccl-tests defines it, one operation on an idle cluster"
+                .into(),
             x: Axis::log("size of the buffer").written(Ticks::Bytes),
             y: Axis::linear("bus bandwidth, GB/s"),
             series: self.tables.iter().map(curve).collect(),
@@ -149,7 +150,7 @@ impl CollectiveReport {
 
 fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
-    letters
-        .next()
-        .map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
 }

@@ -10,7 +10,11 @@ use crate::yaml;
 use rackflow_topology::{Cluster, ClusterMap, Fabric, Node};
 
 /// Fabrics that a cluster gets when nobody names one: the smallest that holds its NICs.
-const DEFAULT_FABRICS: [&str; 3] = ["rail-optimized", "rail-optimized-three-tier", "rail-optimized-xdr"];
+const DEFAULT_FABRICS: [&str; 3] = [
+    "rail-optimized",
+    "rail-optimized-three-tier",
+    "rail-optimized-xdr",
+];
 
 /// Why there is no such cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,16 +34,21 @@ pub fn named_cluster(name: &str, gpus: Option<u32>) -> Result<Cluster, ClusterEr
     let catalogue = Catalogue::builtin();
     let Some(node) = catalogue.node(name) else {
         let near = nearest(Section::Nodes, name);
-        return Err(ClusterError::Unknown(near.first().map(|name| (*name).to_owned())));
+        return Err(ClusterError::Unknown(
+            near.first().map(|name| (*name).to_owned()),
+        ));
     };
     let wanted = gpus.unwrap_or(node.gpus);
     let gpus = wanted.div_ceil(node.gpus).saturating_mul(node.gpus);
-    on_default_fabric(node, gpus)
-        .ok_or_else(|| ClusterError::TooLarge(format!("{wanted} GPUs of {name} fit no default fabric")))
+    on_default_fabric(node, gpus).ok_or_else(|| {
+        ClusterError::TooLarge(format!("{wanted} GPUs of {name} fit no default fabric"))
+    })
 }
 
 fn on_default_fabric(node: Node, gpus: u32) -> Option<Cluster> {
-    let fabrics = DEFAULT_FABRICS.iter().filter_map(|name| Catalogue::builtin().fabric(name));
+    let fabrics = DEFAULT_FABRICS
+        .iter()
+        .filter_map(|name| Catalogue::builtin().fabric(name));
     let mut clusters = fabrics.map(|fabric: &Fabric| Cluster {
         node: node.clone(),
         gpus,
@@ -87,7 +96,12 @@ pub fn parse_cluster(
             match on_default_fabric(node, gpus) {
                 Some(cluster) => cluster,
                 None => {
-                    let found = findings.at("cluster", format!("`fabric` is missing, and {gpus} GPUs of {name} fit no default one"));
+                    let found = findings.at(
+                        "cluster",
+                        format!(
+                            "`fabric` is missing, and {gpus} GPUs of {name} fit no default one"
+                        ),
+                    );
                     return Err(vec![found]);
                 }
             }
@@ -95,7 +109,11 @@ pub fn parse_cluster(
     };
     check::cluster(&cluster, &mut findings);
     let found = findings.into_found();
-    if found.is_empty() { Ok(cluster) } else { Err(found) }
+    if found.is_empty() {
+        Ok(cluster)
+    } else {
+        Err(found)
+    }
 }
 
 #[cfg(test)]
@@ -104,12 +122,23 @@ mod tests {
 
     #[test]
     fn a_name_gets_a_fabric_that_holds_it() {
-        for (name, gpus) in [("hgx-h100", 8), ("hgx-h100", 16_384), ("gb200-nvl72", 576), ("gb200-nvl72", 100_000)] {
+        for (name, gpus) in [
+            ("hgx-h100", 8),
+            ("hgx-h100", 16_384),
+            ("gb200-nvl72", 576),
+            ("gb200-nvl72", 100_000),
+        ] {
             let cluster = named_cluster(name, Some(gpus)).expect("it can be wired");
             assert!(cluster.gpus >= gpus && cluster.gpus < gpus + cluster.node.gpus);
         }
-        assert_eq!(named_cluster("gb200-nv72", None), Err(ClusterError::Unknown(Some("gb200-nvl72".into()))));
-        assert!(matches!(named_cluster("hgx-h100", Some(u32::MAX)), Err(ClusterError::TooLarge(_))));
+        assert_eq!(
+            named_cluster("gb200-nv72", None),
+            Err(ClusterError::Unknown(Some("gb200-nvl72".into())))
+        );
+        assert!(matches!(
+            named_cluster("hgx-h100", Some(u32::MAX)),
+            Err(ClusterError::TooLarge(_))
+        ));
     }
 
     #[test]
@@ -117,7 +146,8 @@ mod tests {
         let text = "cluster:\n  node: hgx-h100\n  gpus: 64\n  fabric: ib-two-tier\n";
         let cluster = parse_cluster("my.yaml", text, None).expect("it is sound");
         assert_eq!((cluster.gpus, cluster.node.gpus), (64, 8));
-        let wrong = parse_cluster("my.yaml", "cluster:\n  node: hgx-h10\n  gpus: 64\n", None).unwrap_err();
+        let wrong =
+            parse_cluster("my.yaml", "cluster:\n  node: hgx-h10\n  gpus: 64\n", None).unwrap_err();
         assert!(wrong[0].to_string().contains("my.yaml:2:9"), "{}", wrong[0]);
         let none = parse_cluster("my.yaml", "workload: 1\n", None).unwrap_err();
         assert!(none[0].to_string().contains("no `cluster`"), "{}", none[0]);

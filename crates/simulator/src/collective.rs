@@ -84,6 +84,11 @@ impl Group {
         self.span.ranks
     }
 
+    /// NVLink domains with a rank.
+    pub fn domains(&self) -> u32 {
+        self.span.domains
+    }
+
     /// Runs `operation` once by the algorithm and protocol that the library would choose, or by
     /// those that are wanted; `None` where those do not serve the operation or the group.
     ///

@@ -56,7 +56,10 @@ impl Calendar {
     pub(super) fn next(&mut self, ends: impl Fn(u32, SimTime) -> bool) -> Option<SimTime> {
         loop {
             let &Reverse((at, bucket)) = self.instants.peek()?;
-            if self.buckets[bucket as usize].iter().any(|slot| ends(*slot, at)) {
+            if self.buckets[bucket as usize]
+                .iter()
+                .any(|slot| ends(*slot, at))
+            {
                 return Some(at);
             }
             self.buckets[bucket as usize].clear();

@@ -252,7 +252,9 @@ impl Fill {
     fn check(&mut self, net: &mut FairNet) {
         for index in 0..self.touched.len() {
             let link = self.touched[index];
-            let Share { before, fastest, .. } = self.shares[link as usize];
+            let Share {
+                before, fastest, ..
+            } = self.shares[link as usize];
             let place = &mut net.links[link as usize];
             // A link that no affected flow filled is still full of the others where no room is
             // left, and holds them back unless somebody is faster than they.

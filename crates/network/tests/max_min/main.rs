@@ -32,9 +32,15 @@ impl SlowMaxMin {
         }
         while !open.is_empty() {
             let share = |link: usize, open: &[usize], room: &[f64]| {
-                let on_it = open.iter().filter(|i| self.flows[**i].route.contains(&link));
+                let on_it = open
+                    .iter()
+                    .filter(|i| self.flows[**i].route.contains(&link));
                 let count: f64 = on_it.map(|i| self.flows[*i].weight).sum();
-                if count > 0.0 { room[link] / count } else { f64::INFINITY }
+                if count > 0.0 {
+                    room[link] / count
+                } else {
+                    f64::INFINITY
+                }
             };
             let lowest = (0..room.len())
                 .map(|link| share(link, &open, &room))
@@ -44,7 +50,11 @@ impl SlowMaxMin {
             let tight = lowest * (1.0 + 1e-12) + 1e-9;
             let (fixed, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|i| {
                 let flow = &self.flows[**i];
-                flow.cap <= tight || flow.route.iter().any(|link| share(*link, &open, &room) <= tight)
+                flow.cap <= tight
+                    || flow
+                        .route
+                        .iter()
+                        .any(|link| share(*link, &open, &room) <= tight)
             });
             for &i in &fixed {
                 self.flows[i].rate = lowest;
@@ -58,8 +68,18 @@ impl SlowMaxMin {
     }
 
     fn next(&self) -> Option<f64> {
-        let ends = |flow: &SlowFlow| if flow.left > 0.0 { flow.left / flow.rate } else { 0.0 };
-        self.flows.iter().map(ends).filter(|t| t.is_finite()).reduce(f64::min)
+        let ends = |flow: &SlowFlow| {
+            if flow.left > 0.0 {
+                flow.left / flow.rate
+            } else {
+                0.0
+            }
+        };
+        self.flows
+            .iter()
+            .map(ends)
+            .filter(|t| t.is_finite())
+            .reduce(f64::min)
     }
 
     fn advance(&mut self, seconds: f64) {
@@ -71,16 +91,30 @@ impl SlowMaxMin {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Start { route: Vec<usize>, bytes: u64, weight: u32, cap: Option<u64> },
+    Start {
+        route: Vec<usize>,
+        bytes: u64,
+        weight: u32,
+        cap: Option<u64>,
+    },
     Cancel(usize),
-    Resize { link: usize, capacity: u64 },
+    Resize {
+        link: usize,
+        capacity: u64,
+    },
     Wait(u64),
     ToNextEnd,
 }
 
 fn steps(links: usize) -> impl Strategy<Value = Vec<Step>> {
-    let route = prop::sample::subsequence((0..links).collect::<Vec<_>>(), 1..=links.min(5)).prop_shuffle();
-    let start = (route, 1_u64..50_000_000, 1_u32..4, prop::option::weighted(0.3, 1_u64..60))
+    let route =
+        prop::sample::subsequence((0..links).collect::<Vec<_>>(), 1..=links.min(5)).prop_shuffle();
+    let start = (
+        route,
+        1_u64..50_000_000,
+        1_u32..4,
+        prop::option::weighted(0.3, 1_u64..60),
+    )
         .prop_map(|(route, bytes, weight, cap)| Step::Start {
             route,
             bytes,
@@ -97,7 +131,11 @@ fn steps(links: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-fn check_rates(net: &mut FairNet, slow: &SlowMaxMin, capacities: &[u64]) -> Result<(), TestCaseError> {
+fn check_rates(
+    net: &mut FairNet,
+    slow: &SlowMaxMin,
+    capacities: &[u64],
+) -> Result<(), TestCaseError> {
     let mut load = vec![0.0; capacities.len()];
     let mut fastest = vec![0.0_f64; capacities.len()];
     let rates: Vec<f64> = slow.flows.iter().map(|flow| net.rate(flow.id)).collect();
@@ -110,7 +148,11 @@ fn check_rates(net: &mut FairNet, slow: &SlowMaxMin, capacities: &[u64]) -> Resu
         }
     }
     for (link, capacity) in capacities.iter().enumerate() {
-        prop_assert!(load[link] <= *capacity as f64, "link {link} carries {}", load[link]);
+        prop_assert!(
+            load[link] <= *capacity as f64,
+            "link {link} carries {}",
+            load[link]
+        );
     }
     // Every flow has a bottleneck: its cap, or a full link where nobody is faster.
     for (flow, &rate) in slow.flows.iter().zip(&rates) {
@@ -264,7 +306,10 @@ fn a_flow_held_back_elsewhere_leaves_its_share_to_others() {
     let b = net.start(&[thin, thick], size, 1, None);
     let c = net.start(&[thick], size, 1, None);
     let gb = |net: &mut FairNet, id| (net.rate(id) / 1e7).round() / 100.0;
-    assert_eq!((gb(&mut net, a), gb(&mut net, b), gb(&mut net, c)), (5.0, 5.0, 25.0));
+    assert_eq!(
+        (gb(&mut net, a), gb(&mut net, b), gb(&mut net, c)),
+        (5.0, 5.0, 25.0)
+    );
     let mut done = Vec::new();
     net.advance(SimTime::ZERO + picos(0.04), &mut done);
     assert_eq!(done, [c]);
@@ -275,5 +320,8 @@ fn a_flow_held_back_elsewhere_leaves_its_share_to_others() {
     let last = net.next_completion().expect("mended");
     net.advance(last, &mut done);
     assert_eq!(done.len(), 2);
-    assert_eq!(last, SimTime::ZERO + SimDuration::from_picos(120_000_000_000));
+    assert_eq!(
+        last,
+        SimTime::ZERO + SimDuration::from_picos(120_000_000_000)
+    );
 }

@@ -1,0 +1,355 @@
+//! `rackflow collective`: the table that nccl-tests would print, for clusters that need not exist.
+
+use crate::args::Format;
+use crate::failure::Failure;
+use crate::files;
+use crate::input;
+use clap::{Args, ValueEnum};
+use rackflow_report::{CollectiveReport, CollectiveTable};
+use rackflow_scenario::{ClusterError, named_cluster, parse_cluster};
+use rackflow_simulator::collective::{
+    Algorithm, CollectiveOp, Experts, Group, Operation, Protocol,
+};
+use rackflow_topology::Cluster;
+use rackflow_units::Bytes;
+use std::path::{Path, PathBuf};
+
+/// What to measure, where and how.
+#[derive(Debug, Args)]
+pub struct CollectiveArgs {
+    /// The operation
+    #[arg(value_enum)]
+    pub operation: OperationName,
+    /// A node or rack of the catalogue (`rackflow list nodes`), or a YAML file with a `cluster:`;
+    /// give it more than once to compare
+    #[arg(long, value_name = "NAME|FILE", required = true)]
+    pub cluster: Vec<String>,
+    /// Ranks: the first N GPUs, filling node after node [default: the cluster of the file, or one
+    /// node]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub gpus: Option<u32>,
+    /// Buffer sizes: one, a list, or a range that doubles; K, M, G and T are powers of 1,024
+    #[arg(long, value_name = "SIZES", default_value = "8K..8G", value_parser = sizes)]
+    pub sizes: Sizes,
+    /// Use this algorithm [default: the one that the library would choose at each size]
+    #[arg(long, value_enum)]
+    pub algorithm: Option<AlgorithmName>,
+    /// Use this protocol [default: as above]
+    #[arg(long, value_enum)]
+    pub protocol: Option<ProtocolName>,
+    /// How the result is written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Also write collective.txt, .json, .svg and .png into this folder
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// dispatch, combine: experts of the layer, spread evenly over the ranks
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub experts: u64,
+    /// dispatch, combine: experts that a token chooses
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub top_k: u64,
+    /// dispatch, combine: elements of a token; 1 byte each and their scales on the way out, 2 bytes
+    /// each on the way back
+    #[arg(long, value_name = "N", default_value_t = 7168, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub hidden: u64,
+    /// dispatch, combine: NVLink domains that one token may visit [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_domains: Option<u32>,
+}
+
+/// An operation, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OperationName {
+    /// Everyone ends with the sum.
+    AllReduce,
+    /// Everyone ends with everyone's part.
+    AllGather,
+    /// Everyone ends with its part of the sum.
+    ReduceScatter,
+    /// Everyone ends with the first rank's data.
+    Broadcast,
+    /// Everyone sends a part to everyone.
+    #[value(alias = "alltoall")]
+    AllToAll,
+    /// One message between the two farthest ranks.
+    #[value(alias = "sendrecv", alias = "send/recv")]
+    SendRecv,
+    /// Tokens to their experts.
+    Dispatch,
+    /// Results of the experts back to their tokens.
+    Combine,
+}
+
+/// An algorithm, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AlgorithmName {
+    /// One ring through all ranks.
+    Ring,
+    /// Chains inside the domains, a double binary tree across.
+    Tree,
+    /// Inside the domains, across by rail, inside again.
+    Hierarchical,
+    /// The scale-up switches reduce in flight (NVLS); a tree carries the sums across domains.
+    InSwitch,
+    /// Every pair for itself.
+    Direct,
+    /// dispatch, combine: once to each domain, forwarded there.
+    Relayed,
+}
+
+/// A protocol, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolName {
+    /// A flag beside every four bytes.
+    Ll,
+    /// A flag in every 128 bytes.
+    Ll128,
+    /// Whole chunks, then a flag.
+    Simple,
+}
+
+/// Buffer sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes(Vec<u64>);
+
+/// More lines than anyone reads.
+const MOST_SIZES: usize = 10_000;
+
+fn sizes(text: &str) -> Result<Sizes, String> {
+    let mut all = Vec::new();
+    for part in text.split(',') {
+        match part.split_once("..") {
+            None => all.push(size(part)?),
+            Some((from, to)) => {
+                let (from, to) = (size(from)?, size(to)?);
+                if from == 0 || from > to {
+                    return Err(format!(
+                        "`{part}` does not rise: write the smaller size first, as in 8K..8G"
+                    ));
+                }
+                let doubled = std::iter::successors(Some(from), |size| size.checked_mul(2));
+                all.extend(doubled.take_while(|size| *size <= to));
+            }
+        }
+    }
+    if all.len() > MOST_SIZES {
+        return Err(format!("{} sizes are more than {MOST_SIZES}", all.len()));
+    }
+    Ok(Sizes(all))
+}
+
+/// `8K`, `8KiB`, `8 KiB` or `8192`: powers of 1,024, as nccl-tests reads them.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        format!("`{text}` is not a size; write a number of bytes with K, M, G or T, such as 64M")
+    };
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let shift = match text[digits..].trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" | "KB" => 10,
+        "M" | "MIB" | "MB" => 20,
+        "G" | "GIB" | "GB" => 30,
+        "T" | "TIB" | "TB" => 40,
+        _ => return Err(wrong()),
+    };
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= 1 << 50)
+        .ok_or_else(|| format!("`{text}` is more than 1024T"))
+}
+
+/// Measures the operation and writes the table.
+pub fn collective(args: &CollectiveArgs) -> Result<(), Failure> {
+    let operation = operation(args)?;
+    let tables = args
+        .cluster
+        .iter()
+        .map(|name| table(args, operation, name))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let report = CollectiveReport {
+        operation: typed(&args.operation),
+        tables,
+    };
+    if let Some(folder) = &args.output {
+        write(folder, &report)?;
+    }
+    files::print(&match args.format {
+        Format::Table => report.to_text(),
+        Format::Json => report.to_json(),
+    })
+}
+
+/// A value as the user types it.
+fn typed(value: &impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn operation(args: &CollectiveArgs) -> Result<Operation, Failure> {
+    let experts = |bytes_per_token| Experts {
+        experts: args.experts,
+        top_k: args.top_k,
+        bytes_per_token: Bytes::new(bytes_per_token),
+        max_domains: args.max_domains,
+    };
+    let operation = match args.operation {
+        OperationName::AllReduce => Operation::Collective(CollectiveOp::AllReduce),
+        OperationName::AllGather => Operation::Collective(CollectiveOp::AllGather),
+        OperationName::ReduceScatter => Operation::Collective(CollectiveOp::ReduceScatter),
+        OperationName::Broadcast => Operation::Collective(CollectiveOp::Broadcast),
+        OperationName::AllToAll => Operation::Collective(CollectiveOp::AllToAll),
+        OperationName::SendRecv => Operation::Collective(CollectiveOp::SendRecv),
+        // fp8 with one 4-byte scale per 128 elements, and bf16.
+        OperationName::Dispatch => {
+            Operation::Dispatch(experts(args.hidden + 4 * args.hidden.div_ceil(128)))
+        }
+        OperationName::Combine => Operation::Combine(experts(2 * args.hidden)),
+    };
+    if matches!(operation, Operation::Dispatch(_) | Operation::Combine(_))
+        && args.top_k > args.experts
+    {
+        return Err(Failure::input(format_args!(
+            "a token cannot choose {} of {} experts",
+            args.top_k, args.experts
+        )));
+    }
+    Ok(operation)
+}
+
+fn table(
+    args: &CollectiveArgs,
+    operation: Operation,
+    name: &str,
+) -> Result<CollectiveTable, Failure> {
+    let cluster = cluster(name, args.gpus)?;
+    let gpus = args.gpus.unwrap_or(cluster.gpus);
+    let group = Group::new(&cluster, gpus).map_err(|error| {
+        Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
+    })?;
+    let protocol = args.protocol.map(|protocol| match protocol {
+        ProtocolName::Ll => Protocol::Ll,
+        ProtocolName::Ll128 => Protocol::Ll128,
+        ProtocolName::Simple => Protocol::Simple,
+    });
+    let wanted = |algorithm| match algorithm {
+        AlgorithmName::Ring => Algorithm::Ring,
+        AlgorithmName::Tree => Algorithm::Tree,
+        AlgorithmName::Hierarchical => Algorithm::Hierarchical,
+        AlgorithmName::InSwitch if group.domains() > 1 => Algorithm::InSwitchTree,
+        AlgorithmName::InSwitch => Algorithm::InSwitch,
+        AlgorithmName::Direct => Algorithm::Direct,
+        AlgorithmName::Relayed => Algorithm::Relayed,
+    };
+    let algorithm = args.algorithm.map(wanted);
+    let rows = args
+        .sizes
+        .0
+        .iter()
+        .map(|bytes| group.measure(operation, Bytes::new(*bytes), algorithm, protocol))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| not_served(args, name, gpus))?;
+    Ok(CollectiveTable {
+        cluster: cluster_name(name, &cluster),
+        gpus,
+        rows,
+    })
+}
+
+/// A file is called by its stem, a node of the catalogue by its name.
+fn cluster_name(typed: &str, cluster: &Cluster) -> String {
+    if cluster.node.name == typed {
+        return typed.to_owned();
+    }
+    Path::new(typed).file_stem().map_or_else(
+        || typed.to_owned(),
+        |stem| stem.to_string_lossy().into_owned(),
+    )
+}
+
+fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
+    let mut way = Vec::new();
+    if let Some(algorithm) = &args.algorithm {
+        way.push(typed(algorithm));
+    }
+    if let Some(protocol) = &args.protocol {
+        way.push(typed(protocol));
+    }
+    let operation = typed(&args.operation);
+    Failure::Input(format!(
+        "error: {operation} over {gpus} GPUs of {name} cannot run as {}\n  \
+         hint: leave --algorithm and --protocol out to see what the library would choose",
+        way.join(" with ")
+    ))
+}
+
+/// A file where there is one, else a node of the catalogue.
+fn cluster(name: &str, gpus: Option<u32>) -> Result<Cluster, Failure> {
+    let looks_like_a_file =
+        name == "-" || name.contains(['/', '\\', '.']) || Path::new(name).exists();
+    let unknown = match named_cluster(name, gpus) {
+        Ok(cluster) => return Ok(cluster),
+        Err(ClusterError::TooLarge(why)) => return Err(Failure::input(why)),
+        Err(ClusterError::Unknown(near)) => near,
+    };
+    if looks_like_a_file || is_shipped(name) {
+        let input = input::read(name)?;
+        let cluster = parse_cluster(&input.source, &input.text, gpus).map_err(input::refusal)?;
+        return Ok(cluster);
+    }
+    let hint = unknown.map_or_else(
+        || "`rackflow list nodes` names them; a file is given by its path".to_owned(),
+        |near| format!("did you mean {near}?"),
+    );
+    Err(Failure::Input(format!(
+        "error: there is no file and no node or rack `{name}` in the catalogue\n  hint: {hint}"
+    )))
+}
+
+fn is_shipped(name: &str) -> bool {
+    rackflow_scenario::shipped()
+        .iter()
+        .any(|(shipped, _)| *shipped == name)
+}
+
+/// Writes the report in every form.
+fn write(folder: &Path, report: &CollectiveReport) -> Result<(), Failure> {
+    let picture = report.picture();
+    files::write_folder(
+        folder,
+        &[
+            ("collective.txt", report.to_text().as_bytes()),
+            ("collective.json", report.to_json().as_bytes()),
+            ("collective.svg", picture.svg().as_bytes()),
+            ("collective.png", &picture.png()),
+        ],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(sizes("8K..64K"), Ok(Sizes(vec![8192, 16384, 32768, 65536])));
+        assert_eq!(sizes("1,3KiB,2 M"), Ok(Sizes(vec![1, 3072, 2 << 20])));
+        for wrong in [
+            "",
+            "8Q",
+            "-1",
+            "8K..",
+            "8G..8K",
+            "0..8",
+            "99999999T",
+            "1.5M",
+        ] {
+            assert!(sizes(wrong).is_err(), "{wrong}");
+        }
+    }
+}
