@@ -9,6 +9,7 @@
 //! the run declares about itself.
 
 mod habits;
+pub mod serving;
 mod setup;
 mod survey;
 
