@@ -22,6 +22,7 @@ mod tests;
 pub use error::ServingError;
 pub use instance::Instance;
 pub use memory::InstanceMemory;
+pub use rackflow_workload::serving::Duty;
 
 use crate::cause::Accounts;
 use rackflow_topology::Level;

@@ -153,6 +153,8 @@ pub struct RunArgs {
 pub enum Validate {
     /// Training: published step times beside simulated ones
     Training(validate::TrainingArgs),
+    /// Serving: published tokens per second and latencies beside simulated ones
+    Serving(validate::ServingArgs),
 }
 
 /// How a result is written.

@@ -3,9 +3,11 @@
 //! Each kind of comparison has a file of its own. They share how errors are summed up and written
 //! ([`summary`]), and how a command is refused ([`ValidateError`]).
 
+mod serving;
 mod summary;
 mod training;
 
+pub use serving::{ServingArgs, serving};
 pub use training::{TrainingArgs, training};
 
 use clap::ValueEnum;

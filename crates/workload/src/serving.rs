@@ -5,7 +5,8 @@ mod stack;
 
 pub use format::{KvFormat, ServingPrecision, WeightFormat};
 pub use stack::{
-    CustomAllReduce, DispatchKernel, GraphCapture, SchedulerLimits, ServingStack, SmallKernels,
+    CustomAllReduce, DispatchKernel, GraphCapture, KernelLibrary, SchedulerLimits, ServingStack,
+    SmallKernels,
 };
 
 use crate::model::Model;
@@ -93,6 +94,16 @@ pub enum Draft {
     NGram,
 }
 
+/// What the GPUs did before a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// Little: a lone request, a short benchmark. Clocks are near the top.
+    Burst,
+    /// Hours of the same: clocks settle where the power limit holds them.
+    Continuous,
+}
+
 /// One replica of a model: what is loaded, in which formats, spread how, driven by what.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deployment {
@@ -112,6 +123,8 @@ pub struct Deployment {
     pub expert_imbalance: f64,
     /// Most tokens of one step: what activations are kept for.
     pub max_batched_tokens: u64,
+    /// What the GPUs did before.
+    pub duty: Duty,
     /// Named, dated software.
     pub stack: ServingStack,
 }
@@ -132,6 +145,7 @@ impl Deployment {
             two_batch_overlap: false,
             redundant_experts: 0,
             expert_imbalance: 1.0,
+            duty: Duty::Continuous,
             max_batched_tokens: stack.limits.max_batched_tokens,
             stack,
         }

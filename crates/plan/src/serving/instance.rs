@@ -123,7 +123,7 @@ impl Instance {
         let accelerator = &cluster.node.accelerator;
         let memory = memory::of(deployment, accelerator)?;
         let native = native(deployment, accelerator);
-        let kernels = Kernels::new(accelerator.clone(), deployment.stack.attention, native);
+        let kernels = Kernels::new(accelerator.clone(), deployment, native);
         let groups = Groups::new(cluster, map, gpus, &deployment.parallelism, kernels.floor());
         let layers = Layers {
             deployment,
@@ -403,7 +403,11 @@ impl Instance {
             let one =
                 self.kernels
                     .decode(&self.decode_heads, share.sequences, share.queries, context)
-                    + self.kernels.prefill(&self.prefill_heads, &prompts);
+                    + self.kernels.prefill(
+                        &self.prefill_heads,
+                        &prompts,
+                        self.decode_heads.rope.is_some(),
+                    );
             parts += one * n;
         }
         let part = layers / self.layers;

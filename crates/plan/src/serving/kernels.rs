@@ -1,17 +1,20 @@
 //! Kernels of a serving engine on one GPU, as [`Parts`].
 
 use super::parts::Parts;
-use crate::kernel::{self, KernelCost, KernelOptions, Load, MECHANISM, overlapped};
+use crate::kernel::{
+    self, DecodeAttention, Experts, Format, KernelCost, LatentDecode, Launch, Library, Linear,
+    Load, MECHANISM, PrefillAttention, ServingOptions, SmallKernel,
+};
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::serving::{KvFormat, WeightFormat};
-use rackflow_workload::{AttentionKernel, Direction, Operation};
+use rackflow_workload::Operation;
+use rackflow_workload::serving::{Deployment, Duty, KernelLibrary, KvFormat, WeightFormat};
 
 /// The kernels of one GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Kernels {
     pub accelerator: Accelerator,
-    options: KernelOptions,
+    options: ServingOptions,
     /// Dense peak of the deployment's narrowest format [FLOP/s].
     native_peak: f64,
 }
@@ -27,6 +30,8 @@ pub(super) struct Heads {
     pub width_qk: u64,
     /// Width of value.
     pub width_v: u64,
+    /// Width of the rotary part beside a latent; `None` where keys and values are cached.
+    pub rope: Option<u64>,
     /// Elements cached per token.
     pub cached: f64,
     /// Format of the cache.
@@ -47,14 +52,25 @@ pub(super) struct Prompts {
 }
 
 impl Kernels {
-    pub fn new(accelerator: Accelerator, attention: AttentionKernel, native: Precision) -> Self {
+    pub fn new(accelerator: Accelerator, deployment: &Deployment, native: Precision) -> Self {
         let native_peak = accelerator.peak.get(native).flops_per_sec();
         Self {
-            accelerator,
-            options: KernelOptions {
-                attention,
-                load: Load::Burst,
+            options: ServingOptions {
+                library: match deployment.stack.library {
+                    KernelLibrary::Best => Library::Best,
+                    KernelLibrary::Vllm => Library::Vllm,
+                    KernelLibrary::Sglang => Library::Sglang,
+                    KernelLibrary::TensorRtLlm => Library::TensorRtLlm,
+                },
+                load: match deployment.duty {
+                    Duty::Burst => Load::Burst,
+                    Duty::Continuous => Load::Continuous,
+                },
+                // What the host costs is the stack's, and added to a whole step.
+                launch: Launch::Graph,
+                warm_cache: false,
             },
+            accelerator,
             native_peak,
         }
     }
@@ -64,22 +80,9 @@ impl Kernels {
         self.native_peak
     }
 
-    fn cost(&self, op: &Operation) -> KernelCost {
-        kernel::cost_with(op, &self.accelerator, self.accelerator.sms, self.options)
-    }
-
-    fn memory_rate(&self) -> f64 {
-        self.accelerator.memory_bandwidth.as_f64() * self.accelerator.measured.memory
-    }
-
     /// Time of the shortest kernel.
     pub fn floor(&self) -> SimDuration {
         self.accelerator.measured.kernel_floor + SimDuration::from_secs_f64(MECHANISM.stream_ramp)
-    }
-
-    /// The format in which this accelerator multiplies weights stored in `format`.
-    pub fn operands(&self, format: WeightFormat) -> Precision {
-        operands(&self.accelerator, format)
     }
 
     /// `executed` operations of the kernel, of which `flops` are asked for.
@@ -115,44 +118,23 @@ impl Kernels {
         }
     }
 
-    /// `tokens` rows times a stored `k` x `n` matrix.
+    /// `tokens` rows times a stored `k` x `n` matrix, quantised before where the format asks for it.
     pub fn product(&self, tokens: u64, n: u64, k: u64, format: WeightFormat) -> Parts {
         if tokens == 0 || n == 0 || k == 0 {
             return Parts::default();
         }
-        let precision = self.operands(format);
-        let op = Operation::Gemm {
+        let stored = stored(&self.accelerator, format);
+        let op = Linear {
             m: tokens,
             n,
             k,
-            batch: 1,
-            precision,
-            output_bytes: 2,
+            format: stored,
         };
-        let weights = n as f64 * k as f64;
-        let cost = self.narrowed(self.cost(&op), weights, precision, format);
-        let flops = op.tensor_flops();
-        self.parts(&cost, flops, flops, weights * format.bytes(), 1.0)
-    }
-
-    /// Weights that are stored narrower than they are multiplied take less of the memory.
-    fn narrowed(
-        &self,
-        mut cost: KernelCost,
-        weights: f64,
-        precision: Precision,
-        format: WeightFormat,
-    ) -> KernelCost {
-        let saved = precision.bits() as f64 / 8.0 - format.bytes();
-        if saved <= 0.0 {
-            return cost;
-        }
-        let rate = self.memory_rate() * MECHANISM.gemm_memory;
-        let arrival = (cost.memory_time.as_secs_f64() - weights * saved / rate).max(0.0)
-            + MECHANISM.stream_ramp;
-        let math = (cost.useful + cost.sustained + cost.shape).as_secs_f64();
-        cost.memory = SimDuration::from_secs_f64((overlapped(math, arrival) - math).max(0.0));
-        cost
+        let cost = kernel::linear(&op, &self.accelerator, self.accelerator.sms, &self.options);
+        let flops = 2.0 * tokens as f64 * n as f64 * k as f64;
+        let bytes = n as f64 * k as f64 * format.bytes();
+        let kernels = 1.0 + f64::from(u8::from(stored.quantises_activations()));
+        self.parts(&cost, flops, flops, bytes, kernels)
     }
 
     /// `count` products of 16-bit activations with resident small matrices, such as the absorbed
@@ -169,43 +151,62 @@ impl Kernels {
             precision: Precision::Bf16,
             output_bytes: 2,
         };
+        let options = kernel::KernelOptions {
+            load: self.options.load,
+            ..kernel::KernelOptions::default()
+        };
+        let cost = kernel::cost_with(&op, &self.accelerator, self.accelerator.sms, options);
         let bytes = (n * k * count) as f64 * 2.0;
         let flops = op.tensor_flops();
-        self.parts(&self.cost(&op), flops, flops, bytes, 1.0)
+        self.parts(&cost, flops, flops, bytes, 1.0)
     }
 
-    /// One product of all experts of a rank: `rows` tokens in all over `touched` of them.
-    pub fn experts(&self, rows: f64, touched: f64, n: u64, k: u64, format: WeightFormat) -> Parts {
+    /// The experts of a rank: `rows` tokens in all over `touched` of them.
+    pub fn experts(
+        &self,
+        rows: f64,
+        touched: f64,
+        hidden: u64,
+        inner: u64,
+        gated: bool,
+        format: WeightFormat,
+    ) -> Parts {
         if rows <= 0.0 {
             return Parts::default();
         }
-        let precision = self.operands(format);
-        let groups = touched.round().max(1.0);
-        let op = Operation::GroupedGemm {
-            groups: groups as u64,
-            m_total: rows.ceil() as u64,
-            n,
-            k,
-            precision,
-            output_bytes: 2,
-            weight_gradient: false,
+        let op = Experts {
+            rows,
+            touched,
+            hidden,
+            inner,
+            gated,
+            format: stored(&self.accelerator, format),
         };
-        let weights = n as f64 * k as f64 * groups;
-        let cost = self.narrowed(self.cost(&op), weights, precision, format);
-        let flops = 2.0 * rows * n as f64 * k as f64;
-        let bytes = n as f64 * k as f64 * touched * format.bytes();
-        self.parts(&cost, op.tensor_flops(), flops, bytes, 1.0)
+        let cost = kernel::experts(&op, &self.accelerator, self.accelerator.sms, &self.options);
+        let weights = (hidden * inner * if gated { 3 } else { 2 }) as f64;
+        let flops = 2.0 * rows * weights;
+        self.parts(&cost, flops, flops, weights * touched * format.bytes(), 6.0)
     }
 
-    /// Kernels that only stream activations.
-    pub fn small(&self, read: f64, write: f64, kernels: u32) -> Parts {
+    /// A small kernel between products.
+    pub fn small(&self, op: &SmallKernel) -> Parts {
+        let cost = kernel::small_kernel(op, &self.accelerator, self.accelerator.sms, &self.options);
+        self.parts(&cost, 0.0, 0.0, 0.0, 1.0)
+    }
+
+    /// Kernels that stream as many bytes.
+    pub fn stream(&self, read: f64, write: f64, kernels: u32) -> Parts {
+        if kernels == 0 {
+            return Parts::default();
+        }
         let op = Operation::Stream {
             read: Bytes::new(read as u64),
             write: Bytes::new(write as u64),
             kernels,
             flops: 0.0,
         };
-        self.parts(&self.cost(&op), 0.0, 0.0, 0.0, f64::from(kernels))
+        let cost = kernel::cost(&op, &self.accelerator, self.accelerator.sms);
+        self.parts(&cost, 0.0, 0.0, 0.0, f64::from(kernels))
     }
 
     /// Attention of `sequences` that generate, `queries` tokens each, over `context` cached tokens in
@@ -214,72 +215,107 @@ impl Kernels {
         if sequences <= 0.0 {
             return Parts::default();
         }
-        let rows = heads.heads as f64 / heads.kv_heads as f64 * queries;
-        // Keys are multiplied with as many rows as a tile has, filled or not.
-        let padded = (rows / 16.0).ceil() * 16.0;
-        let width = (heads.width_qk + heads.width_v) as f64;
-        let flops = 2.0 * context * heads.heads as f64 * queries * width;
-        let peak = self.accelerator.peak.bf16.flops_per_sec();
-        let rate = peak * self.accelerator.measured.attention.best.forward;
-        let math = flops * padded / rows / rate;
-        let bytes = context * heads.cached * heads.kv.bytes();
-        let share = match heads.kv {
-            KvFormat::Bf16 => 0.9,
-            KvFormat::Fp8 | KvFormat::Fp4 => 0.75,
+        let whole = sequences.ceil();
+        let mean = (context / whole).max(1.0);
+        let (accelerator, sms) = (&self.accelerator, self.accelerator.sms);
+        // The kernels know caches of 16 and 8 bits; narrower ones are widened on the way.
+        let kv = match heads.kv {
+            KvFormat::Bf16 => Precision::Bf16,
+            KvFormat::Fp8 | KvFormat::Fp4 => Precision::Fp8,
         };
-        let memory = bytes / (self.memory_rate() * share);
-        let useful = flops / peak;
-        let native = flops / self.native_peak;
-        let math = math.max(useful);
-        Parts {
-            useful: native.min(useful),
-            wider: (useful - native).max(0.0),
-            sustained: useful / self.accelerator.measured.attention.best.forward - useful,
-            shape: (math - useful / self.accelerator.measured.attention.best.forward).max(0.0),
-            memory: overlapped(math, memory) - math,
-            // A second kernel sums the parts over which keys were split.
-            floor: self.floor().as_secs_f64() * 2.0,
-            flops,
-            bytes,
-            kernels: 2.0,
-            ..Parts::default()
-        }
+        let cost = match heads.rope {
+            Some(rope) => kernel::latent_decode(
+                &LatentDecode {
+                    sequences: whole as u64,
+                    context: mean,
+                    queries: queries as u64,
+                    heads: heads.heads,
+                    latent: heads.width_v,
+                    rope,
+                    kv,
+                },
+                accelerator,
+                sms,
+                &self.options,
+            ),
+            None => kernel::decode_attention(
+                &DecodeAttention {
+                    sequences: whole as u64,
+                    context: mean,
+                    queries: queries as u64,
+                    heads: heads.heads,
+                    kv_heads: heads.kv_heads,
+                    head_dim: heads.width_qk,
+                    kv,
+                    window: None,
+                },
+                accelerator,
+                sms,
+                &self.options,
+            ),
+        };
+        let width = (heads.width_qk + heads.width_v) as f64;
+        let per_row = 2.0 * heads.heads as f64 * queries * width;
+        let flops = context * per_row;
+        let bytes = context * heads.cached * heads.kv.bytes();
+        // A second kernel sums the parts over which keys were split.
+        self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0)
     }
 
-    /// Attention of prompts in one layer.
-    pub fn prefill(&self, heads: &Heads, prompts: &Prompts) -> Parts {
+    /// Attention of prompts in one layer. Chunks of unlike length stand for as many of their mean.
+    pub fn prefill(&self, heads: &Heads, prompts: &Prompts, latent: bool) -> Parts {
         if prompts.new <= 0.0 {
             return Parts::default();
         }
-        let chunks = prompts.chunks.max(1.0);
-        let (query, keys) = (prompts.new / chunks, prompts.keys / chunks);
-        let op = Operation::Attention {
-            batch: chunks.ceil() as u64,
+        let chunks = prompts.chunks.max(1.0).round();
+        let new = (prompts.new / chunks).ceil().max(1.0);
+        // As many cached keys as leave the same scores.
+        let cached = (prompts.pairs / (chunks * new) - (new + 1.0) / 2.0).max(0.0);
+        let op = PrefillAttention {
+            sequences: chunks as u64,
+            new_tokens: new as u64,
+            cached: cached.round() as u64,
             heads: heads.heads,
             kv_heads: heads.kv_heads,
-            query_len: query.ceil() as u64,
-            kv_len: keys.ceil() as u64,
             head_dim_qk: heads.width_qk,
             head_dim_v: heads.width_v,
-            mask_fraction: (prompts.pairs / (prompts.new * keys)).clamp(1e-6, 1.0),
-            direction: Direction::Forward,
-            precision: Precision::Bf16,
+            compute: Precision::Bf16,
+            kv: if latent || heads.kv == KvFormat::Bf16 {
+                Precision::Bf16
+            } else {
+                Precision::Fp8
+            },
+            window: None,
         };
+        let cost =
+            kernel::prefill_attention(&op, &self.accelerator, self.accelerator.sms, &self.options);
         let width = (heads.width_qk + heads.width_v) as f64;
-        let flops = 2.0 * prompts.pairs * heads.heads as f64 * width;
+        let per_score = 2.0 * heads.heads as f64 * width;
+        let flops = prompts.pairs * per_score;
         let bytes = (prompts.keys - prompts.new).max(0.0) * heads.cached * heads.kv.bytes();
-        self.parts(&self.cost(&op), op.tensor_flops(), flops, bytes, 1.0)
+        let executed = op.scores() * chunks * per_score;
+        self.parts(&cost, executed.max(flops), flops, bytes, 2.0)
+    }
+}
+
+/// How `accelerator` treats weights stored in `format`: in their own arithmetic where it has it,
+/// else widened to 16 bits on the way.
+fn stored(accelerator: &Accelerator, format: WeightFormat) -> Format {
+    let peak = &accelerator.peak;
+    match format {
+        WeightFormat::Bf16 => Format::Bf16,
+        WeightFormat::Fp8 if peak.fp8.is_some() => Format::Fp8,
+        WeightFormat::Fp8Block if peak.fp8.is_some() => Format::Fp8Block,
+        WeightFormat::Fp8 | WeightFormat::Fp8Block => Format::Int8Weights,
+        WeightFormat::Nvfp4 if peak.fp4.is_some() => Format::Nvfp4,
+        // 4-bit weights with 8-bit activations came with the units for 4 bits.
+        WeightFormat::Mxfp4 if peak.fp4.is_some() => Format::Mxfp4,
+        WeightFormat::Nvfp4 | WeightFormat::Mxfp4 => Format::Mxfp4Weights,
+        WeightFormat::Int4 => Format::Int4Weights,
     }
 }
 
 /// The format in which `accelerator` multiplies weights stored in `format`.
 pub(super) fn operands(accelerator: &Accelerator, format: WeightFormat) -> Precision {
-    let peak = &accelerator.peak;
-    match format.operands() {
-        // 4-bit weights with 8-bit activations came with the units for 4 bits.
-        Precision::Fp8 if format == WeightFormat::Mxfp4 && peak.fp4.is_none() => Precision::Bf16,
-        Precision::Fp4 if peak.fp4.is_none() => Precision::Bf16,
-        Precision::Fp8 if peak.fp8.is_none() => Precision::Bf16,
-        operands => operands,
-    }
+    stored(accelerator, format).math()
 }

@@ -4,6 +4,7 @@ use super::communication::{Groups, Way};
 use super::kernels::{Heads, Kernels};
 use super::memory::cached_elements;
 use super::parts::Parts;
+use crate::kernel::SmallKernel;
 use rackflow_units::Bytes;
 use rackflow_workload::serving::{Deployment, WeightFormat};
 use rackflow_workload::{Attention, FeedForward, LayerKind, MoE};
@@ -14,9 +15,6 @@ pub(super) struct Layers<'a> {
     pub kernels: &'a Kernels,
     pub groups: &'a Groups,
 }
-
-/// Bytes of an activation element between kernels.
-const ACTIVATION: f64 = 2.0;
 
 impl Layers<'_> {
     fn tensor(&self) -> u64 {
@@ -47,6 +45,7 @@ impl Layers<'_> {
                 kv_heads: kv_heads.div_ceil(self.tensor()),
                 width_qk: head_dim,
                 width_v: head_dim,
+                rope: None,
                 cached,
                 kv,
             },
@@ -59,6 +58,7 @@ impl Layers<'_> {
                 kv_heads: 1,
                 width_qk: kv_lora_rank + qk_rope_head_dim,
                 width_v: kv_lora_rank,
+                rope: Some(qk_rope_head_dim),
                 cached,
                 kv,
             },
@@ -84,18 +84,8 @@ impl Layers<'_> {
         }
     }
 
-    /// A product with its input quantised, where the format and the stack ask for a kernel.
     fn product(&self, tokens: u64, n: u64, k: u64, format: WeightFormat) -> Parts {
-        let kernels = self.deployment.stack.kernels.quantization;
-        let product = self.kernels.product(tokens, n, k, format);
-        if self.kernels.operands(format).bits() >= 16 || kernels == 0 {
-            return product;
-        }
-        let elements = (tokens * k) as f64;
-        let quantize =
-            self.kernels
-                .small(elements * ACTIVATION, elements * format.bytes(), kernels);
-        product + quantize
+        self.kernels.product(tokens, n, k, format)
     }
 
     fn all_reduce(&self, tokens: u64) -> Parts {
@@ -107,30 +97,40 @@ impl Layers<'_> {
             .all_reduce(bytes, self.deployment.stack.custom_all_reduce)
     }
 
-    /// Norms, rotary embedding, cache writes, the activation function.
-    fn small(&self, tokens: u64, ffn: u64) -> Parts {
-        let fused = self.tensor() > 1
-            && self
-                .deployment
-                .stack
-                .custom_all_reduce
-                .is_some_and(|own| own.fused_norm);
-        let kernels = self.deployment.stack.kernels.layer;
-        let kernels = if fused {
-            kernels.saturating_sub(2)
-        } else {
-            kernels
-        };
+    /// Norms, rotary embedding, cache writes, and the activation function of `inner` columns; and what
+    /// the stack launches besides.
+    fn small(&self, tokens: u64, inner: u64) -> Parts {
+        let stack = &self.deployment.stack;
+        let norms =
+            if self.tensor() > 1 && stack.custom_all_reduce.is_some_and(|own| own.fused_norm) {
+                0.0
+            } else {
+                2.0
+            };
         let heads = self.decode_heads();
-        let rows = tokens as f64;
-        let norms = rows * (2 * self.hidden()) as f64 * ACTIVATION;
-        let rope = rows * (heads.heads * heads.width_qk) as f64 * ACTIVATION;
-        let activation = rows * ffn as f64 * ACTIVATION;
-        self.kernels.small(
-            2.0 * norms + rope + 2.0 * activation,
-            2.0 * norms + rope + activation,
-            kernels.max(1),
-        )
+        let norm = self.kernels.small(&SmallKernel::Norm {
+            tokens,
+            hidden: self.hidden(),
+        });
+        let append = self.kernels.small(&SmallKernel::AppendCache {
+            tokens,
+            width: heads.cached as u64,
+            bytes: heads.kv.bytes(),
+        });
+        let mut parts = norm * norms + append;
+        if !stack.kernels.fused_rope {
+            parts += self.kernels.small(&SmallKernel::Rope {
+                tokens,
+                heads: heads.heads + heads.kv_heads,
+                head_dim: heads.rope.unwrap_or(heads.width_qk),
+            });
+        }
+        if inner > 0 && !stack.kernels.fused_activation {
+            parts += self
+                .kernels
+                .small(&SmallKernel::Activation { tokens, inner });
+        }
+        parts + self.kernels.stream(0.0, 0.0, stack.kernels.more)
     }
 
     /// Projections of attention without the parts that only prompts or only generation have.
@@ -241,8 +241,11 @@ impl Layers<'_> {
         let scores = self
             .kernels
             .product(tokens, moe.experts, self.hidden(), WeightFormat::Bf16);
-        let read = (tokens * moe.experts) as f64 * 4.0;
-        scores + self.kernels.small(read, read, 1)
+        let choice = self.kernels.small(&SmallKernel::Router {
+            tokens,
+            experts: moe.experts,
+        });
+        scores + choice
     }
 
     /// The shared experts of one mixture layer on one rank.
@@ -290,20 +293,14 @@ impl Layers<'_> {
 
     fn expert_rows(&self, rows: f64, touched: f64, width: u64) -> Parts {
         let d = self.deployment;
-        let format = d.precision.experts;
-        let hidden = self.hidden();
-        let up = if d.model.gated { 2 * width } else { width };
-        let products = self.kernels.experts(rows, touched, up, hidden, format)
-            + self.kernels.experts(rows, touched, hidden, width, format);
-        let activation = rows * width as f64 * ACTIVATION;
-        let permuted = rows * hidden as f64 * ACTIVATION;
-        let kernels = d.stack.kernels.mixture + 1;
-        products
-            + self.kernels.small(
-                2.0 * activation + 2.0 * permuted,
-                activation + 2.0 * permuted,
-                kernels,
-            )
+        self.kernels.experts(
+            rows,
+            touched,
+            self.hidden(),
+            width,
+            d.model.gated,
+            d.precision.experts,
+        )
     }
 
     /// Dispatch or combine of one mixture layer for `tokens` of one attention group.
@@ -326,7 +323,6 @@ impl Layers<'_> {
     pub fn head(&self, rows: u64) -> Parts {
         let model = &self.deployment.model;
         let columns = model.vocab.div_ceil(self.tensor());
-        let logits = (rows * columns) as f64 * 4.0;
         let gathered = if self.tensor() > 1 {
             self.groups
                 .gather_logits(Bytes::new(rows * model.vocab * 2))
@@ -336,13 +332,18 @@ impl Layers<'_> {
         self.kernels
             .product(rows, columns, model.hidden, self.deployment.precision.head)
             + gathered
-            + self.kernels.small(2.0 * logits, logits, 4)
+            + self.kernels.small(&SmallKernel::Sample {
+                sequences: rows,
+                vocab: model.vocab,
+            })
     }
 
     /// Token table.
     pub fn embedding(&self, tokens: u64) -> Parts {
-        let bytes = (tokens * self.hidden()) as f64 * ACTIVATION;
-        self.kernels.small(bytes, bytes, 1)
+        self.kernels.small(&SmallKernel::Embedding {
+            tokens,
+            hidden: self.hidden(),
+        })
     }
 
     /// One guess of the prediction module for `sequences` sequences of one rank, without attention.

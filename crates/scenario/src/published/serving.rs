@@ -271,9 +271,11 @@ fn stack(run: &ServingRun) -> Option<&'static str> {
             .any(|v| release.starts_with(v))
             && run.kind != "e2e_agg"
             && run.kind != "e2e_disagg";
-        let middle = ["0.10", "0.11", "0.12", "0.13", "0.14", "0.15", "0.16", "0.17"]
-            .iter()
-            .any(|v| release.starts_with(v));
+        let middle = [
+            "0.10", "0.11", "0.12", "0.13", "0.14", "0.15", "0.16", "0.17",
+        ]
+        .iter()
+        .any(|v| release.starts_with(v));
         return Some(if old || engine.is_empty() {
             "tensorrt-llm-0.9"
         } else if middle && !run.kind.starts_with("e2e") {
@@ -353,8 +355,14 @@ fn parallelism(text: &str, routed: bool) -> Option<ServingParallelism> {
     }
     let tensor = degree(text, "TP")?.max(1);
     let pipeline = degree(text, "PP").unwrap_or(1).max(1);
-    let data = degree(text, "attnDP").or(degree(text, "DP")).unwrap_or(1).max(1);
-    let expert = degree(text, "moeEP").or(degree(text, "EP")).unwrap_or(1).max(1);
+    let data = degree(text, "attnDP")
+        .or(degree(text, "DP"))
+        .unwrap_or(1)
+        .max(1);
+    let expert = degree(text, "moeEP")
+        .or(degree(text, "EP"))
+        .unwrap_or(1)
+        .max(1);
     if !routed {
         return Some(ServingParallelism {
             tensor,
@@ -390,7 +398,10 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         return unusable("accelerator not in the catalogue", &run.gpu);
     };
     let Some(stack) = stack(run).and_then(|n| catalogue.serving_stack(n)) else {
-        return unusable("engine not in the catalogue", run.engine.clone().unwrap_or_default());
+        return unusable(
+            "engine not in the catalogue",
+            run.engine.clone().unwrap_or_default(),
+        );
     };
     let mut assumed = Vec::new();
     let has_fp8 = node.accelerator.peak.fp8.is_some();
@@ -475,7 +486,10 @@ mod tests {
     fn shipped_rows_are_cited_and_become_deployments() {
         let all = read(SHIPPED).expect("the shipped rows are well formed");
         assert!(all.runs.len() > 1000);
-        assert!(SHIPPED.len() < 900_000, "the shipped rows are to stay small");
+        assert!(
+            SHIPPED.len() < 900_000,
+            "the shipped rows are to stay small"
+        );
         let catalogue = Catalogue::builtin();
         let mut unusable = BTreeMap::new();
         for run in &all.runs {
@@ -527,14 +541,20 @@ mod tests {
         ];
         for line in SHIPPED.lines().step_by(37) {
             let whole: serde_json::Value = serde_json::from_str(line).expect("undamaged");
-            let Some(keys) = whole.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()) else {
+            let Some(keys) = whole
+                .as_object()
+                .map(|o| o.keys().cloned().collect::<Vec<_>>())
+            else {
                 continue;
             };
             for key in keys {
                 for value in &damage {
                     let mut damaged = whole.clone();
                     damaged[&key] = value.clone();
-                    for run in read(&damaged.to_string()).into_iter().flat_map(|all| all.runs) {
+                    for run in read(&damaged.to_string())
+                        .into_iter()
+                        .flat_map(|all| all.runs)
+                    {
                         let _ = setup(&run, catalogue);
                     }
                 }

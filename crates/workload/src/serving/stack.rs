@@ -1,6 +1,5 @@
 //! What a named, dated release of a serving engine does with the hardware.
 
-use crate::stack::AttentionKernel;
 use rackflow_units::{Bytes, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,16 +39,30 @@ pub struct CustomAllReduce {
     pub fused_norm: bool,
 }
 
-/// Kernels of one layer besides matrix products, attention and communication.
+/// Whose kernels an engine picks; their constants are in `docs/kernels.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelLibrary {
+    /// The fastest that the accelerator has, quantisation fused into the kernel before.
+    Best,
+    /// Those of vLLM.
+    Vllm,
+    /// Those of SGLang.
+    Sglang,
+    /// Those of TensorRT-LLM.
+    TensorRtLlm,
+}
+
+/// What is fused into a neighbour among the small kernels of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SmallKernels {
-    /// Norms, rotary embedding, cache writes and activations of a layer.
-    pub layer: u32,
-    /// Added by a mixture: scores, top-k, sorting, permutation, weighted sum.
-    pub mixture: u32,
-    /// Added by each product whose activations are quantised by a kernel of its own.
-    pub quantization: u32,
+    /// The rotary embedding, into attention.
+    pub fused_rope: bool,
+    /// The activation function, into the product before it.
+    pub fused_activation: bool,
+    /// Kernels of a layer beyond norms, embedding, cache and activation: copies, reshapes, biases.
+    pub more: u32,
 }
 
 /// What bounds a step where the user does not say.
@@ -94,8 +107,8 @@ pub struct ServingStack {
     /// Time from a request's arrival to its first step and from its last kernel to the client:
     /// tokenising, queues between processes, streaming.
     pub request_overhead: SimDuration,
-    /// Attention kernels by age.
-    pub attention: AttentionKernel,
+    /// Whose products, attention and experts run.
+    pub library: KernelLibrary,
     /// Own all-reduce kernels; `None`: the library's only.
     #[serde(default)]
     pub custom_all_reduce: Option<CustomAllReduce>,
