@@ -515,9 +515,11 @@ fn attention_backward(
     if s.recomputes(Activation::Norms) || s.recomputes(Activation::MlaUpProjection) {
         b.recompute(true);
         if s.recomputes(Activation::Norms) {
+            b.host(s.stack.checkpoint_launch);
             b.extend(norm_forward(s));
         }
         if s.recomputes(Activation::MlaUpProjection) {
+            b.host(s.stack.checkpoint_launch);
             b.extend(latent_forward(s, &latents));
             b.extend(rope(s));
         }
@@ -531,6 +533,7 @@ fn attention_backward(
     }
     if s.recomputes(Activation::CoreAttention) {
         b.recompute(true);
+        b.host(s.stack.checkpoint_launch);
         let steps = attention_ops(s, kind, Direction::Forward);
         ring_attention(b, s, steps, 1);
         b.recompute(false);
@@ -608,14 +611,17 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     }
     if s.recomputes(Activation::Mlp) {
         b.recompute(true);
+        b.host(s.stack.checkpoint_launch);
         dense_forward(b, s);
         b.recompute(false);
     } else if s.recomputes(Activation::Swiglu) || s.recomputes(Activation::Norms) {
         b.recompute(true);
         if s.recomputes(Activation::Norms) {
+            b.host(s.stack.checkpoint_launch);
             b.extend(norm_forward(s));
         }
         if s.recomputes(Activation::Swiglu) {
+            b.host(s.stack.checkpoint_launch);
             b.op(activation_forward(s, s.tokens, width));
         }
         b.recompute(false);
@@ -887,8 +893,28 @@ fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
     ops.push(activation_forward(s, e.tokens, e.width));
     ops.extend(s.quantize(e.tokens * e.width));
     ops.extend(expert_product(s, e, h, e.width, false));
+    ops.extend(expert_bias(s, e, Direction::Forward));
     ops.extend(sort_received(s, e));
     ops
+}
+
+/// The bias after an expert's second product, weighted by each token's probability, expert by
+/// expert: an outer product in fp32, its sum with the result, all experts put together again, a
+/// cast (Megatron-Core, `TEGroupedMLP._apply_bias`). Its gradient sums over tokens for the bias and
+/// over the width for the probability. The first product takes its bias itself.
+fn expert_bias(s: &Sizes<'_>, e: &Experts, direction: Direction) -> Option<Operation> {
+    let elements = e.tokens * s.model.hidden;
+    let (read, written, kernels) = match direction {
+        Direction::Forward => (14, 14, 2 * e.groups + 2),
+        Direction::Backward => (20, 16, 6 * e.groups + 2),
+    };
+    s.model.biases.then(|| {
+        stream(
+            Bytes::new(elements * read),
+            Bytes::new(elements * written),
+            kernels as u32,
+        )
+    })
 }
 
 fn half_of(span: SimDuration) -> SimDuration {
@@ -991,7 +1017,14 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     }
     if s.recomputes(Activation::Moe) {
         b.recompute(true);
+        b.host(s.stack.checkpoint_launch);
         moe_forward(b, s, moe);
+        b.recompute(false);
+    }
+    if s.recomputes(Activation::Norms) && !s.recomputes(Activation::Moe) {
+        b.recompute(true);
+        b.host(s.stack.checkpoint_launch);
+        b.extend(norm_forward(s));
         b.recompute(false);
     }
     b.label("combine backward");
@@ -1013,6 +1046,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     if s.recomputes(Activation::MoeActivation) || s.recomputes(Activation::Swiglu) {
         b.recompute(true);
         b.routed(true);
+        b.host(s.stack.checkpoint_launch);
         b.op(activation_forward(s, e.tokens, e.width));
         b.recompute(false);
     }
@@ -1020,6 +1054,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     b.routed(true);
     b.host(half_of(s.stack.mixture_launch));
     b.extend(sort_received(s, &e));
+    b.extend(expert_bias(s, &e, Direction::Backward));
     b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));
     b.op(activation_backward(s, e.tokens, e.width));
@@ -1071,6 +1106,9 @@ pub(crate) fn forward(
 ) -> Run {
     let mut b = Builder::new(ctx);
     b.recompute(recompute);
+    if recompute {
+        b.host(s.stack.checkpoint_launch);
+    }
     attention_forward(&mut b, s, kind);
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => moe_forward(&mut b, s, moe),

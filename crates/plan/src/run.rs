@@ -179,7 +179,11 @@ impl<'a> Context<'a> {
                 && self.transfers[*i].label == label
         };
         let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
-            let demands = self.prices.demands(&spec, slot);
+            let mut demands = self.prices.demands(&spec, slot);
+            // Copies that run beside their product hold no SMs.
+            if matches!(spec, Spec::Collective(..)) && sms > 0 {
+                slow_down(&mut demands, self.setup.training.stack.collective_slowdown);
+            }
             self.transfers.push(Transfer {
                 label,
                 kind,
@@ -304,6 +308,17 @@ fn model_fraction(op: &Operation) -> f64 {
             model as f64 / (3 * head_dim_qk + 2 * head_dim_v) as f64
         }
         _ => 1.0,
+    }
+}
+
+/// The bytes of a collective inside training take `factor` times as long as alone (kept in
+/// 1,024ths); its latency does not grow.
+fn slow_down(demands: &mut [Demand], factor: f64) {
+    const ONE: u64 = 1_024;
+    let factor = (factor.max(1.0) * ONE as f64).round() as u64;
+    for demand in demands {
+        demand.nvlink = demand.nvlink.scale(factor, ONE);
+        demand.nic = demand.nic.scale(factor, ONE);
     }
 }
 

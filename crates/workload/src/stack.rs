@@ -66,6 +66,11 @@ pub struct Overlap {
     pub shared_expert: bool,
 }
 
+/// vTrain (MICRO 2024) measures NCCL about 30 % slower inside training than alone.
+fn inside_training() -> f64 {
+    1.3
+}
+
 fn yes() -> bool {
     true
 }
@@ -109,6 +114,17 @@ pub struct SoftwareStack {
     /// Time of the host for each step besides launches: data, clipping, logging, clean-up.
     #[serde(default)]
     pub step_overhead: SimDuration,
+    /// Time of the host for one region whose activations are recomputed, in the pass that keeps its
+    /// input and in the pass that computes it again together: random states are saved and
+    /// restored, a graph is built anew.
+    #[serde(default)]
+    pub checkpoint_launch: SimDuration,
+    /// Time that the bytes of a collective take inside training over the time that they take
+    /// alone, where a library's kernels move them: they share memory and SMs with computation and
+    /// their ranks come one after the other. Not for copies that run beside their product, nor for
+    /// the exchange of tokens between experts.
+    #[serde(default = "inside_training")]
+    pub collective_slowdown: f64,
     /// What is launched by graph.
     pub cuda_graphs: CudaGraphs,
     /// How attention is computed.

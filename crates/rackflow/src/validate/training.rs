@@ -69,6 +69,8 @@ pub fn training(args: &TrainingArgs) -> Result<String, ValidateError> {
 struct Simulated {
     step_time_s: f64,
     memory: f64,
+    /// Share of all GPU time by cause; causes without a share are left out.
+    causes: BTreeMap<String, f64>,
 }
 
 /// Compiles and simulates one setup. Memory is reported, not enforced: a published run did run.
@@ -81,9 +83,16 @@ fn simulate(setup: &rackflow_plan::Setup) -> Result<Simulated, String> {
         .iter()
         .map(|stage| stage.memory.total().as_f64())
         .fold(0.0, f64::max);
+    let total = record.total();
+    let all = (total.total_picos() as f64).max(1.0);
+    let causes = rackflow_plan::Cause::all()
+        .map(|cause| (cause.key(), total.picos(cause) as f64 / all))
+        .filter(|(_, share)| *share > 0.0)
+        .collect();
     Ok(Simulated {
         step_time_s: record.step_time.as_secs_f64(),
         memory,
+        causes,
     })
 }
 
@@ -318,6 +327,7 @@ fn row_json(row: &Row) -> Value {
         "published_s": row.published_s,
         "simulated_s": row.simulated.step_time_s,
         "error": row.error(),
+        "causes": row.simulated.causes,
         "memory_published_bytes": row.run.measured.memory,
         "memory_simulated_bytes": row.simulated.memory,
         "memory_error": row.memory_error(),

@@ -21,6 +21,10 @@ pub(super) struct Habits {
     pub rank_order: RankOrder,
     /// What `FP8` means.
     pub fp8: Recipe,
+    /// Tokens of the vocabulary where a row prints none.
+    pub vocabulary: (u64, &'static str),
+    /// Whole layers are recomputed where a row does not say.
+    pub recomputes_layers: Option<&'static str>,
     /// Weights are gathered in fp8 where the GEMMs run in it and a row does not say.
     pub fp8_parameter_gather: bool,
 }
@@ -43,6 +47,11 @@ const MEGATRON: Habits = Habits {
     experts_cut_over_tensor: false,
     rank_order: RankOrder::DataBeforePipeline,
     fp8: Recipe::Fp8,
+    vocabulary: (
+        50_304,
+        "GPT-2's, padded to a multiple of 128 as Megatron does, is usual",
+    ),
+    recomputes_layers: None,
     fp8_parameter_gather: false,
 };
 
@@ -91,6 +100,8 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
         },
         "zero-bubble" => Habits {
             stack: "zero-bubble-megatron-2023",
+            // 14.6 and 28.3 billion parameters leave 0.15 to 0.2 billion for the table.
+            vocabulary: (32_768, "what the printed numbers of parameters leave for it"),
             ..EARLY
         },
         "internevo" => Habits {
@@ -120,6 +131,7 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
         },
         "dgxc-benchmarking" if framework.contains("Pax") => Habits {
             stack: "paxml-2024",
+            recomputes_layers: Some("Pax's language models save nothing inside a layer"),
             ..SHARDED
         },
         "dgxc-benchmarking" | "maxtext-a3"

@@ -16,10 +16,6 @@ use std::collections::BTreeMap;
 /// rank's load. A typical value of trained routers with an auxiliary loss, unverified.
 pub const NATURAL_ROUTING_SIGMA: f64 = 0.1;
 
-/// Vocabulary of GPT-2, padded to a multiple of 128 as Megatron does: what its examples train with
-/// where a paper prints no vocabulary.
-const GPT2_VOCAB: u64 = 50_304;
-
 /// Why a published run cannot be simulated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}{}{detail}", if detail.is_empty() { "" } else { ": " })]
@@ -57,7 +53,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
     }
     let mut assumed = Vec::new();
     let habits = habits(run);
-    let model = model(run, &mut assumed)?;
+    let model = model(run, &habits, &mut assumed)?;
     let gpus = run
         .gpus
         .filter(|gpus| *gpus > 0)
@@ -69,7 +65,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
     let (global_batch, micro_batch) = batch(run, &parallelism, &mut assumed)?;
     let layers_per_chunk = layers_per_chunk(run, &model, &parallelism, &mut assumed);
     let training = Training {
-        recompute: recompute(run, &model, &mut assumed),
+        recompute: recompute(run, &habits, &model, &mut assumed),
         schedule: schedule(run)?,
         routing: routing(run, &model, &mut assumed),
         sequence_length: run
@@ -98,7 +94,11 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
 }
 
 /// The model, from the row's own dimensions.
-fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusable> {
+fn model(
+    run: &PublishedRun,
+    habits: &Habits,
+    assumed: &mut Vec<String>,
+) -> Result<Model, Unusable> {
     let published = &run.model;
     let need = |value: Option<u64>| {
         value
@@ -128,10 +128,9 @@ fn model(run: &PublishedRun, assumed: &mut Vec<String>) -> Result<Model, Unusabl
         .vocab
         .filter(|vocab| *vocab > 0)
         .unwrap_or_else(|| {
-            assumed.push(format!(
-                "vocabulary {GPT2_VOCAB}: not published, GPT-2's is usual"
-            ));
-            GPT2_VOCAB
+            let (vocabulary, why) = habits.vocabulary;
+            assumed.push(format!("vocabulary {vocabulary}: not published, {why}"));
+            vocabulary
         });
     let family = Family::of(published);
     let attention = match published.latent {
@@ -552,7 +551,12 @@ fn schedule(run: &PublishedRun) -> Result<Schedule, Unusable> {
     }
 }
 
-fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Recompute {
+fn recompute(
+    run: &PublishedRun,
+    habits: &Habits,
+    model: &Model,
+    assumed: &mut Vec<String>,
+) -> Recompute {
     if let Some(recompute) = &run.declared.recompute {
         if run.declared.recompute_is_assumed {
             assumed.push(
@@ -576,6 +580,10 @@ fn recompute(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Re
         } else {
             Recompute::FullLayers(layers)
         };
+    }
+    if let Some(why) = habits.recomputes_layers {
+        assumed.push(format!("whole layers are recomputed: {why}"));
+        return Recompute::Full;
     }
     assumed.push("nothing is recomputed: not published".to_owned());
     Recompute::None
