@@ -8,7 +8,7 @@ use crate::memory;
 use crate::placement::Placement;
 use crate::price::Prices;
 use crate::program::{GroupSlot, Peer, Program, Segment, Stream, Transfer, TransferId, Work};
-use crate::run::{Builder, Context, Run, SegmentFlops, Spec};
+use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
@@ -138,7 +138,7 @@ pub(crate) fn stage_memory(setup: &Setup) -> Result<Vec<memory::MemoryUse>, Plan
 fn communication_launch(setup: &Setup) -> SimDuration {
     match setup.training.stack.cuda_graphs {
         rackflow_workload::CudaGraphs::Full => SimDuration::ZERO,
-        _ => setup.training.stack.launch,
+        _ => on_host(setup.training.stack.launch, setup),
     }
 }
 
@@ -610,7 +610,11 @@ impl<'a> Compiler<'a> {
             if count == 0 || ranks == 1 {
                 continue;
             }
-            let spec = Spec::Collective(CollectiveOp::AllGather, Bytes::new(count * bytes));
+            let spec = if self.sizes.stack.zero_whole_tensors {
+                self.owners_in_turn(count, bytes, ranks)
+            } else {
+                Spec::Collective(CollectiveOp::AllGather, Bytes::new(count * bytes))
+            };
             let sms = self.sizes.stack.communication_sms;
             let id = ctx.transfer(
                 "parameter all-gather",
@@ -632,46 +636,57 @@ impl<'a> Compiler<'a> {
     /// Adds the reduction of gradients that are complete now.
     fn reduce_gradients(&self, ctx: &mut Context<'_>, run: &mut Run, parameters: RankParameters) {
         let deps = run.after_compute();
-        for (slot, op, bytes) in self.reductions(parameters) {
+        for (slot, spec) in self.reductions(parameters) {
             let sms = self.sizes.stack.communication_sms;
-            let spec = Spec::Collective(op, bytes);
             let id = ctx.transfer("gradient reduce", CommKind::Data, Some(slot), spec, sms);
             run.push_aside(Work::Collective(slot, id), Stream::Data, deps.clone());
         }
     }
 
+    /// Owners of whole tensors take their turns: each with its part of `count` parameters, as many
+    /// of the `ranks` as these are of all.
+    fn owners_in_turn(&self, count: u64, bytes: u64, ranks: u32) -> Spec {
+        let plan = self.sizes.plan;
+        let shards = u64::from(plan.tensor) * u64::from(plan.pipeline);
+        let all = (self.sizes.model.parameters_total() / shards).max(1);
+        let owners = (u64::from(ranks) * count).div_ceil(all).max(1);
+        let owners = owners.min(u64::from(ranks));
+        Spec::OwnersInTurn(Bytes::new((count * bytes).div_ceil(owners)), owners)
+    }
+
     /// Which collectives reduce the gradients of `parameters`, in order.
-    fn reductions(&self, parameters: RankParameters) -> Vec<(GroupSlot, CollectiveOp, Bytes)> {
-        let bytes = |count: u64| Bytes::new(count * self.sizes.stack.gradient_bytes);
+    fn reductions(&self, parameters: RankParameters) -> Vec<(GroupSlot, Spec)> {
+        let each = self.sizes.stack.gradient_bytes;
+        let whole = |op, count: u64| Spec::Collective(op, Bytes::new(count * each));
         let mut list = Vec::new();
         let sharded = self.zero() != Zero::Stage0;
         let data = self.data_ranks();
+        let scattered = |count: u64, ranks: u32| {
+            if self.sizes.stack.zero_whole_tensors {
+                self.owners_in_turn(count, each, ranks)
+            } else {
+                whole(CollectiveOp::ReduceScatter, count)
+            }
+        };
         if parameters.dense > 0 && data > 1 {
             if sharded && self.shard > 1 {
-                list.push((
-                    GroupSlot::Shard,
-                    CollectiveOp::ReduceScatter,
-                    bytes(parameters.dense),
-                ));
+                list.push((GroupSlot::Shard, scattered(parameters.dense, self.shard)));
                 if self.shard < data {
-                    let shard = bytes(parameters.dense.div_ceil(u64::from(self.shard)));
-                    list.push((GroupSlot::Replica, CollectiveOp::AllReduce, shard));
+                    let shard = parameters.dense.div_ceil(u64::from(self.shard));
+                    list.push((GroupSlot::Replica, whole(CollectiveOp::AllReduce, shard)));
                 }
             } else {
-                list.push((
-                    GroupSlot::Data,
-                    CollectiveOp::AllReduce,
-                    bytes(parameters.dense),
-                ));
+                let all = whole(CollectiveOp::AllReduce, parameters.dense);
+                list.push((GroupSlot::Data, all));
             }
         }
         if parameters.expert > 0 && self.expert_data_ranks() > 1 {
-            let op = if sharded {
-                CollectiveOp::ReduceScatter
+            let spec = if sharded {
+                scattered(parameters.expert, self.expert_data_ranks())
             } else {
-                CollectiveOp::AllReduce
+                whole(CollectiveOp::AllReduce, parameters.expert)
             };
-            list.push((GroupSlot::ExpertData, op, bytes(parameters.expert)));
+            list.push((GroupSlot::ExpertData, spec));
         }
         list
     }
@@ -780,14 +795,14 @@ impl<'a> Compiler<'a> {
         let mut b = Builder::new(ctx);
         let mut last = None;
         if !reduced_already {
-            for (slot, op, bytes) in self.reductions(parameters) {
+            for (slot, spec) in self.reductions(parameters) {
                 let sms = s.stack.communication_sms;
                 last = Some(b.collective(
                     "gradient reduce",
                     CommKind::Data,
                     slot,
                     Stream::Data,
-                    Spec::Collective(op, bytes),
+                    spec,
                     sms,
                 ));
             }
@@ -814,7 +829,7 @@ impl<'a> Compiler<'a> {
         let mut run = b.finish();
         if let Some(optimizer) = ctx.segments.last_mut() {
             // What the host does besides launching comes once per step.
-            optimizer.launch += s.stack.step_overhead;
+            optimizer.launch += on_host(s.stack.step_overhead, self.setup);
         }
         let gathers_now =
             matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();

@@ -590,13 +590,16 @@ fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
     if s.model.gated { 2 * width } else { width }
 }
 
-fn dense_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
+/// `again`: the backward pass computes it a second time, perhaps without its last product.
+fn dense_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, again: bool) {
     let width = s.model.ffn / s.tp();
     b.label("feed-forward");
     b.extend(norm_forward(s));
     gathered_products(b, s, &[(up_width(s, width), s.model.hidden)]);
     b.op(activation_forward(s, s.tokens, width));
-    reduced_product(b, s, s.model.hidden, width);
+    if !(again && s.stack.recompute_stops_early) {
+        reduced_product(b, s, s.model.hidden, width);
+    }
 }
 
 fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) {
@@ -612,7 +615,7 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     if s.recomputes(Activation::Mlp) {
         b.recompute(true);
         b.host(s.stack.checkpoint_launch);
-        dense_forward(b, s);
+        dense_forward(b, s, true);
         b.recompute(false);
     } else if s.recomputes(Activation::Swiglu) || s.recomputes(Activation::Norms) {
         b.recompute(true);
@@ -1112,7 +1115,7 @@ pub(crate) fn forward(
     attention_forward(&mut b, s, kind);
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => moe_forward(&mut b, s, moe),
-        _ => dense_forward(&mut b, s),
+        _ => dense_forward(&mut b, s, recompute),
     }
     b.finish()
 }

@@ -7,7 +7,7 @@ use crate::placement::Placement;
 use crate::program::GroupSlot;
 use crate::run::Spec;
 use crate::setup::Setup;
-use rackflow_network::{self as network, Demand, ExchangeStyle, Links};
+use rackflow_network::{self as network, CollectiveOp, Demand, ExchangeStyle, Links};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
 
 /// Most of the memory bandwidth that communication can take. A guard against demands whose wire
@@ -79,6 +79,17 @@ impl Prices {
         };
         let price = |(span, hop): &(GroupSpan, Path)| match *spec {
             Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
+            Spec::OwnersInTurn(bytes, owners) => {
+                let one = network::collective(CollectiveOp::Broadcast, bytes, span, links);
+                Demand {
+                    latency: one.latency * owners,
+                    nvlink: one.nvlink * owners,
+                    nic: one.nic * owners,
+                    wire_bytes_nvlink: one.wire_bytes_nvlink * owners,
+                    wire_bytes_nic: one.wire_bytes_nic * owners,
+                    ..one
+                }
+            }
             Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
             Spec::Exchange {
                 tokens,

@@ -19,6 +19,9 @@ use rackflow_workload::{
 pub(crate) enum Spec {
     /// A collective over the communicator; the size as nccl-tests counts it.
     Collective(CollectiveOp, Bytes),
+    /// One broadcast from each owner after the other, so many in all (or, the other way round, as
+    /// many reductions to an owner); the size of one.
+    OwnersInTurn(Bytes, u64),
     /// Each member sends this much to the next one.
     RingStep(Bytes),
     /// Expert dispatch or combine: each member's tokens, once per expert they visit.
@@ -137,7 +140,7 @@ impl<'a> Context<'a> {
     pub fn new(setup: &'a Setup, prices: &'a Prices) -> Self {
         let accelerator = &setup.cluster.node.accelerator;
         let stack = &setup.training.stack;
-        let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms / 2);
+        let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms * 2 / 3);
         let level_sms = std::array::from_fn(|level| {
             accelerator.sms - most * level as u32 / (SEGMENT_LEVELS as u32 - 1)
         });
@@ -181,8 +184,13 @@ impl<'a> Context<'a> {
         let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
             let mut demands = self.prices.demands(&spec, slot);
             // Copies that run beside their product hold no SMs.
-            if matches!(spec, Spec::Collective(..)) && sms > 0 {
+            if matches!(spec, Spec::Collective(..) | Spec::OwnersInTurn(..)) && sms > 0 {
                 slow_down(&mut demands, self.setup.training.stack.collective_slowdown);
+            }
+            if matches!(spec, Spec::Exchange { relayed: true, .. }) {
+                let overhead = self.setup.training.stack.dispatch_overhead;
+                let across = demands.iter_mut().filter(|demand| demand.nic > SimDuration::ZERO);
+                across.for_each(|demand| demand.latency += overhead);
             }
             self.transfers.push(Transfer {
                 label,
@@ -282,6 +290,7 @@ impl<'a> Context<'a> {
             CudaGraphs::Partial => stack.launch,
             CudaGraphs::Full => SimDuration::ZERO,
         };
+        let launch = on_host(launch, self.setup);
         self.segments.push(Segment {
             label,
             time,
@@ -293,6 +302,15 @@ impl<'a> Context<'a> {
         self.segment_flops.push(flops);
         SegmentId(self.segments.len() as u32 - 1)
     }
+}
+
+/// Host time of a stack on this cluster's hosts.
+pub(crate) fn on_host(time: SimDuration, setup: &Setup) -> SimDuration {
+    let slowdown = setup.cluster.node.host_slowdown;
+    if slowdown == 1.0 {
+        return time;
+    }
+    SimDuration::from_secs_f64(time.as_secs_f64() * slowdown)
 }
 
 /// Share of an operation's tensor FLOPs that the model's definition counts.

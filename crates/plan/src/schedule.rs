@@ -91,7 +91,10 @@ fn gpipe(shape: Shape) -> Vec<Pass> {
 /// Narayanan et al., "Efficient large-scale language model training on GPU clusters", 2021, 2.2.1.
 fn one_forward_one_backward(shape: Shape, stage: u32) -> Vec<Pass> {
     let m = shape.micro_batches;
-    let warm_up = (shape.stages - stage - 1).min(m);
+    // Without a pipeline, one more forward in flight gives every backward pass a partner (Megatron's
+    // combined schedule for no pipelining).
+    let partner = u32::from(shape.overlap_passes && shape.stages == 1);
+    let warm_up = (shape.stages - stage - 1 + partner).min(m);
     steady(m, warm_up, shape.overlap_passes, |k| (k, 0), |k| (k, 0))
 }
 

@@ -396,6 +396,7 @@ impl NodeText {
             scale_up: self.scale_up,
             nic: self.nic,
             rack: self.rack,
+            host_slowdown: self.host_slowdown,
             sources: self.sources,
         }
     }

@@ -325,6 +325,10 @@ fn balanced() -> Routing {
     Routing::Balanced
 }
 
+fn as_fast() -> f64 {
+    1.0
+}
+
 /// Fields of a node that is defined in place; the accelerator is looked up apart.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -348,6 +352,11 @@ pub(crate) struct NodeText {
     pub nic: rackflow_topology::Nic,
     /// The rack it stands in.
     pub rack: rackflow_topology::Rack,
+    /// Time of the host's processors for a launch over that of the x86 servers on which the host
+    /// times of software stacks are measured; 1 where it is left out.
+    #[serde(default = "as_fast")]
+    #[schemars(range(min = 0.01, max = 100))]
+    pub host_slowdown: f64,
     /// Sources of the values, by field name.
     #[serde(default)]
     pub sources: std::collections::BTreeMap<String, String>,

@@ -88,6 +88,9 @@ pub struct Node {
     pub nic: Nic,
     /// The rack it stands in.
     pub rack: Rack,
+    /// Time of the host's processors for a launch over that of the x86 servers on which the host
+    /// times of software stacks are measured.
+    pub host_slowdown: f64,
     /// Sources of the values, by field name.
     pub sources: BTreeMap<String, String>,
 }

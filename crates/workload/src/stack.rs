@@ -125,6 +125,11 @@ pub struct SoftwareStack {
     /// the exchange of tokens between experts.
     #[serde(default = "inside_training")]
     pub collective_slowdown: f64,
+    /// Time of a dispatch or combine by DeepEP or HybridEP across domains inside training beyond
+    /// what the library's own benchmark takes, whatever its size: preparing, copies between
+    /// buffers, ranks that come late.
+    #[serde(default)]
+    pub dispatch_overhead: SimDuration,
     /// What is launched by graph.
     pub cuda_graphs: CudaGraphs,
     /// How attention is computed.
@@ -144,6 +149,14 @@ pub struct SoftwareStack {
     /// Weight gradients are accumulated by the GEMM that computes them, not by a kernel after it.
     #[serde(default = "yes")]
     pub fused_gradient_accumulation: bool,
+    /// Recomputing a layer stops where the backward pass has all that it needs: the last product of
+    /// a dense layer is not computed again, since nothing keeps its result.
+    #[serde(default)]
+    pub recompute_stops_early: bool,
+    /// ZeRO gives each rank whole tensors instead of an even part of all: gradients are reduced to
+    /// their owner and parameters broadcast by it, one owner after the other.
+    #[serde(default)]
+    pub zero_whole_tensors: bool,
     /// Experts run in one grouped GEMM instead of one GEMM each.
     pub grouped_gemm: bool,
     /// What runs beside what.

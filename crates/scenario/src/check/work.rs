@@ -176,6 +176,9 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         ("launch", Some(stack.launch)),
         ("linear_launch", stack.linear_launch),
         ("quantized_linear_launch", stack.quantized_linear_launch),
+        ("mixture_launch", Some(stack.mixture_launch)),
+        ("dispatch_overhead", Some(stack.dispatch_overhead)),
+        ("checkpoint_launch", Some(stack.checkpoint_launch)),
     ];
     for (field, launch) in launches {
         let Some(launch) = launch.filter(|launch| launch.as_secs_f64() > 1.0) else {
@@ -186,6 +189,16 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
             format!("`{field}` is {launch}: no kernel takes so long to launch"),
         );
         findings.report(found.label("at most 1 s"));
+    }
+    if !(1.0..=100.0).contains(&stack.collective_slowdown) {
+        let found = findings.at(
+            &at("collective_slowdown"),
+            format!(
+                "`collective_slowdown` is {}: 1 is as fast as alone, 1.3 takes 30 % longer",
+                stack.collective_slowdown
+            ),
+        );
+        findings.report(found.label("1 to 100"));
     }
     if stack.step_overhead.as_secs_f64() > 3600.0 {
         let found = findings.at(

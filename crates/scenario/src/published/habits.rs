@@ -164,7 +164,11 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             stack: "megatron-bridge-26.06",
             ..MEGATRON
         },
-        "mb-skills" | "mb-cards" | "mb-pr" | "mcore-pr" => Habits {
+        "mcore-pr" => Habits {
+            stack: "megatron-core-2026",
+            ..MEGATRON
+        },
+        "mb-skills" | "mb-cards" | "mb-pr" => Habits {
             stack: "megatron-bridge-functional-2026",
             ..MEGATRON
         },

@@ -59,6 +59,7 @@ fn read_nodes() -> BTreeMap<String, Node> {
             scale_up: entry.scale_up,
             nic: entry.nic,
             rack: entry.rack,
+            host_slowdown: 1.0,
             sources: entry.sources,
         };
         (name, node)
