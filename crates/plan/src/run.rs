@@ -189,7 +189,9 @@ impl<'a> Context<'a> {
             }
             if matches!(spec, Spec::Exchange { relayed: true, .. }) {
                 let overhead = self.setup.training.stack.dispatch_overhead;
-                let across = demands.iter_mut().filter(|demand| demand.nic > SimDuration::ZERO);
+                let across = demands
+                    .iter_mut()
+                    .filter(|demand| demand.nic > SimDuration::ZERO);
                 across.for_each(|demand| demand.latency += overhead);
             }
             self.transfers.push(Transfer {

@@ -101,7 +101,10 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
         "zero-bubble" => Habits {
             stack: "zero-bubble-megatron-2023",
             // 14.6 and 28.3 billion parameters leave 0.15 to 0.2 billion for the table.
-            vocabulary: (32_768, "what the printed numbers of parameters leave for it"),
+            vocabulary: (
+                32_768,
+                "what the printed numbers of parameters leave for it",
+            ),
             ..EARLY
         },
         "internevo" => Habits {
