@@ -66,7 +66,8 @@ impl DecodeError {
         self
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Self {
+    /// What would be right.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
     }
@@ -289,11 +290,20 @@ impl<'t> Decoder<'t> {
             Value::Mapping(_) => "a mapping".to_owned(),
         };
         let place = self.span();
-        DecodeError::new(format!(
+        let error = DecodeError::new(format!(
             "{} must be {wanted}, not {found}",
             quoted(self.name)
         ))
-        .at(place)
+        .at(place);
+        match &self.node.value {
+            Value::Sequence(items)
+                if !wanted.contains("mapping")
+                    && items.iter().all(|item| item.text().is_some()) =>
+            {
+                error.hint("`rackflow sweep` runs one case for each entry of a list")
+            }
+            _ => error,
+        }
     }
 
     fn scalar(&self, wanted: &str) -> Result<&'t str, DecodeError> {

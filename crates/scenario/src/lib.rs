@@ -22,6 +22,7 @@ mod resolve;
 mod schema;
 mod shipped;
 mod suggest;
+mod sweep;
 mod yaml;
 
 pub use catalogue::{Catalogue, Section};
@@ -32,3 +33,4 @@ pub use refusal::Written;
 pub use resolve::{Scenario, parse};
 pub use schema::scenario_schema;
 pub use shipped::shipped;
+pub use sweep::{Case, Sweep, expand, is_sweep};

@@ -22,6 +22,8 @@ pub struct Scenario {
     source: Source,
     tree: Tree,
     document: Document,
+    /// What tells this case of a sweep from the others.
+    case: Option<String>,
 }
 
 /// Reads the text of a scenario. `source_name` is what messages call it.
@@ -35,19 +37,33 @@ pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>>
         text: text.into(),
     };
     let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
-    let document = decode::decode(&tree, decode::ROOT, tree.place(""))
-        .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
-    Ok(Scenario {
-        source,
-        tree,
-        document,
-    })
+    if let Some((key, _)) = tree.entry("sweep") {
+        let error = DecodeError::placed("this file describes many cases, not one", key.span)
+            .hint("`rackflow sweep` runs them all");
+        return Err(vec![error.in_source(&source)]);
+    }
+    Scenario::of_tree(source, tree, None)
 }
 
 /// Reads a file that a scenario names, relative to the scenario.
 type Files<'f> = dyn Fn(&str) -> std::io::Result<String> + 'f;
 
 impl Scenario {
+    pub(crate) fn of_tree(
+        source: Source,
+        tree: Tree,
+        case: Option<&str>,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let document = decode::decode(&tree, decode::ROOT, tree.place(""))
+            .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
+        Ok(Self {
+            source,
+            tree,
+            document,
+            case: case.map(str::to_owned),
+        })
+    }
+
     /// What a source printed about the same run, where the scenario says.
     pub fn published(&self) -> Option<&Published> {
         self.document.published.as_ref()
@@ -61,8 +77,11 @@ impl Scenario {
         }
     }
 
-    /// The name of the scenario: its file without directory and extension.
+    /// The name of the scenario: its file without directory and extension, or the case of a sweep.
     pub fn name(&self) -> &str {
+        if let Some(case) = &self.case {
+            return case;
+        }
         let file = self
             .source
             .name

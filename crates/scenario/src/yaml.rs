@@ -4,6 +4,7 @@
 //! whoever decodes the tree. Values stay text until a type asks for them, so that `1f1b`, `0.5` and
 //! `400 Gbit/s` are never guessed at.
 
+use crate::decode::DecodeError;
 use crate::diagnostic::{Diagnostic, Source, Span};
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, StrInput};
 use std::collections::BTreeMap;
@@ -170,6 +171,138 @@ impl Node {
             span: changes.span,
             value: Value::Mapping(entries),
         }
+    }
+}
+
+// ---- making variants of a document
+
+impl Node {
+    /// Puts `value` under a path of keys, in place of what is there. Keys that are missing are made.
+    ///
+    /// # Errors
+    /// When the path leads through something that is no mapping.
+    pub fn set(&mut self, path: &str, value: &Self) -> Result<(), DecodeError> {
+        *self.make(path, value.span)? = value.clone();
+        Ok(())
+    }
+
+    /// Changes what is under the path that `key` spells as [`Node::changed_by`] does.
+    ///
+    /// # Errors
+    /// When the path leads through something that is no mapping.
+    pub fn change(&mut self, key: &Key, value: &Self) -> Result<(), DecodeError> {
+        let place = self.make(&key.text, key.span)?;
+        *place = place.changed_by(value);
+        Ok(())
+    }
+
+    fn make(&mut self, path: &str, span: Span) -> Result<&mut Self, DecodeError> {
+        let mut node = self;
+        for key in path.split('.') {
+            if node.is_null() {
+                node.value = Value::Mapping(Vec::new());
+            }
+            let Value::Mapping(entries) = &mut node.value else {
+                return Err(DecodeError::placed(
+                    format!("`{path}` leads through a value that has no keys"),
+                    span,
+                ));
+            };
+            let index = entries.iter().position(|(known, _)| known.text == key);
+            let index = index.unwrap_or_else(|| {
+                let key = Key {
+                    text: key.to_owned(),
+                    span,
+                };
+                let value = Value::Scalar {
+                    text: String::new(),
+                    quoted: false,
+                };
+                entries.push((key, Self { span, value }));
+                entries.len() - 1
+            });
+            node = &mut entries[index].1;
+        }
+        Ok(node)
+    }
+
+    /// The value on one line, for names and tables.
+    pub fn in_short(&self) -> String {
+        match &self.value {
+            Value::Scalar { text, .. } => text.clone(),
+            Value::Sequence(items) => {
+                let items: Vec<String> = items.iter().map(Self::in_short).collect();
+                format!("[{}]", items.join(", "))
+            }
+            Value::Mapping(entries) => {
+                let entries: Vec<String> = entries
+                    .iter()
+                    .map(|(key, node)| format!("{}: {}", key.text, node.in_short()))
+                    .collect();
+                format!("{{ {} }}", entries.join(", "))
+            }
+        }
+    }
+
+    /// The tree as YAML text, without comments.
+    pub fn to_yaml(&self) -> String {
+        let mut out = String::new();
+        self.write(0, &mut out);
+        out
+    }
+
+    fn write(&self, indent: usize, out: &mut String) {
+        let margin = "  ".repeat(indent);
+        match &self.value {
+            Value::Scalar { text, quoted } => {
+                let plain = !quoted && !text.contains('\n');
+                out.push_str(&if plain { text.clone() } else { json(text) });
+                out.push('\n');
+            }
+            Value::Sequence(items) if items.is_empty() => out.push_str("[]\n"),
+            Value::Sequence(items) => {
+                for item in items {
+                    out.push_str(&format!("{margin}- "));
+                    item.write_below(indent, out);
+                }
+            }
+            Value::Mapping(entries) if entries.is_empty() => out.push_str("{}\n"),
+            Value::Mapping(entries) => {
+                for (key, node) in entries {
+                    out.push_str(&format!("{margin}{}: ", json_if_odd(&key.text)));
+                    node.write_below(indent, out);
+                }
+            }
+        }
+    }
+
+    /// What follows a key or a dash: a scalar on the same line, anything else below it.
+    fn write_below(&self, indent: usize, out: &mut String) {
+        let inline = match &self.value {
+            Value::Scalar { .. } => true,
+            Value::Sequence(items) => items.is_empty(),
+            Value::Mapping(entries) => entries.is_empty(),
+        };
+        if !inline {
+            out.truncate(out.trim_end_matches(' ').len());
+            out.push('\n');
+        }
+        self.write(indent + 1, out);
+    }
+}
+
+/// A double-quoted scalar: JSON strings are YAML.
+fn json(text: &str) -> String {
+    serde_json::to_string(text).expect("a text has a JSON form")
+}
+
+/// A key as it was typed, quoted where it is no plain word.
+fn json_if_odd(key: &str) -> String {
+    let word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if !key.is_empty() && key.chars().all(word) {
+        key.to_owned()
+    } else {
+        json(key)
     }
 }
 
