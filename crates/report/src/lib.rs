@@ -19,6 +19,7 @@ mod paint;
 pub mod plot;
 mod report;
 mod summarize;
+pub mod sweep;
 mod text;
 
 pub use causes::{Explanation, explain, key};

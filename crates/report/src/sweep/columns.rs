@@ -1,0 +1,389 @@
+//! The columns of a sweep: one row per case, names that do not change.
+
+use super::table::{Cell, Column, ColumnKind, Table};
+use crate::causes::{Family, family};
+use crate::report::Report;
+
+/// How a case ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome<'r> {
+    /// It ran.
+    Done(&'r Report),
+    /// It cannot be simulated, and why: one line.
+    Infeasible(String),
+}
+
+/// What a row needs besides the report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaseFacts<'c> {
+    /// Name of the case.
+    pub name: &'c str,
+    /// What was chosen, by dotted path or name of an axis.
+    pub parameters: &'c [(String, String)],
+}
+
+type Get = fn(&Report) -> Cell;
+
+struct Metric {
+    name: &'static str,
+    kind: ColumnKind,
+    unit: &'static str,
+    meaning: &'static str,
+    get: Get,
+}
+
+const fn text(name: &'static str, meaning: &'static str, get: Get) -> Metric {
+    Metric {
+        name,
+        kind: ColumnKind::Text,
+        unit: "",
+        meaning,
+        get,
+    }
+}
+
+const fn count(name: &'static str, meaning: &'static str, get: Get) -> Metric {
+    Metric {
+        name,
+        kind: ColumnKind::Count,
+        unit: "",
+        meaning,
+        get,
+    }
+}
+
+const fn real(name: &'static str, unit: &'static str, meaning: &'static str, get: Get) -> Metric {
+    Metric {
+        name,
+        kind: ColumnKind::Real,
+        unit,
+        meaning,
+        get,
+    }
+}
+
+fn word(text: &str) -> Cell {
+    Cell::Text(text.to_owned())
+}
+
+fn whole(value: impl Into<u64>) -> Cell {
+    Cell::Count(i64::try_from(value.into()).unwrap_or(i64::MAX))
+}
+
+/// Share of all GPU-seconds of the step that go to causes which `counts` accepts.
+fn share(report: &Report, counts: impl Fn(&str) -> bool) -> Cell {
+    let found = report.waterfall.iter().filter(|loss| counts(&loss.cause));
+    Cell::Real(found.map(|loss| loss.fraction).sum())
+}
+
+fn exposed(report: &Report, kind: &str) -> Cell {
+    let prefix = format!("exposed_{kind}_");
+    share(report, |cause| cause.starts_with(&prefix))
+}
+
+/// Effective FLOP/s of the mean rack.
+fn rack_effective(report: &Report) -> f64 {
+    let sum: f64 = report.racks.iter().map(|rack| rack.effective_flops).sum();
+    sum / report.racks.len().max(1) as f64
+}
+
+/// Everything that is known of a case that ran, in the order of the table.
+const METRICS: &[Metric] = &[
+    text("model", "What is trained.", |r| word(&r.model.name)),
+    real("parameters", "", "Parameters, all.", |r| {
+        Cell::Real(r.model.parameters)
+    }),
+    real(
+        "active_parameters",
+        "",
+        "Parameters that one token meets.",
+        |r| Cell::Real(r.model.active_parameters),
+    ),
+    text("accelerator", "Catalogue name of the accelerator.", |r| {
+        word(&r.cluster.accelerator)
+    }),
+    text("node", "Catalogue name of the node.", |r| {
+        word(&r.cluster.node)
+    }),
+    text("fabric", "What connects the nodes.", |r| {
+        word(&r.cluster.fabric)
+    }),
+    count("gpus", "Accelerators.", |r| whole(r.cluster.gpus)),
+    count("racks", "Racks.", |r| whole(r.cluster.racks)),
+    count("gpus_per_rack", "Accelerators in a full rack.", |r| {
+        whole(r.cluster.gpus_per_rack)
+    }),
+    text("precision", "Number formats of the step.", |r| {
+        word(&r.plan.precision)
+    }),
+    text("stack", "Software stack.", |r| word(&r.plan.stack)),
+    text("schedule", "Pipeline schedule.", |r| word(&r.plan.schedule)),
+    count("tensor", "Tensor-parallel ranks.", |r| whole(r.plan.tensor)),
+    count("context", "Context-parallel ranks.", |r| {
+        whole(r.plan.context)
+    }),
+    count("pipeline", "Pipeline stages.", |r| whole(r.plan.pipeline)),
+    count("data", "Data-parallel ranks.", |r| whole(r.plan.data)),
+    count("expert", "Expert-parallel ranks.", |r| whole(r.plan.expert)),
+    count("zero", "ZeRO stage.", |r| whole(r.plan.zero)),
+    count("sequence_length", "Tokens per sequence.", |r| {
+        whole(r.plan.sequence_length)
+    }),
+    count("global_batch", "Sequences per step.", |r| {
+        whole(r.plan.global_batch)
+    }),
+    count(
+        "micro_batches",
+        "Micro-batches per data-parallel rank and step.",
+        |r| whole(r.plan.micro_batches),
+    ),
+    real("step_time_s", "s", "Wall time of one step.", |r| {
+        Cell::Real(r.training.step_time_s)
+    }),
+    real(
+        "tokens_per_s",
+        "1/s",
+        "Tokens per second while steps run.",
+        |r| Cell::Real(r.training.tokens_per_s),
+    ),
+    real(
+        "tokens_per_day",
+        "1/d",
+        "Tokens per day while steps run.",
+        |r| Cell::Real(r.training.tokens_per_s * 86_400.0),
+    ),
+    real(
+        "tokens_per_s_per_gpu",
+        "1/s",
+        "Tokens per second and GPU.",
+        |r| Cell::Real(r.training.tokens_per_s_per_gpu),
+    ),
+    real(
+        "tflops_per_gpu_causal",
+        "TFLOP/s",
+        "Model FLOP/s per GPU, causal attention.",
+        |r| Cell::Real(r.training.model_tflops_per_gpu.causal),
+    ),
+    real(
+        "tflops_per_gpu_noncausal",
+        "TFLOP/s",
+        "Model FLOP/s per GPU, attention over the full square.",
+        |r| Cell::Real(r.training.model_tflops_per_gpu.noncausal),
+    ),
+    real(
+        "mfu_bf16_causal",
+        "",
+        "MFU over the bf16 peak, causal attention.",
+        |r| Cell::Real(r.training.mfu.bf16_causal),
+    ),
+    real(
+        "mfu_bf16_noncausal",
+        "",
+        "MFU over the bf16 peak, full-square attention.",
+        |r| Cell::Real(r.training.mfu.bf16_noncausal),
+    ),
+    real(
+        "mfu_native_causal",
+        "",
+        "MFU over the peak of the format of the linear layers, causal attention.",
+        |r| Cell::Real(r.training.mfu.native_causal),
+    ),
+    real(
+        "mfu_native_noncausal",
+        "",
+        "MFU over the peak of the format of the linear layers, full-square attention.",
+        |r| Cell::Real(r.training.mfu.native_noncausal),
+    ),
+    real(
+        "hfu_bf16_noncausal",
+        "",
+        "HFU as the literature prints it.",
+        |r| Cell::Real(r.training.hfu),
+    ),
+    real(
+        "effective_flops",
+        "FLOP/s",
+        "Model FLOP/s of the whole cluster, causal attention.",
+        |r| Cell::Real(r.racks.iter().map(|rack| rack.effective_flops).sum()),
+    ),
+    real(
+        "effective_flops_per_rack",
+        "FLOP/s",
+        "Model FLOP/s of the mean rack, causal attention.",
+        |r| Cell::Real(rack_effective(r)),
+    ),
+    real(
+        "peak_flops_per_rack",
+        "FLOP/s",
+        "Dense peak of the mean rack in the format of the linear layers.",
+        |r| {
+            Cell::Real(
+                r.racks.iter().map(|rack| rack.peak_flops).sum::<f64>()
+                    / r.racks.len().max(1) as f64,
+            )
+        },
+    ),
+    real(
+        "memory_bytes",
+        "B",
+        "Peak memory of one GPU of the fullest stage.",
+        |r| Cell::Real(r.training.memory_per_gpu_bytes.total as f64),
+    ),
+    real("memory_capacity_bytes", "B", "Memory of one GPU.", |r| {
+        Cell::Real(r.training.memory_per_gpu_bytes.capacity as f64)
+    }),
+    real(
+        "share_useful",
+        "",
+        "Share of all GPU-seconds that is useful math at peak.",
+        |r| share(r, |cause| family(cause) == Family::Useful),
+    ),
+    real(
+        "share_math",
+        "",
+        "Share lost to math below peak, recomputation and launches.",
+        |r| share(r, |cause| family(cause) == Family::Math),
+    ),
+    real(
+        "share_exposed_tp",
+        "",
+        "Share lost waiting for tensor-parallel communication.",
+        |r| exposed(r, "tp"),
+    ),
+    real(
+        "share_exposed_cp",
+        "",
+        "Share lost waiting for context-parallel communication.",
+        |r| exposed(r, "cp"),
+    ),
+    real(
+        "share_exposed_ep",
+        "",
+        "Share lost waiting for expert dispatch and combine.",
+        |r| exposed(r, "ep"),
+    ),
+    real(
+        "share_exposed_pp",
+        "",
+        "Share lost waiting for another stage's activations on the wire.",
+        |r| exposed(r, "pp"),
+    ),
+    real(
+        "share_exposed_dp",
+        "",
+        "Share lost waiting for gradients and sharded parameters.",
+        |r| exposed(r, "dp"),
+    ),
+    real(
+        "share_bubble",
+        "",
+        "Share lost in the pipeline bubble.",
+        |r| share(r, |cause| cause == "bubble"),
+    ),
+    real(
+        "share_imbalance",
+        "",
+        "Share lost waiting for slower or fuller ranks.",
+        |r| share(r, |cause| matches!(cause, "imbalance" | "straggler")),
+    ),
+    text(
+        "largest_loss",
+        "The cause that takes the largest share.",
+        |r| {
+            let losses = r
+                .waterfall
+                .iter()
+                .filter(|loss| loss.cause != "useful_math");
+            losses
+                .max_by(|a, b| a.fraction.total_cmp(&b.fraction))
+                .map_or(Cell::Missing, |loss| word(&loss.cause))
+        },
+    ),
+    count("events", "Events that the simulation handled.", |r| {
+        whole(r.engine.events)
+    }),
+    count("seed", "Root of the random streams.", |r| {
+        whole(r.engine.seed)
+    }),
+];
+
+/// The first columns: which case it is, and how it ended.
+const IDENTITY: [(&str, &str); 3] = [
+    ("case", "Name of the case; its reports are in `cases/NAME`."),
+    ("status", "`done` or `infeasible`."),
+    ("reason", "Why it is infeasible."),
+];
+
+/// Every column of a sweep that varies `parameters`: identity, then one text column for each
+/// parameter, then the metrics.
+pub fn columns(parameters: &[String]) -> Vec<Column> {
+    let fixed = |name: &str, kind, unit, meaning| Column {
+        name: name.to_owned(),
+        kind,
+        unit,
+        meaning,
+    };
+    let identity = IDENTITY
+        .iter()
+        .map(|(name, meaning)| fixed(name, ColumnKind::Text, "", *meaning));
+    let chosen = parameters.iter().map(|name| {
+        fixed(
+            &parameter(name),
+            ColumnKind::Text,
+            "",
+            "As the sweep says it.",
+        )
+    });
+    let metrics = METRICS
+        .iter()
+        .map(|m| fixed(m.name, m.kind, m.unit, m.meaning));
+    identity.chain(chosen).chain(metrics).collect()
+}
+
+/// Name of the column of a parameter: never that of a metric.
+fn parameter(name: &str) -> String {
+    format!("sweep.{name}")
+}
+
+/// One row, under [`columns`] of the same parameters.
+pub fn row(case: &CaseFacts<'_>, outcome: &Outcome<'_>, parameters: &[String]) -> Vec<Cell> {
+    let (status, reason) = match outcome {
+        Outcome::Done(_) => ("done", Cell::Missing),
+        Outcome::Infeasible(reason) => ("infeasible", word(reason)),
+    };
+    let mut cells = vec![word(case.name), word(status), reason];
+    for name in parameters {
+        let chosen = case.parameters.iter().find(|(path, _)| path == name);
+        cells.push(chosen.map_or(Cell::Missing, |(_, value)| word(value)));
+    }
+    cells.extend(METRICS.iter().map(|metric| match outcome {
+        Outcome::Done(report) => (metric.get)(report),
+        Outcome::Infeasible(_) => Cell::Missing,
+    }));
+    cells
+}
+
+/// The columns as a Markdown table, for the documentation.
+pub fn describe() -> String {
+    let mut out = String::from("| column | type | unit | meaning |\n|---|---|---|---|\n");
+    for column in columns(&[]) {
+        let kind = match column.kind {
+            ColumnKind::Count => "int64",
+            ColumnKind::Real => "double",
+            ColumnKind::Text => "string",
+        };
+        out.push_str(&format!(
+            "| `{}` | {kind} | {} | {} |\n",
+            column.name, column.unit, column.meaning
+        ));
+    }
+    out
+}
+
+/// A table of rows made by [`row`].
+pub fn table(parameters: &[String], rows: Vec<Vec<Cell>>) -> Table {
+    Table {
+        columns: columns(parameters),
+        rows,
+    }
+}
