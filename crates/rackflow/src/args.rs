@@ -82,6 +82,18 @@ they need. A file is a scenario or has only its cluster:
     gpus: 1024
     fabric: roce-oversubscribed")]
     Collective(CollectiveArgs),
+    /// Simulate many cases of one scenario: what changes with the size, the hardware, the plan?
+    #[command(after_help = "\
+Examples:
+  rackflow sweep scenarios/sweeps/deepseek-v3-2k-to-100k.yaml -o out
+  rackflow sweep my.yaml -o out --jobs 8      after a kill, the same line goes on where it stopped
+  rackflow sweep my.yaml -o out --filter gpus=2048 --filter '*fp8*'
+  rackflow sweep my.yaml --list               the cases, without running them
+
+Any field of the scenario may hold a list, or a range such as { from: 64, to: 4096, times: 2 }. The
+folder gets results.parquet and results.csv with one row per case, report.html, figures and the
+report of every case. A case that cannot be simulated is a row with its reason.")]
+    Sweep(SweepArgs),
     /// Check scenarios without running them: is every name, unit and count right, and does it fit?
     Check {
         /// Scenario files, names of shipped scenarios, or `-` for standard input
@@ -146,6 +158,33 @@ pub struct RunArgs {
     /// Simulate equal ranks once (folded) or every rank (full); the report is the same
     #[arg(long, value_enum)]
     pub fidelity: Option<Fidelity>,
+}
+
+/// Which cases to run, and where their results go.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// A scenario file with lists, the name of a shipped sweep, or `-` for standard input
+    #[arg(value_name = "FILE|NAME|-")]
+    pub scenario: String,
+    /// Write the results into this folder; cases that it already holds are not run again
+    #[arg(short, long, value_name = "DIR", required_unless_present = "list")]
+    pub output: Option<PathBuf>,
+    /// Cases that run at once [default: as many as the machine has threads]
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<std::num::NonZeroUsize>,
+    /// Run only cases whose name matches, or whose choice does (`gpus=2048`, `'platform=gb*'`);
+    /// may be given several times
+    #[arg(short, long, value_name = "PATTERN")]
+    pub filter: Vec<String>,
+    /// Root of all random streams, in place of the scenario's
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+    /// Print the cases and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// How the results are written to standard output
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }
 
 /// What can be validated.

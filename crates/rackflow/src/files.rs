@@ -42,6 +42,21 @@ fn unfinished_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.unfinished", std::process::id()))
 }
 
+/// Removes what a killed process left unfinished in this folder.
+pub fn remove_unfinished(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".unfinished") {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes to standard output.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();

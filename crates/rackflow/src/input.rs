@@ -21,6 +21,7 @@ pub struct Input {
 }
 
 /// A scenario as meant.
+#[derive(Clone)]
 pub struct Resolved {
     /// Where it says what.
     pub written: Written,
@@ -96,7 +97,11 @@ fn printable(name: &str) -> String {
 
 /// The shipped scenario of this name.
 fn shipped(name: &str) -> Result<Input, Failure> {
-    let scenarios = rackflow_scenario::shipped();
+    let scenarios: Vec<(&str, &str)> = rackflow_scenario::shipped()
+        .iter()
+        .chain(rackflow_scenario::shipped_sweeps())
+        .copied()
+        .collect();
     if let Some((_, text)) = scenarios.iter().find(|(shipped, _)| *shipped == name) {
         return Ok(Input {
             source: printable(name),
@@ -143,6 +148,25 @@ pub fn resolve(
     fidelity: Option<Fidelity>,
 ) -> Result<Resolved, Failure> {
     let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refusal)?;
+    meant(input, scenario.simulated_with(seed, fidelity))
+}
+
+/// The same for one case of a sweep.
+pub fn resolve_case(input: &Input, case: &rackflow_scenario::Case) -> Result<Resolved, Failure> {
+    meant(input, case.scenario().map_err(refusal)?)
+}
+
+/// Every case of a sweep. `seed` replaces the scenario's own.
+pub fn expand(input: &Input, seed: Option<u64>) -> Result<rackflow_scenario::Sweep, Failure> {
+    rackflow_scenario::expand(&input.source, &input.text, seed).map_err(refusal)
+}
+
+/// Whether the text describes many cases.
+pub fn is_sweep(input: &Input) -> bool {
+    rackflow_scenario::is_sweep(&input.source, &input.text)
+}
+
+fn meant(input: &Input, scenario: rackflow_scenario::Scenario) -> Result<Resolved, Failure> {
     let published = scenario.published().map(|published| Published {
         source: published.source.clone(),
         step_time_s: published.step_time.map(|time| time.as_secs_f64()),
@@ -151,7 +175,6 @@ pub fn resolve(
     });
     let written = scenario.written();
     let setup = scenario
-        .simulated_with(seed, fidelity)
         .resolve(&|path| read_beside(&input.folder, path))
         .map_err(refusal)?;
     Ok(Resolved {

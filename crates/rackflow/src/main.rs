@@ -14,6 +14,7 @@ mod files;
 mod input;
 mod messages;
 mod run;
+mod sweep;
 mod terminal;
 mod validate;
 
@@ -44,6 +45,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run(args) => run::run(args, cli.color),
         Command::Elasticities(args) => elasticities::run(args, cli.color),
+        Command::Sweep(args) => sweep::sweep(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
         Command::Collective(args) => collective::collective(args),
         Command::List { kind, format } => {

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Resolved};
 use crate::messages;
+use crate::sweep;
 use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::Plan;
@@ -39,10 +40,14 @@ pub fn resolve(args: &RunArgs) -> Result<Resolved, Failure> {
 pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
     let mut wrong = 0;
     for scenario in scenarios {
-        let outcome =
-            input::read(scenario).and_then(|text| plan(&input::resolve(&text, None, None)?));
+        let outcome = input::read(scenario).and_then(|text| {
+            if input::is_sweep(&text) {
+                return sweep::check(&text);
+            }
+            plan(&input::resolve(&text, None, None)?).map(|plan| in_short(&plan))
+        });
         match outcome {
-            Ok(plan) => files::print(&format!("{scenario}: ok, {}\n", in_short(&plan)))?,
+            Ok(verdict) => files::print(&format!("{scenario}: ok, {verdict}\n"))?,
             Err(Failure::Input(text)) => {
                 let gap = if wrong > 0 { "\n" } else { "" };
                 wrong += 1;
@@ -86,7 +91,7 @@ pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
+pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
     let started = Instant::now();
     let record = rackflow_simulator::simulate(plan);
     let wall_s = started.elapsed().as_secs_f64();

@@ -32,5 +32,5 @@ pub use document::Published;
 pub use refusal::Written;
 pub use resolve::{Scenario, parse};
 pub use schema::scenario_schema;
-pub use shipped::shipped;
+pub use shipped::{shipped, shipped_sweeps};
 pub use sweep::{Case, Sweep, expand, is_sweep};

@@ -19,3 +19,11 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
     ]
 }
+
+/// Name and text of each sweep that ships with the program.
+pub fn shipped_sweeps() -> &'static [(&'static str, &'static str)] {
+    &[(
+        "deepseek-v3-2k-to-100k",
+        include_str!("../../../scenarios/sweeps/deepseek-v3-2k-to-100k.yaml"),
+    )]
+}

@@ -30,7 +30,7 @@ pub struct Sweep {
 /// One case of a sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
-    /// What tells it from the others, such as `gb200,gpus=2048`; unlike any other of its sweep.
+    /// What tells it from the others, such as `gb200+gpus=2048`; unlike any other of its sweep.
     pub name: String,
     /// What was chosen, by dotted path or name of an axis.
     pub parameters: Vec<(String, String)>,
@@ -697,7 +697,7 @@ fn name_cases(sweep: &mut Sweep) {
                 }
             })
             .collect();
-        let mut name = parts.join(",");
+        let mut name = parts.join("+");
         if name.is_empty() {
             "case".clone_into(&mut name);
         }
@@ -709,7 +709,7 @@ fn name_cases(sweep: &mut Sweep) {
         case.name = if *times == 1 {
             name
         } else {
-            format!("{name},again={times}")
+            format!("{name}+again={times}")
         };
     }
 }
@@ -719,7 +719,7 @@ const LONGEST_NAME: usize = 150;
 
 /// Letters, digits and a few signs that every file system takes.
 fn plain(text: &str) -> String {
-    let keep = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+    let keep = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mut out = String::new();
     for c in text.chars() {
         match c {

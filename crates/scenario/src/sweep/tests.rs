@@ -46,10 +46,10 @@ fn lists_are_combined_each_with_each_and_the_last_varies_fastest() {
     assert_eq!(
         names(&sweep),
         [
-            "gpus=64,precision=bf16",
-            "gpus=64,precision=fp8_blockwise",
-            "gpus=128,precision=bf16",
-            "gpus=128,precision=fp8_blockwise",
+            "gpus=64+precision=bf16",
+            "gpus=64+precision=fp8_blockwise",
+            "gpus=128+precision=bf16",
+            "gpus=128+precision=fp8_blockwise",
         ]
     );
     assert_eq!(
@@ -133,7 +133,7 @@ fn zipped_lists_advance_together() {
         + "sweep: { zip: [[cluster.gpus, workload.training.global_batch]] }\n";
     assert_eq!(
         names(&sweep(&text)),
-        ["gpus=64,global_batch=128", "gpus=128,global_batch=256"]
+        ["gpus=64+global_batch=128", "gpus=128+global_batch=256"]
     );
     let uneven = text.replace("[128, 256]", "[128, 256, 512]");
     let message = refused(&uneven);
@@ -158,12 +158,12 @@ fn named_cases_change_several_fields_at_once_and_may_hold_lists() {
     assert_eq!(
         names(&sweep),
         [
-            "small,bf16",
-            "small,fp8",
-            "large,bf16,gpus=128",
-            "large,bf16,gpus=256",
-            "large,fp8,gpus=128",
-            "large,fp8,gpus=256",
+            "small+bf16",
+            "small+fp8",
+            "large+bf16+gpus=128",
+            "large+bf16+gpus=256",
+            "large+fp8+gpus=128",
+            "large+fp8+gpus=256",
         ]
     );
     assert_eq!(sweep.parameters, ["scale", "speed", "cluster.gpus"]);
