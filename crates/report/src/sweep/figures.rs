@@ -307,8 +307,11 @@ fn file_name(subject: &str, facet: &str) -> String {
     name
 }
 
+/// Where on both axes.
+type Point = (f64, f64);
+
 /// The curve that ends highest, with its first and last point.
-fn leader(series: &[Series]) -> Option<(&Series, (f64, f64), (f64, f64))> {
+fn leader(series: &[Series]) -> Option<(&Series, Point, Point)> {
     let with_ends = |s| {
         let s: &Series = s;
         Some((s, *s.points.first()?, *s.points.last()?))
