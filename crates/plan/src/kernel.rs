@@ -18,7 +18,6 @@ mod format;
 mod gemm;
 mod library;
 mod linear;
-pub mod measured;
 mod mechanism;
 mod prefill;
 #[cfg(test)]
@@ -36,7 +35,7 @@ pub use library::Library;
 pub use linear::{Linear, linear};
 pub use mechanism::{MECHANISM, Mechanism};
 pub use prefill::{PrefillAttention, prefill_attention};
-pub use small::{SmallKernel, launch_floor, small_kernel};
+pub use small::{SmallKernel, cache_bandwidth, launch_floor, small_kernel};
 pub use sparse::{Indexer, SparseAttention, indexer, sparse_attention};
 
 /// Constants of libraries and the functions that take them as arguments, for calibration.

@@ -194,6 +194,8 @@ pub enum Validate {
     Training(validate::TrainingArgs),
     /// Serving: published tokens per second and latencies beside simulated ones
     Serving(validate::ServingArgs),
+    /// Kernels: published timings beside the cost model
+    Kernels(validate::KernelArgs),
 }
 
 /// How a result is written.

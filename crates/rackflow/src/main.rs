@@ -58,6 +58,9 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Validate {
             what: Validate::Serving(args),
         } => files::print(&validate::serving(args).map_err(Failure::from)?),
+        Command::Validate {
+            what: Validate::Kernels(args),
+        } => files::print(&validate::kernels(args).map_err(Failure::from)?),
         Command::Schema { of } => files::print(&schema(*of)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -3,10 +3,12 @@
 //! Each kind of comparison has a file of its own. They share how errors are summed up and written
 //! ([`summary`]), and how a command is refused ([`ValidateError`]).
 
+mod kernels;
 mod serving;
 mod summary;
 mod training;
 
+pub use kernels::{KernelArgs, kernels};
 pub use serving::{ServingArgs, serving};
 pub use training::{TrainingArgs, training};
 
@@ -31,7 +33,7 @@ pub enum Format {
 pub enum ValidateError {
     /// The file cannot be read.
     File(PathBuf, std::io::Error),
-    /// A line of the file is not a published run.
+    /// A line of the file is not a row of its kind.
     Line(PathBuf, published::ReadError),
     /// Nothing is left to compare.
     NoRows(String),
@@ -44,7 +46,7 @@ impl std::fmt::Display for ValidateError {
         match self {
             Self::File(path, error) => write!(f, "cannot read {}: {error}", path.display()),
             Self::Line(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::NoRows(why) => write!(f, "no published run to compare with: {why}"),
+            Self::NoRows(why) => write!(f, "nothing published to compare with: {why}"),
             Self::Threads(why) => write!(f, "cannot start threads: {why}"),
         }
     }

@@ -16,6 +16,7 @@ mod decode;
 mod diagnostic;
 mod document;
 pub mod huggingface;
+pub mod kernels;
 pub mod published;
 mod refusal;
 mod resolve;

@@ -54,8 +54,16 @@ fn prefill_rates(efficiency: f64, fixed: f64, prepare: f64, host: f64) -> Prefil
     PrefillRates {
         efficiency,
         fixed: fixed * US,
+        absorbed: false,
         prepare,
         host: host * US,
+    }
+}
+
+fn absorbed_rates(efficiency: f64, fixed: f64, prepare: f64) -> PrefillRates {
+    PrefillRates {
+        absorbed: true,
+        ..prefill_rates(efficiency, fixed, prepare, 0.0)
     }
 }
 
@@ -294,8 +302,8 @@ pub(super) fn latent_prefill(
         (Ampere, TensorRtLlm, (16, 16)) => prefill_rates(0.744, 2.75, 0.144, 0.0),
         (Ampere, TensorRtLlm, (16, 8)) => prefill_rates(0.743, 2.75, 0.146, 0.0),
         (Ampere, Vllm, (16, 16)) => prefill_rates(0.755, 130.0, 2.38, 289.0),
-        (Hopper, Sglang, (16, 16)) => prefill_rates(0.908, 1.86, 0.442, 0.0),
-        (Hopper, Sglang, (16, 8)) => prefill_rates(0.953, 7.85, 0.656, 0.0),
+        (Hopper, Sglang, (16, 16)) => absorbed_rates(0.908, 1.86, 0.442),
+        (Hopper, Sglang, (16, 8)) => absorbed_rates(0.953, 7.85, 0.656),
         (Hopper, TensorRtLlm, (16, 16)) => prefill_rates(0.943, 10.5, 0.236, 0.0),
         (Hopper, TensorRtLlm, (16, 8)) => prefill_rates(1.11, 14.2, 0.864, 0.0),
         (Hopper, Vllm, (16, 16)) => prefill_rates(1.15, 117.0, 1.11, 165.0),

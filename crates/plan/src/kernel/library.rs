@@ -118,6 +118,8 @@ pub struct PrefillRates {
     pub efficiency: f64,
     /// What one call takes beyond the kernel: preparation of queries and keys [s].
     pub fixed: f64,
+    /// Whether prompts of models with latent caches attend to latents instead of expanded keys.
+    pub absorbed: bool,
     /// Passes over queries, keys and values (read and written, in 16 bits) before the kernel.
     pub prepare: f64,
     /// Time in which the host prepares the call, when nothing is captured in a CUDA graph [s].
@@ -164,8 +166,7 @@ impl Library {
             .expect("TensorRT-LLM has both caches on every generation")
     }
 
-    /// Constants of this library's prefill attention. `latent`: of a model with a latent cache, whose
-    /// keys are wider than its values.
+    /// Constants of this library's prefill attention. `latent`: of a model that caches latents.
     pub fn prefill(
         self,
         compute: Precision,
@@ -183,6 +184,7 @@ impl Library {
         known.unwrap_or(PrefillRates {
             efficiency: 1.0,
             fixed: 0.0,
+            absorbed: false,
             prepare: 0.0,
             host: 0.0,
         })

@@ -31,6 +31,10 @@ pub struct PrefillAttention {
     pub kv: Precision,
     /// Most positions that a query sees (sliding window).
     pub window: Option<u64>,
+    /// Width of the latent of a model that caches latents (MLA; 512 in DeepSeek-V3). Most libraries
+    /// expand keys and values for a prompt, which is another product; some attend to the latents
+    /// instead, with 3.4 times the work.
+    pub latent: Option<u64>,
 }
 
 impl PrefillAttention {
@@ -62,12 +66,9 @@ pub fn prefill_attention(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let rates = options.library.prefill(
-        op.compute,
-        op.kv,
-        op.head_dim_qk != op.head_dim_v,
-        generation,
-    );
+    let rates = options
+        .library
+        .prefill(op.compute, op.kv, op.latent.is_some(), generation);
     prefill_attention_by(op, accelerator, sms, options, &rates)
 }
 
@@ -83,6 +84,16 @@ pub fn prefill_attention_by(
     rates: &PrefillRates,
 ) -> KernelCost {
     let device = device(accelerator, sms, options);
+    let absorbed = match op.latent {
+        Some(latent) if rates.absorbed => Some(PrefillAttention {
+            kv_heads: 1,
+            head_dim_qk: latent + op.head_dim_qk - op.head_dim_v,
+            head_dim_v: latent,
+            ..*op
+        }),
+        _ => None,
+    };
+    let op = absorbed.as_ref().unwrap_or(op);
     let scores = op.scores();
     if scores == 0.0 || op.sequences == 0 {
         return Parts::default().into_cost();

@@ -55,6 +55,7 @@ fn prefill(new_tokens: u64, cached: u64, window: Option<u64>) -> PrefillAttentio
         compute: Precision::Bf16,
         kv: Precision::Bf16,
         window,
+        latent: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Format, KernelCost, Launch, Parts, ServingOptions, device};
 use rackflow_topology::Accelerator;
-use rackflow_units::SimDuration;
+use rackflow_units::{Bandwidth, SimDuration};
 
 /// A small kernel of a serving engine. Activations are in 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -163,4 +163,14 @@ pub fn launch_floor(accelerator: &Accelerator, launch: Launch, host: SimDuration
         Launch::Graph => device_side,
         Launch::Host => device_side.max(host),
     }
+}
+
+/// Bandwidth of the last-level cache over all SMs, for data that lie in it.
+pub fn cache_bandwidth(accelerator: &Accelerator) -> Bandwidth {
+    let options = ServingOptions {
+        load: super::Load::Burst,
+        ..ServingOptions::default()
+    };
+    let device = device(accelerator, accelerator.sms, &options);
+    Bandwidth::from_bytes_per_sec(device.cache_rate() as u64)
 }

@@ -1,6 +1,5 @@
-//! The model against published timings, and what must hold for every shape.
+//! What must hold for every shape.
 
-use super::measured::{MeasuredKind, measured_kernels};
 use super::{KernelCost, KernelOptions, cost, cost_with};
 use rackflow_topology::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
 use rackflow_units::{Bytes, Precision, SimDuration};
@@ -376,56 +375,4 @@ fn weights_of_experts_cost_as_much_as_their_gradients() {
     };
     let ratio = time(true) / time(false);
     assert!((0.9..1.15).contains(&ratio), "{ratio}");
-}
-
-/// Median of the logarithmic errors, median and 90th percentile of their absolute values.
-fn errors(mut errors: Vec<f64>) -> (f64, f64, f64) {
-    let at = |values: &mut Vec<f64>, part: f64| {
-        values.sort_by(f64::total_cmp);
-        values[((values.len() - 1) as f64 * part).round() as usize]
-    };
-    let bias = at(&mut errors, 0.5);
-    let mut sizes: Vec<f64> = errors.into_iter().map(f64::abs).collect();
-    (bias, at(&mut sizes, 0.5), at(&mut sizes, 0.9))
-}
-
-/// `cargo test -p rackflow-plan errors_stay -- --nocapture` prints the table of `docs/kernels.md`.
-#[test]
-fn errors_stay_within_what_the_documentation_states() {
-    let mut groups: BTreeMap<_, Vec<f64>> = BTreeMap::new();
-    for row in measured_kernels() {
-        let error = row.log_error(&accelerator(row.accelerator));
-        for large in [true, false] {
-            if row.large || !large {
-                let key = (row.kind, row.accelerator, row.precision, row.source, large);
-                groups.entry(key).or_default().push(error);
-            }
-        }
-    }
-    let mut missed = Vec::new();
-    for ((kind, name, precision, source, large), group) in groups {
-        let rows = group.len();
-        let (bias, median, p90) = errors(group);
-        let size = if large { "large" } else { "all" };
-        println!(
-            "| {kind:?} | {name} | {precision} | {source} | {size} | {rows} | {bias:+.3} | {median:.3} | {p90:.3} |"
-        );
-        let bound = match (kind, large) {
-            (_, true) if source == "deepgemm" => 0.15,
-            (MeasuredKind::Gemm, true) => 0.08,
-            (MeasuredKind::QuantisedGemm, true) if source == "aic-vllm" => 0.40,
-            (MeasuredKind::QuantisedGemm, true) => 0.15,
-            (MeasuredKind::Attention, true) if precision == Precision::Fp8 => 0.15,
-            (MeasuredKind::Attention, true) => 0.11,
-            (MeasuredKind::Stream, _) => 0.05,
-            (MeasuredKind::Gemm, false) => 0.15,
-            _ => 0.30,
-        };
-        if median > bound && rows >= 5 {
-            missed.push(format!(
-                "{kind:?} {name} {precision} {source} {size}: {median:.3} > {bound}"
-            ));
-        }
-    }
-    assert!(missed.is_empty(), "{missed:#?}");
 }

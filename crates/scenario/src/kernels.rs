@@ -1,0 +1,309 @@
+//! Published timings of single kernels: facts with sources, read from JSON Lines and held against
+//! the cost model.
+//!
+//! Two spellings of the field names are read: our own, which ships, and that of the survey it was
+//! taken from (`src`, `gpu`, `dtype`, `backend`). A row that gives a rate or a statistic over many
+//! shapes is compared in that rate or statistic. No rule looks at a single row.
+
+mod compare;
+
+pub use compare::{Comparison, LeftOut, compare, exponent_ceiling};
+
+use crate::published::ReadError;
+use serde::{Deserialize, Serialize};
+
+/// The timings that ship with the catalogue.
+pub const SHIPPED: &str = include_str!("../data/kernels.jsonl");
+
+/// What was timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One product of an m x k with a k x n matrix; with a library, its quantisation included.
+    Gemm,
+    /// The best product of a search over shapes.
+    GemmMamf,
+    /// The best product that a library's authors state.
+    GemmPeak,
+    /// Statistics of a library's products over many shapes.
+    GemmSummary,
+    /// Products that share n and k, rows laid one after the other.
+    GroupedGemmContiguous,
+    /// The same with room for more rows in each group.
+    GroupedGemmMasked,
+    /// An expert layer: two grouped products with what is between them.
+    Experts,
+    /// Attention by its authors' benchmark; the implementation says which.
+    Attention,
+    /// Causal attention of a prompt over itself, after the copy of keys and values to the cache.
+    AttentionPrefill,
+    /// Statistics of prefill over many shapes.
+    AttentionPrefillSummary,
+    /// Attention of one new token per sequence.
+    AttentionDecode,
+    /// Statistics of decode attention over many shapes.
+    AttentionDecodeSummary,
+    /// The same over a latent cache (MLA).
+    MlaDecode,
+    /// Prefill of a model with latent caches.
+    MlaPrefill,
+    /// The best of a library's decode attention over latents.
+    MlaDecodeSummary,
+    /// Reading and writing of memory.
+    HbmStream,
+    /// Reading from the last-level cache.
+    L2Bandwidth,
+    /// Latencies of caches and memory.
+    Latency,
+    /// Time between kernels.
+    Launch,
+    /// The rate that the clock under load leaves.
+    Clock,
+}
+
+impl Kind {
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gemm => "gemm",
+            Self::GemmMamf => "gemm_mamf",
+            Self::GemmPeak => "gemm_peak",
+            Self::GemmSummary => "gemm_summary",
+            Self::GroupedGemmContiguous => "grouped_gemm_contiguous",
+            Self::GroupedGemmMasked => "grouped_gemm_masked",
+            Self::Experts => "experts",
+            Self::Attention => "attention",
+            Self::AttentionPrefill => "attention_prefill",
+            Self::AttentionPrefillSummary => "attention_prefill_summary",
+            Self::AttentionDecode => "attention_decode",
+            Self::AttentionDecodeSummary => "attention_decode_summary",
+            Self::MlaDecode => "mla_decode",
+            Self::MlaPrefill => "mla_prefill",
+            Self::MlaDecodeSummary => "mla_decode_summary",
+            Self::HbmStream => "hbm_stream",
+            Self::L2Bandwidth => "l2_bandwidth",
+            Self::Latency => "latency",
+            Self::Launch => "launch",
+            Self::Clock => "clock",
+        }
+    }
+
+    /// `gemm`, `experts`, `attention` or `device`.
+    pub fn family(self) -> &'static str {
+        match self {
+            Self::Gemm | Self::GemmMamf | Self::GemmPeak | Self::GemmSummary => "gemm",
+            Self::GroupedGemmContiguous | Self::GroupedGemmMasked | Self::Experts => "experts",
+            Self::Attention
+            | Self::AttentionPrefill
+            | Self::AttentionPrefillSummary
+            | Self::AttentionDecode
+            | Self::AttentionDecodeSummary
+            | Self::MlaDecode
+            | Self::MlaPrefill
+            | Self::MlaDecodeSummary => "attention",
+            Self::HbmStream | Self::L2Bandwidth | Self::Latency | Self::Launch | Self::Clock => {
+                "device"
+            }
+        }
+    }
+}
+
+/// One published timing. What a source does not say is absent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedKernel {
+    /// Name of the row.
+    pub id: String,
+    /// What was timed.
+    pub kind: Kind,
+    /// Where it was read.
+    #[serde(alias = "src")]
+    pub citation: String,
+    /// The accelerator as the source spells it.
+    #[serde(alias = "gpu")]
+    pub accelerator: String,
+    /// Format of the operands, as the source spells it.
+    #[serde(default, alias = "dtype", skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Format of the cache of keys and values.
+    #[serde(default, alias = "kv_dtype", skip_serializing_if = "Option::is_none")]
+    pub kv_format: Option<String>,
+    /// Serving engine whose kernels ran.
+    #[serde(default, alias = "backend", skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Which of several kernels.
+    #[serde(default, alias = "impl", skip_serializing_if = "Option::is_none")]
+    pub implementation: Option<String>,
+    /// Which test of a benchmark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
+    /// A remark of the source, such as the shape.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Rows of the left operand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub m: Option<u64>,
+    /// Columns of the right operand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u64>,
+    /// The reduced dimension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k: Option<u64>,
+    /// Products in one launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u64>,
+    /// Rows of each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub m_per_group: Option<u64>,
+    /// Tokens of an expert layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Experts of a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u64>,
+    /// Experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<u64>,
+    /// Width of the residual stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<u64>,
+    /// Width of an expert.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<u64>,
+    /// Sequences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u64>,
+    /// Query heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<u64>,
+    /// Key-value heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<u64>,
+    /// New positions of a prompt, or positions in the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// Width of a head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<u64>,
+    /// Time [us].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub us: Option<f64>,
+    /// Rate, or the best of many [TFLOP/s].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tflops: Option<f64>,
+    /// Median of many [TFLOP/s].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_tflops: Option<f64>,
+    /// Median of products with m, n and k of 4096 and more [TFLOP/s].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_big_tflops: Option<f64>,
+    /// Rate, or the best of many [GB/s].
+    #[serde(default, alias = "GBps", skip_serializing_if = "Option::is_none")]
+    pub gbps: Option<f64>,
+    /// Median of many [GB/s].
+    #[serde(
+        default,
+        alias = "median_GBps",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub median_gbps: Option<f64>,
+    /// Rate at which weights of 2^27 elements and more are read at m up to 16 [GB/s].
+    #[serde(
+        default,
+        alias = "weight_stream_GBps",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub weight_stream_gbps: Option<f64>,
+    /// Rate [TB/s].
+    #[serde(default, alias = "TBps", skip_serializing_if = "Option::is_none")]
+    pub tbps: Option<f64>,
+}
+
+/// What the survey adds and no comparison needs.
+const UNUSED: [&str; 13] = [
+    "frac",
+    "hbm_cycles",
+    "hbm_ns",
+    "l1_cycles",
+    "l2_cycles",
+    "l2_far_cycles",
+    "l2_ns",
+    "min_us",
+    "rows",
+    "spec_TBps",
+    "spec_dense",
+    "speedup_vs_cutlass36",
+    "verified",
+];
+
+/// Reads JSON Lines of published timings in either spelling. Empty lines are skipped.
+///
+/// # Errors
+/// When a line is not a JSON object, lacks what every row must have, or has a field that nobody
+/// knows.
+pub fn read(text: &str) -> Result<Vec<PublishedKernel>, ReadError> {
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start_matches('\u{feff}').trim();
+        if line.is_empty() {
+            continue;
+        }
+        let refuse = |message: String| ReadError {
+            line: index + 1,
+            message,
+        };
+        let mut value: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+        let Some(object) = value.as_object_mut() else {
+            return Err(refuse("a published timing is a JSON object".to_owned()));
+        };
+        object.retain(|key, _| !UNUSED.contains(&key.as_str()));
+        rows.push(serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?);
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_say_the_same() {
+        let ours = r#"{"id":"a","kind":"gemm","citation":"x","accelerator":"h100_sxm","format":"fp8","library":"vllm","m":1,"n":2,"k":3,"us":4.5}"#;
+        let survey = r#"{"id":"a","kind":"gemm","src":"x","gpu":"h100_sxm","dtype":"fp8","backend":"vllm","m":1,"n":2,"k":3,"us":4.5,"verified":true}"#;
+        assert_eq!(read(ours).unwrap(), read(survey).unwrap());
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        let error = read("\n{\"id\":\"a\",\"kind\":\"gem\"}").unwrap_err();
+        assert_eq!(error.line, 2);
+        assert!(
+            error.message.contains("unknown variant `gem`"),
+            "{}",
+            error.message
+        );
+        let error = read(r#"{"id":"a","kind":"gemm","src":"x","gpu":"y","mm":1}"#).unwrap_err();
+        assert!(
+            error.message.contains("unknown field `mm`"),
+            "{}",
+            error.message
+        );
+        assert!(read("[]").is_err());
+        assert!(read("{").is_err());
+    }
+
+    #[test]
+    fn shipped_rows_can_be_read_and_name_their_source() {
+        let rows = read(SHIPPED).unwrap();
+        assert!(rows.len() > 1000);
+        assert!(rows.iter().all(|row| row.citation.len() > 8), "a citation");
+        let mut ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), rows.len(), "names are unique");
+    }
+}
