@@ -286,6 +286,8 @@ impl Kernels {
                 Precision::Fp8
             },
             window: None,
+            // Engines expand keys and values for prompts.
+            latent: None,
         };
         let cost =
             kernel::prefill_attention(&op, &self.accelerator, self.accelerator.sms, &self.options);
