@@ -14,6 +14,10 @@ pub enum Fabric {
     RailOptimized(RailOptimized),
     /// One two-tier tree per NIC; planes meet only inside a node (DeepSeek's MPFT).
     MultiPlaneFatTree(MultiPlaneFatTree),
+    /// Every rail a tree of its own and nothing above: rails meet only inside a domain.
+    RailOnly(RailOnly),
+    /// Groups of leaves and spines, every spine with direct links to other groups' spines.
+    DragonflyPlus(DragonflyPlus),
 }
 
 impl Fabric {
@@ -23,6 +27,19 @@ impl Fabric {
             Self::FatTree(f) => f.routing,
             Self::RailOptimized(f) => f.routing,
             Self::MultiPlaneFatTree(f) => f.routing,
+            Self::RailOnly(f) => f.routing,
+            Self::DragonflyPlus(f) => f.routing,
+        }
+    }
+
+    /// How it is written in a scenario.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::FatTree(_) => "fat_tree",
+            Self::RailOptimized(_) => "rail_optimized",
+            Self::MultiPlaneFatTree(_) => "multi_plane_fat_tree",
+            Self::RailOnly(_) => "rail_only",
+            Self::DragonflyPlus(_) => "dragonfly_plus",
         }
     }
 
@@ -60,7 +77,7 @@ pub enum Routing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FatTree {
-    /// 2 (leaf, spine) or 3 (leaf, spine, core).
+    /// 1 (one switch), 2 (leaf, spine) or 3 (leaf, spine, core).
     pub tiers: u32,
     /// Ports per switch.
     #[serde(default = "default_radix")]
@@ -96,7 +113,7 @@ pub struct FatTree {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RailOptimized {
-    /// 2 (rail leaf, spine) or 3 (rail leaf, spine, core).
+    /// 1 (a single rail's switch), 2 (rail leaf, spine) or 3 (rail leaf, spine, core).
     pub tiers: u32,
     /// Ports per switch.
     #[serde(default = "default_radix")]
@@ -146,6 +163,75 @@ pub struct MultiPlaneFatTree {
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
+}
+
+/// As many separate trees as rails (Wang et al., "Rail-only", arXiv 2307.12169).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RailOnly {
+    /// Tiers of one rail: 1 (a single switch), 2 or 3.
+    #[serde(default = "one_tier")]
+    pub tiers: u32,
+    /// Ports per switch.
+    #[serde(default = "default_radix")]
+    pub radix: u32,
+    /// Rails; NIC i of a node is on rail i modulo this. Left out: one per NIC of a node with up to
+    /// 16 NICs, else 4.
+    #[serde(default)]
+    pub rails: Option<u32>,
+    /// Link rate between switches, one direction; the NIC's rate where it is left out.
+    #[serde(default)]
+    pub link: Option<Bandwidth>,
+    /// Downlink over uplink capacity at the leaf of two or three tiers; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub leaf_oversubscription: f64,
+    /// Fraction of the fair share that load balancing delivers between leaves.
+    #[serde(default = "one")]
+    pub load_balance: f64,
+    /// Whether packets are spread over all paths or a hash picks one per connection.
+    #[serde(default)]
+    pub routing: Routing,
+    /// Time added by each switch on the way.
+    #[serde(default = "default_hop")]
+    pub hop: SimDuration,
+}
+
+/// Two-tier groups joined each to each (Shpiner et al., "Dragonfly+", HiPINEB 2017). Routes are
+/// minimal: leaf, spine, spine of the other group, leaf.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DragonflyPlus {
+    /// Ports per switch.
+    #[serde(default = "default_radix")]
+    pub radix: u32,
+    /// NICs per leaf; half the radix where it is left out and links are alike.
+    #[serde(default)]
+    pub nics_per_leaf: Option<u32>,
+    /// Leaves per group; half the radix where it is left out.
+    #[serde(default)]
+    pub leaves_per_group: Option<u32>,
+    /// Link rate between switches, one direction; the NIC's rate where it is left out.
+    #[serde(default)]
+    pub link: Option<Bandwidth>,
+    /// Downlink over uplink capacity at the leaf; 1 is non-blocking.
+    #[serde(default = "one")]
+    pub leaf_oversubscription: f64,
+    /// Capacity from the leaves into a group's spines over that of its links to other groups.
+    #[serde(default = "one")]
+    pub global_oversubscription: f64,
+    /// Fraction of the fair share that load balancing delivers between leaves.
+    #[serde(default = "one")]
+    pub load_balance: f64,
+    /// Whether packets are spread over all paths or a hash picks one per connection.
+    #[serde(default)]
+    pub routing: Routing,
+    /// Time added by each switch on the way.
+    #[serde(default = "default_hop")]
+    pub hop: SimDuration,
+}
+
+fn one_tier() -> u32 {
+    1
 }
 
 /// 64 ports, the radix of a QM9700 or a 51.2 Tbit/s Ethernet switch.

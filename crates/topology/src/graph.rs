@@ -2,6 +2,7 @@
 
 use crate::layout::{Layout, TopologyError};
 use crate::node::Cluster;
+use crate::wiring::Shape;
 use petgraph::graph::{DiGraph, NodeIndex};
 use rackflow_units::{Bandwidth, SimDuration};
 
@@ -97,7 +98,7 @@ impl<'a> Drawing<'a> {
             start
         };
         block(layout.gpus, Vertex::Gpu);
-        let domains = block(layout.gpus.div_ceil(layout.domain), Vertex::Domain);
+        let domains = block(layout.hubs(), Vertex::Domain);
         let nics = block(layout.ports, Vertex::Nic);
         let leaves = block(layout.leaves_total(), Vertex::Leaf);
         let spines = block(layout.spines_total(), Vertex::Spine);
@@ -143,11 +144,31 @@ impl<'a> Drawing<'a> {
 
     fn domains(&mut self, cluster: &Cluster) {
         let scale_up = &cluster.node.scale_up;
+        let layout = self.layout;
         let (there, back) = halves(scale_up.latency);
-        for gpu in 0..self.layout.gpus {
-            let hub = self.domains + (gpu / self.layout.domain) as usize;
-            self.cable(gpu as usize, hub, scale_up.bandwidth, there, back);
+        for gpu in 0..layout.gpus {
+            let domain = layout.domain_of(gpu);
+            match &layout.shape {
+                Shape::Switched => {
+                    let hub = self.domains + (gpu / layout.domain) as usize;
+                    self.cable(gpu as usize, hub, scale_up.bandwidth, there, back);
+                }
+                Shape::Mesh => {
+                    for peer in domain.filter(|peer| *peer != gpu) {
+                        self.edge(gpu, peer, layout.scale_up_link, scale_up.latency);
+                    }
+                }
+                Shape::Grid(grid) => grid.neighbours(gpu - domain.start, |peer, links| {
+                    let bandwidth = bundle(layout.scale_up_link, links);
+                    self.edge(gpu, domain.start + peer, bandwidth, scale_up.latency);
+                }),
+            }
         }
+    }
+
+    fn edge(&mut self, from: u32, to: u32, bandwidth: Bandwidth, latency: SimDuration) {
+        let (from, to) = (NodeIndex::new(from as usize), NodeIndex::new(to as usize));
+        self.graph.add_edge(from, to, Link { bandwidth, latency });
     }
 
     fn nics(&mut self, cluster: &Cluster) {
@@ -181,6 +202,7 @@ impl<'a> Drawing<'a> {
                 self.cable(a, b, bandwidth, hop, hop);
             }
         }
+        self.spines_directly();
         for spine in 0..layout.spines_total() {
             let plane = spine / (layout.pods * layout.spines);
             for i in 0..layout.cores_per_spine {
@@ -194,7 +216,32 @@ impl<'a> Drawing<'a> {
     }
 }
 
-fn bundle(link: Bandwidth, cables: u32) -> Bandwidth {
+impl Drawing<'_> {
+    /// Cables between spines of different pods; parallel ones are one edge.
+    fn spines_directly(&mut self) {
+        let layout = self.layout;
+        if layout.pair_cables == 0 {
+            return;
+        }
+        for pod in 0..layout.pods {
+            let mut ends: Vec<(u32, u32)> = (0..layout.direct_cables())
+                .map(|cable| {
+                    let (other, far) = layout.direct_end(pod, cable);
+                    let spine = |pod, cable| pod * layout.spines + layout.direct_spine(cable);
+                    (spine(pod, cable), spine(other, far))
+                })
+                .collect();
+            ends.sort_unstable();
+            for run in ends.chunk_by(|a, b| a == b) {
+                let bandwidth = bundle(layout.link, run.len() as u32);
+                let first = self.spines as u32;
+                self.edge(first + run[0].0, first + run[0].1, bandwidth, layout.hop);
+            }
+        }
+    }
+}
+
+pub(crate) fn bundle(link: Bandwidth, cables: u32) -> Bandwidth {
     Bandwidth::from_bytes_per_sec(link.bytes_per_sec() * u64::from(cables))
 }
 

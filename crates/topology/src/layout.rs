@@ -4,7 +4,8 @@
 //! disagree about who sits where.
 
 use crate::fabric::Fabric;
-use crate::node::Cluster;
+use crate::node::{Cluster, ScaleUp};
+use crate::wiring::{Grid, MOST_AXES, Shape, Wiring};
 use rackflow_units::{Bandwidth, SimDuration};
 use thiserror::Error;
 
@@ -63,8 +64,8 @@ pub enum TopologyError {
         /// GPUs of one node.
         per_node: u32,
     },
-    /// A tree of neither two nor three tiers.
-    #[error("a fabric of {tiers} tiers is not supported; 2 and 3 are")]
+    /// A tree of no tier or of more than three.
+    #[error("a fabric of {tiers} tiers is not supported; 1, 2 and 3 are")]
     Tiers {
         /// As given.
         tiers: u32,
@@ -88,6 +89,40 @@ pub enum TopologyError {
         planes: u32,
         /// GPUs of one domain.
         domain: u32,
+    },
+    /// The axes of a torus do not multiply to its domain.
+    #[error("a torus of {dims} has {chips} chips and its domain {domain}")]
+    TorusDoesNotFit {
+        /// The axes, as in `4 x 4 x 4`.
+        dims: String,
+        /// Their product.
+        chips: u64,
+        /// GPUs of the domain.
+        domain: u32,
+    },
+    /// Several tori, the last of which is not full.
+    #[error("{gpus} GPUs are no whole number of tori of {domain}")]
+    TorusNotFull {
+        /// GPUs of the cluster.
+        gpus: u32,
+        /// GPUs of one torus.
+        domain: u32,
+    },
+    /// Groups that are to be joined each to each have fewer links than there are groups.
+    #[error("{groups} groups of {links} links each are too many to be joined each to each")]
+    TooManyGroups {
+        /// Groups of the fabric.
+        groups: u32,
+        /// Links of one group to others.
+        links: u32,
+    },
+    /// More leaves in a group than a spine has ports.
+    #[error("a group of {leaves} leaves needs spines of more than {radix} ports")]
+    GroupTooLarge {
+        /// Leaves of one group.
+        leaves: u32,
+        /// Ports of a spine.
+        radix: u32,
     },
     /// A leaf has no port left for a NIC or for an uplink.
     #[error(
@@ -156,6 +191,12 @@ pub(crate) struct Layout {
     pub spine_uplinks: u32,
     /// Cores that spine i of every pod reaches.
     pub cores_per_spine: u32,
+    /// Cables between every two pods where spines are joined directly; else zero.
+    pub pair_cables: u32,
+    /// How the GPUs of one domain are wired.
+    pub shape: Shape,
+    /// One direction of one link inside a domain.
+    pub scale_up_link: Bandwidth,
     pub link: Bandwidth,
     pub hop: SimDuration,
     pub leaf_oversubscription: f64,
@@ -163,9 +204,12 @@ pub(crate) struct Layout {
     pub load_balance: f64,
 }
 
-/// The fields that the three kinds of fabric share.
+/// The fields that the kinds of fabric share.
 struct Tree {
     tiers: u32,
+    /// Spines reach other pods' spines directly.
+    direct: bool,
+    segments_per_pod: Option<u32>,
     radix: u32,
     spine_radix: u32,
     nics_per_leaf: Option<u32>,
@@ -188,6 +232,8 @@ impl Tree {
         match fabric {
             Fabric::FatTree(f) => Self {
                 tiers: f.tiers,
+                direct: false,
+                segments_per_pod: None,
                 radix: f.radix,
                 spine_radix: f.spine_radix.unwrap_or(f.radix),
                 nics_per_leaf: f.nics_per_leaf,
@@ -201,6 +247,8 @@ impl Tree {
             },
             Fabric::RailOptimized(f) => Self {
                 tiers: f.tiers,
+                direct: false,
+                segments_per_pod: None,
                 radix: f.radix,
                 spine_radix: f.radix,
                 nics_per_leaf: None,
@@ -214,6 +262,8 @@ impl Tree {
             },
             Fabric::MultiPlaneFatTree(f) => Self {
                 tiers: 2,
+                direct: false,
+                segments_per_pod: None,
                 radix: f.radix,
                 spine_radix: f.radix,
                 nics_per_leaf: None,
@@ -222,6 +272,36 @@ impl Tree {
                 link: f.link,
                 leaf_oversubscription: 1.0,
                 spine_oversubscription: 1.0,
+                load_balance: f.load_balance,
+                hop: f.hop,
+            },
+            Fabric::RailOnly(f) => Self {
+                tiers: f.tiers,
+                direct: false,
+                segments_per_pod: None,
+                radix: f.radix,
+                spine_radix: f.radix,
+                nics_per_leaf: None,
+                planes: f.rails.unwrap_or_else(|| default_rails(ports_per_node)),
+                rails: 1,
+                link: f.link,
+                leaf_oversubscription: f.leaf_oversubscription,
+                spine_oversubscription: 1.0,
+                load_balance: f.load_balance,
+                hop: f.hop,
+            },
+            Fabric::DragonflyPlus(f) => Self {
+                tiers: 3,
+                direct: true,
+                segments_per_pod: Some(f.leaves_per_group.unwrap_or((f.radix / 2).max(1))),
+                radix: f.radix,
+                spine_radix: f.radix,
+                nics_per_leaf: f.nics_per_leaf,
+                planes: 1,
+                rails: 1,
+                link: f.link,
+                leaf_oversubscription: f.leaf_oversubscription,
+                spine_oversubscription: f.global_oversubscription,
                 load_balance: f.load_balance,
                 hop: f.hop,
             },
@@ -254,6 +334,51 @@ fn in_range(
     }
 }
 
+fn check_wiring(scale_up: &ScaleUp) -> Result<(), TopologyError> {
+    let Wiring::Torus(torus) = &scale_up.wiring else {
+        return Ok(());
+    };
+    at_least_one(
+        "node.scale_up.wiring.torus.wrap_multiple_of",
+        torus.wrap_multiple_of.into(),
+    )?;
+    let chips = torus.dims.iter().fold(1_u64, |product, extent| {
+        product.saturating_mul((*extent).into())
+    });
+    let axes = (1..=MOST_AXES).contains(&torus.dims.len());
+    if !axes || chips != u64::from(scale_up.domain) {
+        let dims: Vec<String> = torus.dims.iter().map(u32::to_string).collect();
+        return Err(TopologyError::TorusDoesNotFit {
+            dims: dims.join(" x "),
+            chips,
+            domain: scale_up.domain,
+        });
+    }
+    Ok(())
+}
+
+fn shape(cluster: &Cluster) -> Shape {
+    let scale_up = &cluster.node.scale_up;
+    match &scale_up.wiring {
+        Wiring::Switched => Shape::Switched,
+        Wiring::Mesh => Shape::Mesh,
+        Wiring::Torus(torus) => {
+            let chips = scale_up.domain.min(cluster.gpus);
+            Shape::Grid(Grid::new(torus, scale_up.domain, chips))
+        }
+    }
+}
+
+/// A GPU's bandwidth is spread evenly over its links.
+fn scale_up_link(scale_up: &ScaleUp) -> Bandwidth {
+    let links = match &scale_up.wiring {
+        Wiring::Switched => 1,
+        Wiring::Mesh => u64::from(scale_up.domain.saturating_sub(1)),
+        Wiring::Torus(torus) => 2 * torus.dims.len() as u64,
+    };
+    Bandwidth::from_bytes_per_sec(scale_up.bandwidth.bytes_per_sec() / links.max(1))
+}
+
 /// The smallest divisor of `n` that is at least `wanted`: links spread evenly over so many switches.
 fn divisor_from(n: u32, wanted: u32) -> u32 {
     (wanted.max(1)..n)
@@ -283,6 +408,11 @@ impl Layout {
                 domain,
                 per_node: node.gpus,
             });
+        }
+        let torus = matches!(node.scale_up.wiring, Wiring::Torus(_));
+        if torus && cluster.gpus > domain && !cluster.gpus.is_multiple_of(domain) {
+            let gpus = cluster.gpus;
+            return Err(TopologyError::TorusNotFull { gpus, domain });
         }
         let nics = node.nic.count;
         if !nics.is_multiple_of(node.gpus) && !node.gpus.is_multiple_of(nics) {
@@ -320,6 +450,9 @@ impl Layout {
             spines: 0,
             spine_uplinks: 0,
             cores_per_spine: 0,
+            pair_cables: 0,
+            shape: shape(cluster),
+            scale_up_link: scale_up_link(&node.scale_up),
             link: tree.link.unwrap_or(node.nic.rate),
             hop: tree.hop,
             leaf_oversubscription: tree.leaf_oversubscription,
@@ -396,7 +529,12 @@ impl Layout {
                 (0.01..=1000.0).contains(&value),
             )?;
         }
-        if tree.tiers != 2 && tree.tiers != 3 {
+        check_wiring(&node.scale_up)?;
+        at_least_one(
+            "fabric.leaves_per_group",
+            tree.segments_per_pod.unwrap_or(1).into(),
+        )?;
+        if !(1..=3).contains(&tree.tiers) {
             return Err(TopologyError::Tiers { tiers: tree.tiers });
         }
         Ok(())
@@ -422,17 +560,20 @@ impl Layout {
         let ports = self.ports.div_ceil(self.planes);
         self.segments = ports.div_ceil(self.rails).div_ceil(per_leaf);
         let leaves = u64::from(self.segments) * u64::from(self.rails);
-        if leaves == 1 {
-            self.segments_per_pod = 1;
-            return Ok(());
-        }
-        self.uplinks = uplinks.max(1);
         let too_small = |leaves_max: u64| TopologyError::FabricTooSmall {
             nics: u64::from(ports) * u64::from(self.nics_per_port),
             capacity: leaves_max * u64::from(per_leaf) * u64::from(self.nics_per_port),
             radix: tree.radix,
             tiers: tree.tiers,
         };
+        if leaves == 1 {
+            self.segments_per_pod = 1;
+            return Ok(());
+        }
+        if tree.tiers == 1 {
+            return Err(too_small(1));
+        }
+        self.uplinks = uplinks.max(1);
         if tree.tiers == 2 {
             if leaves > u64::from(tree.spine_radix) {
                 return Err(too_small(tree.spine_radix.into()));
@@ -446,7 +587,13 @@ impl Layout {
         }
         let over = tree.spine_oversubscription;
         let down = (f64::from(tree.spine_radix) * over / (1.0 + over) + 1e-9).floor() as u32;
-        self.segments_per_pod = down / self.rails;
+        self.segments_per_pod = match tree.segments_per_pod {
+            Some(wanted) => wanted,
+            None => down / self.rails,
+        };
+        if tree.direct {
+            return self.join_directly(tree);
+        }
         let pods_max = u64::from(tree.spine_radix);
         let leaves_max = u64::from(self.segments_per_pod) * u64::from(self.rails) * pods_max;
         if leaves > leaves_max {
@@ -470,12 +617,128 @@ impl Layout {
         Ok(())
     }
 
+    /// Joins the spines of every two pods by as many cables as ports and oversubscription allow.
+    fn join_directly(&mut self, tree: &Tree) -> Result<(), TopologyError> {
+        self.pods = self.segments.div_ceil(self.segments_per_pod);
+        let leaves = self.segments.min(self.segments_per_pod);
+        let leaf_cables = leaves.saturating_mul(self.uplinks);
+        // As many spines as leave half the ports of each to other groups.
+        let half = (tree.spine_radix / 2).max(1);
+        self.spines = divisor_from(self.uplinks, leaf_cables.div_ceil(half));
+        let down = leaf_cables / self.spines;
+        if down > tree.spine_radix {
+            return Err(TopologyError::GroupTooLarge {
+                leaves,
+                radix: tree.spine_radix,
+            });
+        }
+        if self.pods == 1 {
+            return Ok(());
+        }
+        let wanted = (f64::from(leaf_cables) / tree.spine_oversubscription + 1e-9) as u32;
+        let links = wanted.min(self.spines * (tree.spine_radix - down));
+        self.pair_cables = links / (self.pods - 1);
+        if self.pair_cables == 0 {
+            let groups = self.pods;
+            return Err(TopologyError::TooManyGroups { groups, links });
+        }
+        self.spine_oversubscription = f64::from(leaf_cables) / f64::from(self.direct_cables());
+        Ok(())
+    }
+
+    /// Cables of one pod to all others, where spines are joined directly.
+    pub(crate) fn direct_cables(&self) -> u32 {
+        self.pair_cables * (self.pods - 1)
+    }
+
+    /// Where the direct cable `cable` of `pod` leads: the other pod, and its number there. Cables
+    /// of a pod are numbered so that those to one other pod are spread over its spines.
+    pub(crate) fn direct_end(&self, pod: u32, cable: u32) -> (u32, u32) {
+        let others = self.pods - 1;
+        let (round, offset) = (cable / others, cable % others + 1);
+        let other = (pod + offset) % self.pods;
+        (other, round * others + (self.pods - offset - 1))
+    }
+
+    /// The direct cable of `pod` number `round` of those to `other`.
+    pub(crate) fn direct_cable(&self, pod: u32, other: u32, round: u32) -> u32 {
+        let offset = (other + self.pods - pod) % self.pods;
+        round * (self.pods - 1) + offset - 1
+    }
+
+    /// Spine, inside its pod, of a direct cable.
+    pub(crate) fn direct_spine(&self, cable: u32) -> u32 {
+        let all = u64::from(cable) * u64::from(self.spines);
+        (all / u64::from(self.direct_cables())) as u32
+    }
+
+    /// Switches that a message between pods passes beyond its first leaf.
+    pub(crate) fn core_hops(&self) -> u64 {
+        if self.pair_cables > 0 { 3 } else { 4 }
+    }
+
+    /// Hub vertices of the domains; meshes and tori have none.
+    pub(crate) fn hubs(&self) -> u32 {
+        match self.shape {
+            Shape::Switched => self.gpus.div_ceil(self.domain),
+            Shape::Mesh | Shape::Grid(_) => 0,
+        }
+    }
+
+    /// First GPU of the domain of `gpu`, and one past its last.
+    pub(crate) fn domain_of(&self, gpu: u32) -> std::ops::Range<u32> {
+        let start = gpu / self.domain * self.domain;
+        start..(start + self.domain).min(self.gpus)
+    }
+
+    /// Who puts a message from one domain to another on the wire: `from`, or its neighbour on the
+    /// receiver's plane.
+    pub(crate) fn sender(&self, from: u32, to: u32) -> u32 {
+        if self.planes == 1 {
+            return from;
+        }
+        let plane = |gpu: u32| self.plane(self.port(gpu));
+        self.neighbour(from, to, &|gpu| plane(gpu) == plane(to))
+            .expect("a domain reaches all planes: the layout was checked")
+    }
+
+    /// `from` where it is `right`; else one of its domain: the nearest in the node if there is
+    /// one, at the place that `to` has in its own domain if that is right.
+    pub(crate) fn neighbour(&self, from: u32, to: u32, right: &dyn Fn(u32) -> bool) -> Option<u32> {
+        if right(from) {
+            return Some(from);
+        }
+        let domain = self.domain_of(from);
+        let unit = self.gpus_per_node.min(self.domain);
+        let own = from / unit * unit;
+        let twin = own + to % unit;
+        if twin < domain.end && right(twin) {
+            return Some(twin);
+        }
+        (own..(own + unit).min(domain.end))
+            .chain(domain)
+            .find(|gpu| right(*gpu))
+    }
+
+    /// Links of its domain that a message from one GPU to another of the same domain crosses, hub
+    /// and all counted as one.
+    pub(crate) fn scale_up_hops(&self, from: u32, to: u32) -> u64 {
+        match &self.shape {
+            Shape::Switched | Shape::Mesh => u64::from(from != to),
+            Shape::Grid(grid) => {
+                let start = self.domain_of(from).start;
+                grid.hops(from - start, to - start).into()
+            }
+        }
+    }
+
     /// Port groups of one leaf, whole nodes where they fit.
     fn size_leaf(&self, tree: &Tree, ratio: f64) -> Result<u32, TopologyError> {
         let over = tree.leaf_oversubscription;
         let switch_ports = ratio.ceil().max(f64::from(self.nics_per_port));
         let radix = f64::from(tree.radix);
-        let uplinks_of = |ports: f64| (ports * ratio / over - 1e-9).ceil();
+        let climbs = if tree.tiers == 1 { 0.0 } else { ratio / over };
+        let uplinks_of = |ports: f64| (ports * climbs - 1e-9).ceil().max(0.0);
         if let Some(nics) = tree.nics_per_leaf {
             let ports = nics / self.nics_per_port;
             let uplinks = uplinks_of(f64::from(ports));
@@ -488,7 +751,7 @@ impl Layout {
             }
             return Ok(ports);
         }
-        let mut ports = (radix / (switch_ports + ratio / over) + 1e-9).floor() as u32;
+        let mut ports = (radix / (switch_ports + climbs) + 1e-9).floor() as u32;
         while ports > 0 && f64::from(ports) * switch_ports + uplinks_of(f64::from(ports)) > radix {
             ports -= 1;
         }
@@ -577,6 +840,12 @@ impl Layout {
     /// Spines of all planes.
     pub(crate) fn spines_total(&self) -> u32 {
         self.planes * self.pods * self.spines
+    }
+
+    /// Cables between switches of the top tier.
+    pub(crate) fn top_cables(&self) -> u64 {
+        let up = u64::from(self.spines_total()) * u64::from(self.spine_uplinks);
+        up + u64::from(self.direct_cables()) * u64::from(self.pods) / 2
     }
 
     /// Cores of all planes.

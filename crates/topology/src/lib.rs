@@ -15,11 +15,15 @@ mod layout;
 mod map;
 mod node;
 mod wires;
+mod wiring;
 
 pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
-pub use fabric::{Fabric, FatTree, MultiPlaneFatTree, RailOptimized, Routing};
+pub use fabric::{
+    DragonflyPlus, Fabric, FatTree, MultiPlaneFatTree, RailOnly, RailOptimized, Routing,
+};
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
 pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
 pub use wires::{LinkId, Wires};
+pub use wiring::{Torus, Wiring};

@@ -2,6 +2,7 @@
 
 use crate::layout::{Layout, TopologyError};
 use crate::node::Cluster;
+use crate::wiring::Shape;
 use rackflow_units::{Bandwidth, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub enum Level {
     Leaf,
     /// Over a spine switch.
     Spine,
-    /// Over a core switch.
+    /// Over a core switch, or over direct links between groups of spines.
     Core,
 }
 
@@ -111,6 +112,9 @@ impl Inventory {
     }
 }
 
+/// All of a rank's scale-up bandwidth, in millionths.
+const WHOLE: u32 = 1_000_000;
+
 /// A set of ranks as the network sees it: how many domains it has, and which share of what it
 /// sends crosses which tier. Equal spans cost the same, so they may be compared and hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +146,11 @@ pub struct GroupSpan {
     pub pairs_over_leaf: u64,
     /// Of those, pairs in different pods.
     pub pairs_over_pod: u64,
+    /// Part of a member's scale-up bandwidth, in millionths, that rings through its domain's
+    /// members can use: all of it on switches, the links among members of a mesh or a torus.
+    pub scale_up_rings: u32,
+    /// The same for all pairs of a domain's members sending alike.
+    pub scale_up_pairs: u32,
 }
 
 /// A cluster compiled for use in inner loops. Built once, then only read.
@@ -241,17 +250,21 @@ impl ClusterMap {
                 bandwidth: self.scale_up.bandwidth,
                 latency: SimDuration::ZERO,
             },
-            Level::NvLink => self.scale_up,
+            Level::NvLink => Path {
+                level,
+                bandwidth: self.layout.scale_up_link,
+                latency: self.scale_up.latency * self.layout.scale_up_hops(a, b),
+            },
             Level::Leaf | Level::Spine | Level::Core => {
                 let mut bandwidth = self
                     .layout
                     .nic_share
                     .min_of(self.layout.tier_bandwidth(level));
                 let mut latency = self.nic_latency + self.tier_latency(level);
-                let (from, to) = (self.place(a), self.place(b));
-                if self.layout.planes > 1 && from.rail != to.rail {
-                    latency += self.scale_up.latency;
-                    bandwidth = bandwidth.min_of(self.scale_up.bandwidth);
+                let sender = self.layout.sender(a, b);
+                if sender != a {
+                    latency += self.scale_up.latency * self.layout.scale_up_hops(a, sender);
+                    bandwidth = bandwidth.min_of(self.layout.scale_up_link);
                 }
                 Path {
                     level,
@@ -267,7 +280,7 @@ impl ClusterMap {
         let hops = match level {
             Level::Local | Level::NvLink | Level::Leaf => 0,
             Level::Spine => 2,
-            Level::Core => 4,
+            Level::Core => self.layout.core_hops(),
         };
         self.layout.hop * hops
     }
@@ -343,11 +356,37 @@ impl ClusterMap {
             pairs_remote: 0,
             pairs_over_leaf: 0,
             pairs_over_pod: 0,
+            scale_up_rings: WHOLE,
+            scale_up_pairs: WHOLE,
         };
+        if self.layout.shape != Shape::Switched {
+            self.span_inside(domains.clone(), &mut span);
+        }
         if count > 1 {
             self.span_fabric(gpus, domains, &mut span);
         }
         span
+    }
+
+    /// The part of a span that a mesh or a torus adds.
+    fn span_inside<'a>(&self, domains: impl Iterator<Item = &'a [u32]>, span: &mut GroupSpan) {
+        for members in domains.filter(|members| members.len() > 1) {
+            let (rings, pairs) = match &self.layout.shape {
+                Shape::Switched => (1.0, 1.0),
+                Shape::Mesh => {
+                    let links = f64::from(self.layout.domain - 1);
+                    let share = (members.len() - 1) as f64 / links;
+                    (share, share)
+                }
+                Shape::Grid(grid) => {
+                    let start = self.layout.domain_of(members[0]).start;
+                    grid.shares(members.iter().map(|gpu| gpu - start))
+                }
+            };
+            let millionths = |share: f64| ((share * f64::from(WHOLE)).round() as u32).max(1);
+            span.scale_up_rings = span.scale_up_rings.min(millionths(rings));
+            span.scale_up_pairs = span.scale_up_pairs.min(millionths(pairs));
+        }
     }
 
     /// The part of a span that more than one domain adds.
@@ -455,7 +494,6 @@ impl MinOf for Bandwidth {
 fn inventory(layout: &Layout) -> Inventory {
     let nics = layout.ports * layout.nics_per_port;
     let leaf_uplinks = u64::from(layout.leaves_total()) * u64::from(layout.uplinks);
-    let spine_uplinks = u64::from(layout.spines_total()) * u64::from(layout.spine_uplinks);
     Inventory {
         racks: layout.gpus.div_ceil(layout.rack),
         nodes: layout.gpus.div_ceil(layout.gpus_per_node),
@@ -464,7 +502,7 @@ fn inventory(layout: &Layout) -> Inventory {
         leaves: layout.leaves_total(),
         spines: layout.spines_total(),
         cores: layout.cores_total(),
-        cables: u64::from(nics) + leaf_uplinks + spine_uplinks,
+        cables: u64::from(nics) + leaf_uplinks + layout.top_cables(),
     }
 }
 
@@ -479,6 +517,7 @@ impl Layout {
         match level {
             Level::Local | Level::NvLink | Level::Leaf => self.port_rate,
             Level::Spine => up(self.uplinks, self.spines),
+            Level::Core if self.pair_cables > 0 => up(self.uplinks, self.spines).min_of(self.link),
             Level::Core => {
                 up(self.uplinks, self.spines).min_of(up(self.spine_uplinks, self.cores_per_spine))
             }

@@ -2,6 +2,7 @@
 
 use crate::accelerator::Accelerator;
 use crate::fabric::Fabric;
+use crate::wiring::Wiring;
 use rackflow_units::{Bandwidth, Power, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,11 @@ use std::collections::BTreeMap;
 pub struct ScaleUp {
     /// GPUs that reach each other through it.
     pub domain: u32,
-    /// Bandwidth of one GPU into the domain, one direction.
+    /// Bandwidth of one GPU into the domain, one direction, all its links together.
     pub bandwidth: Bandwidth,
+    /// How the GPUs are wired: `switched`, `mesh`, or a `torus`.
+    #[serde(default)]
+    pub wiring: Wiring,
     /// Fraction of `bandwidth` that payload reaches in large transfers (headers, flow control).
     pub efficiency: f64,
     /// Fraction of `bandwidth` that a ring collective's bus bandwidth reaches, where the reduction

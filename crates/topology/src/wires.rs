@@ -1,11 +1,13 @@
 //! The cluster as directed links in flat arrays, and the routes over them: what flows run on.
 
 use crate::fabric::Routing;
-use crate::graph::{Vertex, halves};
+use crate::graph::{Vertex, bundle, halves};
 use crate::layout::{Layout, TopologyError};
 use crate::map::Level;
 use crate::node::Cluster;
+use crate::wiring::Shape;
 use rackflow_units::{Bandwidth, SimDuration};
+use std::ops::Range;
 
 /// A directed link of [`Wires`]: dense, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +70,8 @@ struct Tiers {
     cores: u32,
     leaf_link: Bandwidth,
     spine_link: Bandwidth,
+    /// Links between every two pods, where spines are joined directly.
+    pair: u32,
 }
 
 impl Tiers {
@@ -79,6 +83,7 @@ impl Tiers {
             cores: layout.cores_per_spine,
             leaf_link: layout.link,
             spine_link: layout.link,
+            pair: layout.pair_cables,
         }
     }
 
@@ -93,7 +98,12 @@ impl Tiers {
             spine_uplinks: layout.spine_uplinks.min(1),
             cores: layout.cores_per_spine.min(1),
             leaf_link: sum(layout.uplinks),
-            spine_link: sum(layout.spines * layout.spine_uplinks),
+            spine_link: if layout.pair_cables > 0 {
+                sum(layout.pair_cables)
+            } else {
+                sum(layout.spines * layout.spine_uplinks)
+            },
+            pair: layout.pair_cables.min(1),
         }
     }
 
@@ -122,7 +132,7 @@ impl Wires {
         };
         let pods = layout.planes * layout.pods;
         let domains = layout.gpus;
-        let nics = domains + layout.gpus.div_ceil(layout.domain);
+        let nics = domains + layout.hubs();
         let leaves = nics + layout.ports;
         let spines = leaves + layout.leaves_total();
         let cores = spines + pods * tiers.spines;
@@ -177,15 +187,33 @@ impl Wires {
         let (nic_there, _) = halves(cluster.node.nic.latency);
         for gpu in 0..layout.gpus {
             self.next_vertex();
-            let hub = self.blocks.domains + gpu / layout.domain;
-            self.push(hub, scale_up.bandwidth, nv_there, Level::NvLink);
+            let domain = layout.domain_of(gpu);
+            match &layout.shape {
+                Shape::Switched => {
+                    let hub = self.blocks.domains + gpu / layout.domain;
+                    self.push(hub, scale_up.bandwidth, nv_there, Level::NvLink);
+                }
+                Shape::Mesh => {
+                    for peer in domain.filter(|peer| *peer != gpu) {
+                        self.push(peer, layout.scale_up_link, scale_up.latency, Level::NvLink);
+                    }
+                }
+                Shape::Grid(grid) => grid.neighbours(gpu - domain.start, |peer, links| {
+                    let bandwidth = bundle(layout.scale_up_link, links);
+                    self.push(
+                        domain.start + peer,
+                        bandwidth,
+                        scale_up.latency,
+                        Level::NvLink,
+                    );
+                }),
+            }
             let nic = self.blocks.nics + layout.port(gpu);
             self.push(nic, layout.nic_share, nic_there, Level::Leaf);
         }
-        for domain in 0..layout.gpus.div_ceil(layout.domain) {
+        for hub in 0..layout.hubs() {
             self.next_vertex();
-            let end = ((domain + 1) * layout.domain).min(layout.gpus);
-            for gpu in domain * layout.domain..end {
+            for gpu in layout.domain_of(hub * layout.domain) {
                 self.push(gpu, scale_up.bandwidth, nv_back, Level::NvLink);
             }
         }
@@ -241,6 +269,11 @@ impl Wires {
                         let core = self.core(plane, spine, cable / tiers.spine_bundle());
                         self.push(core, tiers.spine_link, layout.hop, Level::Core);
                     }
+                    for cable in self.direct_links(spine) {
+                        let (other, far) = layout.direct_end(pod, cable);
+                        let to = self.spine(plane, other, self.direct_spine(far));
+                        self.push(to, tiers.spine_link, layout.hop, Level::Core);
+                    }
                 }
             }
         }
@@ -270,6 +303,23 @@ impl Wires {
 
     fn core(&self, plane: u32, spine: u32, core: u32) -> u32 {
         self.blocks.cores + (plane * self.tiers.spines + spine) * self.tiers.cores + core
+    }
+
+    /// Links of one pod to all others, where spines are joined directly.
+    fn direct_total(&self) -> u32 {
+        self.tiers.pair * (self.layout.pods - 1)
+    }
+
+    /// Spine, inside its pod, of a direct link.
+    fn direct_spine(&self, link: u32) -> u32 {
+        (u64::from(link) * u64::from(self.tiers.spines) / u64::from(self.direct_total())) as u32
+    }
+
+    /// The direct links of spine number `spine` of any pod.
+    fn direct_links(&self, spine: u32) -> Range<u32> {
+        let (all, spines) = (u64::from(self.direct_total()), u64::from(self.tiers.spines));
+        let start = |spine: u32| (u64::from(spine) * all).div_ceil(spines.max(1)) as u32;
+        start(spine)..start(spine + 1)
     }
 
     /// GPUs of the cluster.
@@ -359,12 +409,12 @@ impl Wires {
             return true;
         }
         if from / self.layout.domain == to / self.layout.domain {
-            self.inside(from, to, out);
+            self.inside(from, to, choice, out);
             return true;
         }
-        let sender = self.sender(from, to);
+        let sender = self.layout.sender(from, to);
         if sender != from {
-            self.inside(from, sender, out);
+            self.inside(from, sender, choice, out);
         }
         self.across(sender, to, choice, out);
         true
@@ -384,7 +434,7 @@ impl Wires {
                 let reached = self.route(relay, to, choice, &mut rest);
                 out.clear();
                 if reached {
-                    self.inside(from, relay, out);
+                    self.inside(from, relay, choice, out);
                     out.append(&mut rest);
                 }
                 reached
@@ -398,45 +448,32 @@ impl Wires {
     pub fn rail_neighbour(&self, from: u32, to: u32) -> Option<u32> {
         let layout = &self.layout;
         let rail = |gpu: u32| layout.rail(layout.port(gpu));
-        self.neighbour(from, to, &|gpu| rail(gpu) == rail(to))
+        layout.neighbour(from, to, &|gpu| rail(gpu) == rail(to))
     }
 
-    /// Who puts a message on the wire: `from`, or its neighbour on the receiver's plane.
-    fn sender(&self, from: u32, to: u32) -> u32 {
-        let layout = &self.layout;
-        if layout.planes == 1 {
-            return from;
+    fn inside(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) {
+        let domain = self.layout.domain_of(from);
+        match &self.layout.shape {
+            Shape::Switched => {
+                let hub = (self.blocks.domains + from / self.layout.domain) as usize;
+                out.push(LinkId(self.first[from as usize]));
+                out.push(LinkId(self.first[hub] + to - domain.start));
+            }
+            Shape::Mesh => {
+                let place = to - domain.start - u32::from(to > from);
+                out.push(LinkId(self.first[from as usize] + place));
+            }
+            Shape::Grid(grid) => {
+                let drawn = Draw::new(self.seed, from, to, choice).0;
+                let mut at = from;
+                grid.walk(from - domain.start, to - domain.start, drawn, |next| {
+                    let next = domain.start + next;
+                    let link = self.out(at).find(|link| self.to[link.index()] == next);
+                    out.push(link.expect("neighbours on a torus are joined"));
+                    at = next;
+                });
+            }
         }
-        let plane = |gpu: u32| layout.plane(layout.port(gpu));
-        self.neighbour(from, to, &|gpu| plane(gpu) == plane(to))
-            .expect("a domain reaches all planes: the layout was checked")
-    }
-
-    /// `from` where it is `right`; else one of its domain: the nearest in the node if there is
-    /// one, at the place that `to` has in its own domain if that is right.
-    fn neighbour(&self, from: u32, to: u32, right: &dyn Fn(u32) -> bool) -> Option<u32> {
-        if right(from) {
-            return Some(from);
-        }
-        let layout = &self.layout;
-        let start = from / layout.domain * layout.domain;
-        let end = (start + layout.domain).min(layout.gpus);
-        let unit = layout.gpus_per_node.min(layout.domain);
-        let own = from / unit * unit;
-        let twin = own + to % unit;
-        if twin < end && right(twin) {
-            return Some(twin);
-        }
-        (own..(own + unit).min(end))
-            .chain(start..end)
-            .find(|gpu| right(*gpu))
-    }
-
-    fn inside(&self, from: u32, to: u32, out: &mut Vec<LinkId>) {
-        let domain = from / self.layout.domain;
-        let hub = (self.blocks.domains + domain) as usize;
-        out.push(LinkId(self.first[from as usize]));
-        out.push(LinkId(self.first[hub] + to - domain * self.layout.domain));
     }
 
     fn across(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) {
@@ -455,11 +492,24 @@ impl Wires {
             let mut draw = Draw::new(self.seed, a, b, choice);
             let plane = layout.plane_of_leaf(leaf_a);
             let (pod_a, pod_b) = (layout.pod_of_leaf(leaf_a), layout.pod_of_leaf(leaf_b));
-            let up = draw.below(tiers.uplinks);
-            let spine = up / tiers.leaf_bundle();
-            let leaf_end = self.first[(self.blocks.leaves + leaf_a) as usize + 1];
-            out.push(LinkId(leaf_end - tiers.uplinks + up));
-            if pod_a != pod_b {
+            let climb = |spine: u32, cable: u32| {
+                let end = self.first[(self.blocks.leaves + leaf_a) as usize + 1];
+                LinkId(end - tiers.uplinks + spine * tiers.leaf_bundle() + cable)
+            };
+            let spine = if pod_a == pod_b || tiers.pair == 0 {
+                let up = draw.below(tiers.uplinks);
+                out.push(climb(0, up));
+                up / tiers.leaf_bundle()
+            } else {
+                let round = draw.below(tiers.pair);
+                let cable = layout.direct_cable(pod_a, pod_b, round);
+                let spine = self.direct_spine(cable);
+                out.push(climb(spine, draw.below(tiers.leaf_bundle())));
+                let end = self.first[self.spine(plane, pod_a, spine) as usize + 1];
+                out.push(LinkId(end - (self.direct_links(spine).end - cable)));
+                self.direct_spine(layout.direct_end(pod_a, cable).1)
+            };
+            if pod_a != pod_b && tiers.pair == 0 {
                 let up = draw.below(tiers.spine_uplinks);
                 let spine_end = self.first[self.spine(plane, pod_a, spine) as usize + 1];
                 out.push(LinkId(spine_end - tiers.spine_uplinks + up));
@@ -484,18 +534,27 @@ impl Wires {
     pub fn paths(&self, from: u32, to: u32) -> u64 {
         let layout = &self.layout;
         if from / layout.domain == to / layout.domain {
-            return 1;
+            return match &layout.shape {
+                Shape::Switched | Shape::Mesh => 1,
+                Shape::Grid(grid) => {
+                    let start = layout.domain_of(from).start;
+                    grid.paths(from - start, to - start)
+                }
+            };
         }
         let cables = Tiers::physical(layout);
         let leaf = |gpu: u32| layout.leaf(layout.port(gpu));
-        let (a, b) = (leaf(self.sender(from, to)), leaf(to));
-        let spine = u64::from(cables.uplinks) * u64::from(cables.leaf_bundle());
+        let (a, b) = (leaf(layout.sender(from, to)), leaf(to));
+        let bundle = u64::from(cables.leaf_bundle());
         if a == b {
             1
         } else if layout.pod_of_leaf(a) == layout.pod_of_leaf(b) {
-            spine
+            u64::from(cables.uplinks) * bundle
+        } else if cables.pair > 0 {
+            u64::from(cables.pair) * bundle * bundle
         } else {
-            spine * u64::from(cables.spine_uplinks) * u64::from(cables.spine_bundle())
+            let top = u64::from(cables.spine_uplinks) * u64::from(cables.spine_bundle());
+            u64::from(cables.uplinks) * bundle * top
         }
     }
 }

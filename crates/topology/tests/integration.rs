@@ -10,8 +10,8 @@ use petgraph::graph::NodeIndex;
 use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
 use rackflow_topology::{
-    Cluster, ClusterGraph, ClusterMap, Fabric, FatTree, Level, MultiPlaneFatTree, Path,
-    RailOptimized, Routing, TopologyError, Vertex,
+    Cluster, ClusterGraph, ClusterMap, DragonflyPlus, Fabric, FatTree, Level, MultiPlaneFatTree,
+    Path, RailOnly, RailOptimized, Routing, TopologyError, Torus, Vertex, Wiring,
 };
 use rackflow_units::{Bandwidth, SimDuration};
 
@@ -283,6 +283,69 @@ fn a_fabric_of_four_tiers() {
 }
 
 #[test]
+fn a_torus_that_is_not_its_domain() {
+    let (_, text) = refused(|c| {
+        c.node.scale_up.wiring = Wiring::Torus(Torus {
+            dims: vec![2, 2, 3],
+            wrap_multiple_of: 1,
+        });
+    });
+    assert_eq!(text, "a torus of 2 x 2 x 3 has 12 chips and its domain 8");
+}
+
+fn dragonfly(radix: u32, leaves_per_group: u32, global_oversubscription: f64) -> Fabric {
+    Fabric::DragonflyPlus(DragonflyPlus {
+        radix,
+        nics_per_leaf: None,
+        leaves_per_group: Some(leaves_per_group),
+        link: None,
+        leaf_oversubscription: 1.0,
+        global_oversubscription,
+        load_balance: 1.0,
+        routing: Routing::Ecmp,
+        hop: SimDuration::from_nanos(300),
+    })
+}
+
+#[test]
+fn groups_that_are_too_many_or_too_large() {
+    let (_, text) = refused(|c| {
+        c.gpus = 1024;
+        c.fabric = dragonfly(16, 1, 4.0);
+    });
+    assert_eq!(
+        text,
+        "128 groups of 2 links each are too many to be joined each to each"
+    );
+    let (_, text) = refused(|c| {
+        c.gpus = 1024;
+        c.fabric = dragonfly(16, 40, 1.0);
+    });
+    assert_eq!(
+        text,
+        "a group of 40 leaves needs spines of more than 16 ports"
+    );
+}
+
+#[test]
+fn a_dragonfly_has_the_cables_of_its_groups() {
+    // Four groups of 32 leaves of 32 NICs: each has 32 x 32 links up, so 1,024 to three others.
+    let mut cluster = cluster("dgx-h100", 4096, "ib-two-tier");
+    cluster.fabric = dragonfly(64, 32, 1.0);
+    let inventory = map(&cluster).inventory();
+    assert_eq!(
+        (inventory.leaves, inventory.spines, inventory.cores),
+        (128, 128, 0)
+    );
+    assert_eq!(inventory.cables, 4096 + 4096 + 4 * 1023 / 2);
+    assert_eq!(map(&cluster).level(0, 1023), Level::Spine);
+    assert_eq!(
+        map(&cluster).path(0, 1024).latency,
+        SimDuration::from_nanos(2700 + 900)
+    );
+}
+
+#[test]
 fn planes_that_do_not_divide() {
     let fabric = Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
         planes: 3,
@@ -364,7 +427,8 @@ fn quickest(graph: &ClusterGraph, a: u32, b: u32) -> Path {
     const HUB: u128 = 1 << 100;
     let g = graph.graph();
     let cost = |from: NodeIndex, to: NodeIndex, latency: SimDuration| {
-        let relay = matches!(g[from], Vertex::Gpu(_)) && matches!(g[to], Vertex::Domain(_));
+        let inside = matches!(g[to], Vertex::Domain(_) | Vertex::Gpu(_));
+        let relay = matches!(g[from], Vertex::Gpu(_)) && inside;
         u128::from(latency.as_picos()) * LINK + 1 + if relay { HUB } else { 0 }
     };
     let (start, goal) = (graph.gpu(a), graph.gpu(b));
@@ -392,6 +456,7 @@ fn quickest(graph: &ClusterGraph, a: u32, b: u32) -> Path {
             Vertex::Gpu(_) | Vertex::Nic(_) => Level::Local,
             Vertex::Domain(_) => Level::NvLink,
             Vertex::Leaf(_) => Level::Leaf,
+            Vertex::Spine(_) if matches!(g[at], Vertex::Spine(_)) => Level::Core,
             Vertex::Spine(_) => Level::Spine,
             Vertex::Core(_) => Level::Core,
         });
@@ -409,8 +474,8 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
     let hop = (0_u64..1000).prop_map(SimDuration::from_nanos);
     let over = prop_oneof![Just(1.0), Just(2.0), Just(7.0)];
     (
-        0..3_u32,
-        2..=3_u32,
+        0..5_u32,
+        1..=3_u32,
         4_u32..40,
         hop,
         over.clone(),
@@ -438,6 +503,27 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     routing: Routing::Adaptive,
                     hop,
                 }),
+                2 => Fabric::RailOnly(RailOnly {
+                    tiers,
+                    radix,
+                    rails: None,
+                    link,
+                    leaf_oversubscription: leaf,
+                    load_balance: 1.0,
+                    routing: Routing::Adaptive,
+                    hop,
+                }),
+                3 => Fabric::DragonflyPlus(DragonflyPlus {
+                    radix,
+                    nics_per_leaf: None,
+                    leaves_per_group: Some(tiers),
+                    link,
+                    leaf_oversubscription: leaf,
+                    global_oversubscription: spine,
+                    load_balance: 1.0,
+                    routing: Routing::Adaptive,
+                    hop,
+                }),
                 _ => Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
                     planes: 4,
                     radix,
@@ -460,14 +546,37 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
         Just((8, 8, 2)),
         Just((4, 4, 1))
     ];
-    (any_fabric(), 1_u32..40, shape).prop_map(|(fabric, nodes, (gpus, nics, domain))| {
+    (any_fabric(), 1_u32..40, shape, 0..4_u32).prop_map(|(fabric, nodes, shape, wiring)| {
+        let (gpus, nics, domain) = shape;
         let mut cluster = cluster("dgx-h100", gpus * nodes, "ib-two-tier");
         cluster.node.gpus = gpus;
         cluster.node.nic.count = nics;
         cluster.node.scale_up.domain = domain;
+        cluster.node.scale_up.wiring = match wiring {
+            0 => Wiring::Mesh,
+            1 => Wiring::Torus(Torus {
+                dims: if domain % 4 == 0 {
+                    vec![2, domain / 2]
+                } else {
+                    vec![1, domain]
+                },
+                wrap_multiple_of: nodes % 3 + 1,
+            }),
+            _ => Wiring::Switched,
+        };
         cluster.fabric = fabric;
         cluster
     })
+}
+
+/// A relay between planes may have several places, of which a search finds the best.
+fn relayed_loosely(cluster: &Cluster) -> bool {
+    let planes = matches!(
+        cluster.fabric,
+        Fabric::MultiPlaneFatTree(_) | Fabric::RailOnly(_)
+    );
+    let scale_up = &cluster.node.scale_up;
+    planes && (scale_up.domain > cluster.node.gpus || scale_up.wiring != Wiring::Switched)
 }
 
 proptest! {
@@ -476,7 +585,6 @@ proptest! {
     /// The map's arithmetic and a search of the graph tell the same story.
     #[test]
     fn the_map_agrees_with_the_graph(cluster in any_cluster(), pair in any::<(u32, u32)>()) {
-        let (gpus, domain) = (cluster.node.gpus, cluster.node.scale_up.domain);
         let Ok(map) = ClusterMap::new(&cluster) else { return Ok(()) };
         let graph = ClusterGraph::build(&cluster).expect("the graph agrees");
         let (a, b) = (pair.0 % cluster.gpus, pair.1 % cluster.gpus);
@@ -486,9 +594,11 @@ proptest! {
         if a == b {
             prop_assert_eq!(path.latency, SimDuration::ZERO);
         } else if path.level == Level::NvLink {
-            prop_assert_eq!(path.bandwidth, cluster.node.scale_up.bandwidth);
-            prop_assert_eq!(path.latency, cluster.node.scale_up.latency);
-        } else if matches!(cluster.fabric, Fabric::MultiPlaneFatTree(_)) && domain > gpus {
+            if cluster.node.scale_up.wiring == Wiring::Switched {
+                prop_assert_eq!(path.bandwidth, cluster.node.scale_up.bandwidth);
+                prop_assert_eq!(path.latency, cluster.node.scale_up.latency);
+            }
+        } else if relayed_loosely(&cluster) {
             // Ranks change planes inside their own node. A search may find a node of the same
             // domain on a nearer leaf, and can only be quicker.
             let best = quickest(&graph, a, b);

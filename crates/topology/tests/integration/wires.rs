@@ -1,7 +1,7 @@
 //! Directed links and the routes over them, against the map and a search of the graph.
 
 use crate::common::{cluster, fabrics};
-use crate::{any_cluster, map, quickest};
+use crate::{any_cluster, map, quickest, relayed_loosely};
 use proptest::prelude::*;
 use rackflow_topology::{Cluster, ClusterGraph, Fabric, Level, LinkId, Routing, Vertex, Wires};
 use rackflow_units::SimDuration;
@@ -12,6 +12,8 @@ fn hashed(mut cluster: Cluster) -> Cluster {
         Fabric::FatTree(f) => f.routing = Routing::Ecmp,
         Fabric::RailOptimized(f) => f.routing = Routing::Ecmp,
         Fabric::MultiPlaneFatTree(f) => f.routing = Routing::Ecmp,
+        Fabric::RailOnly(f) => f.routing = Routing::Ecmp,
+        Fabric::DragonflyPlus(f) => f.routing = Routing::Ecmp,
     }
     cluster
 }
@@ -56,8 +58,7 @@ proptest! {
         let (latency, level) = walked(&wires, &route, a, b);
         let path = map(&cluster).path(a, b);
         prop_assert_eq!((latency, level), (path.latency, path.level));
-        let planes = matches!(cluster.fabric, Fabric::MultiPlaneFatTree(_));
-        if level > Level::NvLink && !(planes && cluster.node.scale_up.domain > cluster.node.gpus) {
+        if level > Level::NvLink && !relayed_loosely(&cluster) {
             let best = quickest(&ClusterGraph::build(&cluster).expect("as the wires"), a, b);
             prop_assert_eq!((latency, level), (best.latency, best.level));
         }
@@ -68,7 +69,7 @@ proptest! {
         // rail for another rail.
         prop_assert!(wires.route_by_rail(a, b, choice, &mut again));
         let (_, by_rail) = walked(&wires, &again, a, b);
-        prop_assert!(by_rail <= level.max(Level::NvLink) || planes);
+        prop_assert!(by_rail <= level.max(Level::NvLink) || relayed_loosely(&cluster));
     }
 
     /// The links are the graph's edges: the same bandwidth between the same vertices.
@@ -146,6 +147,23 @@ fn a_rail_relay_keeps_messages_on_their_leaf() {
     assert_eq!(walked(&wires, &route, 0, 13).1, Level::Leaf);
     assert_eq!(wires.ends(route[1]).1, Vertex::Gpu(5));
     assert_eq!(wires.rail_neighbour(0, 13), Some(5));
+}
+
+#[test]
+fn pairs_of_groups_are_spread_over_their_spines() {
+    let mut cluster = cluster("dgx-h100", 4096, "ib-two-tier");
+    cluster.fabric = crate::dragonfly(64, 32, 1.0);
+    let wires = wires(&cluster);
+    // 341 direct cables between two groups; 32 uplinks of a leaf, one per spine.
+    assert_eq!(wires.paths(0, 4095), 341);
+    let mut route = Vec::new();
+    let mut spines = std::collections::BTreeSet::new();
+    for choice in 0..2000 {
+        assert!(wires.route(0, 4095, choice, &mut route));
+        walked(&wires, &route, 0, 4095);
+        spines.insert(wires.ends(route[2]).1);
+    }
+    assert_eq!(spines.len(), 32);
 }
 
 #[test]
