@@ -134,7 +134,24 @@ struct Candidate {
     crossing: Crossing,
 }
 
+/// The rate on some of a rank's scale-up links, in millionths of all.
+pub(crate) fn in_part(rate: Bandwidth, millionths: u32) -> Bandwidth {
+    if millionths >= 1_000_000 {
+        return rate;
+    }
+    rate.scaled(f64::from(millionths) / 1e6)
+}
+
 impl Candidate {
+    /// The part of a rank's scale-up bandwidth that this way of moving data can use.
+    fn scale_up_part(&self, group: &GroupSpan) -> u32 {
+        if self.algorithm == Algorithm::Direct {
+            group.scale_up_pairs
+        } else {
+            group.scale_up_rings
+        }
+    }
+
     fn demand(
         &self,
         bytes: Bytes,
@@ -147,6 +164,7 @@ impl Candidate {
             Engine::Copy => links.copy_rate(protocol),
             Engine::Switch => links.in_switch_rate(group.domains > 1)?,
         };
+        let nvlink_rate = in_part(nvlink_rate, self.scale_up_part(group));
         let nic_rate = links.nic_rate(protocol);
         let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
         let fill = links
@@ -268,7 +286,9 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
     let inside = path.level == Level::NvLink;
     let crossing = Crossing::of_level(path.level);
     let demands = Protocol::ALL.map(|protocol| {
-        let (nvlink_rate, nic_rate) = (links.copy_rate(protocol), links.nic_rate(protocol));
+        let copy_rate = links.copy_rate(protocol);
+        let nvlink_rate = copy_rate.scaled(if inside { links.part_of(path) } else { 1.0 });
+        let nic_rate = links.nic_rate(protocol);
         let fill = if inside {
             links.nvlink_fill(bytes, nvlink_rate, protocol)
         } else {

@@ -1,6 +1,6 @@
 //! Tokens on their way to experts and back.
 
-use crate::collective::stretched;
+use crate::collective::{in_part, stretched};
 use crate::demand::{Algorithm, Demand, Protocol};
 use crate::links::{Crossing, Links, Shape};
 use rackflow_topology::GroupSpan;
@@ -91,6 +91,7 @@ pub fn expert_exchange(
     } else {
         links.copy_rate(protocol)
     };
+    let nvlink_rate = in_part(nvlink_rate, group.scale_up_pairs);
     let mut latency = links.base(algorithm, protocol);
     if across {
         latency += links.nic_step(group.level, Shape::Ring, protocol);

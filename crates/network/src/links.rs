@@ -81,6 +81,7 @@ const EXCHANGE_ACROSS_NS: u64 = 45_000;
 /// What the ports of one rank carry, and how long a step takes. All ranks of a cluster are alike.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Links {
+    nvlink_line: Bandwidth,
     nvlink_copy: Bandwidth,
     nvlink_collective: Bandwidth,
     in_switch: Option<Bandwidth>,
@@ -157,6 +158,7 @@ impl Links {
         let scale_up = &cluster.node.scale_up;
         let nic = &cluster.node.nic;
         Self {
+            nvlink_line: scale_up.bandwidth,
             nvlink_copy: scale_up.bandwidth.scaled(scale_up.efficiency),
             nvlink_collective: scale_up.bandwidth.scaled(scale_up.collective_efficiency),
             in_switch: scale_up
@@ -295,6 +297,12 @@ impl Links {
     /// Payload rate of a rank's NVLink port where nothing is reduced.
     pub fn copy_rate(&self, protocol: Protocol) -> Bandwidth {
         self.nvlink_copy.scaled(self.cost(protocol).nvlink_payload)
+    }
+
+    /// The part of a rank's scale-up bandwidth that a path inside a domain has: all of it through
+    /// switches, one link of a mesh or a torus.
+    pub(crate) fn part_of(&self, path: &Path) -> f64 {
+        (path.bandwidth.as_f64() / self.nvlink_line.as_f64()).min(1.0)
     }
 
     /// Payload rate of a rank's share of the NICs.

@@ -74,6 +74,74 @@ fn a_ring_on_idle_wires() {
     }
 }
 
+/// A pair of a mesh has its own link of seven, and all eight GPUs have them all.
+#[test]
+fn a_mesh_has_a_link_per_pair() {
+    let scene = Scene::ideal("mi300x-8", 8);
+    let link = 64_000_000_000_f64;
+    let busbw = |ranks| {
+        let bytes = Bytes::new(8 << 30);
+        let time = collective(
+            CollectiveOp::AllReduce,
+            bytes,
+            &scene.first(ranks),
+            &scene.links,
+        );
+        let factor = CollectiveOp::AllReduce.bus_factor(ranks);
+        bytes.as_f64() * factor / time.duration().as_secs_f64()
+    };
+    for ranks in 2..=8 {
+        let expected = link * f64::from(ranks - 1) * 0.72;
+        assert!(
+            (busbw(ranks) / expected - 1.0).abs() < 1e-3,
+            "{ranks}: {}",
+            busbw(ranks)
+        );
+    }
+    let pair = send_recv(Bytes::new(8 << 30), &scene.map.path(0, 5), &scene.links);
+    let rate = (8_u64 << 30) as f64 / pair.duration().as_secs_f64();
+    assert!((rate / (link * 0.70) - 1.0).abs() < 1e-3, "{rate}");
+}
+
+/// Rings on a torus use the links along the axes of their group, an all-to-all is bound by the cut
+/// of its longest axis, and a message has one link.
+#[test]
+fn a_torus_has_links_along_its_axes() {
+    let scene = Scene::ideal("tpu-v5p-slice-64", 64);
+    let bytes = Bytes::new(8 << 30);
+    let time = |op, gpus: &[u32]| {
+        let span = scene.map.span(gpus);
+        collective(op, bytes, &span, &scene.links)
+            .duration()
+            .as_secs_f64()
+    };
+    let all: Vec<u32> = (0..64).collect();
+    let row = &all[..4];
+    let wire = |n: f64, share: f64| (n - 1.0) / n * bytes.as_f64() / (540e9 * 0.85 * share);
+    let close = |found: f64, expected: f64| {
+        assert!(
+            (found / expected - 1.0).abs() < 1e-2,
+            "{found} and {expected}"
+        );
+    };
+    close(time(CollectiveOp::AllGather, &all), wire(64.0, 1.0));
+    close(time(CollectiveOp::AllGather, row), wire(4.0, 1.0 / 3.0));
+    // 64 x 4 / 8 pairs cross each of the cut links in one direction.
+    let pair = bytes.as_f64() / 64.0;
+    close(
+        time(CollectiveOp::AllToAll, &all),
+        pair * 32.0 / (90e9 * 0.85),
+    );
+    let far = scene.map.path(0, 42);
+    assert_eq!(far.latency, SimDuration::from_micros(6));
+    close(
+        send_recv(bytes, &far, &scene.links)
+            .duration()
+            .as_secs_f64(),
+        bytes.as_f64() / (90e9 * 0.85),
+    );
+}
+
 /// One rank per node: every hop is a NIC.
 #[test]
 fn a_ring_across_nodes() {

@@ -226,11 +226,13 @@ fn formats<T: Copy>(values: &ByPrecision<T>) -> Vec<(Precision, T)> {
 
 /// What keeps the arithmetic of the tree within its types; the rest the topology says itself.
 fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
-    let at = |field: &str| format!("cluster.fabric.{}.{field}", kind(fabric));
+    let at = |field: &str| format!("cluster.fabric.{}.{field}", fabric.kind());
     let (radix, spine_radix, link, hop, balance) = match fabric {
         Fabric::FatTree(f) => (f.radix, f.spine_radix, f.link, f.hop, f.load_balance),
         Fabric::RailOptimized(f) => (f.radix, None, f.link, f.hop, f.load_balance),
         Fabric::MultiPlaneFatTree(f) => (f.radix, None, f.link, f.hop, f.load_balance),
+        Fabric::RailOnly(f) => (f.radix, None, f.link, f.hop, f.load_balance),
+        Fabric::DragonflyPlus(f) => (f.radix, None, f.link, f.hop, f.load_balance),
     };
     let checks = [
         count(findings, &at("radix"), radix.into(), MOST_PORTS),
@@ -247,17 +249,9 @@ fn fabric(findings: &mut Findings<'_>, fabric: &Fabric) -> bool {
     !checks.contains(&false)
 }
 
-fn kind(fabric: &Fabric) -> &'static str {
-    match fabric {
-        Fabric::FatTree(_) => "fat_tree",
-        Fabric::RailOptimized(_) => "rail_optimized",
-        Fabric::MultiPlaneFatTree(_) => "multi_plane_fat_tree",
-    }
-}
-
 /// Puts what the topology says at the number it speaks of.
 fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyError) {
-    let fabric = format!("cluster.fabric.{}", kind(&cluster.fabric));
+    let fabric = format!("cluster.fabric.{}", cluster.fabric.kind());
     let field_path = |field: &str| match field.strip_prefix("fabric.") {
         Some(field) => format!("{fabric}.{field}"),
         None => format!("cluster.{field}"),
@@ -286,10 +280,22 @@ fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyErro
             .hint("one count must be a multiple of the other"),
         TopologyError::Tiers { tiers } => findings
             .at(&format!("{fabric}.tiers"), format!("a tree of {tiers} tiers is not modelled"))
-            .hint("2 (leaf, spine) and 3 (leaf, spine, core) are"),
+            .hint("1 (one switch), 2 (leaf, spine) and 3 (leaf, spine, core) are"),
         TopologyError::RailsDoNotDivide { what, rails, nics } => findings
             .at(&format!("{fabric}.{what}"), format!("{rails} {what} do not divide the {nics} NICs of a {}", node.name))
             .hint(format!("divisors near it: {}", suggest::either(&suggest::divisors_near((*nics).into(), (*rails).into())))),
+        TopologyError::TorusDoesNotFit { dims, chips, domain } => findings
+            .at(
+                "cluster.node.scale_up.wiring.torus.dims",
+                format!("a torus of {dims} has {chips} chips, and its domain {domain}"),
+            )
+            .hint("the axes, at most four, must multiply to `domain`"),
+        TopologyError::TorusNotFull { gpus, domain } => findings
+            .at("cluster.gpus", format!("{gpus} GPUs are no whole number of tori of {domain}"))
+            .hint(format!("use at most {domain}, or a multiple of it")),
+        TopologyError::TooManyGroups { .. } | TopologyError::GroupTooLarge { .. } => findings
+            .at(&format!("{fabric}.leaves_per_group"), error.to_string())
+            .hint("use a larger radix, or groups of another size"),
         TopologyError::LeafTooSmall { radix, nics_per_leaf, uplinks } => findings
             .at(
                 &format!("{fabric}.nics_per_leaf"),
