@@ -116,6 +116,20 @@ report of every case. A case that cannot be simulated is a row with its reason."
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Describe and draw a cluster: racks, domains, rails, tiers, cables, bisection
+    #[command(after_help = "\
+Examples:
+  rackflow topology dgx-h100 --gpus 1024
+  rackflow topology gb200-nvl72 --gpus 576 --fabric rail-optimized --format svg > cluster.svg
+  rackflow topology deepseek-v3-2048-h800     the cluster of a shipped scenario
+  rackflow topology my-cluster.yaml -o drawn  a file with `node`, `gpus` and `fabric`")]
+    Topology(TopologyArgs),
+    /// Show the paths between two GPUs, hop by hop
+    #[command(after_help = "\
+Examples:
+  rackflow route 0 1023 --cluster dgx-h100 --gpus 1024
+  rackflow route 3 700 --cluster deepseek-v3-2048-h800 --format json")]
+    Route(RouteArgs),
     /// Compare with published runs: how far is the simulation to be trusted?
     Validate {
         /// What to validate
@@ -185,6 +199,68 @@ pub struct SweepArgs {
     /// How the results are written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+/// Which cluster, of how many GPUs, on which fabric.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// Accelerators in all, in place of the file's; one node where nothing says
+    #[arg(long, value_name = "N")]
+    pub gpus: Option<u32>,
+    /// A fabric of the catalogue, in place of the file's
+    #[arg(long, value_name = "NAME")]
+    pub fabric: Option<String>,
+}
+
+/// What to describe.
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// A node of the catalogue, a scenario or cluster file, or the name of a shipped scenario
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which part of it.
+    #[command(flatten)]
+    pub changes: ClusterArgs,
+    /// How the description is written to standard output
+    #[arg(long, value_enum, default_value_t = DrawnFormat::Table)]
+    pub format: DrawnFormat,
+    /// Also write the description into this folder, as text, JSON and a picture
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// Which paths to show.
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    /// Sending GPU, counted from 0
+    #[arg(value_name = "A")]
+    pub from: u32,
+    /// Receiving GPU
+    #[arg(value_name = "B")]
+    pub to: u32,
+    /// A node of the catalogue, a scenario or cluster file, or the name of a shipped scenario
+    #[arg(long, value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which part of it.
+    #[command(flatten)]
+    pub changes: ClusterArgs,
+    /// Root of the hashes that pick paths
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// How the paths are written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// How a result is written that can also be drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DrawnFormat {
+    /// For people.
+    Table,
+    /// For programs: one JSON document.
+    Json,
+    /// A picture.
+    Svg,
 }
 
 /// What can be validated.

@@ -6,7 +6,7 @@ use crate::files;
 use crate::input;
 use clap::{Args, ValueEnum};
 use rackflow_report::{CollectiveReport, CollectiveTable};
-use rackflow_scenario::{ClusterError, named_cluster, parse_cluster};
+use rackflow_scenario::ClusterChanges;
 use rackflow_simulator::collective::{
     Algorithm, CollectiveOp, Experts, Group, Operation, Protocol,
 };
@@ -288,33 +288,14 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
     ))
 }
 
-/// A file where there is one, else a node of the catalogue.
+/// The cluster that a name stands for, with room for `gpus` ranks.
 fn cluster(name: &str, gpus: Option<u32>) -> Result<Cluster, Failure> {
-    let looks_like_a_file =
-        name == "-" || name.contains(['/', '\\', '.']) || Path::new(name).exists();
-    let unknown = match named_cluster(name, gpus) {
-        Ok(cluster) => return Ok(cluster),
-        Err(ClusterError::TooLarge(why)) => return Err(Failure::input(why)),
-        Err(ClusterError::Unknown(near)) => near,
+    let changes = ClusterChanges {
+        gpus,
+        fabric: None,
+        whole_nodes: true,
     };
-    if looks_like_a_file || is_shipped(name) {
-        let input = input::read(name)?;
-        let cluster = parse_cluster(&input.source, &input.text, gpus).map_err(input::refusal)?;
-        return Ok(cluster);
-    }
-    let hint = unknown.map_or_else(
-        || "`rackflow list nodes` names them; a file is given by its path".to_owned(),
-        |near| format!("did you mean {near}?"),
-    );
-    Err(Failure::Input(format!(
-        "error: there is no file and no node or rack `{name}` in the catalogue\n  hint: {hint}"
-    )))
-}
-
-fn is_shipped(name: &str) -> bool {
-    rackflow_scenario::shipped()
-        .iter()
-        .any(|(shipped, _)| *shipped == name)
+    input::cluster(name, &changes)
 }
 
 /// Writes the report in every form.

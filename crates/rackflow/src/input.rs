@@ -3,7 +3,8 @@
 use crate::failure::Failure;
 use rackflow_plan::{Fidelity, Setup};
 use rackflow_report::Published;
-use rackflow_scenario::Written;
+use rackflow_scenario::{Catalogue, ClusterChanges, Section, Written};
+use rackflow_topology::Cluster;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -123,6 +124,34 @@ fn shipped(name: &str) -> Result<Input, Failure> {
         None => text.push_str("\n  hint: `rackflow list scenarios` names those that ship"),
     }
     Err(Failure::Input(text))
+}
+
+/// The cluster that a name stands for: a node of the catalogue, else a scenario or a cluster file,
+/// else the scenario that ships under this name.
+pub fn cluster(name: &str, changes: &ClusterChanges) -> Result<Cluster, Failure> {
+    if !Path::new(name).exists() && Catalogue::builtin().node(name).is_some() {
+        return rackflow_scenario::catalogue_cluster(name, changes).map_err(refusal);
+    }
+    let input = read(name).map_err(|failure| named_neither(name, failure))?;
+    rackflow_scenario::parse_cluster(&input.source, &input.text, changes).map_err(refusal)
+}
+
+/// A name that is none of a node, a file and a shipped scenario.
+fn named_neither(name: &str, failure: Failure) -> Failure {
+    let text = match failure {
+        Failure::Input(text) if text.contains("no shipped scenario") => text,
+        other => return other,
+    };
+    let nodes = || Catalogue::builtin().names(Section::Nodes);
+    let near = nearest(name, nodes()).map_or_else(
+        || "`rackflow list nodes` names those of the catalogue".to_owned(),
+        |near| format!("did you mean {near}?"),
+    );
+    // What ships is named last: a cluster is rather a node.
+    let text = text.lines().next().unwrap_or_default();
+    Failure::Input(format!(
+        "{text}, and no node of the catalogue\n  hint: {near}"
+    ))
 }
 
 /// The name that is spelled most like `typed`, if any is.

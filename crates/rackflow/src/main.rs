@@ -16,6 +16,7 @@ mod messages;
 mod run;
 mod sweep;
 mod terminal;
+mod topology;
 mod validate;
 
 use args::{Cli, Command, Document, Validate};
@@ -52,6 +53,8 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
             files::print(&catalogue::list(*kind, *format, terminal::style(cli.color)))
         }
         Command::Show { name, format } => files::print(&catalogue::show(name, *format)?),
+        Command::Topology(args) => topology::topology(args, cli.color),
+        Command::Route(args) => topology::route(args, cli.color),
         Command::Validate {
             what: Validate::Training(args),
         } => files::print(&validate::training(args).map_err(Failure::from)?),

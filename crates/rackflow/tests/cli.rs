@@ -692,5 +692,5 @@ fn a_collective_that_cannot_be_measured_is_refused() {
     assert!(all_reduce(&["hgx-h100", "--algorithm", "direct"]).contains("cannot run as direct"));
     assert!(all_reduce(&["hgx-h100", "--sizes", "8Q"]).contains("8Q"));
     assert!(all_reduce(&["no/such.yaml"]).contains("no/such.yaml"));
-    assert!(all_reduce(&["hgx-h100", "--gpus", "9000000"]).contains("fit no default fabric"));
+    assert!(all_reduce(&["hgx-h100", "--gpus", "9000000"]).contains("too small"));
 }

@@ -21,6 +21,7 @@ mod report;
 mod summarize;
 pub mod sweep;
 mod text;
+mod topology;
 
 pub use causes::{Explanation, explain, key};
 pub use collective::{CollectiveReport, CollectiveTable};
@@ -32,3 +33,4 @@ pub use report::{
 };
 pub use summarize::{Options, Published, ReportError, summarize};
 pub use text::render_text;
+pub use topology::{route_text, topology_text};

@@ -229,6 +229,16 @@ fn fabric(fabric: &Fabric) -> String {
             tree.spine_oversubscription,
         ),
         Fabric::MultiPlaneFatTree(tree) => format!("{}-plane two-tier fat tree", tree.planes),
+        Fabric::RailOnly(tree) => shape(
+            "rail-only tree",
+            tree.tiers,
+            tree.leaf_oversubscription,
+            1.0,
+        ),
+        Fabric::DragonflyPlus(groups) => match groups.global_oversubscription {
+            ratio if ratio > 1.0 => format!("Dragonfly+, {ratio}:1 between groups"),
+            _ => "Dragonfly+".to_owned(),
+        },
     }
 }
 

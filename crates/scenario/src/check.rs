@@ -12,15 +12,15 @@ use rackflow_plan::Setup;
 use rackflow_topology::Cluster;
 use std::fmt::Display;
 
-/// Reports everything that keeps `cluster` from being built.
-pub(crate) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
-    hardware::cluster(cluster, findings);
-}
-
 /// Reports everything that keeps `setup` from being simulated.
 pub(crate) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {
     hardware::check(setup, findings);
     work::check(setup, text, findings);
+}
+
+/// Reports everything that keeps `cluster` from being built.
+pub(crate) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
+    hardware::cluster(cluster, findings);
 }
 
 /// A whole number that must be at least 1 and at most `limit`; says so at `path` where it is not.

@@ -1,13 +1,83 @@
-//! A cluster without work: what commands that look at the network alone ask for.
+//! Hardware without work: a cluster for the commands that look at networks alone.
 
-use crate::catalogue::{Catalogue, Section, nearest};
+use crate::catalogue::Catalogue;
 use crate::check;
-use crate::decode;
-use crate::diagnostic::{Diagnostic, Source};
-use crate::document::ClusterText;
+use crate::decode::{self, Subtree};
+use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::resolve::Findings;
-use crate::yaml;
+use crate::yaml::{self, Key, Node as Tree, Value};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, Node};
+use serde::Deserialize;
+
+/// What the command line says in place of the text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterChanges {
+    /// Accelerators in all.
+    pub gpus: Option<u32>,
+    /// Name of a fabric of the catalogue.
+    pub fabric: Option<String>,
+    /// Rounds `gpus` up to whole nodes, where it counts ranks.
+    pub whole_nodes: bool,
+}
+
+/// The hardware as typed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HardwareText {
+    #[allow(dead_code, reason = "it is decoded from the tree")]
+    node: Subtree,
+    #[serde(default)]
+    gpus: Option<u32>,
+    #[serde(default)]
+    fabric: Option<Subtree>,
+}
+
+/// Reads the cluster of a scenario, or of a text that holds a cluster alone (`node`, `gpus`,
+/// `fabric`, perhaps under `cluster`). Where nothing says how many GPUs, it is one node; where
+/// nothing names a fabric, it is rail-optimised, with as many tiers as its size asks for.
+///
+/// # Errors
+/// With everything that keeps the cluster from being built.
+pub fn parse_cluster(
+    source_name: &str,
+    text: &str,
+    changes: &ClusterChanges,
+) -> Result<Cluster, Vec<Diagnostic>> {
+    let source = Source {
+        name: source_name.into(),
+        text: text.into(),
+    };
+    let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
+    if tree.get("cluster").is_none() && tree.get("node").is_none() {
+        let found = Diagnostic::error(&source, tree.place(""), "there is no `cluster` in it");
+        return Err(vec![found.hint(
+            "write `cluster: { node: hgx-h100, gpus: 64, fabric: rail-optimized }`, or name a node of the catalogue",
+        )]);
+    }
+    let tree = under_cluster(tree, changes);
+    let mut findings = Findings::new(&source, &tree);
+    read(&mut findings, &tree, changes).ok_or_else(|| findings.into_found())
+}
+
+/// The same for nodes of the catalogue.
+///
+/// # Errors
+/// As [`parse_cluster`]; the text that messages show is `node: ...` with the changes.
+pub fn catalogue_cluster(node: &str, changes: &ClusterChanges) -> Result<Cluster, Vec<Diagnostic>> {
+    let mut text = format!("node: {node}\n");
+    if let Some(gpus) = changes.gpus {
+        text.push_str(&format!("gpus: {gpus}\n"));
+    }
+    if let Some(fabric) = &changes.fabric {
+        text.push_str(&format!("fabric: {fabric}\n"));
+    }
+    let whole_nodes = changes.whole_nodes;
+    let changes = ClusterChanges {
+        whole_nodes,
+        ..ClusterChanges::default()
+    };
+    parse_cluster("(command line)", &text, &changes)
+}
 
 /// Fabrics that a cluster gets when nobody names one: the smallest that holds its NICs.
 const DEFAULT_FABRICS: [&str; 3] = [
@@ -16,109 +86,88 @@ const DEFAULT_FABRICS: [&str; 3] = [
     "rail-optimized-xdr",
 ];
 
-/// Why there is no such cluster.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ClusterError {
-    /// No node of the catalogue has this name. The nearest one, if any is near.
-    Unknown(Option<String>),
-    /// The node is known, and so many GPUs of it cannot be wired together.
-    TooLarge(String),
-}
-
-/// A cluster of catalogue nodes on a fabric that fits: rail-optimised, with as many tiers as its
-/// size asks for. `gpus` is rounded up to whole nodes; one node where it is left out.
-///
-/// # Errors
-/// When no node has this name, or no default fabric holds that many GPUs.
-pub fn named_cluster(name: &str, gpus: Option<u32>) -> Result<Cluster, ClusterError> {
-    let catalogue = Catalogue::builtin();
-    let Some(node) = catalogue.node(name) else {
-        let near = nearest(Section::Nodes, name);
-        return Err(ClusterError::Unknown(
-            near.first().map(|name| (*name).to_owned()),
-        ));
+fn roomy_fabric(node: &Node, gpus: u32) -> Option<Fabric> {
+    let holds = |fabric: &&Fabric| {
+        let cluster = Cluster {
+            node: node.clone(),
+            gpus,
+            fabric: (*fabric).clone(),
+        };
+        ClusterMap::new(&cluster).is_ok()
     };
-    let wanted = gpus.unwrap_or(node.gpus);
-    let gpus = wanted.div_ceil(node.gpus).saturating_mul(node.gpus);
-    on_default_fabric(node, gpus).ok_or_else(|| {
-        ClusterError::TooLarge(format!("{wanted} GPUs of {name} fit no default fabric"))
-    })
-}
-
-fn on_default_fabric(node: Node, gpus: u32) -> Option<Cluster> {
-    let fabrics = DEFAULT_FABRICS
+    DEFAULT_FABRICS
         .iter()
-        .filter_map(|name| Catalogue::builtin().fabric(name));
-    let mut clusters = fabrics.map(|fabric: &Fabric| Cluster {
-        node: node.clone(),
-        gpus,
-        fabric: fabric.clone(),
-    });
-    clusters.find(|cluster| ClusterMap::new(cluster).is_ok())
+        .filter_map(|name| Catalogue::builtin().fabric(name))
+        .find(holds)
+        .cloned()
 }
 
-/// The cluster of a text: a scenario, or a text that has only its `cluster:` part. `gpus` replaces
-/// the number that is written; it is rounded up to whole nodes.
-///
-/// # Errors
-/// With everything that is wrong with the cluster.
-pub fn parse_cluster(
-    source_name: &str,
-    text: &str,
-    gpus: Option<u32>,
-) -> Result<Cluster, Vec<Diagnostic>> {
-    let source = Source {
-        name: source_name.into(),
+/// The tree under the key `cluster`, where it is in a scenario, with the changes.
+fn under_cluster(tree: Tree, changes: &ClusterChanges) -> Tree {
+    let span = tree.place("cluster");
+    let mut cluster = tree.get("cluster").cloned().unwrap_or(tree);
+    let gpus = changes.gpus.map(|gpus| gpus.to_string());
+    for (name, text) in [("gpus", gpus), ("fabric", changes.fabric.clone())] {
+        let Some(text) = text else { continue };
+        cluster = cluster.without(name);
+        if let Value::Mapping(entries) = &mut cluster.value {
+            let value = Value::Scalar {
+                text,
+                quoted: false,
+            };
+            entries.push((key(name, span), Tree { span, value }));
+        }
+    }
+    Tree {
+        span: cluster.span,
+        value: Value::Mapping(vec![(key("cluster", span), cluster)]),
+    }
+}
+
+fn key(text: &str, span: Span) -> Key {
+    Key {
         text: text.into(),
-    };
-    let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
-    let mut findings = Findings::new(&source, &tree);
-    let Some(written) = tree.at("cluster") else {
-        let found = findings.at("", "there is no `cluster` in it");
-        return Err(vec![found.hint(
-            "write `cluster: { node: hgx-h100, gpus: 64, fabric: rail-optimized }`, or name a node of the catalogue",
-        )]);
-    };
-    let text: ClusterText = decode::decode(written, "cluster", tree.place("cluster"))
-        .map_err(|error| vec![error.in_source(&source)])?;
-    let node = findings.node();
-    let fabric = findings.fabric(text.fabric.is_some());
-    let (Some(node), Some(fabric)) = (node, fabric) else {
-        return Err(findings.into_found());
-    };
-    let gpus = gpus.map_or(text.gpus, |gpus| {
-        gpus.div_ceil(node.gpus.max(1)).saturating_mul(node.gpus)
-    });
-    let cluster = match fabric {
-        Some(fabric) => Cluster { node, gpus, fabric },
-        None => {
-            let name = node.name.clone();
-            match on_default_fabric(node, gpus) {
-                Some(cluster) => cluster,
-                None => {
-                    let found = findings.at(
-                        "cluster",
-                        format!(
-                            "`fabric` is missing, and {gpus} GPUs of {name} fit no default one"
-                        ),
-                    );
-                    return Err(vec![found]);
-                }
-            }
+        span,
+    }
+}
+
+fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> Option<Cluster> {
+    let text = tree.at("cluster")?;
+    let place = tree.place("cluster");
+    let hardware: HardwareText = match decode::decode(text, "cluster", place) {
+        Ok(hardware) => hardware,
+        Err(error) => {
+            findings.refuse(error);
+            return None;
         }
     };
-    check::cluster(&cluster, &mut findings);
-    let found = findings.into_found();
-    if found.is_empty() {
-        Ok(cluster)
-    } else {
-        Err(found)
+    let node = findings.node()?;
+    let mut gpus = hardware.gpus.unwrap_or(node.gpus);
+    if changes.whole_nodes {
+        gpus = gpus.div_ceil(node.gpus.max(1)).saturating_mul(node.gpus);
     }
+    let fabric = match findings.fabric(hardware.fabric.is_some())? {
+        Some(fabric) => fabric,
+        // A cluster that cannot be built on any is told why on the first.
+        None => roomy_fabric(&node, gpus)
+            .or_else(|| Catalogue::builtin().fabric("rail-optimized").cloned())?,
+    };
+    let cluster = Cluster { node, gpus, fabric };
+    check::cluster(&cluster, findings);
+    findings.is_clean().then_some(cluster)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of(gpus: u32) -> ClusterChanges {
+        ClusterChanges {
+            gpus: Some(gpus),
+            whole_nodes: true,
+            ..ClusterChanges::default()
+        }
+    }
 
     #[test]
     fn a_name_gets_a_fabric_that_holds_it() {
@@ -128,28 +177,34 @@ mod tests {
             ("gb200-nvl72", 576),
             ("gb200-nvl72", 100_000),
         ] {
-            let cluster = named_cluster(name, Some(gpus)).expect("it can be wired");
+            let cluster = catalogue_cluster(name, &of(gpus)).expect("it can be wired");
             assert!(cluster.gpus >= gpus && cluster.gpus < gpus + cluster.node.gpus);
         }
-        assert_eq!(
-            named_cluster("gb200-nv72", None),
-            Err(ClusterError::Unknown(Some("gb200-nvl72".into())))
-        );
-        assert!(matches!(
-            named_cluster("hgx-h100", Some(u32::MAX)),
-            Err(ClusterError::TooLarge(_))
-        ));
+        let unknown = catalogue_cluster("gb200-nv72", &ClusterChanges::default()).unwrap_err();
+        assert_eq!(unknown[0].label, "did you mean `gb200-nvl72`?");
+        assert!(catalogue_cluster("hgx-h100", &of(u32::MAX)).is_err());
+        let wrong = catalogue_cluster("hgx-h100", &of(1_000_000)).unwrap_err();
+        assert!(wrong[0].to_string().contains("too small"), "{}", wrong[0]);
     }
 
     #[test]
     fn a_text_may_have_no_work() {
-        let text = "cluster:\n  node: hgx-h100\n  gpus: 64\n  fabric: ib-two-tier\n";
-        let cluster = parse_cluster("my.yaml", text, None).expect("it is sound");
-        assert_eq!((cluster.gpus, cluster.node.gpus), (64, 8));
+        let none = ClusterChanges::default();
+        for text in [
+            "cluster:\n  node: hgx-h100\n  gpus: 64\n  fabric: ib-two-tier\n",
+            "node: hgx-h100\ngpus: 64\n",
+        ] {
+            let cluster = parse_cluster("my.yaml", text, &none).expect("it is sound");
+            assert_eq!((cluster.gpus, cluster.node.gpus), (64, 8));
+        }
         let wrong =
-            parse_cluster("my.yaml", "cluster:\n  node: hgx-h10\n  gpus: 64\n", None).unwrap_err();
+            parse_cluster("my.yaml", "cluster:\n  node: hgx-h10\n  gpus: 64\n", &none).unwrap_err();
         assert!(wrong[0].to_string().contains("my.yaml:2:9"), "{}", wrong[0]);
-        let none = parse_cluster("my.yaml", "workload: 1\n", None).unwrap_err();
-        assert!(none[0].to_string().contains("no `cluster`"), "{}", none[0]);
+        let missing = parse_cluster("my.yaml", "workload: 1\n", &none).unwrap_err();
+        assert!(
+            missing[0].to_string().contains("no `cluster`"),
+            "{}",
+            missing[0]
+        );
     }
 }

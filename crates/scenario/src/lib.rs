@@ -27,7 +27,7 @@ mod sweep;
 mod yaml;
 
 pub use catalogue::{Catalogue, Section};
-pub use cluster::{ClusterError, named_cluster, parse_cluster};
+pub use cluster::{ClusterChanges, catalogue_cluster, parse_cluster};
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use document::Published;
 pub use refusal::Written;

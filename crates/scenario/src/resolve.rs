@@ -115,10 +115,8 @@ impl Scenario {
     /// With everything that keeps the scenario from being simulated.
     pub fn resolve(self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
         let mut findings = Findings {
-            source: &self.source,
-            tree: &self.tree,
             published: self.document.published.as_ref(),
-            found: Vec::new(),
+            ..Findings::new(&self.source, &self.tree)
         };
         let WorkloadText::Training(text) = &self.document.workload;
         let node = findings.node();
@@ -233,7 +231,7 @@ pub(crate) struct Findings<'s> {
 }
 
 impl<'s> Findings<'s> {
-    /// Nothing is wrong yet.
+    /// Nothing found yet.
     pub fn new(source: &'s Source, tree: &'s Tree) -> Self {
         Self {
             source,
@@ -243,9 +241,14 @@ impl<'s> Findings<'s> {
         }
     }
 
-    /// What was found.
+    /// Everything that was found.
     pub fn into_found(self) -> Vec<Diagnostic> {
         self.found
+    }
+
+    /// Nothing was found so far.
+    pub fn is_clean(&self) -> bool {
+        self.found.is_empty()
     }
 }
 
@@ -260,7 +263,8 @@ impl Findings<'_> {
         self.found.push(diagnostic);
     }
 
-    fn refuse(&mut self, error: DecodeError) {
+    /// Keeps an error of decoding.
+    pub fn refuse(&mut self, error: DecodeError) {
         self.found.push(error.in_source(self.source));
     }
 
@@ -326,6 +330,7 @@ impl Findings<'_> {
         ))
     }
 
+    /// The node of the cluster.
     pub fn node(&mut self) -> Option<Node> {
         let (tree, name) = self.definition(Section::Nodes, NODE)?;
         let text: NodeText = match decode::decode(&tree, "node", self.tree.place(NODE)) {
@@ -365,7 +370,7 @@ impl Findings<'_> {
     }
 
     /// One node needs no fabric; more than one must say.
-    fn default_fabric(&mut self, node: &Node, gpus: u32) -> Option<Fabric> {
+    pub fn default_fabric(&mut self, node: &Node, gpus: u32) -> Option<Fabric> {
         if gpus > node.gpus {
             let names: Vec<&str> = Catalogue::builtin().names(Section::Fabrics).collect();
             let message = format!(

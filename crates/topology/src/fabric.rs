@@ -49,6 +49,8 @@ impl Fabric {
             Self::FatTree(f) => f.link.as_mut(),
             Self::RailOptimized(f) => f.link.as_mut(),
             Self::MultiPlaneFatTree(f) => f.link.as_mut(),
+            Self::RailOnly(f) => f.link.as_mut(),
+            Self::DragonflyPlus(f) => f.link.as_mut(),
         }
     }
 
@@ -58,6 +60,8 @@ impl Fabric {
             Self::FatTree(f) => &mut f.hop,
             Self::RailOptimized(f) => &mut f.hop,
             Self::MultiPlaneFatTree(f) => &mut f.hop,
+            Self::RailOnly(f) => &mut f.hop,
+            Self::DragonflyPlus(f) => &mut f.hop,
         }
     }
 }

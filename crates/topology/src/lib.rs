@@ -14,6 +14,8 @@ mod graph;
 mod layout;
 mod map;
 mod node;
+mod survey;
+mod trace;
 mod wires;
 mod wiring;
 
@@ -25,5 +27,7 @@ pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
 pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
+pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};
+pub use trace::{Hop, RouteTrace};
 pub use wires::{LinkId, Wires};
 pub use wiring::{Torus, Wiring};

@@ -124,8 +124,15 @@ impl Wires {
     /// # Errors
     /// Any [`TopologyError`], the same as [`crate::ClusterMap::new`].
     pub fn new(cluster: &Cluster, seed: u64) -> Result<Self, TopologyError> {
+        Self::routed(cluster, cluster.fabric.routing(), seed)
+    }
+
+    /// The same with this routing in place of the fabric's: hashed wires have every cable.
+    ///
+    /// # Errors
+    /// As [`Wires::new`].
+    pub fn routed(cluster: &Cluster, routing: Routing, seed: u64) -> Result<Self, TopologyError> {
         let layout = Layout::new(cluster)?;
-        let routing = cluster.fabric.routing();
         let tiers = match routing {
             Routing::Ecmp => Tiers::physical(&layout),
             Routing::Adaptive => Tiers::sprayed(&layout),
@@ -444,9 +451,12 @@ impl Wires {
     }
 
     /// The GPU in the domain of `from` whose NIC is on the rail (or plane) of that of `to`: `from`
-    /// itself where it is, `None` where the domain has none.
+    /// itself where it is or the fabric has no rails, `None` where the domain has none.
     pub fn rail_neighbour(&self, from: u32, to: u32) -> Option<u32> {
         let layout = &self.layout;
+        if layout.rails * layout.planes == 1 {
+            return Some(from);
+        }
         let rail = |gpu: u32| layout.rail(layout.port(gpu));
         layout.neighbour(from, to, &|gpu| rail(gpu) == rail(to))
     }
@@ -524,6 +534,28 @@ impl Wires {
         }
         out.push(LinkId(self.down[b as usize]));
         out.push(to_gpu);
+    }
+
+    /// How many links each link of a route was chosen from.
+    pub(crate) fn choices(&self, route: &[LinkId]) -> Vec<u64> {
+        let tiers = &self.tiers;
+        let ends: Vec<(Vertex, Vertex)> = route.iter().map(|link| self.ends(*link)).collect();
+        let is_direct =
+            |(a, b): &(Vertex, Vertex)| matches!((a, b), (Vertex::Spine(_), Vertex::Spine(_)));
+        let direct = ends.iter().any(is_direct);
+        ends.iter()
+            .map(|ends| match ends {
+                (Vertex::Leaf(_), Vertex::Spine(_)) if !direct => tiers.uplinks,
+                (Vertex::Leaf(_), Vertex::Spine(_)) | (Vertex::Spine(_), Vertex::Leaf(_)) => {
+                    tiers.leaf_bundle()
+                }
+                (Vertex::Spine(_), Vertex::Core(_)) => tiers.spine_uplinks,
+                (Vertex::Core(_), Vertex::Spine(_)) => tiers.spine_bundle(),
+                (Vertex::Spine(_), Vertex::Spine(_)) => tiers.pair,
+                _ => 1,
+            })
+            .map(u64::from)
+            .collect()
     }
 
     /// Equal-cost paths between two GPUs, parallel cables counted one by one: what packet spraying

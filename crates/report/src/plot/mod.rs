@@ -12,6 +12,7 @@ mod lines;
 mod picture;
 mod scale;
 pub mod style;
+mod topology;
 mod waterfall;
 
 pub use bars::{Bar, Bars, Part};
@@ -20,4 +21,5 @@ pub use heat::Heat;
 pub use lines::{Kind, Lines, Series};
 pub use picture::{Anchor, Picture};
 pub use scale::{Axis, Scale, Ticks};
+pub use topology::topology;
 pub use waterfall::waterfall;

@@ -1,0 +1,72 @@
+//! `topology` and `route`: what a cluster is made of, and how its GPUs reach each other.
+
+use crate::args::{ClusterArgs, DrawnFormat, Format, RouteArgs, TopologyArgs};
+use crate::failure::Failure;
+use crate::{files, input, terminal};
+use clap::ColorChoice;
+use rackflow_report::{Style, plot, route_text, topology_text};
+use rackflow_scenario::ClusterChanges;
+use rackflow_topology::{RouteTrace, Survey};
+use std::path::Path;
+
+/// Describes a cluster.
+pub fn topology(args: &TopologyArgs, color: ColorChoice) -> Result<(), Failure> {
+    let cluster = input::cluster(&args.cluster, &changes(&args.changes))?;
+    let survey = Survey::new(&cluster).map_err(Failure::input)?;
+    if let Some(folder) = &args.output {
+        write(folder, &survey)?;
+    }
+    files::print(&match args.format {
+        DrawnFormat::Table => topology_text(&survey, &terminal::style(color)),
+        DrawnFormat::Json => json(&survey)?,
+        DrawnFormat::Svg => plot::topology(&survey).svg(),
+    })
+}
+
+/// Shows the paths between two GPUs.
+pub fn route(args: &RouteArgs, color: ColorChoice) -> Result<(), Failure> {
+    let cluster = input::cluster(&args.cluster, &changes(&args.changes))?;
+    for gpu in [args.from, args.to] {
+        if gpu >= cluster.gpus {
+            return Err(Failure::Input(format!(
+                "error: there is no GPU {gpu}: the cluster has {} GPUs, counted from 0\n  \
+                 hint: `--gpus N` takes more of them",
+                cluster.gpus
+            )));
+        }
+    }
+    let trace = RouteTrace::new(&cluster, args.from, args.to, args.seed).map_err(Failure::input)?;
+    files::print(&match args.format {
+        Format::Table => route_text(&trace, &terminal::style(color)),
+        Format::Json => json(&trace)?,
+    })
+}
+
+fn changes(args: &ClusterArgs) -> ClusterChanges {
+    ClusterChanges {
+        gpus: args.gpus,
+        fabric: args.fabric.clone(),
+        whole_nodes: false,
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::run)?;
+    Ok(text + "\n")
+}
+
+fn write(folder: &Path, survey: &Survey) -> Result<(), Failure> {
+    let picture = plot::topology(survey);
+    files::write_folder(
+        folder,
+        &[
+            (
+                "topology.txt",
+                topology_text(survey, &Style::default()).as_bytes(),
+            ),
+            ("topology.json", json(survey)?.as_bytes()),
+            ("topology.svg", picture.svg().as_bytes()),
+            ("topology.png", &picture.png()),
+        ],
+    )
+}

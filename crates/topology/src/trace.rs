@@ -1,0 +1,147 @@
+//! The paths between two GPUs, described.
+
+use crate::fabric::Routing;
+use crate::graph::Vertex;
+use crate::layout::TopologyError;
+use crate::map::Level;
+use crate::node::Cluster;
+use crate::wires::{LinkId, Wires};
+use rackflow_units::SimDuration;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Connections of a pair whose hashed paths are listed.
+const CONNECTIONS: u64 = 8;
+
+/// How one GPU reaches another on idle links.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct RouteTrace {
+    /// Sender.
+    pub from: u32,
+    /// Receiver.
+    pub to: u32,
+    /// Highest tier on the way.
+    pub level: Level,
+    /// Latency of a small message, in nanoseconds.
+    pub latency_ns: f64,
+    /// Line rate of the narrowest link of one path, in bytes per second, one direction.
+    pub bytes_per_s: u64,
+    /// Equal-cost paths, parallel cables counted one by one.
+    pub paths: u64,
+    /// `adaptive`: packets are spread over all paths; `ecmp`: a hash picks one per connection.
+    pub routing: Routing,
+    /// The links of one of the paths.
+    pub hops: Vec<Hop>,
+    /// The path that stays on the receiver's rail, where it differs: a neighbour relays.
+    pub by_rail: Option<Vec<Hop>>,
+    /// The highest switch that each of the pair's first connections is hashed to; empty where
+    /// packets are spread.
+    pub hashed: Vec<String>,
+}
+
+/// One link of a path.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Hop {
+    /// Where it leaves.
+    pub from: String,
+    /// Where it arrives.
+    pub to: String,
+    /// Tier of the link.
+    pub level: Level,
+    /// Line rate, in bytes per second.
+    pub bytes_per_s: u64,
+    /// Latency that it adds, in nanoseconds.
+    pub latency_ns: f64,
+    /// Links from which it was chosen.
+    pub choices: u64,
+}
+
+/// The name of a vertex in texts.
+pub(crate) fn name(vertex: Vertex) -> String {
+    match vertex {
+        Vertex::Gpu(i) => format!("GPU {i}"),
+        Vertex::Domain(i) => format!("switches of domain {i}"),
+        Vertex::Nic(i) => format!("NIC {i}"),
+        Vertex::Leaf(i) => format!("leaf {i}"),
+        Vertex::Spine(i) => format!("spine {i}"),
+        Vertex::Core(i) => format!("core {i}"),
+    }
+}
+
+impl RouteTrace {
+    /// Follows the paths from one GPU to another; `seed` draws hashed ones.
+    ///
+    /// # Errors
+    /// Any [`TopologyError`], the same as [`Wires::new`].
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn new(cluster: &Cluster, from: u32, to: u32, seed: u64) -> Result<Self, TopologyError> {
+        let wires = Wires::routed(cluster, Routing::Ecmp, seed)?;
+        let routing = cluster.fabric.routing();
+        let mut route = Vec::new();
+        wires.route(from, to, 0, &mut route);
+        let hops = hops(&wires, &route);
+        let latency: SimDuration = route
+            .iter()
+            .fold(SimDuration::ZERO, |sum, link| sum + wires.latency(*link));
+        let level = route.iter().map(|link| wires.level(*link)).max();
+        let mut rail = Vec::new();
+        wires.route_by_rail(from, to, 0, &mut rail);
+        let hashed = if routing == Routing::Ecmp && wires.paths(from, to) > 1 {
+            (0..CONNECTIONS)
+                .map(|choice| {
+                    let mut route = Vec::new();
+                    wires.route(from, to, choice, &mut route);
+                    summit(&wires, &route)
+                })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            from,
+            to,
+            level: level.unwrap_or(Level::Local),
+            latency_ns: latency.as_picos() as f64 / 1e3,
+            bytes_per_s: hops.iter().map(|hop| hop.bytes_per_s).min().unwrap_or(0),
+            paths: wires.paths(from, to),
+            routing,
+            by_rail: (rail != route).then(|| self::hops(&wires, &rail)),
+            hops,
+            hashed,
+        })
+    }
+}
+
+fn hops(wires: &Wires, route: &[LinkId]) -> Vec<Hop> {
+    route
+        .iter()
+        .zip(wires.choices(route))
+        .map(|(&link, choices)| {
+            let (from, to) = wires.ends(link);
+            Hop {
+                from: name(from),
+                to: name(to),
+                level: wires.level(link),
+                bytes_per_s: wires.bandwidth(link).bytes_per_sec(),
+                latency_ns: wires.latency(link).as_picos() as f64 / 1e3,
+                choices,
+            }
+        })
+        .collect()
+}
+
+/// The highest vertex of a route.
+fn summit(wires: &Wires, route: &[LinkId]) -> String {
+    let ends = route.iter().map(|link| wires.ends(*link).1);
+    ends.max_by_key(|vertex| match vertex {
+        Vertex::Gpu(_) => 0,
+        Vertex::Domain(_) => 1,
+        Vertex::Nic(_) => 2,
+        Vertex::Leaf(_) => 3,
+        Vertex::Spine(_) => 4,
+        Vertex::Core(_) => 5,
+    })
+    .map_or_else(String::new, name)
+}
