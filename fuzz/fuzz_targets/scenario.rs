@@ -10,7 +10,13 @@ fuzz_target!(|bytes: &[u8]| {
     let files = |path: &str| {
         if path.len() % 2 == 0 { Ok(text.to_owned()) } else { Err(io::Error::from(io::ErrorKind::NotFound)) }
     };
-    let setup = rackflow_scenario::parse("fuzz.yaml", text).and_then(|scenario| scenario.resolve(&files));
+    let setup = rackflow_scenario::parse("fuzz.yaml", text).and_then(|scenario| {
+        if scenario.serves() {
+            scenario.resolve_serving(&files).map(|_| ())
+        } else {
+            scenario.resolve(&files).map(|_| ())
+        }
+    });
     if let Err(found) = setup {
         assert!(!found.is_empty());
         for diagnostic in found {

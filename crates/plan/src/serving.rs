@@ -9,6 +9,7 @@
 
 mod communication;
 mod error;
+mod fleet;
 mod instance;
 mod kernels;
 mod layers;
@@ -20,6 +21,7 @@ mod table;
 mod tests;
 
 pub use error::ServingError;
+pub use fleet::{FleetError, FleetPlan, FleetSetup, PoolSetup, compile_fleet};
 pub use instance::Instance;
 pub use memory::InstanceMemory;
 pub use rackflow_workload::serving::Duty;

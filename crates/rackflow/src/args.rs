@@ -320,6 +320,8 @@ pub enum Kind {
 pub enum Document {
     /// What `run` reads.
     Scenario,
-    /// What `run --format json` writes.
+    /// What `run --format json` writes of a training scenario.
     Report,
+    /// What `run --format json` writes of a serving scenario.
+    ServingReport,
 }

@@ -1,6 +1,7 @@
 //! From what the user named to a setup.
 
 use crate::failure::Failure;
+use rackflow_plan::serving::FleetSetup;
 use rackflow_plan::{Fidelity, Setup};
 use rackflow_report::Published;
 use rackflow_scenario::{Catalogue, ClusterChanges, Section, Written};
@@ -161,6 +162,36 @@ pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
+}
+
+/// A serving scenario as meant.
+pub struct ResolvedFleet {
+    /// Where it says what.
+    pub written: Written,
+    /// What to simulate.
+    pub setup: FleetSetup,
+    /// The trace that it names is relative to this folder.
+    pub folder: PathBuf,
+}
+
+/// Whether the text is a serving scenario; a faulty text is none.
+pub fn serves(input: &Input) -> bool {
+    rackflow_scenario::parse(&input.source, &input.text).is_ok_and(|scenario| scenario.serves())
+}
+
+/// Says what a serving scenario means, or everything that is wrong with it.
+pub fn resolve_fleet(input: &Input, seed: Option<u64>) -> Result<ResolvedFleet, Failure> {
+    let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refusal)?;
+    let written = scenario.written();
+    let setup = scenario
+        .simulated_with(seed, None)
+        .resolve_serving(&|path| read_beside(&input.folder, path))
+        .map_err(refusal)?;
+    Ok(ResolvedFleet {
+        written,
+        setup,
+        folder: input.folder.clone(),
+    })
 }
 
 /// All that is wrong with a text.

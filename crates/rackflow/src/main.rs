@@ -14,6 +14,7 @@ mod files;
 mod input;
 mod messages;
 mod run;
+mod serve;
 mod sweep;
 mod terminal;
 mod topology;
@@ -77,6 +78,7 @@ fn schema(of: Document) -> String {
     let schema = match of {
         Document::Scenario => rackflow_scenario::scenario_schema(),
         Document::Report => rackflow_report::Report::schema(),
+        Document::ServingReport => rackflow_report::ServingReport::schema(),
     };
     format!("{schema:#}\n")
 }

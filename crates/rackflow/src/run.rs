@@ -3,8 +3,9 @@
 use crate::args::{Fidelity, Format, RunArgs};
 use crate::failure::Failure;
 use crate::files;
-use crate::input::{self, Resolved};
+use crate::input::{self, Input, Resolved};
 use crate::messages;
+use crate::serve;
 use crate::sweep;
 use crate::terminal;
 use clap::ColorChoice;
@@ -15,7 +16,11 @@ use std::time::Instant;
 
 /// Simulates one scenario and writes what it means.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
-    let resolved = resolve(args)?;
+    let input = input::read(&args.scenario)?;
+    if input::serves(&input) {
+        return serve::run(args, &input, color);
+    }
+    let resolved = resolve_input(args, &input)?;
     let plan = plan(&resolved)?;
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {
@@ -29,11 +34,15 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
 
 /// The scenario as meant, with what the command line replaces.
 pub fn resolve(args: &RunArgs) -> Result<Resolved, Failure> {
+    resolve_input(args, &input::read(&args.scenario)?)
+}
+
+fn resolve_input(args: &RunArgs, input: &Input) -> Result<Resolved, Failure> {
     let fidelity = args.fidelity.map(|fidelity| match fidelity {
         Fidelity::Folded => rackflow_plan::Fidelity::Folded,
         Fidelity::Full => rackflow_plan::Fidelity::Full,
     });
-    input::resolve(&input::read(&args.scenario)?, args.seed, fidelity)
+    input::resolve(input, args.seed, fidelity)
 }
 
 /// Says of each scenario whether it could be run. All are read, so that one call shows all errors.
@@ -43,6 +52,9 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
         let outcome = input::read(scenario).and_then(|text| {
             if input::is_sweep(&text) {
                 return sweep::check(&text);
+            }
+            if input::serves(&text) {
+                return serve::check(&text);
             }
             plan(&input::resolve(&text, None, None)?).map(|plan| in_short(&plan))
         });

@@ -124,9 +124,21 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
             .iter()
             .map(|rack| rack["effective_flops"].as_f64().expect("a rate"))
             .sum();
-        let model = report["training"]["model_tflops_per_gpu"]["causal"]
-            .as_f64()
-            .expect("a rate");
+        let Some(model) = report["training"]["model_tflops_per_gpu"]["causal"].as_f64() else {
+            let serving = &report["serving"];
+            for key in [
+                "output_tokens_per_s",
+                "joules_per_output_token",
+                "requests_per_s",
+            ] {
+                assert!(
+                    serving[key].as_f64().expect("a rate") > 0.0,
+                    "{name}: {key}"
+                );
+            }
+            assert_eq!(serving["requests_refused"], 0, "{name}");
+            continue;
+        };
         let whole = model * 1e12 * gpus as f64;
         assert!(
             (effective / whole - 1.0).abs() < 2e-3,
@@ -458,6 +470,10 @@ fn help_teaches_by_example() {
 #[test]
 fn the_documented_schemas_are_those_of_the_program() {
     check_file("docs/report.schema.json", &fine(&["schema", "report"]));
+    check_file(
+        "docs/serving_report.schema.json",
+        &fine(&["schema", "serving-report"]),
+    );
     check_file("docs/scenario.schema.json", &fine(&["schema", "scenario"]));
 }
 

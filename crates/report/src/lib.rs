@@ -18,6 +18,7 @@ mod format;
 mod paint;
 pub mod plot;
 mod report;
+mod serving;
 mod summarize;
 pub mod sweep;
 mod text;
@@ -31,6 +32,10 @@ pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
+pub use serving::{
+    ByLevel, ByPhase, Kv, Latency, Phases, PoolReport, ServedModel, Serving, ServingReport,
+    TierReport, summarize_serving,
+};
 pub use summarize::{Options, Published, ReportError, summarize};
-pub use text::render_text;
+pub use text::{render_serving_text, render_text};
 pub use topology::{route_text, topology_text};

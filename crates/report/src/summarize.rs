@@ -205,7 +205,7 @@ fn cluster(facts: &Facts) -> Cluster {
 }
 
 /// A fabric in a few words.
-fn fabric(fabric: &Fabric) -> String {
+pub(crate) fn fabric(fabric: &Fabric) -> String {
     let shape = |name: &str, tiers: u32, leaf: f64, spine: f64| {
         let mut text = format!("{tiers}-tier {name}");
         for (at, ratio) in [("leaf", leaf), ("spine", spine)] {
@@ -393,7 +393,7 @@ fn racks(record: &Record) -> Vec<Rack> {
     record.facts.racks.iter().enumerate().map(rack).collect()
 }
 
-fn waterfall(total: &Accounts) -> Vec<Loss> {
+pub(crate) fn waterfall(total: &Accounts) -> Vec<Loss> {
     let nonzero = Cause::all().filter(|cause| total.picos(*cause) > 0);
     nonzero
         .map(|cause| {

@@ -1,9 +1,13 @@
 //! The report for people: one screen of text.
 
+mod serving;
+
+pub use serving::render_serving_text;
+
 use crate::causes::{Family, family, purpose};
 use crate::format::{count, number, percent, seconds, significant, wrap};
 use crate::paint::{Ink, Style};
-use crate::report::{Loss, Report};
+use crate::report::{Cluster, Loss, Rack, Report};
 use rackflow_plan::{Cause, CommKind};
 use rackflow_topology::Level;
 
@@ -23,12 +27,12 @@ pub fn render_text(report: &Report, style: &Style) -> String {
     header(&mut page, report);
     memory(&mut page, report);
     results(&mut page, report);
-    racks(&mut page, report);
-    waterfall(&mut page, report);
+    racks(&mut page, &report.racks);
+    waterfall(&mut page, &report.cluster, &report.waterfall);
     exposed(&mut page, report);
     changes(&mut page, report);
     published(&mut page, report);
-    assumed(&mut page, report);
+    assumed(&mut page, &report.assumed);
     engine(&mut page, report);
     page.out
 }
@@ -273,13 +277,13 @@ fn utilisation(page: &mut Page<'_>, report: &Report) {
     }
 }
 
-fn racks(page: &mut Page<'_>, report: &Report) {
-    let Some(first) = report.racks.first() else {
+fn racks(page: &mut Page<'_>, racks: &[Rack]) {
+    let Some(first) = racks.first() else {
         return;
     };
     page.title("Racks", "effective of peak PFLOP/s");
     let pflops = |flops: f64| significant(flops / 1e15);
-    let row = |page: &mut Page<'_>, name: &str, rack: &crate::report::Rack| {
+    let row = |page: &mut Page<'_>, name: &str, rack: &Rack| {
         let bar_width = page.width.saturating_sub(2 + LABEL + 1 + 30);
         let line = format!(
             "  {name:<LABEL$} {} {:>9} of {:>7} {:>6} %",
@@ -290,47 +294,36 @@ fn racks(page: &mut Page<'_>, report: &Report) {
         );
         page.line(&line);
     };
-    let differ = report
-        .racks
+    let differ = racks
         .iter()
         .any(|rack| rack.gpus != first.gpus || rack.fraction != first.fraction);
     if !differ {
-        let name = if report.racks.len() == 1 {
+        let name = if racks.len() == 1 {
             format!("the rack ({} GPUs)", first.gpus)
         } else {
-            format!("each of {} ({} GPUs)", report.racks.len(), first.gpus)
+            format!("each of {} ({} GPUs)", racks.len(), first.gpus)
         };
         row(page, &name, first);
         return;
     }
-    let by_fraction =
-        |a: &&crate::report::Rack, b: &&crate::report::Rack| a.fraction.total_cmp(&b.fraction);
-    let least = report.racks.iter().min_by(by_fraction).unwrap_or(first);
-    let most = report
-        .racks
-        .iter()
-        .rev()
-        .max_by(by_fraction)
-        .unwrap_or(first);
+    let by_fraction = |a: &&Rack, b: &&Rack| a.fraction.total_cmp(&b.fraction);
+    let least = racks.iter().min_by(by_fraction).unwrap_or(first);
+    let most = racks.iter().rev().max_by(by_fraction).unwrap_or(first);
     row(
         page,
         &format!("best: rack {} ({} GPUs)", most.id, most.gpus),
         most,
     );
-    let n = report.racks.len() as f64;
-    let effective: f64 = report.racks.iter().map(|rack| rack.effective_flops).sum();
-    let peak: f64 = report.racks.iter().map(|rack| rack.peak_flops).sum();
-    let mean = crate::report::Rack {
+    let n = racks.len() as f64;
+    let effective: f64 = racks.iter().map(|rack| rack.effective_flops).sum();
+    let peak: f64 = racks.iter().map(|rack| rack.peak_flops).sum();
+    let mean = Rack {
         effective_flops: effective / n,
         peak_flops: peak / n,
         fraction: effective / peak,
         ..*first
     };
-    row(
-        page,
-        &format!("mean of {} racks", report.racks.len()),
-        &mean,
-    );
+    row(page, &format!("mean of {} racks", racks.len()), &mean);
     row(
         page,
         &format!("worst: rack {} ({} GPUs)", least.id, least.gpus),
@@ -352,20 +345,14 @@ fn bar(page: &Page<'_>, fraction: f64, width: usize) -> String {
     )
 }
 
-fn waterfall(page: &mut Page<'_>, report: &Report) {
+fn waterfall(page: &mut Page<'_>, cluster: &Cluster, waterfall: &[Loss]) {
     page.title("Where the peak goes", "share   PFLOP/s");
-    let peak = report.cluster.peak_flops.native;
-    let useful = report
-        .waterfall
-        .iter()
-        .find(|loss| loss.cause == "useful_math");
-    let losses = report
-        .waterfall
-        .iter()
-        .filter(|loss| loss.cause != "useful_math");
+    let peak = cluster.peak_flops.native;
+    let useful = waterfall.iter().find(|loss| loss.cause == "useful_math");
+    let losses = waterfall.iter().filter(|loss| loss.cause != "useful_math");
     let (rows, small): (Vec<&Loss>, Vec<&Loss>) =
         losses.partition(|loss| loss.fraction >= SMALLEST_ROW);
-    let name = format!("Dense {} peak", report.cluster.native_precision);
+    let name = format!("Dense {} peak", cluster.native_precision);
     step(page, &name, Ink::Strong, 0.0, 1.0, peak, "");
     let mut left = 1.0;
     for loss in rows {
@@ -587,12 +574,12 @@ fn published(page: &mut Page<'_>, report: &Report) {
     page.entry("source", &comparison.source);
 }
 
-fn assumed(page: &mut Page<'_>, report: &Report) {
-    if report.assumed.is_empty() {
+fn assumed(page: &mut Page<'_>, assumed: &[String]) {
+    if assumed.is_empty() {
         return;
     }
     page.title("Assumed, because no source says it", "");
-    for assumption in &report.assumed {
+    for assumption in assumed {
         for (i, part) in wrap(assumption, page.width - 4).iter().enumerate() {
             page.line(&format!("  {} {part}", if i == 0 { "-" } else { " " }));
         }

@@ -4,11 +4,14 @@
 //! are themselves wrong stays silent.
 
 mod hardware;
+mod serving;
 mod work;
 
 use crate::document::TrainingText;
 use crate::resolve::Findings;
+use crate::serving_text::ServingText;
 use rackflow_plan::Setup;
+use rackflow_plan::serving::FleetSetup;
 use rackflow_topology::Cluster;
 use std::fmt::Display;
 
@@ -21,6 +24,16 @@ pub(crate) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
 /// Reports everything that keeps `cluster` from being built.
 pub(crate) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
     hardware::cluster(cluster, findings);
+}
+
+/// Reports what is wrong with a serving workload as it was typed.
+pub(crate) fn serving_text(text: &ServingText, findings: &mut Findings<'_>) {
+    serving::text(text, findings);
+}
+
+/// Reports everything else that keeps `setup` from being simulated.
+pub(crate) fn serving(setup: &FleetSetup, findings: &mut Findings<'_>) {
+    serving::fleet(setup, findings);
 }
 
 /// A whole number that must be at least 1 and at most `limit`; says so at `path` where it is not.

@@ -3,6 +3,7 @@
 
 use crate::decode::Subtree;
 use crate::schema;
+use crate::serving_text::ServingText;
 use rackflow_units::SimDuration;
 use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
@@ -50,6 +51,8 @@ pub(crate) struct ClusterText {
 pub(crate) enum WorkloadText {
     /// One step of pre-training.
     Training(Box<TrainingText>),
+    /// A model that answers requests.
+    Serving(Box<ServingText>),
 }
 
 /// One training step as its authors would describe it.

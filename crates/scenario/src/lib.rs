@@ -21,6 +21,7 @@ pub mod published;
 mod refusal;
 mod resolve;
 mod schema;
+mod serving_text;
 mod shipped;
 mod suggest;
 mod sweep;

@@ -1,5 +1,7 @@
 //! From what was typed to what was meant: names are looked up, defaults filled in, numbers checked.
 
+mod serving;
+
 use crate::catalogue::{Catalogue, Section};
 use crate::check;
 use crate::decode::{self, DecodeError, shorten};
@@ -46,7 +48,7 @@ pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>>
 }
 
 /// Reads a file that a scenario names, relative to the scenario.
-type Files<'f> = dyn Fn(&str) -> std::io::Result<String> + 'f;
+pub(crate) type Files<'f> = dyn Fn(&str) -> std::io::Result<String> + 'f;
 
 impl Scenario {
     pub(crate) fn of_tree(
@@ -118,10 +120,13 @@ impl Scenario {
             published: self.document.published.as_ref(),
             ..Findings::new(&self.source, &self.tree)
         };
-        let WorkloadText::Training(text) = &self.document.workload;
+        let WorkloadText::Training(text) = &self.document.workload else {
+            let found = findings.at("workload", "this scenario serves; a training one is needed");
+            return Err(vec![found.hint("write workload: { training: ... }")]);
+        };
         let node = findings.node();
         let fabric = findings.fabric(self.document.cluster.fabric.is_some());
-        let model = findings.model(files);
+        let model = findings.model_at(MODEL, files);
         let stack =
             findings
                 .named::<SoftwareStack>(Section::Stacks, STACK)
@@ -332,23 +337,28 @@ impl Findings<'_> {
 
     /// The node of the cluster.
     pub fn node(&mut self) -> Option<Node> {
-        let (tree, name) = self.definition(Section::Nodes, NODE)?;
-        let text: NodeText = match decode::decode(&tree, "node", self.tree.place(NODE)) {
+        self.node_at(NODE)
+    }
+
+    /// The node that is named or defined at this path.
+    fn node_at(&mut self, path: &str) -> Option<Node> {
+        let (tree, name) = self.definition(Section::Nodes, path)?;
+        let text: NodeText = match decode::decode(&tree, "node", self.tree.place(path)) {
             Ok(text) => text,
             Err(error) => {
                 self.refuse(error);
                 return None;
             }
         };
-        let accelerator = self.accelerator(&tree)?;
+        let accelerator = self.accelerator(path, &tree)?;
         Some(text.with(name, accelerator))
     }
 
-    fn accelerator(&mut self, node: &Tree) -> Option<Accelerator> {
+    fn accelerator(&mut self, node_path: &str, node: &Tree) -> Option<Accelerator> {
         // A node of the catalogue names its accelerator there, a defined one here.
-        let path = "cluster.node.accelerator";
-        let (mut accelerator, name) = if self.written(path) {
-            self.named::<Accelerator>(Section::Accelerators, path)?
+        let path = format!("{node_path}.accelerator");
+        let (mut accelerator, name) = if self.written(&path) {
+            self.named::<Accelerator>(Section::Accelerators, &path)?
         } else {
             let name = node.get("accelerator").and_then(Tree::text)?;
             (
@@ -386,17 +396,17 @@ impl Findings<'_> {
         Catalogue::builtin().fabric("rail-optimized").cloned()
     }
 
-    fn model(&mut self, files: &Files<'_>) -> Option<Model> {
-        let node = self.tree.at(MODEL)?;
+    fn model_at(&mut self, at: &str, files: &Files<'_>) -> Option<Model> {
+        let node = self.tree.at(at)?;
         let Some(path) = node.text().filter(|text| text.ends_with(".json")) else {
-            let (mut model, name) = self.named::<Model>(Section::Models, MODEL)?;
+            let (mut model, name) = self.named::<Model>(Section::Models, at)?;
             model.name = name;
             return Some(model);
         };
         let text = match files(path) {
             Ok(text) => text,
             Err(error) => {
-                let found = self.at(MODEL, format!("cannot read {}: {error}", shorten(path)));
+                let found = self.at(at, format!("cannot read {}: {error}", shorten(path)));
                 self.report(found.hint("the path is relative to the scenario"));
                 return None;
             }
@@ -409,7 +419,7 @@ impl Findings<'_> {
                 Some(model)
             }
             Err(error) => {
-                self.report(self.at(MODEL, format!("{} is not a model: {error}", shorten(path))));
+                self.report(self.at(at, format!("{} is not a model: {error}", shorten(path))));
                 None
             }
         }

@@ -3,6 +3,7 @@
 use crate::catalogue::{Catalogue, Section};
 use crate::document::{Document, NodeText};
 use rackflow_topology::{Accelerator, Fabric};
+use rackflow_workload::serving::ServingStack;
 use rackflow_workload::{Model, SoftwareStack};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
@@ -100,4 +101,12 @@ pub(crate) fn model(generator: &mut SchemaGenerator) -> Schema {
 
 pub(crate) fn stack(generator: &mut SchemaGenerator) -> Schema {
     name_or_definition::<SoftwareStack>(Section::Stacks, generator)
+}
+
+pub(crate) fn serving_stack(generator: &mut SchemaGenerator) -> Schema {
+    name_or_definition::<ServingStack>(Section::ServingStacks, generator)
+}
+
+pub(crate) fn optional_node(generator: &mut SchemaGenerator) -> Schema {
+    node(generator)
 }

@@ -17,6 +17,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama4-32k-h100",
         "deepseek-v3-2048-gb200-nvl72",
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
+        "serve-llama3-70b-8-h100",
     ]
 }
 

@@ -5,6 +5,7 @@
 pub mod collective;
 mod fold;
 mod record;
+pub mod serving;
 mod step;
 
 pub use record::{ClassRecord, EngineRecord, Record};

@@ -12,5 +12,5 @@ mod time;
 
 pub use parse::ParseQuantityError;
 pub use precision::Precision;
-pub use quantity::{Bandwidth, Bytes, FlopRate, Flops, Frequency, Power, UsdPerHour};
+pub use quantity::{Bandwidth, Bytes, FlopRate, Flops, Frequency, Power, RequestRate, UsdPerHour};
 pub use time::{SimDuration, SimTime};

@@ -191,6 +191,14 @@ quantity! {
     print { "USD/h" = 1.0 }
 }
 
+quantity! {
+    /// Requests per second.
+    RequestRate(f64), "rate of requests", "RequestRate", "2 requests/s",
+    parse { "requests/s" = 1.0, "request/s" = 1.0, "req/s" = 1.0, "requests/min" = 0.016_666_666_666_666_666, "requests/h" = 2.777_777_777_777_778e-4 },
+    offer ["requests/s", "requests/min", "requests/h"],
+    print { "requests/s" = 1.0 }
+}
+
 impl Bytes {
     /// `n` bytes.
     pub const fn new(n: u64) -> Self {
@@ -347,6 +355,7 @@ real_accessors!(
 real_accessors!(Frequency, from_hertz, hertz, "hertz");
 real_accessors!(Power, from_watts, watts, "watts");
 real_accessors!(UsdPerHour, new, get, "dollars per hour");
+real_accessors!(RequestRate, from_per_sec, per_sec, "requests per second");
 
 impl Flops {
     /// Seconds that these operations take at `rate`.

@@ -1,4 +1,4 @@
-//! Work as data: model shapes, operations, training plans and software stacks.
+//! Work as data: model shapes, operations, training plans, requests and software stacks.
 //!
 //! This crate does not know any hardware: it says what must be computed, read and sent, never how
 //! long that takes.
@@ -7,13 +7,22 @@ mod check;
 mod counts;
 mod model;
 mod operation;
+mod requests;
 pub mod serving;
+mod serving_engine;
 mod stack;
+pub mod trace;
 mod training;
 
 pub use check::ModelError;
 pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount};
 pub use model::{Attention, FeedForward, GroupLimit, LayerKind, MoE, Model, MultiTokenPrediction};
 pub use operation::{Direction, Operation};
+pub use requests::{Arrivals, Length, Request, RequestPlan, Segment, Sessions, Shapes};
+pub use serving_engine::{
+    Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role, Router,
+    Scheduler, Slo,
+};
 pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
+pub use trace::{Trace, TraceError};
 pub use training::{Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero};

@@ -60,7 +60,7 @@ impl ServingParallelism {
 }
 
 /// Guessing tokens ahead and checking them in one step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Speculation {
     /// What guesses.

@@ -22,4 +22,4 @@ pub use lines::{Kind, Lines, Series};
 pub use picture::{Anchor, Picture};
 pub use scale::{Axis, Scale, Ticks};
 pub use topology::topology;
-pub use waterfall::waterfall;
+pub use waterfall::{serving_waterfall, waterfall};

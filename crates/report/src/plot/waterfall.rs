@@ -3,7 +3,8 @@
 use super::picture::{Anchor, Picture};
 use super::style::{self, Ink, size};
 use crate::format::{number, percent};
-use crate::report::{Loss, Report};
+use crate::report::{Cluster, Loss, Report};
+use crate::serving::ServingReport;
 
 /// Losses below this share of the GPU-seconds are drawn together in one row.
 const SMALLEST_ROW: f64 = 0.0005;
@@ -23,12 +24,41 @@ struct Row<'a> {
 
 /// The waterfall from peak to effective FLOP/s.
 pub fn waterfall(report: &Report) -> Picture {
-    let rows = rows(report);
-    let title = format!("Where the peak goes: {}", report.scenario);
-    let subtitle = subtitle(report);
-    let top = Picture::heading_height(&title, &subtitle) + 34.0;
+    draw(
+        &report.scenario,
+        &subtitle(report),
+        &report.cluster,
+        &report.waterfall,
+    )
+}
+
+/// The same of a serving run.
+pub fn serving_waterfall(report: &ServingReport) -> Picture {
+    let serving = &report.serving;
+    let share = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), percent);
+    let subtitle = format!(
+        "{} {}, {} peak. {} output tokens/s per GPU; MFU {} % in prefill, MBU {} % in decode.",
+        number(report.cluster.gpus as f64, 0),
+        report.cluster.accelerator,
+        report.cluster.native_precision,
+        crate::format::significant(serving.output_tokens_per_s_per_gpu),
+        share(serving.mfu.prefill),
+        share(serving.mbu.decode),
+    );
+    draw(
+        &report.scenario,
+        &subtitle,
+        &report.cluster,
+        &report.waterfall,
+    )
+}
+
+fn draw(scenario: &str, subtitle: &str, cluster: &Cluster, waterfall: &[Loss]) -> Picture {
+    let rows = rows(waterfall);
+    let title = format!("Where the peak goes: {scenario}");
+    let top = Picture::heading_height(&title, subtitle) + 34.0;
     let bottom = top + ROW * rows.len() as f64;
-    let mut picture = Picture::new(bottom + 64.0, &title, &subtitle);
+    let mut picture = Picture::new(bottom + 64.0, &title, subtitle);
     let scale = style::WIDTH - 2.0 * style::MARGIN - NAMES - FIGURES;
     let x = |fraction: f64| style::MARGIN + NAMES + fraction.clamp(0.0, 1.0) * scale;
     let right = style::WIDTH - style::MARGIN;
@@ -47,7 +77,7 @@ pub fn waterfall(report: &Report) -> Picture {
         Anchor::End,
         false,
     );
-    let peak = report.cluster.peak_flops.native / 1e15;
+    let peak = cluster.peak_flops.native / 1e15;
     let digits = if peak >= 99.95 { 1 } else { 3 };
     for (i, row) in rows.iter().enumerate() {
         let y = top + ROW * i as f64;
@@ -84,10 +114,9 @@ pub fn waterfall(report: &Report) -> Picture {
     picture
 }
 
-fn rows(report: &Report) -> Vec<Row<'_>> {
+fn rows(waterfall: &[Loss]) -> Vec<Row<'_>> {
     let useful = |loss: &&Loss| loss.cause == "useful_math";
-    let kept = report
-        .waterfall
+    let kept = waterfall
         .iter()
         .find(useful)
         .map_or(0.0, |loss| loss.fraction);
@@ -100,7 +129,7 @@ fn rows(report: &Report) -> Vec<Row<'_>> {
     }];
     let mut left = 1.0;
     let mut small = 0.0;
-    for loss in report.waterfall.iter().filter(|loss| !useful(loss)) {
+    for loss in waterfall.iter().filter(|loss| !useful(loss)) {
         if loss.fraction < SMALLEST_ROW {
             small += loss.fraction;
             continue;

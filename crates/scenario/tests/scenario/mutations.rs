@@ -16,7 +16,13 @@ fn files(path: &str) -> io::Result<String> {
 /// Parses, resolves and renders; all that must hold is that it returns, and that a refusal says
 /// something at a place that exists.
 fn digest(text: &str) {
-    if let Err(found) = parse("mutant.yaml", text).and_then(|scenario| scenario.resolve(&files)) {
+    if let Err(found) = parse("mutant.yaml", text).and_then(|scenario| {
+        if scenario.serves() {
+            scenario.resolve_serving(&files).map(|_| ())
+        } else {
+            scenario.resolve(&files).map(|_| ())
+        }
+    }) {
         assert!(!found.is_empty());
         for diagnostic in found {
             let end = diagnostic.span.offset + diagnostic.span.len;

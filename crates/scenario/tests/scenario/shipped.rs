@@ -10,9 +10,15 @@ fn no_files(_: &str) -> io::Result<String> {
 fn every_shipped_scenario_resolves() {
     for (name, text) in shipped() {
         let file = format!("{name}.yaml");
-        let setup = parse(&file, text).and_then(|scenario| scenario.resolve(&no_files));
-        match setup {
-            Ok(setup) => assert_eq!(setup.name, *name),
+        let resolved = parse(&file, text).and_then(|scenario| {
+            if scenario.serves() {
+                scenario.resolve_serving(&no_files).map(|setup| setup.name)
+            } else {
+                scenario.resolve(&no_files).map(|setup| setup.name)
+            }
+        });
+        match resolved {
+            Ok(resolved) => assert_eq!(resolved, *name),
             Err(diagnostics) => {
                 let texts: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
                 panic!("{}", texts.join("\n\n"));
@@ -25,9 +31,15 @@ fn every_shipped_scenario_resolves() {
 fn every_shipped_scenario_has_a_plan_that_fits() {
     let mut without = Vec::new();
     for (name, text) in shipped() {
-        let setup = parse(name, text)
-            .and_then(|scenario| scenario.resolve(&no_files))
-            .expect("tested above");
+        let scenario = parse(name, text).expect("tested above");
+        if scenario.serves() {
+            let setup = scenario.resolve_serving(&no_files).expect("tested above");
+            if let Err(error) = rackflow_plan::serving::compile_fleet(setup) {
+                without.push(format!("{name}: {error} {error:?}"));
+            }
+            continue;
+        }
+        let setup = scenario.resolve(&no_files).expect("tested above");
         if let Err(error) = rackflow_plan::compile(&setup).and_then(|plan| plan.check_memory()) {
             without.push(format!("{name}: {error} {error:?}"));
         }

@@ -1,0 +1,147 @@
+//! A fleet: pools of equal replicas on their GPUs, and what is asked of them.
+
+use super::{Instance, ServingError};
+use rackflow_topology::{Cluster, ClusterMap};
+use rackflow_units::Bytes;
+use rackflow_workload::serving::Deployment;
+use rackflow_workload::{
+    Decoder, EngineConfig, KvTier, KvTransfer, RequestPlan, Role, Router, Slo,
+};
+
+/// Equal replicas, one after the other on consecutive GPUs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolSetup {
+    /// What they do.
+    pub role: Role,
+    /// Which cluster of the fleet they are on.
+    pub cluster: usize,
+    /// First GPU, counted over all clusters.
+    pub first_gpu: u32,
+    /// How many.
+    pub replicas: u32,
+    /// What each is.
+    pub deployment: Deployment,
+    /// Limits and habits of each.
+    pub engine: EngineConfig,
+}
+
+/// A serving scenario as meant.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetSetup {
+    /// Name of the scenario, for the report.
+    pub name: String,
+    /// The hardware; one cluster, or one for each pool.
+    pub clusters: Vec<Cluster>,
+    /// One pool that does everything, or prefill and decode.
+    pub pools: Vec<PoolSetup>,
+    /// What is asked.
+    pub requests: RequestPlan,
+    /// How answers are produced.
+    pub decoder: Decoder,
+    /// How a request finds its replica.
+    pub router: Router,
+    /// How caches move between pools.
+    pub transfer: KvTransfer,
+    /// Tiers of KV cache below HBM, the nearest first.
+    pub store: Vec<KvTier>,
+    /// What requests should not exceed.
+    pub slo: Slo,
+    /// What the sources do not say.
+    pub assumed: Vec<String>,
+    /// Root of all random streams.
+    pub seed: u64,
+}
+
+/// A fleet whose replicas are compiled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetPlan {
+    /// What it was compiled from.
+    pub setup: FleetSetup,
+    /// One replica of each pool.
+    pub instances: Vec<Instance>,
+    /// Where GPUs sit, by cluster.
+    pub maps: Vec<ClusterMap>,
+}
+
+/// Why a fleet has no plan.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum FleetError {
+    /// A replica cannot be compiled.
+    #[error("{error}")]
+    Replica {
+        /// Of which pool.
+        pool: usize,
+        /// Why.
+        error: ServingError,
+    },
+    /// The cache is too small for any request.
+    #[error(
+        "{cache} on each GPU remain for the cache, which holds {tokens} tokens: too few for one request"
+    )]
+    NoCache {
+        /// Of which pool.
+        pool: usize,
+        /// What remains on one GPU.
+        cache: Bytes,
+        /// What the replica holds.
+        tokens: u64,
+    },
+}
+
+impl FleetError {
+    /// The pool that it is about.
+    pub fn pool(&self) -> usize {
+        match self {
+            Self::Replica { pool, .. } | Self::NoCache { pool, .. } => *pool,
+        }
+    }
+}
+
+/// Compiles one replica of each pool, on the first GPUs of the pool.
+///
+/// # Errors
+/// When a replica does not fit its GPUs.
+pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
+    let mut maps = Vec::new();
+    for (index, cluster) in setup.clusters.iter().enumerate() {
+        let map = ClusterMap::new(cluster).map_err(|error| FleetError::Replica {
+            pool: setup
+                .pools
+                .iter()
+                .position(|pool| pool.cluster == index)
+                .unwrap_or(0),
+            error: error.into(),
+        })?;
+        maps.push(map);
+    }
+    let mut instances = Vec::new();
+    for (index, pool) in setup.pools.iter().enumerate() {
+        let before: u32 = setup.clusters[..pool.cluster]
+            .iter()
+            .map(|cluster| cluster.gpus)
+            .sum();
+        let first = pool.first_gpu - before;
+        let gpus: Vec<u32> = (first..first + pool.deployment.parallelism.gpus()).collect();
+        let instance = Instance::new(
+            &pool.deployment,
+            &setup.clusters[pool.cluster],
+            &maps[pool.cluster],
+            &gpus,
+        )
+        .map_err(|error| FleetError::Replica { pool: index, error })?;
+        let tokens = instance.kv_capacity_tokens();
+        if tokens < u64::from(pool.engine.block_size) {
+            return Err(FleetError::NoCache {
+                pool: index,
+                cache: instance.memory().cache,
+                tokens,
+            });
+        }
+        instances.push(instance);
+    }
+    Ok(FleetPlan {
+        setup,
+        instances,
+        maps,
+    })
+}

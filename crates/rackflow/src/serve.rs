@@ -1,0 +1,144 @@
+//! `run` and `check` of a serving scenario: the trace is opened here, and the reports are written.
+
+use crate::args::{Format, RunArgs};
+use crate::failure::Failure;
+use crate::files;
+use crate::input::{self, Input, ResolvedFleet};
+use crate::terminal;
+use clap::ColorChoice;
+use rackflow_plan::serving::{FleetPlan, compile_fleet};
+use rackflow_report::{ServingReport, Style, plot, render_serving_text, summarize_serving};
+use rackflow_simulator::serving::{
+    Fleet, NoSink, RequestSink, Rows, ServeError, ServingRecord, serve,
+};
+use rackflow_workload::{Shapes, Trace};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Simulates a serving scenario and writes what it means.
+pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+    let resolved = input::resolve_fleet(input, args.seed)?;
+    let trace = trace_path(&resolved);
+    let plan = compile(resolved)?;
+    let report = simulate(&plan, trace.as_deref(), &mut NoSink)?;
+    if let Some(folder) = &args.output {
+        write(folder, &report)?;
+    }
+    files::print(&match args.format {
+        Format::Table => render_serving_text(&report, &terminal::style(color)),
+        Format::Json => report.to_json(),
+    })
+}
+
+/// What a serving scenario comes to, in short.
+pub fn check(input: &Input) -> Result<String, Failure> {
+    let resolved = input::resolve_fleet(input, None)?;
+    let trace = trace_path(&resolved);
+    if let Some(path) = &trace {
+        drop(rows(path)?);
+    }
+    let plan = compile(resolved)?;
+    let parts: Vec<String> = plan
+        .setup
+        .pools
+        .iter()
+        .zip(&plan.instances)
+        .map(|(pool, instance)| {
+            format!(
+                "{} x {} GPUs with {} of weights on each and a cache for {} tokens",
+                pool.replicas,
+                instance.gpus(),
+                instance.weight_bytes_per_gpu(),
+                instance.kv_capacity_tokens()
+            )
+        })
+        .collect();
+    Ok(parts.join("; "))
+}
+
+/// The trace that the scenario names, relative to its folder.
+pub fn trace_path(resolved: &ResolvedFleet) -> Option<PathBuf> {
+    match &resolved.setup.requests.shapes {
+        Shapes::Trace { path, .. } => Some(resolved.folder.join(path)),
+        Shapes::Drawn { .. } => None,
+    }
+}
+
+/// Compiles the fleet, or says where the scenario asks for too much.
+pub fn compile(resolved: ResolvedFleet) -> Result<FleetPlan, Failure> {
+    let setup = resolved.setup;
+    compile_fleet(setup.clone())
+        .map_err(|error| Failure::Input(resolved.written.fleet_refusal(&setup, &error).to_string()))
+}
+
+fn rows(path: &Path) -> Result<Rows<'static>, Failure> {
+    let file = File::open(path).map_err(|error| {
+        Failure::input(format_args!(
+            "the trace {} cannot be read: {error}\n  hint: the path is relative to the scenario",
+            path.display()
+        ))
+    })?;
+    Ok(Box::new(Trace::new(BufReader::with_capacity(
+        1 << 16,
+        file,
+    ))))
+}
+
+/// Runs the fleet.
+pub fn record(
+    plan: &FleetPlan,
+    trace: Option<&Path>,
+    sink: &mut dyn RequestSink,
+) -> Result<ServingRecord, Failure> {
+    let rows = trace.map(rows).transpose()?;
+    serve(&Fleet::of(plan), rows, sink).map_err(|error| match (&error, trace) {
+        (ServeError::Trace(wrong), Some(path)) => {
+            let place = path.display().to_string();
+            let (line, message) = match wrong {
+                rackflow_workload::TraceError::Io { line, error } => (line, error.to_string()),
+                rackflow_workload::TraceError::Format { line, message } => (line, message.clone()),
+            };
+            Failure::Input(format!("error: {message}\n  --> {place}:{line}"))
+        }
+        _ => Failure::input(error),
+    })
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the command line is where the wall clock is read"
+)]
+fn simulate(
+    plan: &FleetPlan,
+    trace: Option<&Path>,
+    sink: &mut dyn RequestSink,
+) -> Result<ServingReport, Failure> {
+    let started = Instant::now();
+    let record = record(plan, trace, sink)?;
+    let wall_s = started.elapsed().as_secs_f64();
+    summarize_serving(plan, &record, wall_s).map_err(|error| {
+        Failure::run(format_args!(
+            "the simulation contradicts itself, which is a defect of Rackflow: {error}"
+        ))
+    })
+}
+
+/// Writes the report in every form.
+fn write(folder: &Path, report: &ServingReport) -> Result<(), Failure> {
+    files::write_folder(
+        folder,
+        &[
+            (
+                "report.txt",
+                render_serving_text(report, &Style::default()).as_bytes(),
+            ),
+            ("report.json", report.to_json().as_bytes()),
+            (
+                "waterfall.svg",
+                plot::serving_waterfall(report).svg().as_bytes(),
+            ),
+        ],
+    )
+}

@@ -1,0 +1,1403 @@
+//! The run of a fleet: arrivals, steps, transfers, and what becomes of each request.
+
+use super::blocks;
+use super::cost::{DecodeTable, StepModel, Work};
+use super::live::{Live, Lives};
+use super::network::{self, Network, Piece, Purpose, Transfer, Wires};
+use super::record::{
+    KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
+};
+use super::replica::{Replica, Run};
+use super::source::{Answered, Rows, Source};
+use super::store::Store;
+use rackflow_engine::{EventClass, EventQueue, RandomStream};
+use rackflow_network::{Demand, Links, Protocol, Shape};
+use rackflow_plan::serving::{FleetPlan, FleetSetup, Instance, PoolSetup, StepBatch};
+use rackflow_plan::{Accounts, Cause};
+use rackflow_topology::{ClusterMap, Level};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+use rackflow_workload::{
+    Decoder, EngineConfig, KvTier, KvTransfer, Request, RequestPlan, Role, Router, Slo, TraceError,
+};
+
+/// Equal replicas of the model.
+#[derive(Clone)]
+pub struct Pool<'a> {
+    /// What they do.
+    pub role: Role,
+    /// What their steps cost.
+    pub model: &'a dyn StepModel,
+    /// How many.
+    pub replicas: u32,
+    /// GPUs of one; replicas lie one after the other.
+    pub gpus: u32,
+    /// GPUs among which one sequence's cache is spread: the tensor-parallel ranks of one attention
+    /// group.
+    pub cache_gpus: u32,
+    /// First GPU of the pool.
+    pub first_gpu: u32,
+    /// Limits and habits.
+    pub engine: EngineConfig,
+    /// Tokens that the cache of one replica holds.
+    pub kv_tokens: u64,
+    /// Bytes of one token in the cache, all layers.
+    pub kv_bytes_per_token: f64,
+    /// Layers of the model.
+    pub layers: u64,
+    /// Ports of one GPU.
+    pub wires: Wires,
+    /// Rate between one GPU and its host.
+    pub host: Bandwidth,
+    /// From a request's arrival to its place in the queue: the server in front of the engine.
+    pub request_overhead: SimDuration,
+}
+
+/// What is simulated.
+#[derive(Clone)]
+pub struct Fleet<'a> {
+    /// One pool that does everything, or prefill and decode.
+    pub pools: Vec<Pool<'a>>,
+    /// Where GPUs sit; `None` where the pools are of different hardware.
+    pub map: Option<&'a ClusterMap>,
+    /// What is asked.
+    pub requests: &'a RequestPlan,
+    /// How answers are produced.
+    pub decoder: Decoder,
+    /// How a request finds its replica.
+    pub router: Router,
+    /// How caches move between pools.
+    pub transfer: KvTransfer,
+    /// Tiers below HBM, the nearest first.
+    pub store: &'a [KvTier],
+    /// What requests should not exceed.
+    pub slo: Slo,
+    /// Root of all random streams.
+    pub seed: u64,
+    /// Steps of equal batches are taken together. The results are the same without.
+    pub together: bool,
+}
+
+impl<'a> Fleet<'a> {
+    /// The fleet of a compiled plan.
+    pub fn of(plan: &'a FleetPlan) -> Self {
+        let setup = &plan.setup;
+        let pools = setup.pools.iter().zip(&plan.instances);
+        Self {
+            pools: pools
+                .map(|(pool, instance)| Pool::of(setup, pool, instance, plan))
+                .collect(),
+            map: (setup.clusters.len() == 1).then(|| &plan.maps[0]),
+            requests: &setup.requests,
+            decoder: setup.decoder,
+            router: setup.router,
+            transfer: setup.transfer,
+            store: &setup.store,
+            slo: setup.slo,
+            seed: setup.seed,
+            together: true,
+        }
+    }
+}
+
+impl<'a> Pool<'a> {
+    fn of(setup: &FleetSetup, pool: &PoolSetup, instance: &'a Instance, plan: &FleetPlan) -> Self {
+        let cluster = &setup.clusters[pool.cluster];
+        let links = Links::new(cluster, &plan.maps[pool.cluster]);
+        let wires = Wires {
+            nvlink: links.copy_rate(Protocol::Simple),
+            nic: links.nic_rate(Protocol::Simple),
+            nvlink_latency: links.nvlink_step(Protocol::Ll),
+            nic_latency: links.nic_step(Level::Spine, Shape::Ring, Protocol::Ll),
+        };
+        let deployment = &pool.deployment;
+        Self {
+            role: pool.role,
+            model: instance,
+            replicas: pool.replicas,
+            gpus: instance.gpus(),
+            cache_gpus: deployment.parallelism.tensor,
+            first_gpu: pool.first_gpu,
+            engine: pool.engine,
+            kv_tokens: instance.kv_capacity_tokens(),
+            kv_bytes_per_token: deployment.kv_bytes_per_token().as_f64(),
+            layers: deployment.model.layers,
+            wires,
+            host: cluster.node.accelerator.host_bandwidth,
+            request_overhead: deployment.stack.request_overhead,
+        }
+    }
+}
+
+/// Why a fleet cannot be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The trace is wrong.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// No request was measured.
+    #[error(
+        "no request was measured: {answered} were answered and {refused} refused, all of them before the warm-up ended or too long for the cache"
+    )]
+    NothingMeasured {
+        /// Requests answered.
+        answered: u64,
+        /// Requests refused.
+        refused: u64,
+    },
+}
+
+/// At one instant: what ends, who comes, who is chosen.
+const ENDED: EventClass = EventClass(0);
+const CAME: EventClass = EventClass(1);
+const CHOOSE: EventClass = EventClass(2);
+
+#[derive(Debug)]
+enum Event {
+    /// The warm-up is over.
+    WarmedUp,
+    /// The steps under way of this replica have ended.
+    StepsEnded(u32),
+    /// A flow has ended.
+    FlowEnded(u32),
+    /// The next request of the source is here.
+    Arrived(Box<Request>),
+    /// A later turn is here.
+    Returned(Box<Request>),
+    /// The server has handed the request to the engine.
+    Queued(u32),
+    /// Blocks of lower tiers are here.
+    Loaded(u32),
+    /// Layers of this transfer are computed.
+    LayersReady(u32),
+    /// This replica chooses its next step.
+    Choose(u32),
+}
+
+/// Parts in which the layers of a cache move: the last is one layer, since it is the only one that
+/// nothing hides.
+const PARTS: u64 = 8;
+
+/// Runs `fleet` until every request is answered. `rows` are those of the trace, where the plan names
+/// one.
+///
+/// # Errors
+/// When the trace is faulty, or nothing was measured.
+pub fn serve(
+    fleet: &Fleet<'_>,
+    rows: Option<Rows<'_>>,
+    sink: &mut dyn RequestSink,
+) -> Result<ServingRecord, ServeError> {
+    let mut queue = EventQueue::new();
+    let mut serving = Serving::new(fleet, rows, sink);
+    if fleet.requests.warm_up > SimDuration::ZERO {
+        queue.schedule(
+            SimTime::ZERO + fleet.requests.warm_up,
+            ENDED,
+            Event::WarmedUp,
+        );
+    }
+    let first = serving.source.closed_loop().unwrap_or(1);
+    for _ in 0..first {
+        serving.pull(&mut queue)?;
+    }
+    let mut events = 0;
+    while let Some((_, event)) = queue.pop() {
+        serving.handle(event, &mut queue)?;
+        events += 1;
+    }
+    serving.finish(events)
+}
+
+struct Serving<'a, 's> {
+    fleet: &'a Fleet<'a>,
+    sink: &'s mut dyn RequestSink,
+    source: Source<'s>,
+    tables: Vec<DecodeTable>,
+    replicas: Vec<Replica>,
+    /// Replicas of each pool.
+    ranges: Vec<std::ops::Range<u32>>,
+    lives: Lives,
+    network: Option<Network>,
+    transfers: Vec<Option<Transfer>>,
+    free_transfers: Vec<u32>,
+    /// Transfer of each live request.
+    transfer_of: Vec<u32>,
+    store: Store,
+    turn: [u32; 2],
+    routing: RandomStream,
+    luck: RandomStream,
+    window_start: SimTime,
+    last_end: SimTime,
+    numbered: u64,
+    record: ServingRecord,
+    endpoints: Vec<u32>,
+    exhausted: bool,
+}
+
+const NO_TRANSFER: u32 = u32::MAX;
+
+impl<'a, 's> Serving<'a, 's> {
+    fn new(fleet: &'a Fleet<'a>, rows: Option<Rows<'s>>, sink: &'s mut dyn RequestSink) -> Self {
+        let mut replicas = Vec::new();
+        let mut ranges = Vec::new();
+        for (index, pool) in fleet.pools.iter().enumerate() {
+            let first = replicas.len() as u32;
+            let host = pool.host.as_f64() * f64::from(pool.gpus);
+            for replica in 0..pool.replicas {
+                replicas.push(Replica::new(
+                    index,
+                    pool.first_gpu + replica * pool.gpus,
+                    pool.engine,
+                    fleet.decoder,
+                    pool.kv_tokens,
+                    !fleet.store.is_empty(),
+                    pool.kv_bytes_per_token / host.max(1.0),
+                ));
+            }
+            ranges.push(first..replicas.len() as u32);
+        }
+        let gpus = fleet
+            .pools
+            .iter()
+            .map(|pool| pool.first_gpu + pool.replicas * pool.gpus)
+            .max()
+            .unwrap_or(0);
+        let remote = fleet
+            .store
+            .iter()
+            .any(|tier| tier.medium == rackflow_workload::Medium::Remote);
+        let first = &fleet.pools[0];
+        let block_bytes = (first.kv_bytes_per_token * f64::from(first.engine.block_size)) as u64;
+        let root = RandomStream::root(fleet.seed);
+        Self {
+            fleet,
+            sink,
+            source: Source::new(fleet.requests, rows, fleet.seed),
+            tables: fleet
+                .pools
+                .iter()
+                .map(|pool| DecodeTable::new(pool.gpus))
+                .collect(),
+            store: Store::new(fleet.store, replicas.len(), block_bytes),
+            network: (fleet.pools.len() > 1 || remote).then(|| Network::new(gpus, ENDED)),
+            replicas,
+            ranges,
+            lives: Lives::default(),
+            transfers: Vec::new(),
+            free_transfers: Vec::new(),
+            transfer_of: Vec::new(),
+            turn: [0; 2],
+            routing: root.derive("router"),
+            luck: root.derive("acceptance"),
+            window_start: SimTime::ZERO,
+            last_end: SimTime::ZERO,
+            numbered: 0,
+            record: empty_record(fleet),
+            endpoints: Vec::new(),
+            exhausted: false,
+        }
+    }
+
+    /// Asks the source for the next request and schedules its arrival.
+    fn pull(&mut self, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
+        if self.exhausted {
+            return Ok(());
+        }
+        match self.source.next(queue.now())? {
+            Some((at, request)) => {
+                queue.schedule(at, CAME, Event::Arrived(Box::new(request)));
+            }
+            None => self.exhausted = true,
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
+        match event {
+            Event::WarmedUp => self.warmed_up(queue),
+            Event::StepsEnded(replica) => self.steps_ended(replica, queue)?,
+            Event::FlowEnded(slot) => self.flow_ended(slot, queue)?,
+            Event::Arrived(request) => {
+                let closed = self.source.closed_loop().is_some();
+                let admitted = self.arrive(*request, queue);
+                // In a closed loop the answer asks for the next; who was refused asks at once.
+                if !closed || !admitted {
+                    self.pull(queue)?;
+                }
+            }
+            Event::Returned(request) => {
+                self.arrive(*request, queue);
+            }
+            Event::Queued(id) => self.queued(id, queue),
+            Event::Loaded(id) => self.loaded(id, queue),
+            Event::LayersReady(transfer) => self.send_next(transfer, queue),
+            Event::Choose(replica) => self.choose(replica, queue),
+        }
+        Ok(())
+    }
+
+    // ---- arrival
+
+    /// Numbers a request and finds its replica; `false` where it is turned away.
+    fn arrive(&mut self, request: Request, queue: &mut EventQueue<Event>) -> bool {
+        let now = queue.now();
+        let mut live = Live::new(self.numbered, now, request);
+        self.numbered += 1;
+        live.measured = now >= self.window_start && self.warm(now);
+        if matches!(self.fleet.decoder, Decoder::FullDiffusion { .. }) {
+            live.target = 0;
+        }
+        if let Decoder::Speculative(_) = self.fleet.decoder {
+            live.luck = Some(self.luck.derive_index(live.number));
+        }
+        let pool = &self.fleet.pools[0];
+        blocks::chain(
+            &live.prefix,
+            u64::from(live.input),
+            pool.engine.block_size,
+            &mut live.chain,
+        );
+        let last = &self.fleet.pools[self.fleet.pools.len() - 1];
+        let fits = live.all_tokens() <= last.kv_tokens && u64::from(live.input) <= pool.kv_tokens;
+        let replica = self.route(0, &live);
+        let chosen = &self.replicas[replica as usize];
+        let full = chosen
+            .config
+            .max_queue
+            .is_some_and(|most| chosen.waiting.len() >= most as usize);
+        if !fits || full || !chosen.could_hold(live.all_tokens().min(pool.kv_tokens)) {
+            self.record.refused += 1;
+            return false;
+        }
+        live.prefill_replica = replica;
+        live.decode_replica = replica;
+        self.load(replica, &live, true);
+        let id = self.lives.insert(live);
+        if self.transfer_of.len() <= id as usize {
+            self.transfer_of.resize(id as usize + 1, NO_TRANSFER);
+        }
+        self.transfer_of[id as usize] = NO_TRANSFER;
+        if pool.request_overhead == SimDuration::ZERO {
+            self.queued(id, queue);
+        } else {
+            queue.schedule(now + pool.request_overhead, CAME, Event::Queued(id));
+        }
+        true
+    }
+
+    fn warm(&self, now: SimTime) -> bool {
+        now >= SimTime::ZERO + self.fleet.requests.warm_up
+    }
+
+    /// Adds a request to a replica's load, or takes it off.
+    fn load(&mut self, replica: u32, live: &Live, added: bool) {
+        let replica = &mut self.replicas[replica as usize];
+        let tokens = live.all_tokens();
+        if added {
+            replica.requests += 1;
+            replica.tokens += tokens;
+            replica.backlog += live.target;
+        } else {
+            replica.requests -= 1;
+            replica.tokens -= tokens;
+        }
+    }
+
+    /// The replica of `pool` for this request.
+    fn route(&mut self, pool: usize, live: &Live) -> u32 {
+        let range = self.ranges[pool].clone();
+        let count = range.end - range.start;
+        if count == 1 {
+            return range.start;
+        }
+        let replicas = &self.replicas;
+        let least = |key: &dyn Fn(&Replica) -> u64| {
+            range
+                .clone()
+                .min_by_key(|index| key(&replicas[*index as usize]))
+                .expect("a pool has a replica")
+        };
+        match self.fleet.router {
+            Router::RoundRobin => {
+                let turn = &mut self.turn[pool.min(1)];
+                let chosen = range.start + *turn % count;
+                *turn = turn.wrapping_add(1);
+                chosen
+            }
+            Router::Random => range.start + self.routing.below(u64::from(count)) as u32,
+            Router::LeastRequests => least(&|replica| replica.requests),
+            Router::LeastTokens => least(&|replica| replica.tokens),
+            Router::CacheAware => least(&|replica| {
+                let (hit, _) = replica.cached(live);
+                replica.backlog + live.target - hit
+            }),
+        }
+    }
+
+    /// The engine has the request: its cache is looked for, then it waits.
+    fn queued(&mut self, id: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let live = &self.lives[id];
+        let index = live.prefill_replica;
+        if !self.store.is_empty() {
+            let replica = &self.replicas[index as usize];
+            let missing = replica.missing(live);
+            let in_hbm = live.chain.len() - missing.len();
+            let found = self.store.fetch(now, index as usize, missing);
+            if found.blocks > 0 {
+                let live = &mut self.lives[id];
+                live.fetched = in_hbm as u64 + found.blocks;
+                live.loads = 1;
+                live.enter(Phase::Loading, now);
+                queue.schedule(found.local.max(now), CAME, Event::Loaded(id));
+                if found.remote > 0 {
+                    live.loads = 2;
+                    self.load_remote(id, index, found.remote, found.remote_read, queue);
+                }
+                return;
+            }
+        }
+        self.wait(id, queue);
+    }
+
+    /// Blocks of the remote tier come over the replica's NICs.
+    fn load_remote(
+        &mut self,
+        id: u32,
+        index: u32,
+        blocks: u64,
+        read: SimTime,
+        queue: &mut EventQueue<Event>,
+    ) {
+        let replica = &self.replicas[index as usize];
+        let pool = &self.fleet.pools[replica.pool];
+        let bytes = blocks * self.store.block_bytes() / u64::from(pool.cache_gpus);
+        let posting = read.saturating_since(queue.now());
+        let demand = network::demand((&pool.wires, &pool.wires), Level::Spine, bytes, posting);
+        self.endpoints.clear();
+        self.endpoints
+            .extend((0..pool.cache_gpus).map(|gpu| replica.gpu + gpu));
+        let network = self.network.as_mut().expect("a remote tier has a network");
+        network.start(
+            queue,
+            &self.endpoints,
+            &demand,
+            Purpose::Load(id),
+            Event::FlowEnded,
+        );
+    }
+
+    fn loaded(&mut self, id: u32, queue: &mut EventQueue<Event>) {
+        let live = &mut self.lives[id];
+        live.loads -= 1;
+        if live.loads == 0 {
+            live.enter(Phase::Queued, queue.now());
+            self.wait(id, queue);
+        }
+    }
+
+    fn wait(&mut self, id: u32, queue: &mut EventQueue<Event>) {
+        let index = self.lives[id].prefill_replica;
+        let first = self.replicas[index as usize].enqueue(id, &self.lives, false);
+        self.stir(index, first, queue);
+    }
+
+    /// Something has changed: an idle replica chooses, a busy one at the end of the step under way,
+    /// if `now_first` says that the later ones of its run may be different.
+    fn stir(&mut self, index: u32, now_first: bool, queue: &mut EventQueue<Event>) {
+        let replica = &mut self.replicas[index as usize];
+        if replica.run.is_none() {
+            if !replica.decide {
+                replica.decide = true;
+                queue.schedule(queue.now(), CHOOSE, Event::Choose(index));
+            }
+        } else if now_first {
+            self.cut_short(index, queue);
+        }
+    }
+
+    /// Ends a run of several steps with the one under way.
+    fn cut_short(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let replica = &mut self.replicas[index as usize];
+        let pool = &self.fleet.pools[replica.pool];
+        let Some(run) = &mut replica.run else { return };
+        if run.steps <= 1 {
+            return;
+        }
+        let span = now.since(run.start).saturating_sub(run.stall);
+        let (steps, time) = self.tables[replica.pool].steps_reaching(
+            pool.model,
+            run.decode,
+            // A run that begins now has one step under way.
+            span.max(SimDuration::from_picos(1)),
+            run.steps,
+        );
+        if steps < run.steps {
+            run.steps = steps;
+            let end = (run.start + run.stall + time).max(now);
+            if let Some(old) = run.end.take() {
+                queue.cancel(old);
+            }
+            run.end = Some(queue.schedule(end, ENDED, Event::StepsEnded(index)));
+        }
+    }
+
+    // ---- steps
+
+    fn choose(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let replica = &mut self.replicas[index as usize];
+        replica.decide = false;
+        if replica.run.is_some() {
+            return;
+        }
+        replica.plan(&mut self.lives, now);
+        if !self.store.is_empty() {
+            for hash in replica.blocks.drain_evicted() {
+                self.store.demote(index as usize, hash);
+            }
+        }
+        if replica.prefilling.is_empty() && replica.decoding.is_empty() {
+            return;
+        }
+        let pool_index = replica.pool;
+        let pool = &self.fleet.pools[pool_index];
+        let context = replica.context(&self.lives);
+        let n = replica.decoding.len() as u64;
+        let stall = replica.take_stall();
+        let plain = replica.chunks.is_empty() && self.fleet.decoder == Decoder::Autoregressive;
+        let full_diffusion = matches!(self.fleet.decoder, Decoder::FullDiffusion { .. });
+        let mut steps = 1;
+        let (cost, time) = if plain {
+            // Beside transfers every step is a flow of its own.
+            if self.fleet.together && self.fleet.pools.len() == 1 && self.network.is_none() {
+                steps = replica.steps_together(&self.lives);
+            }
+            let time = self.tables[pool_index].time(pool.model, n, context, steps);
+            (None, time)
+        } else {
+            let batch = StepBatch {
+                prefill: &replica.chunks,
+                decode_sequences: if full_diffusion { 0 } else { n },
+                decode_context_tokens: if full_diffusion { 0 } else { context },
+                tokens_per_sequence: replica.tokens_per_sequence().max(1),
+            };
+            let cost = pool.model.step(&batch);
+            let time = cost.time;
+            (Some(cost), time)
+        };
+        let mut run = Run {
+            start: now,
+            steps,
+            decode: (n, context),
+            cost,
+            stall,
+            end: None,
+            flow: false,
+        };
+        let span = stall + time;
+        if self.network.is_some() {
+            run.flow = true;
+            replica.run = Some(run);
+            self.start_as_flow(index, span, queue);
+        } else {
+            run.end = Some(queue.schedule(now + span, ENDED, Event::StepsEnded(index)));
+            replica.run = Some(run);
+        }
+        if self.fleet.pools[pool_index].role == Role::Prefill {
+            self.send_layers(index, time, queue);
+        }
+    }
+
+    /// The work of the step that is about to run, from the table or from the model.
+    fn work_of(&mut self, index: u32) -> Work {
+        let replica = &self.replicas[index as usize];
+        let run = replica.run.as_ref().expect("a step is under way");
+        let mut work = Work::default();
+        match &run.cost {
+            Some(cost) => work.add_step(cost),
+            None => {
+                let model = self.fleet.pools[replica.pool].model;
+                self.tables[replica.pool].book(model, run.decode, run.steps, &mut work);
+            }
+        }
+        work
+    }
+
+    /// A step whose traffic shares the ports with caches on the move: where it meets them, both take
+    /// longer.
+    fn start_as_flow(&mut self, index: u32, span: SimDuration, queue: &mut EventQueue<Event>) {
+        let work = self.work_of(index);
+        let replica = &self.replicas[index as usize];
+        let pool = &self.fleet.pools[replica.pool];
+        let per_gpu = |bytes: u128| Bytes::new((bytes / u128::from(pool.gpus)) as u64);
+        let nvlink = per_gpu(work.wire[Level::NvLink as usize]);
+        let nic = per_gpu(
+            work.wire[Level::Leaf as usize]
+                + work.wire[Level::Spine as usize]
+                + work.wire[Level::Core as usize],
+        );
+        let busy = |rate: Bandwidth, bytes: Bytes| {
+            if bytes == Bytes::ZERO {
+                SimDuration::ZERO
+            } else {
+                rate.time_to_send(bytes).min(span)
+            }
+        };
+        let (nvlink_busy, nic_busy) = (busy(pool.wires.nvlink, nvlink), busy(pool.wires.nic, nic));
+        let demand = Demand {
+            latency: span.saturating_sub(nvlink_busy.max(nic_busy)),
+            nvlink: nvlink_busy,
+            nic: nic_busy,
+            wire_bytes_nvlink: nvlink,
+            wire_bytes_nic: nic,
+            ..Demand::NONE
+        };
+        self.endpoints.clear();
+        if nvlink_busy > SimDuration::ZERO || nic_busy > SimDuration::ZERO {
+            self.endpoints
+                .extend((0..pool.gpus).map(|gpu| replica.gpu + gpu));
+        }
+        let network = self.network.as_mut().expect("asked by the caller");
+        network.start(
+            queue,
+            &self.endpoints,
+            &demand,
+            Purpose::Step(index),
+            Event::FlowEnded,
+        );
+    }
+
+    fn flow_ended(&mut self, slot: u32, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
+        let network = self.network.as_mut().expect("a flow has a network");
+        match network.finish(queue, slot, Event::FlowEnded) {
+            Purpose::Step(replica) => self.steps_ended(replica, queue)?,
+            Purpose::Load(id) => self.loaded(id, queue),
+            Purpose::Transfer(transfer) => {
+                let moving = self.transfers[transfer as usize]
+                    .as_mut()
+                    .expect("the transfer is under way");
+                moving.active -= 1;
+                if moving.active == 0 {
+                    self.send_next(transfer, queue);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn steps_ended(&mut self, index: u32, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
+        let now = queue.now();
+        self.book(index, now);
+        let replica = &mut self.replicas[index as usize];
+        let run = replica.run.take().expect("steps were under way");
+        self.last_end = self.last_end.max(now);
+        replica.grow(run.steps, &mut self.lives);
+        if replica.prefilling.is_empty() {
+            replica.count_calm(run.steps);
+        }
+        let inside = now > self.window_start;
+        let mut prefilling = std::mem::take(&mut replica.prefilling);
+        for &(id, tokens) in &prefilling {
+            self.prefilled(index, id, tokens, inside, queue)?;
+        }
+        prefilling.clear();
+        self.replicas[index as usize].prefilling = prefilling;
+        let mut decoding = std::mem::take(&mut self.replicas[index as usize].decoding);
+        let straddles = run.start < self.window_start;
+        let counted = match (inside, straddles) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => run.steps,
+        };
+        for &id in &decoding {
+            self.decoded(index, id, run.steps, counted, queue)?;
+        }
+        decoding.clear();
+        self.replicas[index as usize].decoding = decoding;
+        self.end_static_batch(index, queue)?;
+        self.grant_room(index, queue);
+        let replica = &mut self.replicas[index as usize];
+        if !replica.decide {
+            replica.decide = true;
+            queue.schedule(now, CHOOSE, Event::Choose(index));
+        }
+        Ok(())
+    }
+
+    /// Books the steps that end now: of those that began before the window only what is inside.
+    fn book(&mut self, index: u32, now: SimTime) {
+        let replica = &mut self.replicas[index as usize];
+        let pool = &self.fleet.pools[replica.pool];
+        let run = replica.run.as_ref().expect("steps were under way");
+        let straddles = run.start < self.window_start;
+        let mut booked = Work::default();
+        let direct = !straddles && !run.flow && run.stall == SimDuration::ZERO;
+        let is_prefill = !replica.prefilling.is_empty();
+        let into = if direct {
+            if is_prefill {
+                &mut replica.prefill
+            } else {
+                &mut replica.decode
+            }
+        } else {
+            &mut booked
+        };
+        match &run.cost {
+            Some(cost) => into.add_step(cost),
+            None => {
+                let (n, context) = run.decode;
+                let (context, steps) = if straddles {
+                    (context + n * (run.steps - 1), 1)
+                } else {
+                    (context, run.steps)
+                };
+                self.tables[replica.pool].book(pool.model, (n, context), steps, into);
+            }
+        }
+        if !direct {
+            // Copies to the host and shared links made the steps longer than their cost.
+            let start = run.start.max(self.window_start);
+            let span = now.since(run.start);
+            let nominal = run.stall;
+            let stretched = if straddles {
+                SimDuration::ZERO
+            } else {
+                span.saturating_sub(nominal)
+                    .saturating_sub(SimDuration::from_picos(booked.time_ps as u64))
+            };
+            let gpus = u64::from(pool.gpus);
+            if !straddles {
+                booked.time_ps += u128::from((nominal + stretched).as_picos());
+                booked.causes.book_times(Cause::MemoryBound, nominal, gpus);
+                booked.causes.book_times(Cause::Contention, stretched, gpus);
+            }
+            let inside = now.saturating_since(start);
+            if booked.time_ps != u128::from(inside.as_picos()) {
+                booked = scaled(&booked, inside, gpus);
+            }
+            if now > self.window_start {
+                let into = if is_prefill {
+                    &mut replica.prefill
+                } else {
+                    &mut replica.decode
+                };
+                into.add(&booked);
+            }
+        }
+        if now > self.window_start {
+            let (n, context) = run.decode;
+            let (context, steps) = if straddles {
+                (context + n * (run.steps - 1), 1)
+            } else {
+                (context, run.steps)
+            };
+            replica.decode_sequences += if is_prefill { 0 } else { n * steps };
+            let all = u128::from(context) * u128::from(steps)
+                + u128::from(n) * u128::from(steps) * u128::from(steps - 1) / 2;
+            let chunks: u64 = replica
+                .prefilling
+                .iter()
+                .map(|(id, tokens)| self.lives[*id].computed + tokens)
+                .sum();
+            replica.kv_token_steps += all + u128::from(chunks);
+        }
+    }
+
+    fn prefilled(
+        &mut self,
+        index: u32,
+        id: u32,
+        tokens: u64,
+        inside: bool,
+        queue: &mut EventQueue<Event>,
+    ) -> Result<(), ServeError> {
+        let now = queue.now();
+        let replica = &mut self.replicas[index as usize];
+        let role = self.fleet.pools[replica.pool].role;
+        let live = &mut self.lives[id];
+        live.computed += tokens;
+        replica.backlog = replica.backlog.saturating_sub(tokens);
+        replica.prefill_tokens += if inside { tokens } else { 0 };
+        replica.publish(live);
+        if !live.decodes() {
+            return Ok(());
+        }
+        let autoregressive = matches!(
+            self.fleet.decoder,
+            Decoder::Autoregressive | Decoder::Speculative(_)
+        );
+        if autoregressive {
+            live.generated += 1;
+            self.record.output_tokens += u64::from(inside);
+        }
+        if role == Role::Prefill && live.generated < live.output {
+            live.enter(Phase::Transfer, now);
+            replica.running.retain(|other| *other != id);
+            self.all_computed(id, queue);
+            return Ok(());
+        }
+        live.enter(Phase::Decode, now);
+        if autoregressive && live.first_at.is_none() {
+            live.first_at = Some(now);
+            live.first_tokens = 1;
+        }
+        if live.generated >= live.output {
+            self.complete(index, id, queue)?;
+        }
+        Ok(())
+    }
+
+    /// A sequence has decoded for so many steps, of which `counted` are measured.
+    fn decoded(
+        &mut self,
+        index: u32,
+        id: u32,
+        steps: u64,
+        counted: u64,
+        queue: &mut EventQueue<Event>,
+    ) -> Result<(), ServeError> {
+        let now = queue.now();
+        let live = &mut self.lives[id];
+        if live.padding {
+            live.computed += steps;
+            return Ok(());
+        }
+        let left = live.output - live.generated;
+        let tokens = match self.fleet.decoder {
+            Decoder::Autoregressive => steps as u32,
+            Decoder::Speculative(guess) => {
+                let luck = live.luck.as_mut().expect("given at arrival");
+                let accepted = (0..guess.draft_tokens)
+                    .take_while(|_| luck.happens(guess.acceptance))
+                    .count();
+                (1 + accepted as u32).min(left)
+            }
+            Decoder::BlockDiffusion { block, steps } => {
+                live.denoised += 1;
+                if live.denoised >= steps.max(1) {
+                    live.denoised = 0;
+                    block.min(left)
+                } else {
+                    0
+                }
+            }
+            Decoder::FullDiffusion {
+                tokens_per_step, ..
+            } => {
+                live.denoised += 1;
+                let done = u64::from(live.denoised) * u64::from(tokens_per_step.max(1));
+                if done >= u64::from(live.output) {
+                    left
+                } else {
+                    0
+                }
+            }
+        };
+        if tokens == 0 {
+            return Ok(());
+        }
+        live.computed += match self.fleet.decoder {
+            Decoder::FullDiffusion { .. } => live.all_tokens(),
+            _ => u64::from(tokens),
+        };
+        live.generated += tokens;
+        let counted = if counted == 0 {
+            0
+        } else if steps == 1 {
+            u64::from(tokens)
+        } else {
+            counted
+        };
+        self.record.output_tokens += counted;
+        self.replicas[index as usize].decode_tokens += counted;
+        if live.first_at.is_none() {
+            live.first_at = Some(now);
+            live.first_tokens = tokens;
+        }
+        if live.generated >= live.output {
+            self.complete(index, id, queue)?;
+        }
+        Ok(())
+    }
+
+    // ---- the end of a request
+
+    fn complete(
+        &mut self,
+        index: u32,
+        id: u32,
+        queue: &mut EventQueue<Event>,
+    ) -> Result<(), ServeError> {
+        let replica = &mut self.replicas[index as usize];
+        if replica.config.scheduler == rackflow_workload::Scheduler::Static {
+            // It stays in the batch until the last is complete.
+            self.lives[id].padding = true;
+            return Ok(());
+        }
+        replica.running.retain(|other| *other != id);
+        self.answer(index, id, queue)
+    }
+
+    /// A static batch whose answers are all complete is handed over.
+    fn end_static_batch(
+        &mut self,
+        index: u32,
+        queue: &mut EventQueue<Event>,
+    ) -> Result<(), ServeError> {
+        let replica = &mut self.replicas[index as usize];
+        if replica.config.scheduler != rackflow_workload::Scheduler::Static
+            || replica.running.iter().any(|id| !self.lives[*id].padding)
+        {
+            return Ok(());
+        }
+        for id in std::mem::take(&mut replica.running) {
+            self.answer(index, id, queue)?;
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        index: u32,
+        id: u32,
+        queue: &mut EventQueue<Event>,
+    ) -> Result<(), ServeError> {
+        let now = queue.now();
+        let mut live = self.lives.remove(id);
+        live.enter(Phase::Decode, now);
+        let replica = &mut self.replicas[index as usize];
+        let follows = live.session.is_some();
+        replica.leave(&mut live, follows);
+        self.load(index, &live, false);
+        self.record_request(&live, now);
+        let said = live.prefix.last().map_or(0, |last| last.tokens);
+        let answered = Answered {
+            session: live.session,
+            said: if follows && !self.replicas[index as usize].config.prefix_caching {
+                said.saturating_add(live.generated)
+            } else {
+                said
+            },
+        };
+        match self.source.answered(&answered, now) {
+            Some((at, next)) => {
+                queue.schedule(at, CAME, Event::Returned(Box::new(next)));
+            }
+            None if self.source.closed_loop().is_some() => self.pull(queue)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn record_request(&mut self, live: &Live, now: SimTime) {
+        let first = live.first_at.unwrap_or(now);
+        let request = RequestRecord {
+            number: live.number,
+            arrival: live.arrival,
+            ttft: first.since(live.arrival),
+            e2e: now.since(live.arrival),
+            first_tokens: live.first_tokens.max(1),
+            input_tokens: live.input,
+            output_tokens: live.generated,
+            cached_tokens: live.cached as u32,
+            loaded_tokens: live.loaded as u32,
+            priority: live.priority,
+            prefill_replica: live.prefill_replica,
+            decode_replica: live.decode_replica,
+            preemptions: live.preemptions,
+            phases: live.spent,
+            measured: live.measured,
+        };
+        self.record.answered += 1;
+        self.sink.answered(&request);
+        if !request.measured {
+            return;
+        }
+        let record = &mut self.record;
+        record.measured += 1;
+        record.input_tokens += u64::from(request.input_tokens);
+        record.ttft.add(request.ttft);
+        record.e2e.add(request.e2e);
+        let tpot = request.tpot();
+        if request.output_tokens > 1 {
+            record.tpot.add(tpot);
+        }
+        let slo = &self.fleet.slo;
+        let inside = slo.ttft.is_none_or(|most| request.ttft <= most)
+            && slo.tpot.is_none_or(|most| tpot <= most)
+            && slo.e2e.is_none_or(|most| request.e2e <= most);
+        record.inside_slo += u64::from(inside);
+        for (sum, spent) in record.phases.iter_mut().zip(request.phases) {
+            *sum += u128::from(spent.as_picos());
+        }
+        record.kv.prompt_tokens += u64::from(request.input_tokens);
+        record.kv.hit_tokens += live.cached;
+        record.kv.loaded_tokens += live.loaded;
+    }
+
+    // ---- from prefill to decode
+
+    /// The transfer of a request, begun with its first chunk: a decode replica is chosen, and room
+    /// is asked for there.
+    fn transfer(&mut self, id: u32, source: u32, queue: &mut EventQueue<Event>) -> u32 {
+        let known = self.transfer_of[id as usize];
+        if known != NO_TRANSFER {
+            return known;
+        }
+        let moving = Transfer {
+            request: id,
+            source,
+            target: None,
+            pieces: std::collections::VecDeque::new(),
+            active: 0,
+            computed_at: None,
+        };
+        let transfer = match self.free_transfers.pop() {
+            Some(slot) => {
+                self.transfers[slot as usize] = Some(moving);
+                slot
+            }
+            None => {
+                self.transfers.push(Some(moving));
+                (self.transfers.len() - 1) as u32
+            }
+        };
+        self.transfer_of[id as usize] = transfer;
+        let target = self.route_decode();
+        self.lives[id].decode_replica = target;
+        let tokens = self.lives[id].all_tokens();
+        let replica = &mut self.replicas[target as usize];
+        replica.requests += 1;
+        replica.tokens += tokens;
+        replica.incoming.push_back(id);
+        self.grant_room(target, queue);
+        transfer
+    }
+
+    /// The replica that will decode.
+    fn route_decode(&mut self) -> u32 {
+        let range = self.ranges[1].clone();
+        let replicas = &self.replicas;
+        match self.fleet.router {
+            Router::RoundRobin => {
+                let chosen = range.start + self.turn[1] % (range.end - range.start);
+                self.turn[1] = self.turn[1].wrapping_add(1);
+                chosen
+            }
+            Router::Random => {
+                range.start + self.routing.below(u64::from(range.end - range.start)) as u32
+            }
+            Router::LeastRequests => range
+                .min_by_key(|index| replicas[*index as usize].requests)
+                .expect("a pool has a replica"),
+            // A cache that arrives has nothing to find on the decode side: load decides.
+            Router::LeastTokens | Router::CacheAware => range
+                .min_by_key(|index| replicas[*index as usize].tokens)
+                .expect("a pool has a replica"),
+        }
+    }
+
+    /// Gives room to caches that wait for it, in the order in which they asked.
+    fn grant_room(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        loop {
+            let replica = &mut self.replicas[index as usize];
+            let Some(&id) = replica.incoming.front() else {
+                return;
+            };
+            if !replica.reserve(&mut self.lives[id]) {
+                return;
+            }
+            replica.incoming.pop_front();
+            let transfer = self.transfer_of[id as usize];
+            if let Some(moving) = &mut self.transfers[transfer as usize] {
+                moving.target = Some(index);
+            }
+            self.send_next(transfer, queue);
+        }
+    }
+
+    /// A prefill step has begun: its layers will be ready one after the other.
+    fn send_layers(&mut self, index: u32, time: SimDuration, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let plan = self.fleet.transfer;
+        for at in 0..self.replicas[index as usize].prefilling.len() {
+            let (id, tokens) = self.replicas[index as usize].prefilling[at];
+            let live = &self.lives[id];
+            // An answer of one token ends here.
+            if live.output <= 1 {
+                continue;
+            }
+            let first = self.transfer_of[id as usize] == NO_TRANSFER;
+            let transfer = self.transfer(id, index, queue);
+            let live = &self.lives[id];
+            let pool = &self.fleet.pools[self.replicas[index as usize].pool];
+            // What the prefix cache held goes with the first chunk.
+            let sent = tokens + if first { live.computed } else { 0 };
+            let bytes = sent as f64 * pool.kv_bytes_per_token;
+            let layers = pool.layers.max(1);
+            let parts = if plan.layer_by_layer {
+                layers.min(PARTS)
+            } else {
+                1
+            };
+            let mut done = 0;
+            for part in 1..=parts {
+                let upto = if part == parts {
+                    layers
+                } else {
+                    (layers - 1) * part / (parts - 1)
+                };
+                let count = upto - done;
+                done = upto;
+                if count == 0 {
+                    continue;
+                }
+                let ready = now + time.scale(upto, layers);
+                let piece = Piece {
+                    ready,
+                    bytes: (bytes * count as f64 / layers as f64) as u64,
+                    messages: count * sent.div_ceil(u64::from(plan.tokens_per_message)),
+                };
+                if let Some(moving) = &mut self.transfers[transfer as usize] {
+                    moving.pieces.push_back(piece);
+                }
+                queue.schedule(ready, CAME, Event::LayersReady(transfer));
+            }
+        }
+    }
+
+    /// All of a prompt is computed.
+    fn all_computed(&mut self, id: u32, queue: &mut EventQueue<Event>) {
+        let transfer = self.transfer_of[id as usize];
+        if let Some(moving) = &mut self.transfers[transfer as usize] {
+            moving.computed_at = Some(queue.now());
+        }
+        self.send_next(transfer, queue);
+    }
+
+    /// Sends the next piece if it is computed, there is room for it, and the one before is there.
+    fn send_next(&mut self, transfer: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let Some(moving) = &mut self.transfers[transfer as usize] else {
+            return;
+        };
+        let (0, Some(target)) = (moving.active, moving.target) else {
+            return;
+        };
+        let Some(piece) = moving.pieces.front().copied() else {
+            if moving.computed_at.is_some() {
+                self.arrived(transfer, target, queue);
+            }
+            return;
+        };
+        if piece.ready > now {
+            return;
+        }
+        moving.pieces.pop_front();
+        let source = &self.replicas[moving.source as usize];
+        let target = &self.replicas[target as usize];
+        let from = &self.fleet.pools[source.pool];
+        let to = &self.fleet.pools[target.pool];
+        let number = self.lives[moving.request].number;
+        let first = |replica: &Replica, pool: &Pool<'_>| {
+            let groups = u64::from(pool.gpus / pool.cache_gpus);
+            replica.gpu + (number % groups) as u32 * pool.cache_gpus
+        };
+        let (from_gpu, to_gpu) = (first(source, from), first(target, to));
+        let pairs = from.cache_gpus.max(to.cache_gpus);
+        let level = network::level(self.fleet.map, from_gpu, to_gpu);
+        let posting = self.fleet.transfer.per_message * piece.messages;
+        let bytes = piece.bytes / u64::from(pairs);
+        let demand = network::demand((&from.wires, &to.wires), level, bytes, posting);
+        self.record.kv.sent[level as usize] += piece.bytes;
+        moving.active = pairs;
+        let network = self.network.as_mut().expect("two pools have a network");
+        for pair in 0..pairs {
+            let ends = [
+                from_gpu + pair % from.cache_gpus,
+                to_gpu + pair % to.cache_gpus,
+            ];
+            network.start(
+                queue,
+                &ends,
+                &demand,
+                Purpose::Transfer(transfer),
+                Event::FlowEnded,
+            );
+        }
+    }
+
+    /// The whole cache is on the decode side.
+    fn arrived(&mut self, transfer: u32, target: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let moving = self.transfers[transfer as usize]
+            .take()
+            .expect("the transfer is under way");
+        self.free_transfers.push(transfer);
+        let id = moving.request;
+        self.transfer_of[id as usize] = NO_TRANSFER;
+        if let Some(computed) = moving.computed_at {
+            self.record.kv.exposed.add(now.since(computed));
+        }
+        self.record.kv.transfers += 1;
+        let live = &mut self.lives[id];
+        let source = &mut self.replicas[moving.source as usize];
+        source.leave(live, false);
+        source.requests -= 1;
+        source.tokens -= live.all_tokens();
+        let replica = &mut self.replicas[target as usize];
+        replica.reserved -= 1;
+        live.chain.clear();
+        live.private = replica.reserved_blocks(live);
+        live.enter(Phase::Decode, now);
+        if live.first_at.is_none() && live.generated > 0 {
+            live.first_at = Some(now);
+            live.first_tokens = live.generated;
+        }
+        replica.running.push(id);
+        self.stir(target, true, queue);
+        self.stir(moving.source, true, queue);
+    }
+
+    // ---- the window
+
+    /// What was done so far is forgotten.
+    fn warmed_up(&mut self, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        self.window_start = now;
+        for index in 0..self.replicas.len() as u32 {
+            self.cut_short(index, queue);
+            let replica = &mut self.replicas[index as usize];
+            replica.prefill = Work::default();
+            replica.decode = Work::default();
+            replica.prefill_tokens = 0;
+            replica.decode_tokens = 0;
+            replica.decode_sequences = 0;
+            replica.kv_token_steps = 0;
+            replica.kv_peak = replica.blocks.used();
+            replica.preemptions = 0;
+        }
+        self.record.output_tokens = 0;
+        let kv = &mut self.record.kv;
+        kv.sent = [0; Level::ALL.len()];
+        kv.transfers = 0;
+        kv.exposed = Spans::new();
+    }
+
+    fn finish(mut self, events: u64) -> Result<ServingRecord, ServeError> {
+        assert_eq!(self.lives.len(), 0, "every request is answered or refused");
+        let window = self.last_end.saturating_since(self.window_start);
+        self.record.window = window;
+        self.record.events = events;
+        if self.record.measured == 0 || window == SimDuration::ZERO {
+            return Err(ServeError::NothingMeasured {
+                answered: self.record.answered,
+                refused: self.record.refused,
+            });
+        }
+        for (index, pool) in self.record.pools.iter_mut().enumerate() {
+            for replica in self.replicas.iter().filter(|replica| replica.pool == index) {
+                assert_eq!(replica.blocks.used(), 0, "no block leaks");
+                let mut accounts = Accounts::default();
+                accounts.add(&replica.prefill.causes, 1);
+                accounts.add(&replica.decode.causes, 1);
+                let busy = replica.prefill.time_ps + replica.decode.time_ps;
+                let idle = u128::from(window.as_picos())
+                    .checked_sub(busy)
+                    .expect("a replica is busy inside the window only");
+                accounts.book_times(
+                    Cause::Idle,
+                    SimDuration::from_picos(idle as u64),
+                    u64::from(pool.gpus),
+                );
+                pool.accounts.push(accounts);
+                pool.prefill.add(&replica.prefill);
+                pool.decode.add(&replica.decode);
+                pool.prefill_tokens += replica.prefill_tokens;
+                pool.decode_tokens += replica.decode_tokens;
+                pool.decode_sequences += replica.decode_sequences;
+                pool.kv_token_steps += replica.kv_token_steps;
+                pool.kv_peak_blocks = pool.kv_peak_blocks.max(replica.kv_peak);
+                pool.kv_blocks = replica.blocks.total();
+                pool.preemptions += replica.preemptions;
+            }
+        }
+        let block_bytes = self.store.block_bytes();
+        self.record.kv.tiers = self
+            .store
+            .tiers()
+            .map(|copies| {
+                let read: u64 = copies.iter().map(|tier| tier.blocks_read).sum();
+                (copies[0].medium(), read * block_bytes)
+            })
+            .collect();
+        Ok(self.record)
+    }
+}
+
+/// The same work in another span: causes in proportion, the largest takes what rounding leaves.
+fn scaled(work: &Work, span: SimDuration, gpus: u64) -> Work {
+    let whole = work.time_ps.max(1);
+    let part = u128::from(span.as_picos());
+    let scale = |value: u128| value / whole * part + value % whole * part / whole;
+    let mut causes = Accounts::default();
+    for cause in Cause::all() {
+        let picos = scale(work.causes.picos(cause));
+        causes.book(cause, SimDuration::from_picos(picos as u64));
+    }
+    let largest = Cause::all()
+        .max_by_key(|cause| work.causes.picos(*cause))
+        .unwrap_or(Cause::Idle);
+    let left = part * u128::from(gpus) - causes.total_picos();
+    causes.book(largest, SimDuration::from_picos(left as u64));
+    Work {
+        steps: work.steps,
+        time_ps: part,
+        causes,
+        flops: scale(work.flops),
+        bytes: scale(work.bytes),
+        wire: work.wire.map(scale),
+    }
+}
+
+fn empty_record(fleet: &Fleet<'_>) -> ServingRecord {
+    let pools = fleet
+        .pools
+        .iter()
+        .map(|pool| PoolRecord {
+            role: pool.role,
+            replicas: pool.replicas,
+            gpus: pool.gpus,
+            prefill: Work::default(),
+            decode: Work::default(),
+            accounts: Vec::new(),
+            prefill_tokens: 0,
+            decode_tokens: 0,
+            decode_sequences: 0,
+            kv_token_steps: 0,
+            kv_peak_blocks: 0,
+            kv_blocks: 0,
+            block_size: pool.engine.block_size,
+            preemptions: 0,
+        })
+        .collect();
+    ServingRecord {
+        window: SimDuration::ZERO,
+        pools,
+        measured: 0,
+        answered: 0,
+        refused: 0,
+        inside_slo: 0,
+        input_tokens: 0,
+        output_tokens: 0,
+        ttft: Spans::new(),
+        tpot: Spans::new(),
+        e2e: Spans::new(),
+        phases: [0; Phase::COUNT],
+        kv: KvRecord::default(),
+        events: 0,
+        seed: fleet.seed,
+    }
+}

@@ -1,0 +1,26 @@
+//! Serving: requests that arrive, wait, run in batches on replicas, and move between them.
+//!
+//! [`serve`] runs a [`Fleet`] until every request is answered. What a step costs is a
+//! [`StepModel`]'s to say; who is in it is decided here, as the named scheduler would. Steps of
+//! plain decoding whose sequences stay the same are taken together, with exactly the results of
+//! taking them one by one.
+
+mod blocks;
+mod cost;
+mod fleet;
+mod live;
+mod network;
+mod record;
+mod replica;
+mod source;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use cost::{StepModel, Work};
+pub use fleet::{Fleet, Pool, ServeError, serve};
+pub use network::Wires;
+pub use record::{
+    KvRecord, NoSink, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
+};
+pub use source::Rows;

@@ -1,0 +1,636 @@
+//! Promises of the fleet: nothing is lost, steps taken together change nothing, and queues that have
+//! closed forms follow them.
+
+use super::*;
+use proptest::prelude::*;
+use rackflow_engine::RandomStream;
+use rackflow_plan::serving::{StepBatch, StepCost};
+use rackflow_plan::{Accounts, Cause};
+use rackflow_topology::Level;
+use rackflow_units::{Bandwidth, Bytes, RequestRate, SimDuration, SimTime};
+use rackflow_workload::serving::{Draft, Speculation};
+use rackflow_workload::{
+    Arrivals, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Length, Medium, Preemption,
+    Request, RequestPlan, Role, Router, Scheduler, Sessions, Shapes, Slo,
+};
+
+const GPUS: u32 = 2;
+
+/// Costs that are plain to see: so much per step, per token and per token of context.
+#[derive(Debug, Clone, Copy)]
+struct Plain {
+    step: u64,
+    prompt_token: u64,
+    sequence: u64,
+    context: u64,
+}
+
+impl StepModel for Plain {
+    fn step(&self, batch: &StepBatch<'_>) -> StepCost {
+        let prompt: u64 = batch.prefill.iter().map(|chunk| chunk.new_tokens).sum();
+        let math = self.prompt_token * prompt
+            + self.sequence * batch.decode_sequences * batch.tokens_per_sequence;
+        // A bend, so that the table is not simply the function.
+        let memory = self.context * batch.decode_context_tokens
+            + (batch.decode_context_tokens / 700) * self.context * 3;
+        let time = SimDuration::from_picos(self.step + math + memory);
+        let mut causes = Accounts::default();
+        let gpus = u64::from(GPUS);
+        causes.book_times(Cause::UsefulMath, SimDuration::from_picos(math), gpus);
+        causes.book_times(Cause::MemoryBound, SimDuration::from_picos(memory), gpus);
+        causes.book_times(Cause::Launch, SimDuration::from_picos(self.step), gpus);
+        let mut wire_bytes = [0.0; Level::ALL.len()];
+        wire_bytes[Level::NvLink as usize] = math as f64 / 1000.0;
+        StepCost {
+            time,
+            causes,
+            flops: math as f64,
+            bytes_read: memory as f64,
+            wire_bytes,
+        }
+    }
+}
+
+const MODEL: Plain = Plain {
+    step: 5_000_000_000,
+    prompt_token: 20_000_000,
+    sequence: 50_000_000,
+    context: 11_003,
+};
+
+fn pool(model: &dyn StepModel) -> Pool<'_> {
+    Pool {
+        role: Role::Both,
+        model,
+        replicas: 1,
+        gpus: GPUS,
+        cache_gpus: GPUS,
+        first_gpu: 0,
+        engine: EngineConfig::default(),
+        kv_tokens: 100_000,
+        kv_bytes_per_token: 100_000.0,
+        layers: 12,
+        wires: Wires {
+            nvlink: Bandwidth::from_gigabytes_per_sec(300),
+            nic: Bandwidth::from_gigabytes_per_sec(40),
+            nvlink_latency: SimDuration::from_nanos(800),
+            nic_latency: SimDuration::from_micros(4),
+        },
+        host: Bandwidth::from_gigabytes_per_sec(50),
+        request_overhead: SimDuration::ZERO,
+    }
+}
+
+fn plan(arrivals: Arrivals, input: Length, output: Length, count: u64) -> RequestPlan {
+    RequestPlan {
+        shapes: Shapes::Drawn {
+            input,
+            output,
+            sessions: None,
+            count,
+        },
+        arrivals: Some(arrivals),
+        rate_scale: 1.0,
+        warm_up: SimDuration::ZERO,
+        priorities: 1,
+    }
+}
+
+fn fleet<'a>(pools: Vec<Pool<'a>>, requests: &'a RequestPlan) -> Fleet<'a> {
+    Fleet {
+        pools,
+        map: None,
+        requests,
+        decoder: Decoder::Autoregressive,
+        router: Router::RoundRobin,
+        transfer: KvTransfer::default(),
+        store: &[],
+        slo: Slo::default(),
+        seed: 7,
+        together: true,
+    }
+}
+
+fn poisson(rate: f64) -> Arrivals {
+    Arrivals::Poisson {
+        rate: RequestRate::from_per_sec(rate),
+    }
+}
+
+fn run(fleet: &Fleet<'_>) -> (ServingRecord, Vec<RequestRecord>) {
+    let mut requests = Vec::new();
+    let record = serve(fleet, None, &mut requests).expect("the fleet runs");
+    (record, requests)
+}
+
+/// What must hold of every run.
+fn holds_together(record: &ServingRecord, requests: &[RequestRecord], issued: u64) {
+    assert_eq!(
+        record.answered + record.refused,
+        issued,
+        "every request ends exactly once"
+    );
+    let mut numbers: Vec<u64> = requests.iter().map(|request| request.number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(
+        numbers.len() as u64,
+        record.answered,
+        "nobody is answered twice"
+    );
+    for request in requests {
+        let spent: SimDuration = request.phases.iter().copied().sum();
+        assert_eq!(
+            spent, request.e2e,
+            "time by phase sums to latency: {request:?}"
+        );
+        assert!(request.ttft <= request.e2e);
+    }
+    let expected = u128::from(record.window.as_picos()) * u128::from(record.gpus());
+    assert_eq!(
+        record.total().total_picos(),
+        expected,
+        "every GPU-second has one cause"
+    );
+    for pool in &record.pools {
+        for work in [&pool.prefill, &pool.decode] {
+            assert_eq!(
+                work.causes.total_picos(),
+                work.time_ps * u128::from(pool.gpus)
+            );
+        }
+    }
+}
+
+#[test]
+fn one_request_alone_takes_what_its_steps_take() {
+    let plan = plan(
+        Arrivals::Burst {},
+        Length::Fixed(1000),
+        Length::Fixed(11),
+        1,
+    );
+    let mut fleet = fleet(vec![pool(&MODEL)], &plan);
+    fleet.pools[0].engine.max_num_batched_tokens = 400;
+    let (record, requests) = run(&fleet);
+    // 400, 400 and 200 tokens, then ten steps.
+    let ttft = 3 * 5_000_000_000 + 1000 * 20_000_000;
+    assert_eq!(requests[0].ttft.as_picos(), ttft);
+    let mut decode = 0;
+    for context in 1000..1010_u64 {
+        decode += MODEL.step(&StepBatch::decode(1, context)).time.as_picos();
+    }
+    let simulated = (requests[0].e2e - requests[0].ttft).as_picos();
+    // Between grid points the cost is a line.
+    assert!(
+        (simulated as f64 / decode as f64 - 1.0).abs() < 1e-3,
+        "{simulated} {decode}"
+    );
+    assert_eq!(record.output_tokens, 11);
+    holds_together(&record, &requests, 1);
+}
+
+/// A queue of one place with constant service: the mean wait of M/D/1 is rho s / (2 (1 - rho)).
+#[test]
+fn a_queue_of_one_place_is_an_m_d_1_queue() {
+    let service = 0.01;
+    for rho in [0.3, 0.7] {
+        let plan = plan(
+            poisson(rho / service),
+            Length::Fixed(10),
+            Length::Fixed(1),
+            60_000,
+        );
+        let model = Plain {
+            step: 10_000_000_000,
+            prompt_token: 0,
+            sequence: 0,
+            context: 0,
+        };
+        let mut fleet = fleet(vec![pool(&model)], &plan);
+        fleet.pools[0].engine.max_num_seqs = 1;
+        let (record, _) = run(&fleet);
+        let wait = record.e2e.mean_s() - service;
+        let theory = rho * service / (2.0 * (1.0 - rho));
+        assert!(
+            (wait / theory - 1.0).abs() < 0.06,
+            "rho {rho}: {wait} against {theory}"
+        );
+    }
+}
+
+/// So many places whose pace does not depend on company, and exponential answers: the wait of M/M/c
+/// is Erlang's C over c mu - lambda.
+#[test]
+fn places_that_do_not_share_are_an_m_m_c_queue() {
+    let (servers, load) = (4_u32, 3.2_f64);
+    let step = 0.001;
+    let mean_tokens = 200.0;
+    let service = step * mean_tokens;
+    let rate = load / service;
+    let mut stream = RandomStream::root(5);
+    let mut clock = 0.0;
+    let rows: Vec<_> = (0..40_000)
+        .map(|_| {
+            clock += stream.exponential(1.0 / rate);
+            Ok(Request {
+                arrival: Some(SimTime::ZERO + SimDuration::from_secs_f64(clock)),
+                input_tokens: 1,
+                output_tokens: stream.exponential(mean_tokens).ceil() as u32,
+                ..Request::default()
+            })
+        })
+        .collect();
+    let plan = RequestPlan {
+        shapes: Shapes::Trace {
+            path: String::new(),
+            limit: None,
+        },
+        arrivals: None,
+        rate_scale: 1.0,
+        warm_up: SimDuration::ZERO,
+        priorities: 1,
+    };
+    let model = Plain {
+        step: 1_000_000_000,
+        prompt_token: 0,
+        sequence: 0,
+        context: 0,
+    };
+    let mut fleet = fleet(vec![pool(&model)], &plan);
+    fleet.pools[0].engine.max_num_seqs = servers;
+    fleet.pools[0].kv_tokens = 10_000_000;
+    let mut requests = Vec::new();
+    serve(&fleet, Some(Box::new(rows.into_iter())), &mut requests).expect("the fleet runs");
+    let waits: f64 = requests
+        .iter()
+        .map(|request| request.phases[Phase::Queued as usize].as_secs_f64())
+        .sum();
+    let wait = waits / requests.len() as f64;
+    let factorial = |n: u32| (1..=n).map(f64::from).product::<f64>();
+    let last = load.powi(servers as i32) / factorial(servers) * f64::from(servers)
+        / (f64::from(servers) - load);
+    let sum: f64 = (0..servers)
+        .map(|k| load.powi(k as i32) / factorial(k))
+        .sum();
+    let erlang_c = last / (sum + last);
+    let theory = erlang_c / (f64::from(servers) / service - rate);
+    // A newcomer also waits for the step under way, half of one on average.
+    assert!(
+        (wait / (theory + step / 2.0) - 1.0).abs() < 0.12,
+        "{wait} against {theory}"
+    );
+}
+
+#[test]
+fn a_shared_prefix_is_computed_once() {
+    let mut plan = plan(poisson(1.0), Length::Fixed(64), Length::Fixed(16), 40);
+    plan.shapes = Shapes::Drawn {
+        input: Length::Fixed(64),
+        output: Length::Fixed(16),
+        sessions: Some(Sessions {
+            turns: Length::Fixed(4),
+            think_time: SimDuration::from_micros(500_000),
+            system_prompt: 160,
+            system_prompts: 1,
+        }),
+        count: 40,
+    };
+    let fleet = fleet(vec![pool(&MODEL)], &plan);
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, 40);
+    let longest = requests.iter().map(|request| request.input_tokens).max();
+    assert_eq!(longest, Some(160 + 4 * 64 + 3 * 16));
+    // All but the first begin with a cached system prompt; later turns with all that was said.
+    let hits = requests
+        .iter()
+        .filter(|request| request.cached_tokens >= 160)
+        .count();
+    assert!(hits >= 38, "{hits}");
+    let last = requests
+        .iter()
+        .find(|request| Some(request.input_tokens) == longest)
+        .unwrap();
+    assert!(last.cached_tokens >= 160 + 3 * 80 - 16, "{last:?}");
+}
+
+#[test]
+fn caches_that_meet_on_a_link_share_it() {
+    let plan = plan(Arrivals::Burst {}, Length::Fixed(4000), Length::Fixed(4), 8);
+    let split = |replicas: u32, plan| {
+        let mut prefill = pool(&MODEL);
+        prefill.role = Role::Prefill;
+        prefill.replicas = replicas;
+        prefill.engine.prefix_caching = false;
+        let mut decode = pool(&MODEL);
+        decode.role = Role::Decode;
+        decode.first_gpu = replicas * GPUS;
+        fleet(vec![prefill, decode], plan)
+    };
+    // Slow links, so that moving takes longer than computing.
+    let slow = |fleet: &mut Fleet<'_>| {
+        for pool in &mut fleet.pools {
+            pool.wires.nic = Bandwidth::from_gigabytes_per_sec(1);
+        }
+    };
+    let (mut one, mut four) = (split(1, &plan), split(4, &plan));
+    slow(&mut one);
+    slow(&mut four);
+    let (alone, requests) = run(&one);
+    holds_together(&alone, &requests, 8);
+    let (together, requests) = run(&four);
+    holds_together(&together, &requests, 8);
+    // 400 MB in all to one port pair of 2 GB/s: never faster than the target's ports.
+    assert_eq!(alone.kv.sent[Level::Spine as usize] / 1_000_000, 3_199);
+    assert!(together.window.as_secs_f64() > 1.6, "{}", together.window);
+    assert!(together.kv.exposed.mean_s() > alone.kv.exposed.quantile_s(0.0));
+}
+
+#[test]
+fn layers_hide_behind_the_layers_that_follow() {
+    let plan = plan(poisson(0.5), Length::Fixed(4000), Length::Fixed(4), 20);
+    let mut exposed = Vec::new();
+    for layer_by_layer in [true, false] {
+        let mut prefill = pool(&MODEL);
+        prefill.role = Role::Prefill;
+        let mut decode = pool(&MODEL);
+        decode.role = Role::Decode;
+        decode.first_gpu = GPUS;
+        let mut fleet = fleet(vec![prefill, decode], &plan);
+        fleet.transfer.layer_by_layer = layer_by_layer;
+        let (record, requests) = run(&fleet);
+        holds_together(&record, &requests, 20);
+        exposed.push(record.kv.exposed.mean_s());
+    }
+    // 400 MB over two NICs of 40 GB/s are 5 ms; of twelve layers one remains.
+    assert!((exposed[1] - 5.0e-3).abs() < 3.0e-4, "{exposed:?}");
+    assert!((exposed[0] - 5.0e-3 / 12.0).abs() < 2.0e-4, "{exposed:?}");
+}
+
+#[test]
+fn what_falls_out_of_hbm_comes_back_from_below() {
+    let mut plan = plan(poisson(2.0), Length::Fixed(640), Length::Fixed(16), 120);
+    plan.shapes = Shapes::Drawn {
+        input: Length::Fixed(640),
+        output: Length::Fixed(16),
+        sessions: Some(Sessions {
+            turns: Length::Fixed(6),
+            think_time: SimDuration::from_micros(20_000_000),
+            system_prompt: 0,
+            system_prompts: 1,
+        }),
+        count: 120,
+    };
+    let tiers = [
+        KvTier {
+            medium: Medium::HostDram,
+            capacity: Bytes::new(100_000 * 20_000),
+            read: Bandwidth::from_gigabytes_per_sec(40),
+            latency: SimDuration::from_micros(20),
+            eviction: Eviction::Lru,
+        },
+        KvTier {
+            medium: Medium::Remote,
+            capacity: Bytes::new(100_000 * 2_000_000),
+            read: Bandwidth::from_gigabytes_per_sec(10),
+            latency: SimDuration::from_micros(50),
+            eviction: Eviction::Lru,
+        },
+    ];
+    let mut small = fleet(vec![pool(&MODEL)], &plan);
+    small.pools[0].kv_tokens = 8_000;
+    let (without, requests) = run(&small);
+    holds_together(&without, &requests, 120);
+    small.store = &tiers;
+    let (with, requests) = run(&small);
+    holds_together(&with, &requests, 120);
+    assert!(with.kv.loaded_tokens > 50_000, "{}", with.kv.loaded_tokens);
+    assert!(
+        with.kv.tiers.iter().all(|(_, bytes)| *bytes > 0),
+        "{:?}",
+        with.kv.tiers
+    );
+    assert!(with.pools[0].prefill_tokens < without.pools[0].prefill_tokens);
+}
+
+#[test]
+fn a_diffusion_model_delivers_blocks() {
+    let plan = plan(Arrivals::Burst {}, Length::Fixed(100), Length::Fixed(64), 4);
+    let mut fleet = fleet(vec![pool(&MODEL)], &plan);
+    fleet.decoder = Decoder::BlockDiffusion {
+        block: 16,
+        steps: 8,
+    };
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, 4);
+    assert_eq!(
+        record.pools[0].decode.steps,
+        4 * 8,
+        "four blocks of eight steps"
+    );
+    assert_eq!(requests[0].first_tokens, 16);
+    fleet.decoder = Decoder::FullDiffusion {
+        tokens_per_step: 2,
+        refresh_every: 1,
+    };
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, 4);
+    assert_eq!(record.pools[0].decode.steps, 32);
+    assert_eq!(requests[0].ttft, requests[0].e2e, "everything at the end");
+}
+
+#[test]
+fn guesses_save_steps() {
+    let plan = plan(
+        Arrivals::Burst {},
+        Length::Fixed(100),
+        Length::Fixed(4000),
+        8,
+    );
+    let mut fleet = fleet(vec![pool(&MODEL)], &plan);
+    let guess = Speculation {
+        draft: Draft::NGram,
+        draft_tokens: 3,
+        acceptance: 0.7,
+    };
+    fleet.decoder = Decoder::Speculative(guess);
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, 8);
+    let per_step = 3999.0 * 8.0 / record.pools[0].decode_sequences as f64;
+    assert!(
+        (per_step / guess.tokens_per_step() - 1.0).abs() < 0.02,
+        "{per_step}"
+    );
+}
+
+#[test]
+fn a_warm_up_is_simulated_and_not_measured() {
+    let mut plan = plan(poisson(4.0), Length::Fixed(300), Length::Fixed(50), 400);
+    plan.warm_up = SimDuration::from_secs_f64(20.0);
+    let fleet = fleet(vec![pool(&MODEL)], &plan);
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, 400);
+    let late = requests.iter().filter(|request| request.measured).count();
+    assert_eq!(late as u64, record.measured);
+    assert!((300..340).contains(&late), "{late}");
+    assert!(record.output_tokens < 50 * 340 && record.output_tokens > 50 * 300);
+}
+
+fn schedulers() -> impl Strategy<Value = Scheduler> {
+    prop_oneof![
+        Just(Scheduler::Vllm),
+        Just(Scheduler::Sglang),
+        Just(Scheduler::TensorrtLlm),
+        Just(Scheduler::Orca),
+        Just(Scheduler::Static),
+    ]
+}
+
+fn arrivals() -> impl Strategy<Value = Arrivals> {
+    prop_oneof![
+        (0.5..40.0f64).prop_map(poisson),
+        (0.5..40.0f64, 0.2..3.0f64).prop_map(|(rate, cv)| Arrivals::Gamma {
+            rate: RequestRate::from_per_sec(rate),
+            cv,
+        }),
+        (1u32..20).prop_map(|concurrency| Arrivals::ClosedLoop { concurrency }),
+        Just(Arrivals::Burst {}),
+    ]
+}
+
+fn engines() -> impl Strategy<Value = EngineConfig> {
+    (
+        schedulers(),
+        16u32..900,
+        1u32..12,
+        any::<bool>(),
+        1u32..33,
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(scheduler, tokens, seqs, chunked, block, caching, swap)| EngineConfig {
+                scheduler,
+                max_num_batched_tokens: tokens,
+                max_num_seqs: seqs,
+                chunked_prefill: chunked,
+                block_size: block,
+                prefix_caching: caching,
+                preemption: if swap {
+                    Preemption::Swap
+                } else {
+                    Preemption::Recompute
+                },
+                max_queue: None,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
+
+    /// With little cache, any scheduler, conversations and priorities: every request ends once, and
+    /// every token, moment and GPU-second is accounted for; and steps taken together give the same
+    /// bits as steps one by one.
+    #[test]
+    fn together_is_one_by_one_and_nothing_is_lost(
+        engine in engines(),
+        arrivals in arrivals(),
+        input in 1u32..400,
+        output in 1u32..90,
+        talk in any::<bool>(),
+        priorities in 1u32..3,
+        kv_tokens in 600u64..4000,
+        warm_up in 0u64..2,
+        replicas in 1u32..3,
+        seed in any::<u64>(),
+    ) {
+        let sessions = talk.then_some(Sessions {
+            turns: Length::Uniform { min: 1, max: 4 },
+            think_time: SimDuration::from_micros(300_000),
+            system_prompt: 40,
+            system_prompts: 2,
+        });
+        let mut plan = plan(arrivals, Length::Fixed(1), Length::Fixed(1), 60);
+        plan.shapes = Shapes::Drawn {
+            input: Length::Uniform { min: 1, max: input },
+            output: Length::Uniform { min: 1, max: output },
+            sessions,
+            count: 60,
+        };
+        plan.priorities = priorities;
+        plan.warm_up = SimDuration::from_micros(warm_up * 200_000);
+        let mut fleet = fleet(vec![pool(&MODEL)], &plan);
+        fleet.pools[0].engine = engine;
+        fleet.pools[0].kv_tokens = kv_tokens;
+        fleet.pools[0].replicas = replicas;
+        fleet.router = Router::CacheAware;
+        fleet.seed = seed;
+        let mut requests = Vec::new();
+        let Ok(record) = serve(&fleet, None, &mut requests) else {
+            // Everything came before the warm-up ended.
+            prop_assert!(requests.iter().all(|request| !request.measured));
+            return Ok(());
+        };
+        holds_together(&record, &requests, record.answered + record.refused);
+        if !talk {
+            prop_assert_eq!(record.answered + record.refused, 60);
+        }
+        if warm_up == 0 {
+            let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
+            prop_assert_eq!(record.output_tokens, asked, "tokens out are tokens asked");
+        }
+        fleet.together = false;
+        let mut slowly = Vec::new();
+        let slow = serve(&fleet, None, &mut slowly).expect("as before");
+        prop_assert_eq!(&requests, &slowly);
+        prop_assert_eq!(record.window, slow.window);
+        prop_assert_eq!(record.output_tokens, slow.output_tokens);
+        for (a, b) in record.pools.iter().zip(&slow.pools) {
+            prop_assert_eq!(&a.prefill, &b.prefill);
+            prop_assert_eq!(&a.decode, &b.decode);
+            prop_assert_eq!(&a.accounts, &b.accounts);
+            prop_assert_eq!(
+                (a.kv_peak_blocks, a.kv_token_steps, a.preemptions, a.decode_sequences, a.decode_tokens),
+                (b.kv_peak_blocks, b.kv_token_steps, b.preemptions, b.decode_sequences, b.decode_tokens)
+            );
+        }
+    }
+
+    /// The same over two pools and a network.
+    #[test]
+    fn nothing_is_lost_between_prefill_and_decode(
+        engine in engines(),
+        arrivals in arrivals(),
+        kv_tokens in 900u64..4000,
+        prefill_replicas in 1u32..4,
+        decode_replicas in 1u32..3,
+        layer_by_layer in any::<bool>(),
+        gigabytes in 1u64..50,
+        seed in any::<u64>(),
+    ) {
+        let plan = plan(arrivals, Length::Uniform { min: 1, max: 300 }, Length::Uniform { min: 1, max: 60 }, 50);
+        let mut prefill = pool(&MODEL);
+        prefill.role = Role::Prefill;
+        prefill.replicas = prefill_replicas;
+        prefill.kv_tokens = kv_tokens;
+        prefill.engine = EngineConfig { scheduler: Scheduler::Vllm, ..engine };
+        let mut decode = pool(&MODEL);
+        decode.role = Role::Decode;
+        decode.first_gpu = prefill_replicas * GPUS;
+        decode.replicas = decode_replicas;
+        decode.kv_tokens = kv_tokens;
+        decode.engine = if engine.scheduler == Scheduler::Static { EngineConfig { scheduler: Scheduler::Sglang, ..engine } } else { engine };
+        let mut fleet = fleet(vec![prefill, decode], &plan);
+        for pool in &mut fleet.pools {
+            pool.wires.nic = Bandwidth::from_gigabytes_per_sec(gigabytes);
+        }
+        fleet.transfer.layer_by_layer = layer_by_layer;
+        fleet.router = Router::LeastTokens;
+        fleet.seed = seed;
+        let (record, requests) = run(&fleet);
+        holds_together(&record, &requests, 50);
+        let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
+        prop_assert_eq!(record.output_tokens, asked);
+    }
+}
