@@ -2,6 +2,7 @@
 
 use crate::demand::{Algorithm, Demand, Protocol};
 use crate::links::{Crossing, Links, Shape};
+use crate::program::tree_halves;
 use rackflow_topology::{GroupSpan, Level, Path};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use std::fmt;
@@ -132,6 +133,8 @@ struct Candidate {
     nic_fill_steps: u64,
     peers: u64,
     crossing: Crossing,
+    /// Nothing is in flight on both ports at once: their times add up.
+    serial: bool,
 }
 
 /// The rate on some of a rank's scale-up links, in millionths of all.
@@ -167,19 +170,31 @@ impl Candidate {
         let nvlink_rate = in_part(nvlink_rate, self.scale_up_part(group));
         let nic_rate = links.nic_rate(protocol);
         let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
-        let fill = links
-            .nvlink_fill(wire_nvlink, nvlink_rate, protocol)
-            .max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps);
+        // What is not in flight on all edges at once has no pipeline to fill.
+        let fill = if self.serial {
+            SimDuration::ZERO
+        } else {
+            links
+                .nvlink_fill(wire_nvlink, nvlink_rate, protocol)
+                .max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps)
+        };
         let latency = links.base(self.algorithm, protocol)
             + links.peers(self.peers)
             + links.nvlink_step(protocol) * self.nvlink_steps
             + links.nic_step(group.level, self.shape, protocol) * self.nic_steps
             + fill;
+        let nvlink = self.nvlink.time(bytes, nvlink_rate);
         let nic = self.nic_taken.time(bytes, nic_rate);
+        let nic = stretched(nic, links.nic_slowdown(self.crossing));
+        let waited = if self.serial {
+            nvlink.min(nic)
+        } else {
+            SimDuration::ZERO
+        };
         Some(Demand {
-            latency,
-            nvlink: self.nvlink.time(bytes, nvlink_rate),
-            nic: stretched(nic, links.nic_slowdown(self.crossing)),
+            latency: latency + waited,
+            nvlink,
+            nic,
             level: group.level,
             wire_bytes_nvlink: wire_nvlink,
             wire_bytes_nic: wire_nic,
@@ -255,6 +270,9 @@ pub fn collective_with(
         (Algorithm::Ring, _) if passes > 0 => (ring(group, passes), &Protocol::ALL),
         (Algorithm::Hierarchical, _) if passes > 0 && across => {
             (hierarchical(group, passes), &Protocol::ALL)
+        }
+        (Algorithm::RecursiveHalving, _) if passes > 0 && halves(group) => {
+            (recursive_halving(group, passes), &Protocol::ALL)
         }
         (Algorithm::Tree, CollectiveOp::AllReduce) if across => (tree(group), &Protocol::ALL),
         (Algorithm::InSwitch, CollectiveOp::AllReduce) if !across && group.ranks > 2 => {
@@ -352,6 +370,7 @@ fn ring(group: &GroupSpan, passes: u64) -> Candidate {
         nic_fill_steps: 1,
         peers: 0,
         crossing: Crossing::ring(group),
+        serial: false,
     }
 }
 
@@ -373,19 +392,35 @@ fn hierarchical(group: &GroupSpan, passes: u64) -> Candidate {
         nic_fill_steps: 1,
         peers: 0,
         crossing: Crossing::ring(group),
+        serial: false,
+    }
+}
+
+/// Whether members can be halved down to one, inside the domains and across.
+fn halves(group: &GroupSpan) -> bool {
+    let (largest, smallest) = columns(group);
+    largest == smallest && largest.is_power_of_two() && group.domains.is_power_of_two()
+}
+
+/// Halving inside the domains, then across on the slices, and doubling back.
+fn recursive_halving(group: &GroupSpan, passes: u64) -> Candidate {
+    let hierarchy = hierarchical(group, passes);
+    Candidate {
+        algorithm: Algorithm::RecursiveHalving,
+        nvlink_steps: passes * u64::from(columns(group).0.trailing_zeros()),
+        nic_steps: passes * depth(group.domains),
+        serial: true,
+        crossing: Crossing::pairs(group),
+        ..hierarchy
     }
 }
 
 /// What a NIC sends in a double binary tree: each half of the buffer goes up and down one tree. A
 /// domain is a leaf of one tree (it sends one half up) and inside the other (one half up, two
-/// down); two domains have one edge per tree.
+/// down); two and three domains have fewer edges.
 fn tree_nic(group: &GroupSpan) -> Share {
     let (_, smallest) = columns(group);
-    match group.domains {
-        1 => Share::NONE,
-        2 => Share::of(1, smallest),
-        _ => Share::of(2, smallest),
-    }
+    Share::of(u64::from(tree_halves(group.domains)), 2 * smallest)
 }
 
 /// A chain up and down inside each domain, a double binary tree across.
@@ -403,6 +438,7 @@ fn tree(group: &GroupSpan) -> Candidate {
         nic_fill_steps: 2 * depth(group.domains),
         peers: 0,
         crossing: Crossing::tree(group),
+        serial: false,
     }
 }
 
@@ -427,6 +463,7 @@ fn in_switch(group: &GroupSpan) -> Candidate {
         nic_fill_steps: 2 * depth(group.domains),
         peers: 0,
         crossing: Crossing::tree(group),
+        serial: false,
     }
 }
 
@@ -456,6 +493,7 @@ fn direct(group: &GroupSpan, links: &Links) -> Candidate {
         nic_fill_steps: 1,
         peers: n - 1,
         crossing: Crossing::pairs(group),
+        serial: false,
     }
 }
 
@@ -473,7 +511,12 @@ fn chain(group: &GroupSpan) -> Candidate {
         algorithm: Algorithm::Ring,
         shape: Shape::Ring,
         engine: Engine::Copy,
-        nvlink: if largest > 1 { Share::ALL } else { Share::NONE },
+        nvlink: match (largest, across) {
+            (1, _) => Share::NONE,
+            (_, false) => Share::ALL,
+            // As many chains as members, and each leaves the domain once.
+            (_, true) => Share::of(largest - 1, largest),
+        },
         nic,
         nic_taken: nic,
         nvlink_steps: u64::from(group.ranks) - 1 - nic_steps,
@@ -481,6 +524,7 @@ fn chain(group: &GroupSpan) -> Candidate {
         nic_fill_steps: 1,
         peers: 0,
         crossing: Crossing::ring(group),
+        serial: false,
     }
 }
 
@@ -500,6 +544,7 @@ fn farthest(group: &GroupSpan) -> Candidate {
         nic_fill_steps: 1,
         peers: 0,
         crossing: Crossing::of_level(group.level),
+        serial: false,
     }
 }
 

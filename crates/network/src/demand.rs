@@ -13,6 +13,8 @@ pub enum Algorithm {
     Ring,
     /// Reduce-scatter inside the domain, the slices across by rail, all-gather inside.
     Hierarchical,
+    /// To ever nearer members half as much each time, and back: few steps, one after the other.
+    RecursiveHalving,
     /// A chain inside each domain, a double binary tree across.
     Tree,
     /// The scale-up switches reduce in flight.
@@ -31,6 +33,7 @@ impl fmt::Display for Algorithm {
             Self::Local => "local",
             Self::Ring => "ring",
             Self::Hierarchical => "hierarchical",
+            Self::RecursiveHalving => "recursive halving",
             Self::Tree => "tree",
             Self::InSwitch => "in-switch",
             Self::InSwitchTree => "in-switch tree",

@@ -7,7 +7,7 @@ use crate::flow::FlowId;
 use calendar::Calendar;
 use fill::Fill;
 use rackflow_topology::LinkId;
-use rackflow_units::{Bandwidth, Bytes, SimTime};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 /// Rates are integers in units of 2^-12 bytes per second, so that sums over the flows of a link are
 /// exact and do not depend on the order in which flows came.
@@ -60,6 +60,8 @@ struct Flow {
     at: SimTime,
     ends: SimTime,
     bytes: u64,
+    /// Work of one byte.
+    work_per_byte: u64,
     /// First membership; the next free slot when the flow is over.
     first: u32,
     generation: u32,
@@ -164,17 +166,47 @@ impl FairNet {
         weight: u32,
         cap: Option<Bandwidth>,
     ) -> FlowId {
+        let work = u128::from(bytes.get()) * WORK_PER_BYTE;
+        self.start_work(route, bytes, work, weight, cap)
+    }
+
+    /// The same for one flow that would keep a link of rate `line` busy for `busy`: longer than its
+    /// bytes alone, by what headers, flags and gaps take.
+    ///
+    /// # Panics
+    /// When the route is longer than 16 links or names one twice.
+    pub fn start_busy(
+        &mut self,
+        route: &[LinkId],
+        bytes: Bytes,
+        busy: SimDuration,
+        line: Bandwidth,
+    ) -> FlowId {
+        let work = u128::from(busy.as_picos()) * u128::from(units(line));
+        self.start_work(route, bytes, work, 1, None)
+    }
+
+    fn start_work(
+        &mut self,
+        route: &[LinkId],
+        bytes: Bytes,
+        work: u128,
+        weight: u32,
+        cap: Option<Bandwidth>,
+    ) -> FlowId {
         assert!(weight > 0, "a bundle has at least one flow");
         // What is empty ends at once and is on no link.
-        let route = if bytes.get() == 0 { &[] } else { route };
+        let route = if work == 0 { &[] } else { route };
         let cap = cap.map_or(FREE, units);
+        let per_byte = work / u128::from(bytes.get().max(1));
         let slot = self.take_slot(Flow {
-            left: u128::from(bytes.get()) * WORK_PER_BYTE,
+            left: work,
             rate: 0,
             cap,
             at: self.now,
             ends: SimTime::MAX,
             bytes: bytes.get(),
+            work_per_byte: u64::try_from(per_byte.max(1)).unwrap_or(u64::MAX),
             first: NIL,
             generation: 0,
             weight,
@@ -184,7 +216,7 @@ impl FairNet {
         });
         let alone = self.join(slot, route);
         let id = FlowId::new(slot, self.flows[slot as usize].generation);
-        if bytes.get() == 0 || (route.is_empty() && cap == FREE) {
+        if work == 0 || (route.is_empty() && cap == FREE) {
             self.set_end(slot, self.now);
         } else if alone {
             self.run_alone(slot, cap);
@@ -266,7 +298,8 @@ impl FairNet {
     pub fn remaining(&self, flow: FlowId) -> Bytes {
         let flow = self.flow(flow);
         let left = left_at(flow, self.now);
-        Bytes::new(left.div_ceil(WORK_PER_BYTE) as u64)
+        let bytes = left.div_ceil(u128::from(flow.work_per_byte));
+        Bytes::new(u64::try_from(bytes).map_or(flow.bytes, |bytes| bytes.min(flow.bytes)))
     }
 
     /// Bytes of ended and cancelled flows that went over a link.

@@ -15,6 +15,7 @@ mod exchange;
 mod fair;
 mod flow;
 mod links;
+mod program;
 
 pub use collective::{CollectiveOp, collective, collective_by, collective_with, send_recv, tuned};
 pub use demand::{Algorithm, Demand, Protocol};
@@ -23,3 +24,4 @@ pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};
 pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet};
 pub use links::{Links, Shape};
+pub use program::{Edge, Message, Pattern, Phase, Program, Teams, Via};

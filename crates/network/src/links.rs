@@ -186,6 +186,15 @@ impl Links {
         self
     }
 
+    /// The same links on a fabric whose tiers are never in the way: for whoever runs flows over the
+    /// links of those tiers and must not slow them twice.
+    pub fn without_tiers(mut self) -> Self {
+        self.leaf_oversubscription = 1.0;
+        self.spine_oversubscription = 1.0;
+        self.load_balance = 1.0;
+        self
+    }
+
     fn cost(&self, protocol: Protocol) -> ProtocolCost {
         match protocol {
             _ if !self.library => IDEAL,
@@ -210,9 +219,11 @@ impl Links {
             Algorithm::InSwitch => IN_SWITCH_BASE_NS,
             Algorithm::InSwitchTree => IN_SWITCH_TREE_BASE_NS,
             Algorithm::Relayed => EXCHANGE_BASE_NS,
-            Algorithm::Ring | Algorithm::Hierarchical | Algorithm::Tree | Algorithm::Direct => {
-                self.cost(protocol).base
-            }
+            Algorithm::Ring
+            | Algorithm::Hierarchical
+            | Algorithm::RecursiveHalving
+            | Algorithm::Tree
+            | Algorithm::Direct => self.cost(protocol).base,
         };
         self.overhead(ns)
             + if self.library {
@@ -234,33 +245,37 @@ impl Links {
 
     /// One step between two ranks of a domain.
     pub fn nvlink_step(&self, protocol: Protocol) -> SimDuration {
-        self.nvlink_latency + SimDuration::from_nanos(self.cost(protocol).nvlink_step)
+        self.nvlink_latency + self.nvlink_added(protocol)
+    }
+
+    /// What the protocol adds to the latency of the wires at such a step.
+    pub(crate) fn nvlink_added(&self, protocol: Protocol) -> SimDuration {
+        SimDuration::from_nanos(self.cost(protocol).nvlink_step)
     }
 
     /// One step between two ranks that meet at `level` of the fabric.
     pub fn nic_step(&self, level: Level, shape: Shape, protocol: Protocol) -> SimDuration {
-        self.nic_latency
-            + self.tier_latency[level as usize]
-            + SimDuration::from_nanos(self.nic_added(shape, protocol))
+        self.nic_latency + self.tier_latency[level as usize] + self.nic_added(shape, protocol)
     }
 
-    fn nic_added(&self, shape: Shape, protocol: Protocol) -> u64 {
+    /// What the protocol adds to the latency of the wires at such a step.
+    pub(crate) fn nic_added(&self, shape: Shape, protocol: Protocol) -> SimDuration {
         let cost = self.cost(protocol);
-        if shape == Shape::Ring {
+        SimDuration::from_nanos(if shape == Shape::Ring {
             cost.ring_nic
         } else {
             cost.tree_nic
-        }
+        })
     }
 
     /// The latency of a path plus what the protocol adds to one step.
     pub(crate) fn message_latency(&self, path: &Path, protocol: Protocol) -> SimDuration {
         let added = if path.level <= Level::NvLink {
-            self.cost(protocol).nvlink_step
+            self.nvlink_added(protocol)
         } else {
             self.nic_added(Shape::Ring, protocol)
         };
-        path.latency + SimDuration::from_nanos(added)
+        path.latency + added
     }
 
     /// Time for which a pipeline over NVLink fills before its port is busy.

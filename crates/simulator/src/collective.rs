@@ -1,11 +1,15 @@
 //! One communication on an otherwise idle cluster: what nccl-tests would print.
 
+mod flows;
+
+pub use flows::{Outcome, Task, run_flows};
+
 use rackflow_network::{
-    Demand, ExchangeStyle, Links, collective, collective_with, expert_exchange, ranks_visited,
-    tuned,
+    Demand, ExchangeStyle, Links, Program, collective, collective_with, expert_exchange,
+    ranks_visited, tuned,
 };
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, TopologyError};
-use rackflow_units::{Bytes, SimDuration};
+use rackflow_topology::{Cluster, ClusterMap, GroupSpan, LinkId, TopologyError, Wires};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 pub use rackflow_network::{Algorithm, CollectiveOp, Protocol};
 
@@ -57,9 +61,35 @@ pub struct Measurement {
 pub struct Group {
     links: Links,
     span: GroupSpan,
-    nvlink: rackflow_units::Bandwidth,
-    nic: rackflow_units::Bandwidth,
+    nvlink: Bandwidth,
+    nic: Bandwidth,
+    cluster: Cluster,
 }
+
+/// Why flows were not simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoFlows {
+    /// The algorithm or the protocol does not serve the operation or the group.
+    #[error("the algorithm does not serve it")]
+    NotServed,
+    /// Domains hold different numbers of ranks.
+    #[error("NVLink domains hold different numbers of ranks")]
+    Irregular,
+    /// Links of the scale-up network are not behind a switch.
+    #[error("a mesh or a torus has no switch, and only its price is modelled")]
+    NoSwitch,
+    /// More flows than a run should take.
+    #[error("{flows} flows are more than {most}")]
+    TooMany {
+        /// Flows of the program.
+        flows: u64,
+        /// Most that are simulated.
+        most: u64,
+    },
+}
+
+/// More flows than this take minutes and gigabytes.
+const MOST_FLOWS: u64 = 20_000_000;
 
 impl Group {
     /// The first `ranks` GPUs of `cluster`.
@@ -76,6 +106,7 @@ impl Group {
             span: map.span(&(0..ranks).collect::<Vec<_>>()),
             nvlink: cluster.node.scale_up.bandwidth,
             nic: map.nic_share(),
+            cluster: cluster.clone(),
         })
     }
 
@@ -107,7 +138,21 @@ impl Group {
                 self.exchange(experts, bytes, algorithm, protocol)?
             }
         };
-        let time = demand.duration();
+        let bound = self
+            .nvlink
+            .time_to_send(demand.wire_bytes_nvlink)
+            .max(self.nic.time_to_send(demand.wire_bytes_nic));
+        Some(self.measurement(operation, bytes, &demand, demand.duration(), bound))
+    }
+
+    fn measurement(
+        &self,
+        operation: Operation,
+        bytes: Bytes,
+        demand: &Demand,
+        time: SimDuration,
+        bound: SimDuration,
+    ) -> Measurement {
         let factor = match operation {
             Operation::Collective(op) => op.bus_factor(self.span.ranks),
             Operation::Dispatch(e) | Operation::Combine(e) => {
@@ -120,11 +165,7 @@ impl Group {
         } else {
             0.0
         };
-        let bound = self
-            .nvlink
-            .time_to_send(demand.wire_bytes_nvlink)
-            .max(self.nic.time_to_send(demand.wire_bytes_nic));
-        Some(Measurement {
+        Measurement {
             bytes,
             time,
             algorithm_bandwidth,
@@ -132,7 +173,93 @@ impl Group {
             algorithm: demand.algorithm,
             protocol: demand.protocol,
             bound,
-        })
+        }
+    }
+
+    /// The same with every message a flow on the links of the cluster, tiers, hashed paths and all.
+    /// `wires` are those of the same cluster; links may be degraded.
+    ///
+    /// # Errors
+    /// Any [`NoFlows`].
+    pub fn simulate(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        algorithm: Option<Algorithm>,
+        protocol: Option<Protocol>,
+    ) -> Result<Measurement, NoFlows> {
+        let chosen = self
+            .measure(operation, bytes, algorithm, protocol)
+            .ok_or(NoFlows::NotServed)?;
+        // What the tiers cost is up to their links.
+        let open = Self {
+            links: self.links.clone().without_tiers(),
+            ..self.clone()
+        };
+        let (wanted, by) = (Some(chosen.algorithm), Some(chosen.protocol));
+        let (demand, op) = match operation {
+            Operation::Collective(op) => (open.collective(op, bytes, wanted, by), op),
+            Operation::Dispatch(experts) | Operation::Combine(experts) => (
+                open.exchange(experts, bytes, wanted, by),
+                CollectiveOp::AllToAll,
+            ),
+        };
+        let demand = demand.ok_or(NoFlows::NotServed)?;
+        if self.span.ranks <= 1 {
+            return Ok(chosen);
+        }
+        let program = match demand.algorithm {
+            Algorithm::RecursiveHalving => Program::stepped(
+                demand.algorithm,
+                op,
+                bytes,
+                &self.span,
+                &open.links,
+                demand.protocol,
+            ),
+            Algorithm::Direct if u64::from(self.span.ranks).pow(2) > MOST_FLOWS => {
+                let flows = u64::from(self.span.ranks).pow(2);
+                return Err(NoFlows::TooMany {
+                    flows,
+                    most: MOST_FLOWS,
+                });
+            }
+            _ => Program::pipelined(op, &self.span, &demand),
+        };
+        let program = program.ok_or(NoFlows::Irregular)?;
+        if !self.switched(wires) {
+            return Err(NoFlows::NoSwitch);
+        }
+        let gpus: Vec<u32> = (0..self.span.ranks).collect();
+        let task = Task {
+            program: &program,
+            gpus: &gpus,
+            start: SimTime::ZERO,
+        };
+        let outcome = run_flows(wires, (self.nvlink, self.nic), &[task]);
+        let bound = (0..)
+            .map(LinkId)
+            .zip(&outcome.carried)
+            .filter(|(_, carried)| **carried > Bytes::ZERO)
+            .map(|(link, carried)| wires.bandwidth(link).time_to_send(*carried))
+            .max()
+            .unwrap_or(SimDuration::ZERO);
+        let time = outcome.ends[0].since(SimTime::ZERO);
+        Ok(self.measurement(operation, bytes, &demand, time, bound))
+    }
+
+    /// Whether a GPU has one link into its domain, which carries all that the domain lets it send.
+    fn switched(&self, wires: &Wires) -> bool {
+        let mut route = Vec::new();
+        if self.cluster.node.scale_up.domain < 2 || self.cluster.gpus < 2 {
+            return true;
+        }
+        wires.route(0, 1, 0, &mut route);
+        route.len() == 2
+            && route
+                .iter()
+                .all(|link| wires.bandwidth(*link) == self.nvlink)
     }
 
     fn collective(

@@ -1,6 +1,7 @@
 //! What a simulated step must be, whatever the plan.
 
 mod accounts;
+mod collectives;
 mod extremes;
 mod folding;
 mod mechanisms;

@@ -1,0 +1,445 @@
+//! Programs of flows on the links of a cluster, run by the event loop.
+
+use rackflow_engine::{EventClass, EventId, EventQueue, Model, run};
+use rackflow_network::{FairNet, FlowId, Phase, Program, Via};
+use rackflow_topology::{Level, LinkId, Wires};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+
+/// The order at one instant: what has arrived, then what has left the wire, then what begins.
+const ARRIVED: EventClass = EventClass(0);
+const SENT: EventClass = EventClass(1);
+const BEGUN: EventClass = EventClass(2);
+
+/// A program, who runs it and from when on.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// What flows.
+    pub program: &'a Program,
+    /// The GPU of every rank.
+    pub gpus: &'a [u32],
+    /// When the program is called.
+    pub start: SimTime,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// When each task was done.
+    pub ends: Vec<SimTime>,
+    /// Flows that were simulated.
+    pub flows: u64,
+    /// Events that the loop handled.
+    pub events: u64,
+    /// Bytes that went over each link.
+    pub carried: Vec<Bytes>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// Messages of this batch have reached their ranks.
+    Arrived { batch: u32 },
+    /// The next flow of the net ends.
+    Sent,
+    /// The lead of a task has passed.
+    Begun { task: u32 },
+}
+
+/// A message on its way.
+#[derive(Debug, Clone, Copy)]
+struct Sending {
+    /// Index of the state of the rank that sends; of the task, in a pipelined program.
+    from: u32,
+    /// Index of the state of the rank that receives, or [`NOBODY`].
+    to: u32,
+    /// The step of the program it belongs to.
+    step: u32,
+    latency: SimDuration,
+}
+
+/// The receiver of a flow whose arrival nobody waits for apart from its end.
+const NOBODY: u32 = u32::MAX;
+
+/// Where one rank is in a stepped program.
+#[derive(Debug, Clone, Copy)]
+struct RankState {
+    task: u32,
+    rank: u32,
+    phase: u32,
+    step: u32,
+    /// Step counted over all phases.
+    total: u32,
+    /// What this step still waits for: its own message sent, its message received.
+    waiting: u32,
+    /// First of the messages that came before their step.
+    early: u32,
+}
+
+struct Early {
+    step: u32,
+    next: u32,
+}
+
+struct TaskState<'a> {
+    task: Task<'a>,
+    /// Index of the state of rank 0.
+    first: u32,
+    /// Ranks, or flows, that are not done.
+    open: u32,
+    end: SimTime,
+}
+
+struct Runner<'a> {
+    wires: &'a Wires,
+    /// Line rates of a GPU's NVLink port and of its share of the NICs.
+    lines: (Bandwidth, Bandwidth),
+    net: FairNet,
+    tasks: Vec<TaskState<'a>>,
+    states: Vec<RankState>,
+    early: Vec<Early>,
+    free_early: u32,
+    /// By slot of the flow.
+    sending: Vec<Sending>,
+    batches: Vec<Vec<(u32, u32)>>,
+    free_batches: Vec<u32>,
+    /// The instants of batches that were opened since the last event.
+    opened: Vec<(SimTime, u32)>,
+    pending: Option<(SimTime, EventId)>,
+    route: Vec<LinkId>,
+    ended: Vec<FlowId>,
+    flows: u64,
+}
+
+/// Runs the tasks together on the links of a cluster. `lines` are the line rates of a GPU's NVLink
+/// port and of its share of the NICs. Every message of every rank is a flow of its own.
+///
+/// # Panics
+/// When a task names a GPU that the cluster does not have, or ranks cannot reach each other.
+pub fn run_flows(wires: &Wires, lines: (Bandwidth, Bandwidth), tasks: &[Task<'_>]) -> Outcome {
+    let links = 0..wires.links() as u32;
+    let mut runner = Runner {
+        wires,
+        lines,
+        net: FairNet::new(links.clone().map(|link| wires.bandwidth(LinkId(link)))),
+        tasks: Vec::new(),
+        states: Vec::new(),
+        early: Vec::new(),
+        free_early: NOBODY,
+        sending: Vec::new(),
+        batches: Vec::new(),
+        free_batches: Vec::new(),
+        opened: Vec::new(),
+        pending: None,
+        route: Vec::new(),
+        ended: Vec::new(),
+        flows: 0,
+    };
+    let mut queue = EventQueue::new();
+    for &task in tasks {
+        let lead = match task.program {
+            Program::Pipelined { lead, .. } | Program::Stepped { lead, .. } => *lead,
+        };
+        let index = runner.tasks.len() as u32;
+        let begins = task.start + lead;
+        runner.tasks.push(TaskState {
+            task,
+            first: 0,
+            open: 0,
+            end: begins,
+        });
+        queue.schedule(begins, BEGUN, Event::Begun { task: index });
+    }
+    let summary = run(&mut runner, &mut queue);
+    assert!(
+        runner.net.live() == 0,
+        "every flow ends: no link of a route is cut"
+    );
+    Outcome {
+        ends: runner.tasks.iter().map(|task| task.end).collect(),
+        flows: runner.flows,
+        events: summary.events_handled,
+        carried: links.map(|link| runner.net.carried(LinkId(link))).collect(),
+    }
+}
+
+impl Model for Runner<'_> {
+    type Event = Event;
+
+    fn handle(&mut self, event: Event, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        match event {
+            Event::Arrived { batch } => {
+                let mut messages = std::mem::take(&mut self.batches[batch as usize]);
+                for &(state, step) in &messages {
+                    self.arrive(now, state, step);
+                }
+                messages.clear();
+                self.batches[batch as usize] = messages;
+                self.free_batches.push(batch);
+            }
+            Event::Sent => {
+                self.pending = None;
+                let mut ended = std::mem::take(&mut self.ended);
+                self.net.advance(now, &mut ended);
+                for &flow in &ended {
+                    self.sent(now, self.sending[flow.slot()], queue);
+                }
+                ended.clear();
+                self.ended = ended;
+                self.opened.clear();
+            }
+            Event::Begun { task } => self.begin(now, task),
+        }
+        self.watch(queue);
+    }
+}
+
+impl Runner<'_> {
+    /// Keeps one event at the next end of a flow.
+    fn watch(&mut self, queue: &mut EventQueue<Event>) {
+        // Ends of flows wait while other things happen at this instant.
+        let next = self.net.next_completion();
+        match (self.pending, next) {
+            (Some((at, _)), Some(next)) if at == next => return,
+            (Some((_, id)), _) => {
+                queue.cancel(id);
+            }
+            (None, _) => {}
+        }
+        self.pending = next.map(|next| (next, queue.schedule(next, SENT, Event::Sent)));
+    }
+
+    fn begin(&mut self, now: SimTime, index: u32) {
+        self.tell(now);
+        let task = self.tasks[index as usize].task;
+        match task.program {
+            Program::Pipelined { edges, .. } => {
+                self.tasks[index as usize].open = edges.len() as u32;
+                for (number, edge) in edges.iter().enumerate() {
+                    let (from, to) = (task.gpus[edge.from as usize], task.gpus[edge.to as usize]);
+                    self.find_route(from, to, edge.via, number as u64);
+                    let line = self.line();
+                    let flow = self
+                        .net
+                        .start_busy(&self.route, edge.bytes, edge.busy, line);
+                    let sending = Sending {
+                        from: index,
+                        to: NOBODY,
+                        step: 0,
+                        latency: SimDuration::ZERO,
+                    };
+                    self.keep(flow, sending);
+                }
+            }
+            Program::Stepped { ranks, phases, .. } => {
+                let first = self.states.len() as u32;
+                let state = &mut self.tasks[index as usize];
+                (state.first, state.open) = (first, if phases.is_empty() { 0 } else { *ranks });
+                self.states.extend((0..*ranks).map(|rank| RankState {
+                    task: index,
+                    rank,
+                    phase: 0,
+                    step: 0,
+                    total: 0,
+                    waiting: 0,
+                    early: NOBODY,
+                }));
+                if !phases.is_empty() {
+                    for rank in 0..*ranks {
+                        self.enter(now, first + rank, phases);
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, now: SimTime) {
+        if self.net.now() < now {
+            let mut none = Vec::new();
+            self.net.advance(now, &mut none);
+            debug_assert!(none.is_empty(), "ends of flows have their own event");
+        }
+    }
+
+    /// Finds the links of a message. Several flows of one pair count as connections of their own.
+    fn find_route(&mut self, from: u32, to: u32, via: Via, connection: u64) {
+        let reached = match via {
+            Via::Route => self.wires.route(from, to, connection, &mut self.route),
+            Via::Rail => self
+                .wires
+                .route_by_rail(from, to, connection, &mut self.route),
+            Via::SwitchUp | Via::SwitchDown => self.switch_link(from, via == Via::SwitchUp),
+        };
+        assert!(reached, "GPU {from} cannot reach GPU {to}");
+    }
+
+    /// The link between a GPU and its switches: an end of its way to a neighbour in the domain.
+    fn switch_link(&mut self, gpu: u32, up: bool) -> bool {
+        for other in [gpu.checked_sub(1), Some(gpu + 1)].into_iter().flatten() {
+            if other >= self.wires.gpus() {
+                continue;
+            }
+            let (a, b) = if up { (gpu, other) } else { (other, gpu) };
+            self.wires.route(a, b, 0, &mut self.route);
+            let link = if up {
+                self.route.first()
+            } else {
+                self.route.last()
+            };
+            if let Some(&link) = link
+                && self.wires.level(link) == Level::NvLink
+            {
+                self.route.clear();
+                self.route.push(link);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The line rate of the port that the route leaves by.
+    fn line(&self) -> Bandwidth {
+        let across = self
+            .route
+            .iter()
+            .any(|link| self.wires.level(*link) > Level::NvLink);
+        if across { self.lines.1 } else { self.lines.0 }
+    }
+
+    fn keep(&mut self, flow: FlowId, sending: Sending) {
+        self.flows += 1;
+        if self.sending.len() <= flow.slot() {
+            self.sending.resize(flow.slot() + 1, sending);
+        }
+        self.sending[flow.slot()] = sending;
+    }
+
+    /// A rank begins its current step.
+    fn enter(&mut self, now: SimTime, index: u32, phases: &[Phase]) {
+        self.tell(now);
+        let RankState {
+            task,
+            rank,
+            phase,
+            step,
+            total,
+            ..
+        } = self.states[index as usize];
+        let phase = &phases[phase as usize];
+        let message = phase.message(rank, step);
+        let TaskState { task, first, .. } = &self.tasks[task as usize];
+        let (from, to) = (task.gpus[rank as usize], task.gpus[message.to as usize]);
+        let to_state = first + message.to;
+        self.find_route(from, to, Via::Route, 0);
+        let latency: SimDuration = self
+            .route
+            .iter()
+            .map(|link| self.wires.latency(*link))
+            .fold(phase.added, |sum, latency| sum + latency);
+        let line = self.line();
+        let flow = self
+            .net
+            .start_busy(&self.route, message.bytes, phase.busy(message), line);
+        let sending = Sending {
+            from: index,
+            to: to_state,
+            step: total,
+            latency,
+        };
+        self.keep(flow, sending);
+        let early = self.take_early(index, total);
+        self.states[index as usize].waiting = 2 - early;
+    }
+
+    /// A flow has left the wire: its sender goes on, and its receiver gets it after the latency.
+    fn sent(&mut self, now: SimTime, sending: Sending, queue: &mut EventQueue<Event>) {
+        if sending.to == NOBODY {
+            let task = &mut self.tasks[sending.from as usize];
+            task.open -= 1;
+            task.end = now;
+            return;
+        }
+        let at = now + sending.latency;
+        let batch = match self.opened.iter().find(|(time, _)| *time == at) {
+            Some((_, batch)) => *batch,
+            None => {
+                let batch = self.free_batches.pop().unwrap_or_else(|| {
+                    self.batches.push(Vec::new());
+                    self.batches.len() as u32 - 1
+                });
+                self.opened.push((at, batch));
+                queue.schedule(at, ARRIVED, Event::Arrived { batch });
+                batch
+            }
+        };
+        self.batches[batch as usize].push((sending.to, sending.step));
+        self.done_one(now, sending.from);
+    }
+
+    fn arrive(&mut self, now: SimTime, index: u32, step: u32) {
+        let state = &mut self.states[index as usize];
+        if state.waiting > 0 && state.total == step {
+            self.done_one(now, index);
+            return;
+        }
+        let entry = Early {
+            step,
+            next: state.early,
+        };
+        let place = self.free_early;
+        if place == NOBODY {
+            state.early = self.early.len() as u32;
+            self.early.push(entry);
+        } else {
+            state.early = place;
+            self.free_early = self.early[place as usize].next;
+            self.early[place as usize] = entry;
+        }
+    }
+
+    /// Whether the message of this step came early (1 or 0); it is taken off the list.
+    fn take_early(&mut self, index: u32, step: u32) -> u32 {
+        let mut previous = NOBODY;
+        let mut at = self.states[index as usize].early;
+        while at != NOBODY {
+            let next = self.early[at as usize].next;
+            if self.early[at as usize].step == step {
+                match previous {
+                    NOBODY => self.states[index as usize].early = next,
+                    previous => self.early[previous as usize].next = next,
+                }
+                self.early[at as usize].next = self.free_early;
+                self.free_early = at;
+                return 1;
+            }
+            (previous, at) = (at, next);
+        }
+        0
+    }
+
+    /// One of the two things that a rank's step waits for has happened.
+    fn done_one(&mut self, now: SimTime, index: u32) {
+        let state = &mut self.states[index as usize];
+        state.waiting -= 1;
+        if state.waiting > 0 {
+            return;
+        }
+        let task = state.task;
+        let Program::Stepped { phases, .. } = self.tasks[task as usize].task.program else {
+            unreachable!("pipelined programs have no ranks")
+        };
+        let state = &mut self.states[index as usize];
+        state.total += 1;
+        state.step += 1;
+        if state.step == phases[state.phase as usize].steps() {
+            state.step = 0;
+            state.phase += 1;
+        }
+        if (state.phase as usize) < phases.len() {
+            self.enter(now, index, phases);
+        } else {
+            let task = &mut self.tasks[task as usize];
+            task.open -= 1;
+            task.end = now;
+        }
+    }
+}

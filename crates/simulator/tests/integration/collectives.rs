@@ -1,0 +1,316 @@
+//! Collectives as flows: closed forms, the price of a symmetric group, and the bound of the wire.
+
+use proptest::prelude::*;
+use rackflow_network::{
+    Algorithm, CollectiveOp, Demand, Links, Program, Protocol, Shape, collective_with,
+};
+use rackflow_scenario::{Catalogue, named_cluster};
+use rackflow_simulator::collective::{Experts, Group, Operation, Outcome, Task, run_flows};
+use rackflow_topology::{Cluster, ClusterMap, Fabric, GroupSpan, Routing, Wires};
+use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+
+struct Scene {
+    cluster: Cluster,
+    map: ClusterMap,
+    wires: Wires,
+    ideal: Links,
+    ranks: Vec<u32>,
+}
+
+impl Scene {
+    fn on(node: &str, gpus: u32, fabric: &str) -> Self {
+        let mut cluster = named_cluster(node, Some(gpus)).expect("a node of the catalogue");
+        cluster.fabric = Catalogue::builtin()
+            .fabric(fabric)
+            .expect("a fabric")
+            .clone();
+        Self::of(cluster, gpus)
+    }
+
+    fn of(cluster: Cluster, gpus: u32) -> Self {
+        let map = ClusterMap::new(&cluster).expect("the cluster is sound");
+        Self {
+            wires: Wires::new(&cluster, 7).expect("the cluster is sound"),
+            ideal: Links::new(&cluster, &map).without_library().without_tiers(),
+            ranks: (0..gpus).collect(),
+            cluster,
+            map,
+        }
+    }
+
+    fn span(&self) -> GroupSpan {
+        self.map.span(&self.ranks)
+    }
+
+    fn lines(&self) -> (Bandwidth, Bandwidth) {
+        (self.cluster.node.scale_up.bandwidth, self.map.nic_share())
+    }
+
+    fn run(&self, program: &Program) -> Outcome {
+        let task = Task {
+            program,
+            gpus: &self.ranks,
+            start: SimTime::ZERO,
+        };
+        run_flows(&self.wires, self.lines(), &[task])
+    }
+
+    fn stepped(&self, algorithm: Algorithm, op: CollectiveOp, bytes: u64) -> SimDuration {
+        let size = Bytes::new(bytes);
+        let program = Program::stepped(
+            algorithm,
+            op,
+            size,
+            &self.span(),
+            &self.ideal,
+            Protocol::Simple,
+        )
+        .expect("the group is regular");
+        self.run(&program).ends[0].since(SimTime::ZERO)
+    }
+}
+
+/// Time of `bytes` at `rate`, rounded up to a picosecond.
+fn wire(bytes: u64, rate: Bandwidth) -> SimDuration {
+    rate.time_to_send(Bytes::new(bytes))
+}
+
+/// 2(n-1)/n S/B + 2(n-1) a: every step rounds up its own picosecond.
+#[test]
+fn a_ring_of_messages_takes_its_closed_form() {
+    for (node, n, gpus) in [
+        ("dgx-h100", 8_u64, 8),
+        ("gb200-nvl72", 72, 72),
+        ("dgx-a100", 4, 4),
+    ] {
+        let scene = Scene::on(node, gpus, "rail-optimized");
+        let step = scene.ideal.nvlink_step(Protocol::Simple);
+        let rate = scene.ideal.nvlink_rate(Protocol::Simple);
+        for bytes in [n, 1_000 * n, n << 20] {
+            let time = |op| scene.stepped(Algorithm::Ring, op, bytes);
+            let one = wire(bytes / n, rate) + step;
+            assert_eq!(time(CollectiveOp::AllReduce), one * (2 * (n - 1)));
+            assert_eq!(time(CollectiveOp::AllGather), one * (n - 1));
+            assert_eq!(time(CollectiveOp::ReduceScatter), one * (n - 1));
+            // To the rounding of its steps, the formula of the textbook.
+            let exact = 2.0
+                * (n - 1) as f64
+                * (bytes as f64 / n as f64 / rate.as_f64() + step.as_secs_f64());
+            let error = time(CollectiveOp::AllReduce).as_secs_f64() - exact;
+            assert!((0.0..=2e-12 * n as f64).contains(&error), "{error}");
+        }
+    }
+}
+
+/// S/B (n-1)/n twice and 2 log2 n steps; inside the domains first, then across on the slices.
+#[test]
+fn halving_and_doubling_take_their_closed_form() {
+    let scene = Scene::on("dgx-h100", 64, "rail-optimized");
+    let (near, far) = (
+        scene.ideal.nvlink_rate(Protocol::Simple),
+        scene.ideal.nic_rate(Protocol::Simple),
+    );
+    let bytes: u64 = 64 << 20;
+    let step = |level| scene.ideal.nic_step(level, Shape::Ring, Protocol::Simple);
+    let mut expected = SimDuration::ZERO;
+    for halved in [2, 4, 8] {
+        expected += wire(bytes / halved, near) + scene.ideal.nvlink_step(Protocol::Simple);
+    }
+    for halved in [2, 4, 8] {
+        expected += wire(bytes / 8 / halved, far) + step(scene.map.level(0, 8));
+    }
+    let time = scene.stepped(
+        Algorithm::RecursiveHalving,
+        CollectiveOp::ReduceScatter,
+        bytes,
+    );
+    assert_eq!(time, expected);
+    let both = scene.stepped(Algorithm::RecursiveHalving, CollectiveOp::AllReduce, bytes);
+    assert_eq!(both, expected * 2);
+}
+
+/// Rings inside, rings across by rail on the slices, and back.
+#[test]
+fn a_hierarchy_of_rings_takes_its_closed_form() {
+    let scene = Scene::on("dgx-h100", 128, "rail-optimized");
+    let bytes: u64 = 128 << 20;
+    let near = wire(bytes / 8, scene.ideal.nvlink_rate(Protocol::Simple))
+        + scene.ideal.nvlink_step(Protocol::Simple);
+    let far = wire(bytes / 128, scene.ideal.nic_rate(Protocol::Simple))
+        + scene
+            .ideal
+            .nic_step(scene.map.level(0, 8), Shape::Ring, Protocol::Simple);
+    let time = scene.stepped(Algorithm::Hierarchical, CollectiveOp::AllReduce, bytes);
+    assert_eq!(time, near * 14 + far * 30);
+}
+
+const ALGORITHMS: [Algorithm; 7] = [
+    Algorithm::Ring,
+    Algorithm::Hierarchical,
+    Algorithm::RecursiveHalving,
+    Algorithm::Tree,
+    Algorithm::InSwitch,
+    Algorithm::InSwitchTree,
+    Algorithm::Direct,
+];
+
+fn program(
+    op: CollectiveOp,
+    bytes: Bytes,
+    group: &GroupSpan,
+    links: &Links,
+    demand: &Demand,
+) -> Option<Program> {
+    if demand.algorithm == Algorithm::RecursiveHalving {
+        return Program::stepped(demand.algorithm, op, bytes, group, links, demand.protocol);
+    }
+    Program::pipelined(op, group, demand)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Folding of the network: the price of a symmetric group on a fabric that is not in its way
+    /// is the simulation of every flow, to the rounding of the flows of one port.
+    #[test]
+    fn a_price_is_the_simulation_of_its_flows(
+        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "dgx-b200", "gb200-nvl72", "hgx-a100-4x100g"][..]),
+        domains in 1_u32..6,
+        op in prop::sample::select(&CollectiveOp::ALL[..]),
+        algorithm in prop::sample::select(&ALGORITHMS[..]),
+        protocol in prop::sample::select(&Protocol::ALL[..]),
+        bytes in 0_u64..(1 << 30),
+        library in any::<bool>(),
+    ) {
+        let per_domain = named_cluster(node, None).expect("a node").node.scale_up.domain;
+        let mut cluster = named_cluster(node, Some(per_domain * domains)).expect("a node");
+        match &mut cluster.fabric {
+            Fabric::RailOptimized(f) => f.load_balance = 1.0,
+            other => panic!("{other:?}"),
+        }
+        let scene = Scene::of(cluster, per_domain * domains);
+        prop_assume!(algorithm != Algorithm::Direct || scene.ranks.len() < 100);
+        let mut links = Links::new(&scene.cluster, &scene.map).without_tiers();
+        if !library {
+            links = links.without_library();
+        }
+        let (span, size) = (scene.span(), Bytes::new(bytes));
+        let Some(demand) = collective_with(algorithm, Some(protocol), op, size, &span, &links) else {
+            return Ok(());
+        };
+        let Some(program) = program(op, size, &span, &links, &demand) else { return Ok(()) };
+        let outcome = scene.run(&program);
+        let (time, price) = (outcome.ends[0].as_picos(), demand.duration().as_picos());
+        // A picosecond per flow of a port or step, and a byte where a buffer does not divide.
+        let rounding = if algorithm == Algorithm::RecursiveHalving {
+            let byte = wire(2, links.nic_rate(protocol)).as_picos();
+            20 * (byte + 1)
+        } else {
+            span.ranks.into()
+        };
+        prop_assert!(time.abs_diff(price) <= rounding, "{time} and {price} ps: {demand:?}");
+    }
+
+    /// Never faster than the busiest link: on any fabric, hashed or sprayed, oversubscribed or not.
+    #[test]
+    fn never_faster_than_the_busiest_link(
+        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "gb200-nvl72"][..]),
+        fabric in prop::sample::select(&["ib-two-tier", "rail-optimized", "roce-oversubscribed", "ib-three-tier"][..]),
+        nodes in 1_u32..9,
+        hashed in any::<bool>(),
+        operation in prop::sample::select(&[0_usize, 1, 2, 3, 4, 5, 6, 7][..]),
+        bytes in 1_u64..(1 << 32),
+        seed in any::<u64>(),
+    ) {
+        let per_node = named_cluster(node, None).expect("a node").node.gpus;
+        prop_assume!(per_node * nodes <= 144);
+        let mut cluster = named_cluster(node, Some(per_node * nodes)).expect("a node");
+        cluster.fabric = Catalogue::builtin().fabric(fabric).expect("a fabric").clone();
+        if hashed {
+            match &mut cluster.fabric {
+                Fabric::FatTree(f) => f.routing = Routing::Ecmp,
+                Fabric::RailOptimized(f) => f.routing = Routing::Ecmp,
+                other => panic!("{other:?}"),
+            }
+        }
+        let wires = Wires::new(&cluster, seed).expect("sound");
+        let group = Group::new(&cluster, per_node * nodes).expect("sound");
+        let experts = Experts { experts: 256, top_k: 8, bytes_per_token: Bytes::new(7168), max_domains: Some(4) };
+        let operation = match CollectiveOp::ALL.get(operation) {
+            Some(op) => Operation::Collective(*op),
+            None if operation == 6 => Operation::Dispatch(experts),
+            None => Operation::Combine(experts),
+        };
+        let size = Bytes::new(bytes);
+        let price = group.measure(operation, size, None, None).expect("the library serves all");
+        prop_assert!(price.time >= price.bound);
+        let flows = group.simulate(&wires, operation, size, None, None).expect("the group is regular");
+        prop_assert!(flows.time >= flows.bound, "{flows:?}");
+    }
+}
+
+/// Hashed paths collide: the same rings take longer than on sprayed ones, and as long as the bound
+/// of their busiest link says.
+#[test]
+fn hashed_paths_collide() {
+    let time = |routing| {
+        let mut cluster = named_cluster("dgx-h100", Some(512)).expect("a node");
+        cluster.fabric = Catalogue::builtin()
+            .fabric("ib-two-tier")
+            .expect("a fabric")
+            .clone();
+        let Fabric::FatTree(tree) = &mut cluster.fabric else {
+            panic!("a fat tree")
+        };
+        tree.routing = routing;
+        let wires = Wires::new(&cluster, 3).expect("sound");
+        let group = Group::new(&cluster, 512).expect("sound");
+        let op = Operation::Collective(CollectiveOp::AllReduce);
+        group
+            .simulate(&wires, op, Bytes::new(1 << 30), Some(Algorithm::Ring), None)
+            .expect("regular")
+            .time
+            .as_secs_f64()
+    };
+    let (sprayed, hashed) = (time(Routing::Adaptive), time(Routing::Ecmp));
+    assert!(
+        hashed > 1.5 * sprayed,
+        "{hashed} s hashed, {sprayed} s sprayed"
+    );
+}
+
+/// Two jobs whose rings cross the same oversubscribed leaves take longer together than alone.
+#[test]
+fn two_jobs_share_the_tiers() {
+    let scene = Scene::on("dgx-h100", 512, "roce-oversubscribed");
+    let half: Vec<u32> = (0..512).filter(|gpu| gpu / 8 % 2 == 0).collect();
+    let other: Vec<u32> = (0..512).filter(|gpu| gpu / 8 % 2 == 1).collect();
+    let links = Links::new(&scene.cluster, &scene.map).without_tiers();
+    let program = |gpus: &[u32]| {
+        let span = scene.map.span(gpus);
+        let op = CollectiveOp::AllReduce;
+        let demand = collective_with(
+            Algorithm::Ring,
+            Some(Protocol::Simple),
+            op,
+            Bytes::new(1 << 30),
+            &span,
+            &links,
+        );
+        Program::pipelined(op, &span, &demand.expect("a ring")).expect("regular")
+    };
+    let (a, b) = (program(&half), program(&other));
+    let task = |program, gpus| Task {
+        program,
+        gpus,
+        start: SimTime::ZERO,
+    };
+    let alone = run_flows(&scene.wires, scene.lines(), &[task(&a, &half)]).ends[0];
+    let both = run_flows(
+        &scene.wires,
+        scene.lines(),
+        &[task(&a, &half), task(&b, &other)],
+    )
+    .ends[0];
+    assert!(both >= alone, "{both} together, {alone} alone");
+}
