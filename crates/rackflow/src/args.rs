@@ -66,6 +66,7 @@ Examples:
   rackflow collective all-to-all --cluster hgx-h100 --cluster gb200-nvl72 --gpus 64 -o results
   rackflow collective all-reduce --cluster my.yaml --algorithm ring --protocol simple --sizes 1M,64M
   rackflow collective dispatch --cluster hgx-h800 --gpus 64 --max-domains 4 --sizes 1M..64M
+  rackflow collective all-reduce --cluster my.yaml --gpus 1024 --fidelity full --seed 3
   rackflow collective all-reduce --cluster hgx-h100 --format json | jq '.rows[].busbw_gb_per_s'
 
 Size, time, algbw and busbw are those of nccl-tests: the size is the whole buffer of one rank, algbw is

@@ -1,6 +1,6 @@
 //! `rackflow collective`: the table that nccl-tests would print, for clusters that need not exist.
 
-use crate::args::Format;
+use crate::args::{Fidelity, Format};
 use crate::failure::Failure;
 use crate::files;
 use crate::input;
@@ -8,9 +8,9 @@ use clap::{Args, ValueEnum};
 use rackflow_report::{CollectiveReport, CollectiveTable};
 use rackflow_scenario::ClusterChanges;
 use rackflow_simulator::collective::{
-    Algorithm, CollectiveOp, Experts, Group, Operation, Protocol,
+    Algorithm, CollectiveOp, Experts, Group, NoFlows, Operation, Protocol,
 };
-use rackflow_topology::Cluster;
+use rackflow_topology::{Cluster, Wires};
 use rackflow_units::Bytes;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,13 @@ pub struct CollectiveArgs {
     /// Use this protocol [default: as above]
     #[arg(long, value_enum)]
     pub protocol: Option<ProtocolName>,
+    /// Price symmetric ranks once (folded), or simulate every flow on the links of the cluster, its
+    /// tiers and hashed paths (full)
+    #[arg(long, value_enum, default_value = "folded")]
+    pub fidelity: Fidelity,
+    /// With --fidelity full: what hashed paths are drawn from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
     /// How the result is written
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
@@ -90,6 +97,8 @@ pub enum AlgorithmName {
     Tree,
     /// Inside the domains, across by rail, inside again.
     Hierarchical,
+    /// Half as much to ever nearer ranks, and back; for numbers of ranks that are powers of two.
+    RecursiveHalving,
     /// The scale-up switches reduce in flight (NVLS); a tree carries the sums across domains.
     InSwitch,
     /// Every pair for itself.
@@ -241,19 +250,38 @@ fn table(
         AlgorithmName::Ring => Algorithm::Ring,
         AlgorithmName::Tree => Algorithm::Tree,
         AlgorithmName::Hierarchical => Algorithm::Hierarchical,
+        AlgorithmName::RecursiveHalving => Algorithm::RecursiveHalving,
         AlgorithmName::InSwitch if group.domains() > 1 => Algorithm::InSwitchTree,
         AlgorithmName::InSwitch => Algorithm::InSwitch,
         AlgorithmName::Direct => Algorithm::Direct,
         AlgorithmName::Relayed => Algorithm::Relayed,
     };
     let algorithm = args.algorithm.map(wanted);
-    let rows = args
-        .sizes
-        .0
-        .iter()
-        .map(|bytes| group.measure(operation, Bytes::new(*bytes), algorithm, protocol))
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| not_served(args, name, gpus))?;
+    let wires = match args.fidelity {
+        Fidelity::Folded => None,
+        Fidelity::Full => Some(Wires::new(&cluster, args.seed).map_err(|error| {
+            Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
+        })?),
+    };
+    let measure = |bytes: &u64| {
+        let bytes = Bytes::new(*bytes);
+        match &wires {
+            None => group
+                .measure(operation, bytes, algorithm, protocol)
+                .ok_or_else(|| not_served(args, name, gpus)),
+            Some(wires) => group
+                .simulate(wires, operation, bytes, algorithm, protocol)
+                .map_err(|why| match why {
+                    NoFlows::NotServed => not_served(args, name, gpus),
+                    why => Failure::Input(format!(
+                        "error: the flows of {} over {gpus} GPUs of {name} cannot be simulated: {why}\n  \
+                         hint: --fidelity folded prices it",
+                        typed(&args.operation)
+                    )),
+                }),
+        }
+    };
+    let rows = args.sizes.0.iter().map(measure).collect::<Result<Vec<_>, _>>()?;
     Ok(CollectiveTable {
         cluster: cluster_name(name, &cluster),
         gpus,
