@@ -281,7 +281,12 @@ fn table(
                 }),
         }
     };
-    let rows = args.sizes.0.iter().map(measure).collect::<Result<Vec<_>, _>>()?;
+    let rows = args
+        .sizes
+        .0
+        .iter()
+        .map(measure)
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(CollectiveTable {
         cluster: cluster_name(name, &cluster),
         gpus,

@@ -701,13 +701,28 @@ fn every_operation_on_any_cluster() {
 fn a_collective_as_flows() {
     let time = |cluster: &str, fidelity: &str| {
         let text = fine(&[
-            "collective", "all-reduce", "--cluster", cluster, "--gpus", "256", "--sizes", "256M",
-            "--fidelity", fidelity, "--format", "json",
+            "collective",
+            "all-reduce",
+            "--cluster",
+            cluster,
+            "--gpus",
+            "256",
+            "--sizes",
+            "256M",
+            "--fidelity",
+            fidelity,
+            "--format",
+            "json",
         ]);
-        json(&text)["rows"][0]["time_us"].as_f64().expect("a number")
+        json(&text)["rows"][0]["time_us"]
+            .as_f64()
+            .expect("a number")
     };
     let (priced, simulated) = (time("dgx-h100", "folded"), time("dgx-h100", "full"));
-    assert!((priced / simulated - 1.0).abs() < 0.03, "{priced} and {simulated} us");
+    assert!(
+        (priced / simulated - 1.0).abs() < 0.03,
+        "{priced} and {simulated} us"
+    );
     let file = scratch("collective-flows").join("hashed.yaml");
     let text = "cluster:\n  node: dgx-h100\n  gpus: 256\n  fabric:\n    fat_tree: { tiers: 2, routing: ecmp, leaf_oversubscription: 2 }\n";
     fs::write(&file, text).expect("a scratch file");

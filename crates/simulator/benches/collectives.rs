@@ -5,9 +5,7 @@
 //! smaller cases. `-- --table` stops after the table.
 
 use criterion::{Criterion, criterion_group};
-use rackflow_network::{
-    Algorithm, CollectiveOp, Links, Program, Protocol, collective_with,
-};
+use rackflow_network::{Algorithm, CollectiveOp, Links, Program, Protocol, collective_with};
 use rackflow_scenario::{Catalogue, named_cluster};
 use rackflow_simulator::collective::{Group, Operation, Outcome, Task, run_flows};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, Routing, Wires};
@@ -25,7 +23,10 @@ fn product(gpus: u32) -> Cluster {
     cluster.node.nic.count = 64.min(gpus);
     cluster.node.rack.gpus = 64.min(gpus);
     cluster.gpus = gpus;
-    cluster.fabric = Catalogue::builtin().fabric("rail-optimized-xdr").expect("a fabric").clone();
+    cluster.fabric = Catalogue::builtin()
+        .fabric("rail-optimized-xdr")
+        .expect("a fabric")
+        .clone();
     cluster
 }
 
@@ -33,7 +34,10 @@ fn product(gpus: u32) -> Cluster {
 fn fat_tree(gpus: u32, routing: Routing) -> Cluster {
     let mut cluster = named_cluster("dgx-h100", Some(8)).expect("a node of the catalogue");
     cluster.gpus = gpus;
-    cluster.fabric = Catalogue::builtin().fabric("ib-three-tier").expect("a fabric").clone();
+    cluster.fabric = Catalogue::builtin()
+        .fabric("ib-three-tier")
+        .expect("a fabric")
+        .clone();
     if let Fabric::FatTree(tree) = &mut cluster.fabric {
         tree.routing = routing;
         // 65,536 end points fit radix 64; twice as many need the next size.
@@ -56,7 +60,11 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
         Program::stepped(algorithm, op, SIZE, &span, &links, protocol)
     };
     let program = program.expect("the group is regular");
-    let task = Task { program: &program, gpus: &gpus, start: SimTime::ZERO };
+    let task = Task {
+        program: &program,
+        gpus: &gpus,
+        start: SimTime::ZERO,
+    };
     let lines = (cluster.node.scale_up.bandwidth, map.nic_share());
     run_flows(&wires, lines, &[task])
 }
@@ -67,13 +75,27 @@ fn case(name: &str) -> Option<(u32, u64, u64, f64)> {
     let gpus: u32 = gpus.parse().ok()?;
     let outcome = match kind {
         "messages" => run(&product(gpus), Algorithm::Hierarchical, false),
-        "halving" => run(&fat_tree(gpus, Routing::Adaptive), Algorithm::RecursiveHalving, false),
-        "hashed" => run(&fat_tree(gpus, Routing::Ecmp), Algorithm::InSwitchTree, true),
-        "tree" => run(&fat_tree(gpus, Routing::Adaptive), Algorithm::InSwitchTree, true),
+        "halving" => run(
+            &fat_tree(gpus, Routing::Adaptive),
+            Algorithm::RecursiveHalving,
+            false,
+        ),
+        "hashed" => run(
+            &fat_tree(gpus, Routing::Ecmp),
+            Algorithm::InSwitchTree,
+            true,
+        ),
+        "tree" => run(
+            &fat_tree(gpus, Routing::Adaptive),
+            Algorithm::InSwitchTree,
+            true,
+        ),
         "folded" => {
             let group = Group::new(&fat_tree(gpus, Routing::Adaptive), gpus).expect("sound");
             let op = Operation::Collective(CollectiveOp::AllReduce);
-            let row = group.measure(op, SIZE, None, None).expect("the library serves it");
+            let row = group
+                .measure(op, SIZE, None, None)
+                .expect("the library serves it");
             return Some((gpus, 0, 0, row.time.as_secs_f64() * 1e3));
         }
         _ => return None,
@@ -86,17 +108,30 @@ fn case(name: &str) -> Option<(u32, u64, u64, f64)> {
 fn used() -> (f64, f64) {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let stat = read("/proc/self/stat");
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks: f64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<f64>().ok()).sum();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .collect();
+    let ticks: f64 = [11, 12]
+        .iter()
+        .filter_map(|i| fields.get(*i)?.parse::<f64>().ok())
+        .sum();
     let status = read("/proc/self/status");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kb: f64 = peak.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
+    let kb: f64 = peak
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0.0);
     (ticks / 100.0, kb / 1e3)
 }
 
 fn table(names: &[String]) {
     println!("1 GiB all-reduce, every flow simulated unless folded");
-    println!("{:<18} {:>10} {:>9} {:>8} {:>9} {:>12}", "case", "flows", "events", "CPU s", "peak MB", "simulated ms");
+    println!(
+        "{:<18} {:>10} {:>9} {:>8} {:>9} {:>12}",
+        "case", "flows", "events", "CPU s", "peak MB", "simulated ms"
+    );
     for name in names {
         let child = Command::new(std::env::current_exe().expect("this program has a path"))
             .arg("--case")
@@ -114,7 +149,12 @@ fn curve(kind: &str, from: u32, to: u32) -> impl Iterator<Item = String> {
 fn small(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("all-reduce, 1 GiB");
     group.sample_size(10);
-    for name in ["messages 1024", "halving 4096", "hashed 2048", "folded 65536"] {
+    for name in [
+        "messages 1024",
+        "halving 4096",
+        "hashed 2048",
+        "folded 65536",
+    ] {
         group.bench_function(name, |bench| bench.iter(|| black_box(case(name))));
     }
     group.finish();
@@ -131,13 +171,18 @@ fn main() {
         println!("{name:<18} {flows:>10} {events:>9} {cpu:>8.2} {peak:>9.0} {ms:>12.3}");
         return;
     }
-    let names: Vec<String> = ["messages 8192", "messages 16384", "folded 65536", "folded 131072"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(curve("halving", 6, 17))
-        .chain(curve("tree", 6, 17))
-        .chain(curve("hashed", 6, 16))
-        .collect();
+    let names: Vec<String> = [
+        "messages 8192",
+        "messages 16384",
+        "folded 65536",
+        "folded 131072",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain(curve("halving", 6, 17))
+    .chain(curve("tree", 6, 17))
+    .chain(curve("hashed", 6, 16))
+    .collect();
     let wanted = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
     let names: Vec<String> = names
         .into_iter()
