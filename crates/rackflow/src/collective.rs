@@ -28,6 +28,9 @@ pub struct CollectiveArgs {
     /// node]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub gpus: Option<u32>,
+    /// A fabric of the catalogue in place of the cluster's own (`rackflow list fabrics`)
+    #[arg(long, value_name = "NAME")]
+    pub fabric: Option<String>,
     /// Buffer sizes: one, a list, or a range that doubles; K, M, G and T are powers of 1,024
     #[arg(long, value_name = "SIZES", default_value = "8K..8G", value_parser = sizes)]
     pub sizes: Sizes,
@@ -236,7 +239,7 @@ fn table(
     operation: Operation,
     name: &str,
 ) -> Result<CollectiveTable, Failure> {
-    let cluster = cluster(name, args.gpus)?;
+    let cluster = cluster(name, args)?;
     let gpus = args.gpus.unwrap_or(cluster.gpus);
     let group = Group::new(&cluster, gpus).map_err(|error| {
         Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
@@ -322,10 +325,10 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
 }
 
 /// The cluster that a name stands for, with room for `gpus` ranks.
-fn cluster(name: &str, gpus: Option<u32>) -> Result<Cluster, Failure> {
+fn cluster(name: &str, args: &CollectiveArgs) -> Result<Cluster, Failure> {
     let changes = ClusterChanges {
-        gpus,
-        fabric: None,
+        gpus: args.gpus,
+        fabric: args.fabric.clone(),
         whole_nodes: true,
     };
     input::cluster(name, &changes)

@@ -6,7 +6,7 @@
 
 use criterion::{Criterion, criterion_group};
 use rackflow_network::{Algorithm, CollectiveOp, Links, Program, Protocol, collective_with};
-use rackflow_scenario::{Catalogue, named_cluster};
+use rackflow_scenario::{Catalogue, ClusterChanges, catalogue_cluster};
 use rackflow_simulator::collective::{Group, Operation, Outcome, Task, run_flows};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, Routing, Wires};
 use rackflow_units::{Bytes, SimTime};
@@ -15,9 +15,14 @@ use std::process::Command;
 
 const SIZE: Bytes = Bytes::new(1 << 30);
 
+/// One node of the catalogue.
+fn node(name: &str) -> Cluster {
+    catalogue_cluster(name, &ClusterChanges::default()).expect("a node of the catalogue")
+}
+
 /// Domains of 64 on a fabric that is not in the way, as a 64 x n product of switches.
 fn product(gpus: u32) -> Cluster {
-    let mut cluster = named_cluster("gb200-nvl72", None).expect("a node of the catalogue");
+    let mut cluster = node("gb200-nvl72");
     cluster.node.gpus = 64.min(gpus);
     cluster.node.scale_up.domain = 64.min(gpus);
     cluster.node.nic.count = 64.min(gpus);
@@ -32,7 +37,7 @@ fn product(gpus: u32) -> Cluster {
 
 /// Eight-GPU nodes on a three-tier fat tree.
 fn fat_tree(gpus: u32, routing: Routing) -> Cluster {
-    let mut cluster = named_cluster("dgx-h100", Some(8)).expect("a node of the catalogue");
+    let mut cluster = node("dgx-h100");
     cluster.gpus = gpus;
     cluster.fabric = Catalogue::builtin()
         .fabric("ib-three-tier")

@@ -4,10 +4,20 @@ use proptest::prelude::*;
 use rackflow_network::{
     Algorithm, CollectiveOp, Demand, Links, Program, Protocol, Shape, collective_with,
 };
-use rackflow_scenario::{Catalogue, named_cluster};
+use rackflow_scenario::{Catalogue, ClusterChanges, catalogue_cluster};
 use rackflow_simulator::collective::{Experts, Group, Operation, Outcome, Task, run_flows};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, GroupSpan, Routing, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+
+/// Nodes of the catalogue on the default fabric; one node where nothing is said.
+fn cluster_of(name: &str, gpus: Option<u32>) -> Cluster {
+    let changes = ClusterChanges {
+        gpus,
+        whole_nodes: true,
+        ..ClusterChanges::default()
+    };
+    catalogue_cluster(name, &changes).expect("a node of the catalogue, and a fabric that holds it")
+}
 
 struct Scene {
     cluster: Cluster,
@@ -19,7 +29,7 @@ struct Scene {
 
 impl Scene {
     fn on(node: &str, gpus: u32, fabric: &str) -> Self {
-        let mut cluster = named_cluster(node, Some(gpus)).expect("a node of the catalogue");
+        let mut cluster = cluster_of(node, Some(gpus));
         cluster.fabric = Catalogue::builtin()
             .fabric(fabric)
             .expect("a fabric")
@@ -182,8 +192,8 @@ proptest! {
         bytes in 0_u64..(1 << 30),
         library in any::<bool>(),
     ) {
-        let per_domain = named_cluster(node, None).expect("a node").node.scale_up.domain;
-        let mut cluster = named_cluster(node, Some(per_domain * domains)).expect("a node");
+        let per_domain = cluster_of(node, None).node.scale_up.domain;
+        let mut cluster = cluster_of(node, Some(per_domain * domains));
         match &mut cluster.fabric {
             Fabric::RailOptimized(f) => f.load_balance = 1.0,
             other => panic!("{other:?}"),
@@ -222,9 +232,9 @@ proptest! {
         bytes in 1_u64..(1 << 32),
         seed in any::<u64>(),
     ) {
-        let per_node = named_cluster(node, None).expect("a node").node.gpus;
+        let per_node = cluster_of(node, None).node.gpus;
         prop_assume!(per_node * nodes <= 144);
-        let mut cluster = named_cluster(node, Some(per_node * nodes)).expect("a node");
+        let mut cluster = cluster_of(node, Some(per_node * nodes));
         cluster.fabric = Catalogue::builtin().fabric(fabric).expect("a fabric").clone();
         if hashed {
             match &mut cluster.fabric {
@@ -254,7 +264,7 @@ proptest! {
 #[test]
 fn hashed_paths_collide() {
     let time = |routing| {
-        let mut cluster = named_cluster("dgx-h100", Some(512)).expect("a node");
+        let mut cluster = cluster_of("dgx-h100", Some(512));
         cluster.fabric = Catalogue::builtin()
             .fabric("ib-two-tier")
             .expect("a fabric")
