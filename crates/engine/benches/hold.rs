@@ -219,11 +219,12 @@ fn rates<Q: PendingSet>(pending: usize, kind: Increments, cancelling: bool) -> (
     (rates[rates.len() / 2], rates[rates.len() - 1])
 }
 
-/// Prints a Markdown table: median (best) of each queue.
-fn table(only: Option<&str>, only_pending: Option<usize>) {
+/// Prints a Markdown table: median (best) of each queue, or of one queue, size and kind.
+fn table(only: Option<&str>, only_pending: Option<usize>, only_kind: Option<&str>) {
     println!("| pending | increments | std heap | 4-ary heap | 8-ary heap | ladder |");
     println!("|---|---|---|---|---|---|");
-    for kind in Increments::ALL {
+    let wanted = |kind: &Increments| only_kind.is_none_or(|only| format!("{kind:?}") == only);
+    for kind in Increments::ALL.into_iter().filter(wanted) {
         for pending in [1_000, 10_000, 100_000, 1_000_000, 10_000_000] {
             if pending == 10_000_000 && !matches!(kind, Increments::Exponential) {
                 continue;
@@ -234,7 +235,7 @@ fn table(only: Option<&str>, only_pending: Option<usize>) {
         }
     }
     for pending in [1_000, 100_000, 1_000_000] {
-        if only_pending.is_none_or(|only| only == pending) {
+        if only_kind.is_none() && only_pending.is_none_or(|only| only == pending) {
             row(pending, Increments::Exponential, true, only);
         }
     }
@@ -268,7 +269,8 @@ fn main() {
     if arguments.next().is_some() {
         let only = arguments.next().filter(|name| name != "--bench");
         let only_pending = arguments.next().and_then(|number| number.parse().ok());
-        return table(only.as_deref(), only_pending);
+        let only_kind = arguments.next();
+        return table(only.as_deref(), only_pending, only_kind.as_deref());
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

@@ -20,7 +20,7 @@ const MOST_PASSES: u64 = 4_000_000;
 /// A day, in microseconds: no step takes so long.
 const LONGEST_STEP: u64 = 86_400_000_000;
 /// The same over all ranks that are simulated: some minutes of simulation and a few gigabytes.
-const MOST_PASSES_OF_ALL: u64 = 16_000_000;
+const MOST_PASSES_OF_ALL: u64 = 160_000_000;
 
 fn at(field: &str) -> String {
     format!("{PARALLELISM}.{field}")
