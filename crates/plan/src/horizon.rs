@@ -6,6 +6,7 @@
 use crate::compile::Plan;
 use crate::error::{Longest, PlanError};
 use crate::program::{SEGMENT_LEVELS, Stream, Work};
+use crate::setup::MOST_JITTER;
 use rackflow_units::SimDuration;
 use rackflow_workload::Routing;
 
@@ -44,6 +45,9 @@ fn longest(plan: &Plan) -> (Longest, u128) {
         .map(|straggler| straggler.slowdown.ceil() as u128)
         .max()
         .unwrap_or(1);
+    let drawn = |sigma: f64| if sigma > 0.0 { MOST_JITTER as u128 } else { 1 };
+    let jitter = plan.setup.jitter;
+    let slowdown = slowdown * drawn(jitter.gpu) * drawn(jitter.kernel);
     // The loads of a group sum to its ranks.
     let load = match plan.setup.training.routing {
         Routing::Balanced => 1,

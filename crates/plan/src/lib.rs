@@ -31,4 +31,4 @@ pub use program::{
     TransferId, Work,
 };
 pub use resource::Resource;
-pub use setup::{Fidelity, RankOrder, Setup, Straggler};
+pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Setup, Straggler};

@@ -30,6 +30,32 @@ pub struct Straggler {
     pub slowdown: f64,
 }
 
+/// How much longer kernels take than undisturbed ones, drawn at random: `exp(sigma |z|)` times as
+/// long, z normal. These are the sigmas.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Jitter {
+    /// Of each GPU, for the whole step: cooling, power, silicon.
+    pub gpu: f64,
+    /// Of each run of kernels on each GPU: clocks that move, interrupts, other traffic.
+    pub kernel: f64,
+}
+
+/// No draw is slower than this.
+pub const MOST_JITTER: f64 = 16.0;
+
+impl Jitter {
+    /// No jitter at all.
+    pub const NONE: Self = Self {
+        gpu: 0.0,
+        kernel: 0.0,
+    };
+
+    /// Whether there is none.
+    pub fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+}
+
 /// Everything a run needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
@@ -43,6 +69,8 @@ pub struct Setup {
     pub rank_order: RankOrder,
     /// Slower devices.
     pub stragglers: Vec<Straggler>,
+    /// How unevenly kernels run.
+    pub jitter: Jitter,
     /// Which ranks are simulated.
     pub fidelity: Fidelity,
     /// Root of all random streams.

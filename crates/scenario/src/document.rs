@@ -4,6 +4,7 @@
 use crate::decode::Subtree;
 use crate::schema;
 use crate::serving_text::ServingText;
+use rackflow_plan::Jitter;
 use rackflow_units::SimDuration;
 use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
@@ -189,6 +190,95 @@ pub(crate) struct SimulationText {
     pub seed: u64,
     /// GPUs that compute more slowly than the others.
     pub stragglers: Vec<StragglerText>,
+    /// How unevenly kernels run.
+    pub jitter: JitterText,
+}
+
+/// `none`, `typical`, or the two sigmas.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct JitterText(pub Jitter);
+
+impl Default for JitterText {
+    fn default() -> Self {
+        Self(Jitter::NONE)
+    }
+}
+
+/// What published step times show: see docs/simulator.md.
+pub(crate) const TYPICAL_JITTER: Jitter = Jitter {
+    gpu: 0.01,
+    kernel: 0.0,
+};
+
+/// The shapes of `jitter` that are one word.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum JitterWord {
+    /// Every kernel takes its time and no longer.
+    None,
+    /// GPUs as uneven as those of published runs: `{ gpu: 0.01 }`.
+    Typical,
+}
+
+/// The shape of `jitter` that is a mapping: kernels take `exp(sigma |z|)` times as long, z normal.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+pub(crate) struct Sigmas {
+    /// Sigma of each GPU, drawn once for the step: cooling, power limits, silicon.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    gpu: f64,
+    /// Sigma of each run of kernels on each GPU. Then no two ranks are alike, and nothing folds.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    kernel: f64,
+}
+
+impl<'de> Deserialize<'de> for JitterText {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shapes;
+
+        impl<'de> Visitor<'de> for Shapes {
+            type Value = JitterText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("none, typical or { gpu: 0.01, kernel: 0.005 }")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<JitterText, E> {
+                let word: de::value::StrDeserializer<'_, E> =
+                    de::IntoDeserializer::into_deserializer(word);
+                JitterWord::deserialize(word).map(|word| {
+                    JitterText(match word {
+                        JitterWord::None => Jitter::NONE,
+                        JitterWord::Typical => TYPICAL_JITTER,
+                    })
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<JitterText, A::Error> {
+                let Sigmas { gpu, kernel } =
+                    Sigmas::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(JitterText(Jitter { gpu, kernel }))
+            }
+        }
+
+        deserializer.deserialize_any(Shapes)
+    }
+}
+
+impl JsonSchema for JitterText {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Jitter".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let word = generator.subschema_for::<JitterWord>();
+        let sigmas = generator.subschema_for::<Sigmas>();
+        schemars::json_schema!({
+            "description": "A word, or the sigmas of GPUs and of kernels.",
+            "anyOf": [word, sigmas],
+        })
+    }
 }
 
 /// One GPU that computes more slowly than the others.

@@ -166,6 +166,7 @@ impl Scenario {
                     slowdown: straggler.slowdown,
                 })
                 .collect(),
+            jitter: simulation.jitter.0,
             fidelity: match simulation.fidelity {
                 FidelityText::Folded => Fidelity::Folded,
                 FidelityText::Full => Fidelity::Full,

@@ -18,6 +18,8 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "deepseek-v3-2048-gb200-nvl72",
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
         "serve-llama3-70b-8-h100",
+        "deepseek-v3-100352-gb200-nvl72",
+        "llama3-8b-64-h100",
     ]
 }
 

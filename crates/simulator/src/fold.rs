@@ -35,6 +35,8 @@ pub(crate) struct Entity {
 /// A communicator.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
+    /// Which kind.
+    pub slot: GroupSlot,
     /// Entities in it, each once.
     pub members: Vec<u32>,
     pub span_class: u32,
@@ -91,6 +93,8 @@ pub(crate) fn fold(plan: &Plan) -> Folding {
 
     let colours = match plan.setup.fidelity {
         Fidelity::Full => (0..ranks).collect(),
+        // Every rank draws for itself.
+        Fidelity::Folded if plan.setup.jitter.kernel > 0.0 => (0..ranks).collect(),
         Fidelity::Folded => {
             let mut interner = Interner::new();
             let first: Vec<u32> = (0..ranks)
@@ -213,6 +217,7 @@ fn quotient(
                 .entry((*slot, members.clone(), span_class))
                 .or_insert_with(|| {
                     groups.push(Group {
+                        slot: *slot,
                         members,
                         span_class,
                     });
@@ -277,10 +282,11 @@ fn apportion(draws: &[f64]) -> Vec<u64> {
 }
 
 fn slowdowns(plan: &Plan, ranks: u32) -> Vec<u64> {
-    let mut slowdowns = vec![ONE; ranks as usize];
+    let mut slowdowns = crate::jitter::of_gpus(&plan.setup, ranks);
     for straggler in &plan.setup.stragglers {
         if let Some(slowdown) = slowdowns.get_mut(straggler.gpu as usize) {
-            *slowdown = (straggler.slowdown.max(1.0) * ONE as f64).round() as u64;
+            let factor = straggler.slowdown.max(1.0);
+            *slowdown = (factor * *slowdown as f64).round() as u64;
         }
     }
     slowdowns

@@ -2,11 +2,16 @@
 //!
 //! Every GPU-second is booked to exactly one cause while the events run.
 
+mod booking;
 pub mod collective;
+mod compiled;
 mod fold;
+mod islands;
+mod jitter;
 mod record;
 pub mod serving;
+mod state;
 mod step;
 
 pub use record::{ClassRecord, EngineRecord, Record};
-pub use step::simulate;
+pub use step::{simulate, simulate_in_islands};

@@ -5,16 +5,19 @@
 //! beside it; communication runs at the rate that the shared ports allow. Nothing here knows
 //! whether anything overlaps: it does, or it does not.
 
+use crate::booking::{
+    book_beyond, book_segment, book_wait, load_of, natural_end, scale_u64, scaled, stretched,
+};
+use crate::compiled::Compiled;
 use crate::fold::{Entity, Folding, ONE, fold};
+use crate::islands::Islands;
+use crate::jitter::KernelJitter;
 use crate::record::{ClassRecord, EngineRecord, Record};
+use crate::state::{Active, Blocker, Channel, Running, State, What};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Demand, FlowId, FlowNet};
-use rackflow_plan::{
-    Accounts, Cause, CommKind, Peer, Plan, Program, SEGMENT_LEVELS, Segment, Stream, TransferId,
-    Work,
-};
-use rackflow_topology::Level;
-use rackflow_units::{SimDuration, SimTime};
+use rackflow_plan::{Cause, CommKind, Peer, Plan, Segment, Stream, TransferId, Work};
+use rackflow_units::SimTime;
 
 const COMPUTE: usize = Stream::Compute as usize;
 /// Streams that receive, in the order of their channels.
@@ -36,167 +39,8 @@ enum Event {
     Arrived(FlowId),
     /// The host has issued the head of a stream.
     Issued(u32, Stream),
-}
-
-/// A program with what the loop looks up in it.
-struct Compiled<'p> {
-    program: &'p Program,
-    /// Tasks of each stream, in order.
-    streams: [Vec<u32>; Stream::COUNT],
-    /// Tasks that wait for a task, by range.
-    successors: Vec<u32>,
-    successor_start: Vec<u32>,
-    waits: Vec<u16>,
-    /// Host time before each task is issued, if nothing made the host wait.
-    issue: Vec<SimDuration>,
-    /// The first task from here on that the host waits for, or the last task.
-    host_limit: Vec<u32>,
-}
-
-impl<'p> Compiled<'p> {
-    fn new(program: &'p Program, plan: &Plan) -> Self {
-        let count = program.tasks.len();
-        let mut streams: [Vec<u32>; Stream::COUNT] = Default::default();
-        let mut waits = vec![0u16; count];
-        let mut successor_start = vec![0u32; count + 1];
-        let mut issue = Vec::with_capacity(count + 1);
-        let mut host = SimDuration::ZERO;
-        for (index, task) in program.tasks.iter().enumerate() {
-            streams[task.stream as usize].push(index as u32);
-            issue.push(host);
-            host += match task.work {
-                Work::Compute(id) => plan.segments[id.0 as usize].launch,
-                _ => plan.communication_launch,
-            };
-            let needed = program.waits_of(index as u32);
-            waits[index] = u16::try_from(needed.len()).expect("a task waits for few others");
-            for before in needed {
-                successor_start[*before as usize + 1] += 1;
-            }
-        }
-        issue.push(host);
-        for i in 0..count {
-            successor_start[i + 1] += successor_start[i];
-        }
-        let mut fill = successor_start.clone();
-        let mut successors = vec![0u32; successor_start[count] as usize];
-        for index in 0..count as u32 {
-            for before in program.waits_of(index) {
-                let at = &mut fill[*before as usize];
-                successors[*at as usize] = index;
-                *at += 1;
-            }
-        }
-        let mut host_limit = vec![u32::MAX; count + 1];
-        for index in (0..count).rev() {
-            host_limit[index] = if program.tasks[index].host_waits {
-                index as u32
-            } else {
-                host_limit[index + 1]
-            };
-        }
-        Self {
-            program,
-            streams,
-            successors,
-            successor_start,
-            waits,
-            issue,
-            host_limit,
-        }
-    }
-
-    fn successors_of(&self, task: u32) -> std::ops::Range<usize> {
-        self.successor_start[task as usize] as usize
-            ..self.successor_start[task as usize + 1] as usize
-    }
-}
-
-/// The computation that an entity runs.
-#[derive(Clone, Copy)]
-struct Running {
-    task: u32,
-    started: SimTime,
-    updated: SimTime,
-    /// Work left, in picoseconds of nominal time.
-    left: u64,
-    /// Nominal time of the whole, and its time under the present communication.
-    nominal: u64,
-    stretched: u64,
-    /// When the device is through, if the host is in time.
-    natural: SimTime,
-    /// The host issues the last kernel no earlier.
-    issued: SimTime,
-    event: EventId,
-}
-
-struct State {
-    host_time: SimTime,
-    host_base: u32,
-    position: [u32; Stream::COUNT],
-    busy: [bool; Stream::COUNT],
-    waking: [bool; Stream::COUNT],
-    /// When the communication at the head of each stream was ready to start.
-    ready: [SimTime; Stream::COUNT],
-    running: Option<Running>,
-    idle_from: SimTime,
-    held_sms: u32,
-    /// Memory bandwidth that communication takes, of `ONE`.
-    memory_share: u64,
-    accounts: Accounts,
-    /// How often each segment was computed.
-    executed: Vec<u32>,
-    finished: SimTime,
-}
-
-impl State {
-    /// When the host has issued everything before `task`. What it issued before it last waited was
-    /// issued by then.
-    fn issued(&self, compiled: &Compiled<'_>, task: u32) -> SimTime {
-        let base = compiled.issue[self.host_base as usize];
-        self.host_time + compiled.issue[task as usize].saturating_sub(base)
-    }
-}
-
-/// A communication on its way.
-#[derive(Clone, Copy)]
-struct Active {
-    event: EventId,
-    started: SimTime,
-    transfer: TransferId,
-    level: Level,
-    what: What,
-}
-
-#[derive(Clone, Copy)]
-enum What {
-    Collective {
-        group: u32,
-        stream: Stream,
-    },
-    Message {
-        from: u32,
-        to: u32,
-        sending: Stream,
-        receiving: Stream,
-    },
-}
-
-/// Both ends of a message must be ready before it starts.
-#[derive(Clone, Copy, Default)]
-struct Channel {
-    sender: Option<(u32, TransferId, u32)>,
-    receiver: bool,
-}
-
-/// What ended an idle interval of the compute stream.
-#[derive(Clone, Copy)]
-struct Blocker {
-    ready: SimTime,
-    started: SimTime,
-    kind: CommKind,
-    level: Level,
-    message: bool,
+    /// An entity has come to a collective that islands share, at the head of a stream.
+    Joined(u32, Stream),
 }
 
 struct Step<'p> {
@@ -207,19 +51,64 @@ struct Step<'p> {
     /// Tasks that each task still waits for; entity `e` owns the range from `first_wait[e]`.
     waits: Vec<u16>,
     first_wait: Vec<usize>,
-    groups: Vec<Vec<u32>>,
-    /// Ports of each group's members.
-    ports: Vec<Vec<u32>>,
-    span_class: Vec<u32>,
+    groups: Groups,
     arrived: Vec<u32>,
     channels: Vec<Channel>,
     net: FlowNet,
     active: Vec<Option<Active>>,
     changed: Vec<(FlowId, SimTime)>,
-    queue: EventQueue<Event>,
+    islands: Islands,
+    /// One queue for each island, and one for what islands share.
+    queues: Vec<EventQueue<Event>>,
+    /// Events that only say that an entity came to a shared collective.
+    joins: u64,
+    jitter: KernelJitter,
     /// The cause of waiting for a partner that is not there yet.
     waiting: Cause,
 }
+
+/// Who is in each communicator, in flat arrays.
+struct Groups {
+    start: Vec<u32>,
+    members: Vec<u32>,
+    /// Two ports for each member.
+    ports: Vec<u32>,
+    span_class: Vec<u32>,
+}
+
+impl Groups {
+    fn new(groups: &[crate::fold::Group]) -> Self {
+        let mut start = vec![0];
+        let mut members = Vec::new();
+        for group in groups {
+            members.extend_from_slice(&group.members);
+            start.push(members.len() as u32);
+        }
+        Self {
+            start,
+            ports: members.iter().flat_map(|e| [2 * e, 2 * e + 1]).collect(),
+            members,
+            span_class: groups.iter().map(|group| group.span_class).collect(),
+        }
+    }
+
+    fn range(&self, group: u32) -> std::ops::Range<usize> {
+        self.start[group as usize] as usize..self.start[group as usize + 1] as usize
+    }
+
+    fn members(&self, group: u32) -> &[u32] {
+        &self.members[self.range(group)]
+    }
+
+    fn ports(&self, group: u32) -> &[u32] {
+        let range = self.range(group);
+        &self.ports[2 * range.start..2 * range.end]
+    }
+}
+
+/// From so many ranks on, a run is done island by island: the memory of a smaller one fits the
+/// cache anyway.
+const LEAST_FOR_ISLANDS: usize = 4096;
 
 /// Simulates one step of `plan`.
 ///
@@ -227,18 +116,33 @@ struct Step<'p> {
 /// When a program deadlocks or the accounts do not sum to the step time: both would be errors of
 /// this crate or of `plan`, never of a scenario.
 pub fn simulate(plan: &Plan) -> Record {
+    simulate_from(plan, LEAST_FOR_ISLANDS)
+}
+
+/// The same, island by island however few ranks there are: for the test that this changes nothing.
+pub fn simulate_in_islands(plan: &Plan) -> Record {
+    simulate_from(plan, 0)
+}
+
+fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
     let Folding {
         entities,
         groups,
         class_of_rank,
     } = fold(plan);
-    let mut step = Step::new(plan, entities, groups);
+    let islands = Islands::of(&entities, &groups, least_for_islands);
+    let mut step = Step::new(plan, entities, &groups, islands);
     step.run();
     step.record(class_of_rank)
 }
 
 impl<'p> Step<'p> {
-    fn new(plan: &'p Plan, entities: Vec<Entity>, groups: Vec<crate::fold::Group>) -> Self {
+    fn new(
+        plan: &'p Plan,
+        entities: Vec<Entity>,
+        groups: &[crate::fold::Group],
+        islands: Islands,
+    ) -> Self {
         let programs: Vec<Compiled<'p>> = plan
             .programs
             .iter()
@@ -250,33 +154,8 @@ impl<'p> Step<'p> {
             first_wait.push(waits.len());
             waits.extend_from_slice(&programs[entity.stage as usize].waits);
         }
-        let states = entities
-            .iter()
-            .map(|_| State {
-                host_time: SimTime::ZERO,
-                host_base: 0,
-                position: [0; Stream::COUNT],
-                busy: [false; Stream::COUNT],
-                waking: [false; Stream::COUNT],
-                ready: [SimTime::ZERO; Stream::COUNT],
-                running: None,
-                idle_from: SimTime::ZERO,
-                held_sms: 0,
-                memory_share: 0,
-                accounts: Accounts::default(),
-                executed: vec![0; plan.segments.len()],
-                finished: SimTime::ZERO,
-            })
-            .collect();
-        let (members, span_class): (Vec<Vec<u32>>, Vec<u32>) = groups
-            .into_iter()
-            .map(|g| (g.members, g.span_class))
-            .unzip();
-        let ports = members
-            .iter()
-            .map(|m| m.iter().flat_map(|e| [2 * e, 2 * e + 1]).collect())
-            .collect();
-        let waiting = if plan.setup.stragglers.is_empty() {
+        let setup = &plan.setup;
+        let waiting = if setup.stragglers.is_empty() && setup.jitter.is_none() {
             Cause::Imbalance
         } else {
             Cause::Straggler
@@ -284,37 +163,113 @@ impl<'p> Step<'p> {
         Self {
             plan,
             programs,
-            states,
+            states: entities.iter().map(|_| State::default()).collect(),
             waits,
             first_wait,
-            arrived: vec![0; members.len()],
-            groups: members,
-            ports,
-            span_class,
+            arrived: vec![0; groups.len()],
+            groups: Groups::new(groups),
             channels: vec![Channel::default(); entities.len() * RECEIVERS.len()],
             net: FlowNet::new(2 * entities.len()),
-            entities,
             active: Vec::new(),
             changed: Vec::new(),
-            queue: EventQueue::new(),
+            queues: (0..islands.queues()).map(|_| EventQueue::new()).collect(),
+            islands,
+            joins: 0,
+            jitter: KernelJitter::new(setup, entities.len()),
+            entities,
             waiting,
         }
     }
 
     fn run(&mut self) {
         for entity in 0..self.entities.len() as u32 {
-            self.start_heads(entity);
+            self.islands.enter(self.islands.of_entity(entity));
+            self.start_heads(SimTime::ZERO, entity);
         }
-        while let Some((now, event)) = self.queue.pop() {
-            match event {
-                Event::Computed(entity) => self.computed(now, entity),
-                Event::Arrived(flow) => self.flow_ended(now, flow),
-                Event::Issued(entity, stream) => {
-                    self.states[entity as usize].waking[stream as usize] = false;
-                    self.start_head(entity, stream as usize);
+        if self.islands.count() == 1 {
+            while let Some((now, event)) = self.queues[0].pop() {
+                self.handle(now, event);
+            }
+        } else {
+            self.run_islands();
+        }
+    }
+
+    /// Runs each island alone for as long as nothing that it shares with others can reach it, and
+    /// in the order of time with the others while something can.
+    fn run_islands(&mut self) {
+        self.islands.begin();
+        for queue in 0..self.islands.queues() {
+            let next = self.queues[queue as usize].next_time();
+            self.islands.wait(queue, next);
+        }
+        loop {
+            while let Some(island) = self.islands.next_free() {
+                while self.islands.is_free(island)
+                    && let Some((now, event)) = self.queues[island as usize].pop()
+                {
+                    self.handle(now, event);
+                }
+                let next = self.queues[island as usize].next_time();
+                self.islands.wait(island, next);
+            }
+            let Some((at, island)) = self.islands.next_bound() else {
+                return;
+            };
+            if self.queues[island as usize].next_time() != Some(at) {
+                // Something has moved since; where it moved to was noted then.
+                continue;
+            }
+            let others = self.islands.next_time();
+            loop {
+                let (now, event) = self.queues[island as usize].pop().expect("an event waits");
+                self.handle(now, event);
+                let next = self.queues[island as usize].next_time();
+                // What was shared may have reached others.
+                let undisturbed = self.islands.undisturbed();
+                if !undisturbed
+                    || next.is_none()
+                    || others.is_some_and(|others| next > Some(others))
+                {
+                    self.islands.wait(island, next);
+                    break;
                 }
             }
+            while let Some(other) = self.islands.next_disturbed() {
+                let next = self.queues[other as usize].next_time();
+                self.islands.wait(other, next);
+            }
         }
+    }
+
+    fn handle(&mut self, now: SimTime, event: Event) {
+        match event {
+            Event::Computed(entity) => self.computed(now, entity),
+            Event::Arrived(flow) => self.flow_ended(now, flow),
+            Event::Issued(entity, stream) => {
+                self.states[entity as usize].waking.remove(stream as usize);
+                self.start_head(now, entity, stream as usize);
+            }
+            Event::Joined(entity, stream) => {
+                self.joins += 1;
+                let state = &self.states[entity as usize];
+                let compiled = self.program_of(entity);
+                let s = stream as usize;
+                let task = compiled.streams[s][state.position[s] as usize];
+                let Work::Collective(slot, transfer) = compiled.program.tasks[task as usize].work
+                else {
+                    unreachable!("only collectives are joined")
+                };
+                let group = self.entities[entity as usize].groups[slot as usize];
+                self.join_collective(now, group, transfer, stream);
+            }
+        }
+    }
+
+    /// Puts an event into a queue.
+    fn schedule(&mut self, queue: u32, at: SimTime, class: EventClass, event: Event) -> EventId {
+        self.islands.scheduled(queue);
+        self.queues[queue as usize].schedule(at, class, event)
     }
 
     fn program_of(&self, entity: u32) -> &Compiled<'p> {
@@ -328,19 +283,18 @@ impl<'p> Step<'p> {
         }
     }
 
-    fn start_heads(&mut self, entity: u32) {
+    fn start_heads(&mut self, now: SimTime, entity: u32) {
         for stream in 0..Stream::COUNT {
-            self.start_head(entity, stream);
+            self.start_head(now, entity, stream);
         }
     }
 
     /// Starts the head of a stream if everything it needs is there.
-    fn start_head(&mut self, entity: u32, stream: usize) {
-        let now = self.queue.now();
+    fn start_head(&mut self, now: SimTime, entity: u32, stream: usize) {
         let e = entity as usize;
         let compiled = &self.programs[self.entities[e].stage as usize];
         let state = &mut self.states[e];
-        if state.busy[stream] || state.waking[stream] {
+        if state.busy.contains(stream) || state.waking.contains(stream) {
             return;
         }
         let Some(&task) = compiled.streams[stream].get(state.position[stream] as usize) else {
@@ -359,14 +313,14 @@ impl<'p> Step<'p> {
             }
             let issued = state.issued(compiled, task);
             if issued > now {
-                state.waking[stream] = true;
+                state.waking.insert(stream);
                 let stream = compiled.program.tasks[task as usize].stream;
-                self.queue
-                    .schedule(issued, BEGINS, Event::Issued(entity, stream));
+                let queue = self.islands.of_entity(entity);
+                self.schedule(queue, issued, BEGINS, Event::Issued(entity, stream));
                 return;
             }
         }
-        state.busy[stream] = true;
+        state.busy.insert(stream);
         match compiled.program.tasks[task as usize].work {
             Work::Compute(_) => {
                 let done = state.issued(compiled, task + 1);
@@ -374,13 +328,15 @@ impl<'p> Step<'p> {
             }
             Work::Collective(slot, transfer) => {
                 state.ready[stream] = now;
+                let stream = compiled.program.tasks[task as usize].stream;
                 let group = self.entities[e].groups[slot as usize];
-                self.join_collective(
-                    now,
-                    group,
-                    transfer,
-                    compiled.program.tasks[task as usize].stream,
-                );
+                if self.islands.is_shared(group) {
+                    let island = self.islands.of_entity(entity);
+                    self.islands.bind(island);
+                    self.schedule(island, now, BEGINS, Event::Joined(entity, stream));
+                } else {
+                    self.join_collective(now, group, transfer, stream);
+                }
             }
             Work::Send(peer, transfer) => {
                 state.ready[stream] = now;
@@ -404,6 +360,8 @@ impl<'p> Step<'p> {
     fn start_compute(&mut self, now: SimTime, entity: u32, task: u32, issued: SimTime) {
         let segment = self.segment_of(entity, task);
         let e = entity as usize;
+        let slowdown = self.jitter.on(self.entities[e].slowdown, entity);
+        let scale = (load_of(&self.entities[e], segment), slowdown);
         let state = &mut self.states[e];
         // Whatever was not booked to a communication was the host's.
         if state.idle_from < now {
@@ -411,21 +369,23 @@ impl<'p> Step<'p> {
                 .accounts
                 .book(Cause::Launch, now.since(state.idle_from));
         }
-        let scale = scale_of(&self.entities[e], segment);
         let nominal = scaled(segment.time[0], scale).as_picos();
         let stretched = stretched(segment, scale, state, self.plan);
         let natural = natural_end(now, nominal, nominal, stretched);
         let end = natural.max(issued);
-        state.running = Some(Running {
+        let queue = self.islands.of_entity(entity);
+        let event = self.schedule(queue, end, ENDS, Event::Computed(entity));
+        self.states[e].running = Some(Running {
             task,
             started: now,
             updated: now,
+            slowdown,
             left: nominal,
             nominal,
             stretched,
             natural,
             issued,
-            event: self.queue.schedule(end, ENDS, Event::Computed(entity)),
+            event,
         });
     }
 
@@ -437,7 +397,7 @@ impl<'p> Step<'p> {
         };
         let segment = self.segment_of(entity, running.task);
         let state = &mut self.states[e];
-        let scale = scale_of(&self.entities[e], segment);
+        let scale = (load_of(&self.entities[e], segment), running.slowdown);
         let new = stretched(segment, scale, state, self.plan);
         if new == running.stretched {
             return;
@@ -449,11 +409,12 @@ impl<'p> Step<'p> {
                 .saturating_sub(scale_u64(elapsed, running.nominal, running.stretched));
         running.updated = now;
         running.stretched = new;
-        self.queue.cancel(running.event);
         running.natural = natural_end(now, running.left, running.nominal, running.stretched);
         let end = running.natural.max(running.issued);
-        running.event = self.queue.schedule(end, ENDS, Event::Computed(entity));
-        state.running = Some(running);
+        let queue = self.islands.of_entity(entity);
+        self.queues[queue as usize].cancel(running.event);
+        running.event = self.schedule(queue, end, ENDS, Event::Computed(entity));
+        self.states[e].running = Some(running);
     }
 
     fn computed(&mut self, now: SimTime, entity: u32) {
@@ -466,16 +427,10 @@ impl<'p> Step<'p> {
         else {
             unreachable!("what computes is a computation")
         };
-        let own = scaled(
-            self.plan.segments[id.0 as usize].time[0],
-            (
-                scale_of(&self.entities[e], &self.plan.segments[id.0 as usize]).0,
-                ONE,
-            ),
-        );
-        let state = &mut self.states[e];
         // What the segment is made of is the same every time and booked at the end.
-        state.executed[id.0 as usize] += 1;
+        let segment = &self.plan.segments[id.0 as usize];
+        let own = scaled(segment.time[0], (load_of(&self.entities[e], segment), ONE));
+        let state = &mut self.states[e];
         book_beyond(&mut state.accounts, own, running, now);
         state.idle_from = now;
         self.finish_task(now, entity, running.task, None);
@@ -484,13 +439,15 @@ impl<'p> Step<'p> {
     fn join_collective(&mut self, now: SimTime, group: u32, transfer: TransferId, stream: Stream) {
         let g = group as usize;
         self.arrived[g] += 1;
-        if self.arrived[g] as usize == self.groups[g].len() {
+        if self.arrived[g] as usize == self.groups.members(group).len() {
             self.arrived[g] = 0;
-            let mut demand = self.plan.demands[transfer.0 as usize][self.span_class[g] as usize];
+            let mut demand =
+                self.plan.demands[transfer.0 as usize][self.groups.span_class[g] as usize];
             if self.plan.transfers[transfer.0 as usize].kind == CommKind::Expert {
                 // The rank with the most tokens is the last to have sent or received them.
                 let load = |entity: &u32| self.entities[*entity as usize].load;
-                let most = self.groups[g].iter().map(load).max().unwrap_or(ONE);
+                let members = self.groups.members(group);
+                let most = members.iter().map(load).max().unwrap_or(ONE);
                 demand.nvlink = demand.nvlink.scale(most, ONE);
                 demand.nic = demand.nic.scale(most, ONE);
             }
@@ -547,7 +504,7 @@ impl<'p> Step<'p> {
         let flow = match what {
             What::Collective { group, .. } => {
                 self.net
-                    .start(now, &self.ports[group as usize], demand, &mut changed)
+                    .start(now, self.groups.ports(group), demand, &mut changed)
             }
             // A message leaves through one port and enters through another.
             What::Message { from, to, .. } => {
@@ -558,11 +515,14 @@ impl<'p> Step<'p> {
         if self.active.len() <= flow.slot() {
             self.active.resize(flow.slot() + 1, None);
         }
-        let event = self
-            .queue
-            .schedule(self.net.ends(flow), ENDS, Event::Arrived(flow));
+        let home = match what {
+            What::Collective { group, .. } => self.islands.of_group(group),
+            What::Message { from, .. } => self.islands.of_entity(from),
+        };
+        let event = self.schedule(home, self.net.ends(flow), ENDS, Event::Arrived(flow));
         self.active[flow.slot()] = Some(Active {
             event,
+            home,
             started: now,
             transfer,
             level: demand.level,
@@ -582,8 +542,10 @@ impl<'p> Step<'p> {
             let active = self.active[flow.slot()]
                 .as_mut()
                 .expect("a flow that changes is active");
-            self.queue.cancel(active.event);
-            active.event = self.queue.schedule(ends, ENDS, Event::Arrived(flow));
+            let queue = &mut self.queues[active.home as usize];
+            queue.cancel(active.event);
+            active.event = queue.schedule(ends, ENDS, Event::Arrived(flow));
+            self.islands.scheduled(active.home);
         }
     }
 
@@ -607,8 +569,8 @@ impl<'p> Step<'p> {
         };
         match what {
             What::Collective { group, .. } => {
-                for i in 0..self.groups[group as usize].len() {
-                    change(self, self.groups[group as usize][i]);
+                for i in self.groups.range(group) {
+                    change(self, self.groups.members[i]);
                 }
             }
             What::Message { from, to, .. } => {
@@ -629,8 +591,12 @@ impl<'p> Step<'p> {
         self.hold(now, active.transfer, active.what, false);
         match active.what {
             What::Collective { group, stream } => {
-                for i in 0..self.groups[group as usize].len() {
-                    self.communicated(now, self.groups[group as usize][i], stream, &active);
+                for i in self.groups.range(group) {
+                    let entity = self.groups.members[i];
+                    if self.islands.is_shared(group) {
+                        self.islands.release(self.islands.of_entity(entity));
+                    }
+                    self.communicated(now, entity, stream, &active);
                 }
             }
             What::Message {
@@ -668,7 +634,7 @@ impl<'p> Step<'p> {
         let stream = this.stream as usize;
         let range = compiled.successors_of(task);
         let state = &mut self.states[e];
-        state.busy[stream] = false;
+        state.busy.remove(stream);
         state.position[stream] += 1;
         state.finished = now;
         if let Some(blocker) = blocker {
@@ -697,13 +663,13 @@ impl<'p> Step<'p> {
             *left -= 1;
             if *left == 0 {
                 let stream = self.programs[stage].program.tasks[next as usize].stream as usize;
-                self.start_head(entity, stream);
+                self.start_head(now, entity, stream);
             }
         }
         if this.host_waits {
-            self.start_heads(entity);
+            self.start_heads(now, entity);
         } else {
-            self.start_head(entity, stream);
+            self.start_head(now, entity, stream);
         }
     }
 
@@ -715,7 +681,8 @@ impl<'p> Step<'p> {
             .max()
             .unwrap_or(SimTime::ZERO);
         let step_time = end.since(SimTime::ZERO);
-        let events = self.queue.events_handled();
+        let handled = self.queues.iter().map(EventQueue::events_handled);
+        let events = handled.sum::<u64>() - self.joins;
         let pipelined = self.plan.setup.training.parallelism.pipeline > 1;
         let rest = if pipelined {
             Cause::Bubble
@@ -734,8 +701,8 @@ impl<'p> Step<'p> {
                 );
             }
             state.accounts.book(rest, end.since(state.idle_from));
-            for (segment, times) in self.plan.segments.iter().zip(&state.executed) {
-                let (load, _) = scale_of(entity, segment);
+            for (segment, times) in self.plan.segments.iter().zip(&compiled.executions) {
+                let load = load_of(entity, segment);
                 book_segment(&mut state.accounts, segment, load, u64::from(*times));
             }
             assert_eq!(
@@ -785,104 +752,4 @@ fn counterpart(stream: Stream) -> Stream {
         Stream::ReceiveGradientReverse => Stream::SendGradientReverse,
         other => unreachable!("{other:?} has no other end"),
     }
-}
-
-/// Load and slowdown of an entity on a segment, fixed point squared.
-fn scale_of(entity: &Entity, segment: &Segment) -> (u64, u64) {
-    (
-        if segment.routed { entity.load } else { ONE },
-        entity.slowdown,
-    )
-}
-
-fn scaled(span: SimDuration, (load, slowdown): (u64, u64)) -> SimDuration {
-    if load == ONE && slowdown == ONE {
-        span
-    } else {
-        span.scale(load, ONE).scale(slowdown, ONE)
-    }
-}
-
-fn scale_u64(value: u64, numerator: u64, denominator: u64) -> u64 {
-    if numerator == denominator {
-        return value;
-    }
-    (u128::from(value) * u128::from(numerator) / u128::from(denominator)) as u64
-}
-
-/// Time of the whole segment if the present communication stayed beside it.
-fn stretched(segment: &Segment, scale: (u64, u64), state: &State, plan: &Plan) -> u64 {
-    let mut time = segment.time[0];
-    if state.held_sms > 0 {
-        let top = SEGMENT_LEVELS as u32 - 1;
-        let level = (state.held_sms * top)
-            .div_ceil(plan.most_held_sms.max(1))
-            .min(top);
-        time = segment.time[level as usize];
-    }
-    if state.memory_share > 0 {
-        // What the communication takes of the memory bandwidth stretches the time at memory.
-        let share = state.memory_share.min(ONE / 2);
-        time += segment.memory_time.scale(share, ONE - share);
-    }
-    scaled(time, scale).as_picos().max(1)
-}
-
-/// When a computation is through if nothing changes and the host is in time.
-fn natural_end(now: SimTime, left: u64, nominal: u64, stretched: u64) -> SimTime {
-    let rest = if stretched == nominal {
-        left
-    } else {
-        (u128::from(left) * u128::from(stretched)).div_ceil(u128::from(nominal.max(1))) as u64
-    };
-    now + SimDuration::from_picos(rest)
-}
-
-/// Books what a computation took beyond its own time `own`.
-fn book_beyond(accounts: &mut Accounts, own: SimDuration, running: Running, now: SimTime) {
-    let wall = now.since(running.started);
-    if wall == own {
-        return;
-    }
-    let nominal = SimDuration::from_picos(running.nominal);
-    accounts.book(Cause::Straggler, nominal.saturating_sub(own));
-    let beyond = wall.saturating_sub(nominal);
-    // What the host was late with the last kernels; the rest is communication beside them.
-    let late = now.saturating_since(running.natural).min(beyond);
-    accounts.book(Cause::Launch, late);
-    accounts.book(Cause::Contention, beyond - late);
-}
-
-/// Books `times` executions of a segment at this expert load; the parts sum to its own time.
-fn book_segment(accounts: &mut Accounts, segment: &Segment, load: u64, times: u64) {
-    let own = scaled(segment.time[0], (load, ONE));
-    let mut left = own;
-    let last = segment.causes.len().saturating_sub(1);
-    for (i, (cause, span)) in segment.causes.iter().enumerate() {
-        let part = if i == last {
-            left
-        } else {
-            scaled(*span, (load, ONE)).min(left)
-        };
-        accounts.book_times(*cause, part, times);
-        left -= part;
-    }
-    accounts.book_times(Cause::Launch, left, times);
-}
-
-/// Books the time for which the compute stream waited for a communication.
-fn book_wait(state: &mut State, blocker: Blocker, now: SimTime, waiting: Cause) {
-    let from = state.idle_from;
-    let started = blocker.started.max(from);
-    let exposed = Cause::Exposed(blocker.kind, blocker.level);
-    if blocker.message {
-        state.accounts.book(Cause::Bubble, started.since(from));
-    } else {
-        // First it queued behind other communication, then it waited for its partners.
-        let ready = blocker.ready.max(from).min(started);
-        state.accounts.book(exposed, ready.since(from));
-        state.accounts.book(waiting, started.since(ready));
-    }
-    state.accounts.book(exposed, now.since(started));
-    state.idle_from = now;
 }

@@ -1,7 +1,7 @@
 //! Records built by hand: small enough to check on paper, whole enough to draw.
 
 use rackflow_plan::{
-    Accounts, Cause, CommKind, Facts, Fidelity, MemoryUse, RankOrder, Setup, StageFacts,
+    Accounts, Cause, CommKind, Facts, Fidelity, Jitter, MemoryUse, RankOrder, Setup, StageFacts,
 };
 use rackflow_scenario::Catalogue;
 use rackflow_simulator::{ClassRecord, EngineRecord, Record};
@@ -109,6 +109,7 @@ pub fn small_setup() -> Setup {
         training,
         rank_order: RankOrder::DataBeforePipeline,
         stragglers: Vec::new(),
+        jitter: Jitter::NONE,
         fidelity: Fidelity::Folded,
         seed: 0,
     }

@@ -20,7 +20,7 @@ const MOST_PASSES: u64 = 4_000_000;
 /// A day, in microseconds: no step takes so long.
 const LONGEST_STEP: u64 = 86_400_000_000;
 /// The same over all ranks that are simulated: some minutes of simulation and a few gigabytes.
-const MOST_PASSES_OF_ALL: u64 = 160_000_000;
+const MOST_PASSES_OF_ALL: u64 = 32_000_000;
 
 fn at(field: &str) -> String {
     format!("{PARALLELISM}.{field}")
@@ -31,6 +31,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
     let model_right = model(findings, &setup.training);
     stack(findings, setup);
     stragglers(findings, setup);
+    jitter(findings, setup);
     routing(findings, &setup.training);
     published(findings);
     let counts_right = counts(findings, setup);
@@ -249,6 +250,21 @@ fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {
                     ),
                 )
                 .hint("its kernels take this many times as long: 1.1 is 10 % slower");
+            findings.report(found);
+        }
+    }
+}
+
+fn jitter(findings: &mut Findings<'_>, setup: &Setup) {
+    let jitter = setup.jitter;
+    for (field, sigma) in [("gpu", jitter.gpu), ("kernel", jitter.kernel)] {
+        if !(0.0..=0.5).contains(&sigma) {
+            let found = findings
+                .at(
+                    &format!("simulation.jitter.{field}"),
+                    format!("`{field}` is {sigma}; it must be between 0 and 0.5"),
+                )
+                .hint("it is a standard deviation of the logarithm of kernel times: 0.01 is about 1 %");
             findings.report(found);
         }
     }
@@ -912,6 +928,14 @@ fn simulated(setup: &Setup) -> (String, u64, &'static str, Option<&'static str>)
             gpus,
             "every rank is simulated",
             Some("use fidelity: folded, whose report is the same"),
+        );
+    }
+    if !setup.jitter.is_none() {
+        return (
+            "simulation.jitter".to_owned(),
+            gpus,
+            "with jitter no rank is like another",
+            None,
         );
     }
     let p = &setup.training.parallelism;

@@ -3,7 +3,7 @@
 use super::habits::{Habits, Interleaving, habits};
 use super::{PublishedModel, PublishedRun};
 use crate::Catalogue;
-use rackflow_plan::{Fidelity, Setup};
+use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
 use rackflow_workload::{
@@ -88,6 +88,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         training,
         rank_order: habits.rank_order,
         stragglers: Vec::new(),
+        jitter: Jitter::NONE,
         fidelity: Fidelity::Folded,
         seed: 0,
     })

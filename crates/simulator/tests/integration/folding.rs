@@ -3,7 +3,7 @@
 use crate::plans::setups;
 use proptest::prelude::*;
 use rackflow_plan::{Fidelity, Setup, compile};
-use rackflow_simulator::{Record, simulate};
+use rackflow_simulator::{Record, simulate, simulate_in_islands};
 
 fn simulated(setup: &Setup, fidelity: Fidelity) -> Record {
     let setup = Setup {
@@ -29,6 +29,14 @@ proptest! {
             prop_assert_eq!(a.stage, b.stage);
         }
         prop_assert!(folded.engine.entities <= full.engine.entities);
+    }
+
+    /// The order in which islands are simulated changes nothing.
+    #[test]
+    fn islands_equal_the_whole(setup in setups(), full in any::<bool>()) {
+        let fidelity = if full { Fidelity::Full } else { Fidelity::Folded };
+        let plan = compile(&Setup { fidelity, ..setup }).expect("the generator makes valid plans");
+        prop_assert_eq!(simulate_in_islands(&plan), simulate(&plan));
     }
 
     /// The same input gives the same record.

@@ -122,3 +122,51 @@ fn a_slow_host_shows_as_launch_gaps() {
     let share = total.seconds(Cause::Launch) / (total.total_picos() as f64 * 1e-12);
     assert!(share > 0.4, "launch gaps are {share} of the time");
 }
+
+/// A node waits for its slowest GPU; the figures are those that `typical` jitter is derived from.
+#[test]
+fn jitter_spreads_step_times_as_published() {
+    let setup = plain(8);
+    let undisturbed = run(&setup).step_time.as_secs_f64();
+    let mut times: Vec<f64> = (0..200)
+        .map(|seed| {
+            let mut setup = setup.clone();
+            setup.seed = seed;
+            setup.jitter.gpu = 0.01;
+            let record = run(&setup);
+            assert!(record.total().picos(Cause::Straggler) > 0);
+            record.step_time.as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    assert!(times[0] > undisturbed);
+    let (median, high) = (times[100], times[190]);
+    assert!(
+        (1.005..1.02).contains(&(median / undisturbed)),
+        "{median} {undisturbed}"
+    );
+    // MLPerf logs of 14 systems of eight GPUs: 1.0097.
+    assert!((1.005..1.015).contains(&(high / median)), "{high} {median}");
+}
+
+#[test]
+fn jitter_of_kernels_is_paid_at_every_meeting() {
+    let mut setup = plain(8);
+    setup.training.parallelism.tensor = 8;
+    setup.training.parallelism.data = 1;
+    let even = run(&setup);
+    setup.jitter.kernel = 0.05;
+    let uneven = run(&setup);
+    assert_ne!(
+        uneven,
+        {
+            setup.seed += 1;
+            run(&setup)
+        },
+        "another seed, another step"
+    );
+    let ratio = uneven.step_time.as_secs_f64() / even.step_time.as_secs_f64();
+    // The slowest of eight draws, half-normal: 1 + 0.05 x 1.8 in the median, less what never waits.
+    assert!((1.02..1.12).contains(&ratio), "{ratio}");
+    assert_eq!(uneven.engine.entities, 8, "no rank stands for another");
+}

@@ -1,7 +1,7 @@
 //! Random small plans, and a few named ones.
 
 use proptest::prelude::*;
-use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
+use rackflow_plan::{Fidelity, Jitter, RankOrder, Setup, Straggler};
 use rackflow_scenario::Catalogue;
 use rackflow_topology::{Cluster, Fabric, FatTree};
 use rackflow_units::SimDuration;
@@ -127,6 +127,7 @@ pub fn plain(gpus: u32) -> Setup {
         },
         rank_order: RankOrder::DataBeforePipeline,
         stragglers: Vec::new(),
+        jitter: Jitter::NONE,
         fidelity: Fidelity::Folded,
         seed: 0,
     }
@@ -193,6 +194,11 @@ prop_compose! {
         (graphs, sequence_parallel) in (0..3u8, any::<bool>()),
         stragglers in proptest::collection::vec((0..64u32, 1.0..1.5f64), 0..3),
         oversubscription in prop_oneof![Just(1.0), Just(2.0)],
+        jitter in prop_oneof![
+            4 => Just(Jitter::NONE),
+            1 => Just(Jitter { gpu: 0.02, kernel: 0.0 }),
+            1 => Just(Jitter { gpu: 0.01, kernel: 0.05 }),
+        ],
         seed in any::<u64>(),
     ) -> Setup {
         let (tensor, context, pipeline) = (1 << split[0].min(2), 1 << split[1].min(1), 1 << split[2].min(2));
@@ -218,6 +224,7 @@ prop_compose! {
         setup.cluster.fabric = small_switches(oversubscription);
         setup.rank_order = if order { RankOrder::DataBeforePipeline } else { RankOrder::PipelineBeforeData };
         setup.seed = seed;
+        setup.jitter = jitter;
         setup.stragglers = stragglers
             .into_iter()
             .filter(|(gpu, _)| *gpu < gpus)
