@@ -193,6 +193,12 @@ fn device<'a>(accelerator: &'a Accelerator, sms: u32, options: &ServingOptions) 
     Device::new(accelerator, sms, options.load, &MECHANISM)
 }
 
+/// Time of host code over that of an x86 host, told by a coherent link to the host.
+pub(crate) fn host_slowdown(accelerator: &Accelerator) -> f64 {
+    let coherent = accelerator.host_bandwidth.as_f64() > 200e9;
+    if coherent { 1.65 } else { 1.0 }
+}
+
 /// The part of an accelerator that a kernel is given.
 struct Device<'a> {
     accelerator: &'a Accelerator,
@@ -265,8 +271,7 @@ impl<'a> Device<'a> {
     /// Time of host code over that of an x86 host: a Grace core takes 1.65 times as long (vLLM's
     /// block-scaled products on GB200 and on B200).
     fn host_slowdown(&self) -> f64 {
-        let coherent = self.accelerator.host_bandwidth.as_f64() > 200e9;
-        if coherent { 1.65 } else { 1.0 }
+        host_slowdown(self.accelerator)
     }
 
     /// Bandwidth of the last-level cache [bytes/s].

@@ -447,10 +447,12 @@ impl Instance {
             GraphCapture::Piecewise => 2.0 * self.layers,
             GraphCapture::Full => 1.0,
         };
-        let launches = calls * stack.launch.as_secs_f64();
+        let slower = self.kernels.host_slowdown();
+        let launches = calls * stack.launch.as_secs_f64() * slower;
         let elapsed = on_gpu.max(launches);
-        let host =
-            stack.step_overhead.as_secs_f64() + units * stack.sequence_overhead.as_secs_f64();
+        let host = (stack.step_overhead.as_secs_f64()
+            + units * stack.sequence_overhead.as_secs_f64())
+            * slower;
         if stack.overlapped_scheduling {
             elapsed.max(
                 host + if capture == GraphCapture::None {

@@ -80,6 +80,11 @@ impl Kernels {
         self.native_peak
     }
 
+    /// Time of host code over that of an x86 host.
+    pub fn host_slowdown(&self) -> f64 {
+        kernel::host_slowdown(&self.accelerator)
+    }
+
     /// Time of the shortest kernel.
     pub fn floor(&self) -> SimDuration {
         self.accelerator.measured.kernel_floor + SimDuration::from_secs_f64(MECHANISM.stream_ramp)

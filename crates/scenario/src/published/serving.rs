@@ -292,6 +292,7 @@ fn precision(
     run: &ServingRun,
     name: &str,
     has_fp8: bool,
+    has_fp4: bool,
     assumed: &mut Vec<&'static str>,
 ) -> Option<ServingPrecision> {
     use WeightFormat::{Bf16, Fp8, Fp8Block, Int4, Mxfp4, Nvfp4};
@@ -313,8 +314,8 @@ fn precision(
         _ if name.starts_with("gpt-oss") => routed_only(Mxfp4, Bf16),
         "bf16" | "fp16" => ServingPrecision::uniform(Bf16),
         "unstated" => {
-            assumed.push("precision: fp8 where the accelerator has it");
-            ServingPrecision::uniform(if has_fp8 { Fp8 } else { Bf16 })
+            assumed.push("precision: 16 bits, as the same guide states for A100");
+            ServingPrecision::uniform(Bf16)
         }
         "fp8" if blocks => ServingPrecision::uniform(Fp8Block),
         "fp8" => ServingPrecision::uniform(Fp8),
@@ -325,10 +326,11 @@ fn precision(
         "mxfp4" => routed_only(Mxfp4, Bf16),
         _ => return None,
     };
-    let trt = stack(run).is_some_and(|stack| stack.starts_with("tensorrt"));
-    let narrow = !matches!(word.as_str(), "bf16" | "fp16" | "int4");
-    if narrow && trt && has_fp8 {
-        assumed.push("cache: fp8, as TensorRT-LLM's recipes set it beside fp8 and fp4 weights");
+    let narrow = !matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated");
+    // SGLang's recipes set it on Blackwell only, where its attention kernels read it natively.
+    let set = stack(run).is_some_and(|stack| !stack.starts_with("sglang") || has_fp4);
+    if narrow && set && has_fp8 {
+        assumed.push("cache: fp8, as the engines' recipes set it beside fp8 and fp4 weights");
         formats.kv = KvFormat::Fp8;
     }
     Some(formats)
@@ -405,7 +407,8 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
     };
     let mut assumed = Vec::new();
     let has_fp8 = node.accelerator.peak.fp8.is_some();
-    let Some(formats) = precision(run, name, has_fp8, &mut assumed) else {
+    let has_fp4 = node.accelerator.peak.fp4.is_some();
+    let Some(formats) = precision(run, name, has_fp8, has_fp4, &mut assumed) else {
         return unusable("precision not known", &run.precision);
     };
     let routed = model.moe.is_some();
@@ -430,8 +433,12 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         if plan.expert > plan.stage_gpus() || !plan.stage_gpus().is_multiple_of(plan.expert) {
             return unusable("expert ranks do not divide the GPUs", text);
         }
+        let mut deployment = Deployment::new(model.clone(), formats, plan, stack.clone());
+        if run.kind.starts_with("e2e") {
+            server_arguments(&mut deployment, has_fp4, run.concurrency, assumed);
+        }
         Ok(Pool {
-            deployment: Deployment::new(model.clone(), formats, plan, stack.clone()),
+            deployment,
             replicas,
         })
     };
@@ -465,6 +472,34 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         prefill,
         assumed,
     })
+}
+
+/// What InferenceMAX's scripts, from which the database has its end-to-end points, pass to the
+/// engines (SemiAnalysisAI/InferenceX, `benchmarks/`).
+fn server_arguments(
+    deployment: &mut Deployment,
+    blackwell: bool,
+    concurrency: Option<u64>,
+    assumed: &mut Vec<&'static str>,
+) {
+    let limits = &mut deployment.stack.limits;
+    match deployment.stack.name.as_str() {
+        name if name.starts_with("tensorrt") => {
+            assumed.push("server: tokens are streamed in tens");
+            limits.stream_interval = 10;
+        }
+        name if name.starts_with("sglang") => {
+            assumed.push(
+                "server: prompts in steps of up to 32,768 tokens; on Blackwell, new requests are \
+                 looked for every 10 steps, from 16 in flight on every 30",
+            );
+            limits.max_batched_tokens = 32_768;
+            if blackwell {
+                limits.poll_interval = if concurrency.unwrap_or(0) < 16 { 10 } else { 30 };
+            }
+        }
+        _ => {}
+    }
 }
 
 /// The two pools of `P:2x(TP8 ...) D:1x(TP16 ...)`: how many of what.

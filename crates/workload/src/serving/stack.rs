@@ -78,6 +78,16 @@ pub struct SchedulerLimits {
     pub chunked_prefill: bool,
     /// Tokens of one block of the cache.
     pub block_tokens: u64,
+    /// Steps from one look at the queue of new requests to the next, while sequences run.
+    #[serde(default = "one")]
+    pub poll_interval: u64,
+    /// Tokens of a request that are collected before they are sent to the client.
+    #[serde(default = "one")]
+    pub stream_interval: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// A named, dated profile of a serving engine.

@@ -35,13 +35,9 @@ pub struct Load {
 pub struct Served {
     /// Output tokens per second.
     pub out_tok_s: f64,
-    /// Median time to first token [s].
-    pub median_ttft_s: f64,
     /// Mean time to first token [s].
     pub mean_ttft_s: f64,
-    /// Median over requests of the time per token after the first [s].
-    pub median_tpot_s: f64,
-    /// Mean of the same [s].
+    /// Mean over requests of the time per token after the first [s].
     pub mean_tpot_s: f64,
 }
 
@@ -87,31 +83,35 @@ fn requests(load: &Load) -> Vec<Request> {
         .collect()
 }
 
-fn served(requests: &[Request], start: usize) -> Served {
-    let counted = &requests[start.min(requests.len().saturating_sub(1))..];
+/// Sums up. The client sees tokens in bunches of `bunch`, and everything `overhead` late.
+fn served(requests: &mut [Request], overhead: f64, bunch: u64) -> Served {
+    for request in requests.iter_mut() {
+        if request.osl > bunch && bunch > 1 {
+            let per_token = (request.end - request.first) / (request.osl - 1) as f64;
+            request.first += per_token * (bunch - 1) as f64;
+        }
+        request.first += overhead;
+        request.end += overhead;
+    }
     let makespan = requests.iter().map(|r| r.end).fold(0.0, f64::max);
     let tokens: u64 = requests.iter().map(|r| r.osl).sum();
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(0.0)
+    let mean = |values: &mut dyn Iterator<Item = f64>| {
+        let (sum, count) = values.fold((0.0, 0.0), |(s, n), v| (s + v, n + 1.0));
+        sum / f64::max(count, 1.0)
     };
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let ttft: Vec<f64> = counted.iter().map(|r| r.first - r.arrival).collect();
-    let tpot: Vec<f64> = counted
-        .iter()
-        .filter(|r| r.osl > 1)
-        .map(|r| (r.end - r.first) / (r.osl - 1) as f64)
-        .collect();
     Served {
         out_tok_s: if makespan > 0.0 {
             tokens as f64 / makespan
         } else {
             0.0
         },
-        mean_ttft_s: mean(&ttft),
-        median_ttft_s: median(ttft),
-        mean_tpot_s: mean(&tpot),
-        median_tpot_s: median(tpot),
+        mean_ttft_s: mean(&mut requests.iter().map(|r| r.first - r.arrival)),
+        mean_tpot_s: mean(
+            &mut requests
+                .iter()
+                .filter(|r| r.osl > 1)
+                .map(|r| (r.end - r.first) / (r.osl - 1) as f64),
+        ),
     }
 }
 
@@ -138,9 +138,17 @@ impl Running {
         self.context += request.isl + 1;
     }
 
-    /// Every sequence has one token more; those that end are returned.
-    fn advance(&mut self, requests: &[Request]) -> Vec<u32> {
-        self.context += self.sequences;
+    /// Steps until the next sequence ends, at most `most`.
+    fn until_next(&self, most: usize) -> u64 {
+        let quiet = self.ends.iter().take(most).take_while(|e| e.is_empty());
+        (quiet.count() + 1).min(most) as u64
+    }
+
+    /// Every sequence has `steps` tokens more, none of which was the last but for those of the last
+    /// step; those that end in it are returned.
+    fn advance(&mut self, steps: u64, requests: &[Request]) -> Vec<u32> {
+        self.context += self.sequences * steps;
+        self.ends.drain(..(steps as usize - 1).min(self.ends.len()));
         let ended = self.ends.pop_front().unwrap_or_default();
         for index in &ended {
             let request = &requests[*index as usize];
@@ -162,10 +170,17 @@ struct Engine<'a> {
     promised: u64,
     capacity: u64,
     chunks: Vec<PrefillChunk>,
+    /// Steps since the queue was looked at.
+    since_poll: u64,
+    /// No request comes on its own: only the end of another brings one.
+    closed: bool,
 }
 
+/// Most steps of generation that are priced at once, at the context of their middle.
+const STRIDE: usize = 16;
+
 impl<'a> Engine<'a> {
-    fn new(instance: &'a Instance) -> Self {
+    fn new(instance: &'a Instance, closed: bool) -> Self {
         Self {
             instance,
             waiting: VecDeque::new(),
@@ -174,6 +189,8 @@ impl<'a> Engine<'a> {
             promised: 0,
             capacity: instance.kv_capacity_tokens(),
             chunks: Vec::new(),
+            since_poll: 0,
+            closed,
         }
     }
 
@@ -200,9 +217,13 @@ impl<'a> Engine<'a> {
 
     /// One step at `now`; returns when it ends. Requests that end in it are pushed to `ended`.
     fn step(&mut self, now: f64, requests: &mut [Request], ended: &mut Vec<u32>) -> f64 {
-        self.admit(requests);
+        let limits = self.instance.deployment().stack.limits;
+        self.since_poll += 1;
+        if self.since_poll >= limits.poll_interval || self.running.sequences == 0 {
+            self.admit(requests);
+            self.since_poll = 0;
+        }
         let deployment = self.instance.deployment();
-        let limits = &deployment.stack.limits;
         let groups = u64::from(deployment.parallelism.data);
         let whole_steps = !limits.chunked_prefill && !self.reading.is_empty();
         let decoding = if whole_steps {
@@ -238,15 +259,31 @@ impl<'a> Engine<'a> {
             }
             finished += 1;
         }
+        // With nothing to read and nothing that could be taken up, steps differ in their context only.
+        let steps = if self.chunks.is_empty() && self.closed {
+            let most = if self.waiting.is_empty() {
+                STRIDE
+            } else {
+                STRIDE.min((limits.poll_interval - self.since_poll.min(limits.poll_interval - 1)) as usize)
+            };
+            self.running.until_next(most)
+        } else {
+            1
+        };
         let cost = self.instance.step(&StepBatch {
             prefill: &self.chunks,
             decode_sequences: decoding,
-            decode_context_tokens: if whole_steps { 0 } else { self.running.context },
+            decode_context_tokens: if whole_steps {
+                0
+            } else {
+                self.running.context + self.running.sequences * (steps - 1) / 2
+            },
             tokens_per_sequence: 1,
         });
-        let end = now + cost.time.as_secs_f64();
+        self.since_poll += steps - 1;
+        let end = now + cost.time.as_secs_f64() * steps as f64;
         if !whole_steps {
-            for index in self.running.advance(requests) {
+            for index in self.running.advance(steps, requests) {
                 let request = &mut requests[index as usize];
                 request.end = end;
                 self.promised -= request.isl + request.osl;
@@ -286,8 +323,10 @@ fn too_small(instance: &Instance, load: &Load) -> Result<(), Refused> {
 pub fn aggregated(instance: &Instance, load: &Load) -> Result<Served, Refused> {
     too_small(instance, load)?;
     let mut requests = requests(load);
-    let overhead = instance.deployment().stack.request_overhead.as_secs_f64();
-    let mut engine = Engine::new(instance);
+    let stack = &instance.deployment().stack;
+    let overhead = stack.request_overhead.as_secs_f64();
+    let bunch = stack.limits.stream_interval;
+    let mut engine = Engine::new(instance, load.arrivals == Arrivals::AtOnce);
     let count = requests.len() as u32;
     let (mut next, mut in_flight, mut now) = (0, 0, 0.0);
     let mut ended = Vec::new();
@@ -310,15 +349,7 @@ pub fn aggregated(instance: &Instance, load: &Load) -> Result<Served, Refused> {
         now = engine.step(now, &mut requests, &mut ended);
         in_flight -= ended.len() as u64;
     }
-    for request in &mut requests {
-        request.first += overhead;
-        request.end += overhead;
-    }
-    let warm = match load.arrivals {
-        Arrivals::AtOnce if load.concurrency < load.requests => load.concurrency as usize,
-        _ => 0,
-    };
-    Ok(served(&requests, warm))
+    Ok(served(&mut requests, overhead, bunch))
 }
 
 /// Serves `load` with prompts on `prefill` engines and generation on `decode` ones. The cache crosses
@@ -335,7 +366,9 @@ pub fn disaggregated(
     let readers = prefill_replicas.max(1);
     let writers = u64::from(decode_replicas.max(1));
     let mut requests = requests(load);
-    let overhead = decode.deployment().stack.request_overhead.as_secs_f64();
+    let stack = &decode.deployment().stack;
+    let overhead = stack.request_overhead.as_secs_f64();
+    let bunch = stack.limits.stream_interval;
     let count = requests.len() as u32;
     let limits = &prefill.deployment().stack.limits;
     let budget = limits.max_batched_tokens * u64::from(prefill.deployment().parallelism.data);
@@ -433,19 +466,10 @@ pub fn disaggregated(
         let context = running.context / writers;
         let cost = decode.step(&StepBatch::decode(share, context.max(1)));
         now += cost.time.as_secs_f64();
-        for index in running.advance(&requests) {
+        for index in running.advance(1, &requests) {
             requests[index as usize].end = now;
             in_flight -= 1;
         }
     }
-    for request in &mut requests {
-        request.first += overhead;
-        request.end += overhead;
-    }
-    let warm = if load.concurrency < load.requests {
-        load.concurrency as usize
-    } else {
-        0
-    };
-    Ok(served(&requests, warm))
+    Ok(served(&mut requests, overhead, bunch))
 }

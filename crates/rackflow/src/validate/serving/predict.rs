@@ -153,11 +153,7 @@ fn online(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refus
             spread: 0.5,
         },
     )?;
-    Ok(Predicted {
-        ttft_s: Some(served.mean_ttft_s),
-        tpot_s: Some(served.mean_tpot_s),
-        ..predicted(run, &served)
-    })
+    Ok(predicted(run, &served))
 }
 
 /// A closed loop at the published number of requests in flight, lengths from 0.8 of the stated ones up
@@ -166,7 +162,8 @@ fn closed(run: &ServingRun) -> Result<Load, Refused> {
     let Some(concurrency) = run.concurrency.or(run.batch).filter(|c| *c > 0) else {
         return Err(("no number of requests in flight", String::new()));
     };
-    let requests = (concurrency * 4).clamp(16, 20_000);
+    // InferenceMAX sends ten times as many requests as are in flight.
+    let requests = (concurrency.min(100_000) * 10).clamp(16, 60_000);
     sized(run, requests)?;
     Ok(Load {
         requests,
@@ -210,7 +207,7 @@ fn disaggregated(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted
 fn predicted(run: &ServingRun, served: &Served) -> Predicted {
     Predicted {
         out_tok_s_per_gpu: Some(served.out_tok_s / f64::from(run.n_gpus.max(1))),
-        ttft_s: Some(served.median_ttft_s),
-        tpot_s: Some(served.median_tpot_s),
+        ttft_s: Some(served.mean_ttft_s),
+        tpot_s: Some(served.mean_tpot_s),
     }
 }
