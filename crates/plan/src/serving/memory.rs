@@ -132,10 +132,18 @@ pub(super) fn of(
         .is_some_and(|s| s.draft == Draft::Mtp);
     let weights = Bytes::new(weights(d) as u64);
     let activations = Bytes::new(activations(d) as u64);
-    let usable = accelerator.memory.as_f64() * d.stack.memory_fraction;
-    let taken = activations + d.stack.reserved_memory;
-    let available = Bytes::new((usable - taken.as_f64()).max(0.0) as u64);
-    let cache = available.saturating_sub(weights);
+    let whole = accelerator.memory.as_f64();
+    let taken = (activations + d.stack.reserved_memory).as_f64();
+    let fraction = d.stack.memory_fraction;
+    let (available, cache) = if d.stack.fraction_of_free {
+        let available = (whole - taken).max(0.0);
+        (available, (available - weights.as_f64()) * fraction)
+    } else {
+        let available = (whole * fraction - taken).max(0.0);
+        (available, available - weights.as_f64())
+    };
+    let available = Bytes::new(available as u64);
+    let cache = Bytes::new(cache.max(0.0) as u64);
     if cache == Bytes::ZERO {
         return Err(ServingError::Memory { weights, available });
     }

@@ -89,7 +89,20 @@ struct Row {
     stack: String,
     family: &'static str,
     assumed: Vec<&'static str>,
+    not_scored: Option<&'static str>,
     figures: Vec<Figure>,
+}
+
+/// The figure by which a row with several is scored; the others are shown beside it.
+const LATENCY: &str = "request_latency_ms";
+
+impl Row {
+    /// Whether this figure counts in the summaries: the latency of a whole request where it is known,
+    /// else all.
+    fn scores(&self, figure: &Figure) -> bool {
+        self.not_scored.is_none()
+            && (figure.name == LATENCY || self.figures.iter().all(|other| other.name != LATENCY))
+    }
 }
 
 struct LeftOut {
@@ -163,7 +176,7 @@ impl Validation {
         names.dedup();
         names
             .into_iter()
-            .map(|wanted| (wanted, self.scored(|row, _| same(row, self, &name, wanted))))
+            .map(|wanted| (wanted, self.scored(|row, f| row.scores(f) && same(row, self, &name, wanted))))
             .collect()
     }
 
@@ -186,7 +199,7 @@ impl Validation {
 
     /// The summary of a kind, all its figures together, with each figure and each cut beside it.
     fn kind_json(&self, kind: &str) -> Value {
-        let scored = self.scored(|row, _| row.run.kind == kind);
+        let scored = self.scored(|row, f| row.run.kind == kind && row.scores(f));
         let mut summary = summary_json(&scored);
         let mut figures: Vec<&'static str> = Vec::new();
         for row in self.rows.iter().filter(|row| row.run.kind == kind) {
@@ -199,16 +212,23 @@ impl Validation {
         let by_figure: serde_json::Map<String, Value> = figures
             .into_iter()
             .filter_map(|name| {
-                let rows = self.scored(|row, f| row.run.kind == kind && f.name == name);
+                let rows = self.scored(|row, f| {
+                    row.run.kind == kind && row.not_scored.is_none() && f.name == name
+                });
                 Some((name.to_owned(), Summary::of(&rows)?.to_json()))
             })
             .collect();
         summary["by_figure"] = by_figure.into();
+        // Beside the score, not in it.
+        let shown = self.scored(|row, f| {
+            row.run.kind == kind && row.not_scored.is_some() && f.name == LATENCY
+        });
+        summary["not_scored"] = Summary::of(&shown).map_or(Value::Null, Summary::to_json);
         summary
     }
 
     fn to_json(&self) -> Value {
-        let mut summary = summary_json(&self.scored(|_, _| true));
+        let mut summary = summary_json(&self.scored(Row::scores));
         summary["by_kind"] = self
             .kinds()
             .into_iter()
@@ -244,21 +264,23 @@ impl Validation {
             }
             if figures.len() > 1 {
                 for name in figures {
-                    let rows = self.scored(|row, f| row.run.kind == kind && f.name == name);
+                    let rows = self.scored(|row, f| {
+                        row.run.kind == kind && row.not_scored.is_none() && f.name == name
+                    });
                     more.push(("kind", format!("{kind}, {name}"), rows));
                 }
             }
             more.push((
                 "kind",
                 kind.to_owned(),
-                self.scored(|row, _| row.run.kind == kind),
+                self.scored(|row, f| row.run.kind == kind && row.scores(f)),
             ));
         }
         let named: Vec<(&str, &str, Vec<Scored<'_>>)> = more
             .iter()
             .map(|(what, name, rows)| (*what, name.as_str(), rows.clone()))
             .collect();
-        summary_table(&self.scored(|_, _| true), &named)
+        summary_table(&self.scored(Row::scores), &named)
     }
 
     fn row_table(&self) -> Columns {
@@ -295,6 +317,13 @@ impl Validation {
         let rows = self.rows.len();
         let figures: usize = self.rows.iter().map(|row| row.figures.len()).sum();
         let mut out = format!("{rows} rows with {figures} figures compared");
+        let mut not_scored: BTreeMap<&str, usize> = BTreeMap::new();
+        for reason in self.rows.iter().filter_map(|row| row.not_scored) {
+            *not_scored.entry(reason).or_insert(0) += 1;
+        }
+        for (reason, rows) in not_scored {
+            let _ = write!(out, "; {rows} shown and not scored: {reason}");
+        }
         let reasons = self.reasons();
         if reasons.is_empty() {
             out.push_str(".\n");
@@ -363,6 +392,7 @@ fn row_json(row: &Row) -> Value {
         "parallelism": row.run.parallelism,
         "stack": row.stack,
         "assumed": row.assumed,
+        "not_scored": row.not_scored,
         "figures": row.figures.iter().map(|figure| json!({
             "figure": figure.name,
             "measured": figure.measured,
@@ -431,6 +461,7 @@ fn compare(run: ServingRun, catalogue: &Catalogue) -> Result<Row, LeftOut> {
         stack: setup.decode.deployment.stack.name.clone(),
         family: run.family(catalogue),
         assumed: setup.assumed,
+        not_scored: setup.not_scored,
         figures,
         run,
     })
@@ -463,6 +494,17 @@ fn figures(run: &ServingRun, predicted: &Predicted) -> Vec<Figure> {
         ("tpot_ms", m.tpot_ms, predicted.tpot_s),
         ("mean_itl_ms", m.mean_itl_ms, predicted.tpot_s),
     ];
+    // From the request to its last token.
+    let rest = run.osl.saturating_sub(1) as f64;
+    let whole = |first: Option<f64>, per_token: Option<f64>| Some(first? + per_token? * rest);
+    let measured = match run.kind.as_str() {
+        "online" => whole(m.mean_ttft_ms, m.mean_itl_ms),
+        "e2e_agg" | "e2e_disagg" => whole(m.ttft_ms, m.tpot_ms),
+        _ => None,
+    };
+    let times = times
+        .into_iter()
+        .chain([(LATENCY, measured, whole(predicted.ttft_s, predicted.tpot_s))]);
     let figure = |name, measured: Option<f64>, simulated: Option<f64>, rate| {
         let (measured, simulated) = (measured?, simulated?);
         (measured > 0.0 && simulated > 0.0).then_some(Figure {
@@ -475,7 +517,7 @@ fn figures(run: &ServingRun, predicted: &Predicted) -> Vec<Figure> {
     rates
         .into_iter()
         .filter_map(|(name, measured, simulated)| figure(name, measured, simulated, true))
-        .chain(times.into_iter().filter_map(|(name, measured, simulated)| {
+        .chain(times.filter_map(|(name, measured, simulated)| {
             figure(name, measured, simulated.map(|s| s * 1e3), false)
         }))
         .collect()

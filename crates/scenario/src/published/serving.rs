@@ -179,6 +179,9 @@ pub struct ServingSetup {
     pub prefill: Option<Pool>,
     /// What the source does not say.
     pub assumed: Vec<&'static str>,
+    /// The source did not record what decides the answer, so that the row is simulated and shown but
+    /// not scored: why.
+    pub not_scored: Option<&'static str>,
 }
 
 /// The catalogue's name of a model.
@@ -326,7 +329,11 @@ fn precision(
         "mxfp4" => routed_only(Mxfp4, Bf16),
         _ => return None,
     };
-    let narrow = !matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated");
+    let trt = stack(run).is_some_and(|stack| stack.starts_with("tensorrt"));
+    // 8-bit checkpoints of these families come without scales for the cache.
+    let unscaled = !has_fp4 && (name.starts_with("gpt-oss") || name.starts_with("llama4"));
+    let narrow =
+        !matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated") && !(unscaled && trt);
     // SGLang's recipes set it on Blackwell only, where its attention kernels read it natively.
     let set = stack(run).is_some_and(|stack| !stack.starts_with("sglang") || has_fp4);
     if narrow && set && has_fp8 {
@@ -433,6 +440,18 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         if plan.expert > plan.stage_gpus() || !plan.stage_gpus().is_multiple_of(plan.expert) {
             return unusable("expert ranks do not divide the GPUs", text);
         }
+        // "For MoE models: enable_attention_dp: true" (perf-overview.md at v1.0).
+        if run.kind == "serving"
+            && run.engine_version.as_deref() == Some("1.0")
+            && routed
+            && plan.data == 1
+            && plan.tensor > 1
+        {
+            assumed.push("plan: attention data parallelism, as the overview sets it for mixtures");
+            plan.data = plan.tensor;
+            plan.expert = plan.tensor;
+            plan.tensor = 1;
+        }
         let mut deployment = Deployment::new(model.clone(), formats, plan, stack.clone());
         if run.kind.starts_with("e2e") {
             server_arguments(&mut deployment, has_fp4, run.concurrency, assumed);
@@ -462,7 +481,15 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         .fabric("ib-two-tier")
         .expect("the catalogue has this fabric")
         .clone();
+    // The same measurement stands in this table twice, once with its numbers of workers and once with
+    // one of each; where one of each is all that is said, their number is not known.
+    let bare = |pool: &Pool| pool.replicas == 1 && pool.deployment.parallelism.data == 1;
+    let not_scored = prefill
+        .as_ref()
+        .is_some_and(|prefill| bare(prefill) && bare(&decode))
+        .then_some("the number of workers is not recorded");
     Ok(ServingSetup {
+        not_scored,
         cluster: Cluster {
             gpus: gpus.next_multiple_of(node.gpus),
             node,

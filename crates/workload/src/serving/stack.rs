@@ -132,6 +132,10 @@ pub struct ServingStack {
     pub kernels: SmallKernels,
     /// Fraction of the memory that the engine may use.
     pub memory_fraction: f64,
+    /// That fraction is of what weights, activations and the reserve leave, and goes to the cache;
+    /// else it is of the whole memory.
+    #[serde(default)]
+    pub fraction_of_free: bool,
     /// Of that, what is neither weights, activations nor cache: context, graphs, workspaces.
     pub reserved_memory: Bytes,
     /// Limits of its scheduler.

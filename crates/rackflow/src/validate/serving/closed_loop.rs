@@ -235,19 +235,20 @@ impl<'a> Engine<'a> {
             .saturating_sub(decoding)
             .max(1);
         self.chunks.clear();
-        let mut finished = 0;
+        // Prompts of one attention group share its limit; a prompt is read by one group.
+        let mut readers = groups;
         for (index, done) in &mut self.reading {
-            if budget == 0 {
-                break;
-            }
             let left = requests[*index as usize].isl - *done;
             let take = if limits.chunked_prefill {
-                left.min(budget)
+                left.min(budget).min(limits.max_batched_tokens)
             } else if left > budget && !self.chunks.is_empty() {
-                break;
+                0
             } else {
                 left
             };
+            if take == 0 || readers == 0 {
+                break;
+            }
             self.chunks.push(PrefillChunk {
                 new_tokens: take,
                 cached_tokens: *done,
@@ -255,9 +256,8 @@ impl<'a> Engine<'a> {
             *done += take;
             budget = budget.saturating_sub(take);
             if take < left {
-                break;
+                readers -= 1;
             }
-            finished += 1;
         }
         // With nothing to read and nothing that could be taken up, steps differ in their context only.
         let steps = if self.chunks.is_empty() && self.closed {
@@ -290,18 +290,23 @@ impl<'a> Engine<'a> {
                 ended.push(index);
             }
         }
-        for _ in 0..finished {
-            let Some((index, _)) = self.reading.pop_front() else {
-                break;
-            };
-            let request = &mut requests[index as usize];
-            request.first = end;
-            if request.osl <= 1 {
-                request.end = end;
-                self.promised -= request.isl + request.osl;
-                ended.push(index);
-            }
-            self.running.add(index, request);
+        if !self.chunks.is_empty() {
+            let mut reading = std::mem::take(&mut self.reading);
+            reading.retain(|(index, done)| {
+                let request = &mut requests[*index as usize];
+                if *done < request.isl {
+                    return true;
+                }
+                request.first = end;
+                if request.osl <= 1 {
+                    request.end = end;
+                    self.promised -= request.isl + request.osl;
+                    ended.push(*index);
+                }
+                self.running.add(*index, request);
+                false
+            });
+            self.reading = reading;
         }
         end
     }
