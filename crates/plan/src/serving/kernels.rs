@@ -17,6 +17,8 @@ pub(super) struct Kernels {
     options: ServingOptions,
     /// Dense peak of the deployment's narrowest format [FLOP/s].
     native_peak: f64,
+    /// The group of queries that share a load of keys; `None`: all do.
+    shared_group: Option<u64>,
 }
 
 /// Attention of one layer on one rank.
@@ -72,6 +74,7 @@ impl Kernels {
             },
             accelerator,
             native_peak,
+            shared_group: deployment.stack.shared_group,
         }
     }
 
@@ -264,7 +267,26 @@ impl Kernels {
         let flops = context * per_row;
         let bytes = context * heads.cached * heads.kv.bytes();
         // A second kernel sums the parts over which keys were split.
-        self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0)
+        let mut parts = self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0);
+        parts.memory += self.further_loads(heads, bytes);
+        parts
+    }
+
+    /// Time in which the last-level cache delivers `bytes` of keys and values again to every query head
+    /// of a group but the first, where the kernel does not share them [s].
+    fn further_loads(&self, heads: &Heads, bytes: f64) -> f64 {
+        let group = heads.heads as f64 / heads.kv_heads as f64;
+        let shares = self.shared_group.is_none_or(|shared| {
+            group == shared as f64 && heads.width_qk == 128 || heads.rope.is_some()
+        });
+        if shares || group <= 1.0 {
+            return 0.0;
+        }
+        let accelerator = &self.accelerator;
+        let cache = f64::from(accelerator.sms)
+            * accelerator.clock.hertz()
+            * MECHANISM.cache_bytes_per_sm_clock;
+        (group - 1.0) * bytes / cache
     }
 
     /// Attention of prompts in one layer. Chunks of unlike length stand for as many of their mean.

@@ -176,7 +176,12 @@ impl Validation {
         names.dedup();
         names
             .into_iter()
-            .map(|wanted| (wanted, self.scored(|row, f| row.scores(f) && same(row, self, &name, wanted))))
+            .map(|wanted| {
+                (
+                    wanted,
+                    self.scored(|row, f| row.scores(f) && same(row, self, &name, wanted)),
+                )
+            })
             .collect()
     }
 
@@ -220,9 +225,8 @@ impl Validation {
             .collect();
         summary["by_figure"] = by_figure.into();
         // Beside the score, not in it.
-        let shown = self.scored(|row, f| {
-            row.run.kind == kind && row.not_scored.is_some() && f.name == LATENCY
-        });
+        let shown = self
+            .scored(|row, f| row.run.kind == kind && row.not_scored.is_some() && f.name == LATENCY);
         summary["not_scored"] = Summary::of(&shown).map_or(Value::Null, Summary::to_json);
         summary
     }
@@ -502,9 +506,10 @@ fn figures(run: &ServingRun, predicted: &Predicted) -> Vec<Figure> {
         "e2e_agg" | "e2e_disagg" => whole(m.ttft_ms, m.tpot_ms),
         _ => None,
     };
-    let times = times
-        .into_iter()
-        .chain([(LATENCY, measured, whole(predicted.ttft_s, predicted.tpot_s))]);
+    let times =
+        times
+            .into_iter()
+            .chain([(LATENCY, measured, whole(predicted.ttft_s, predicted.tpot_s))]);
     let figure = |name, measured: Option<f64>, simulated: Option<f64>, rate| {
         let (measured, simulated) = (measured?, simulated?);
         (measured > 0.0 && simulated > 0.0).then_some(Figure {

@@ -136,9 +136,13 @@ pub fn read(text: &str) -> Result<ServingRuns, ReadError> {
 }
 
 impl ServingRun {
-    /// Who measured, without the name of the row in their table.
+    /// Who measured, without the name of the row or of the page: a repository at a commit is one source.
     pub fn group(&self) -> &str {
-        self.source.split(" id=").next().unwrap_or(&self.source)
+        let table = self.source.split(" id=").next().unwrap_or(&self.source);
+        match table.split_once(' ') {
+            Some((repository, _)) if repository.contains('@') => repository,
+            _ => table,
+        }
     }
 
     /// Whether the model routes tokens to experts.
@@ -269,19 +273,15 @@ fn stack(run: &ServingRun) -> Option<&'static str> {
     }
     // Azure's guide runs TensorRT-LLM and does not repeat its name.
     if engine.starts_with("tensorrt") || engine.starts_with("trt") || engine.is_empty() {
-        let old = ["0.5", "0.6", "0.7", "0.8", "0.9"]
-            .iter()
-            .any(|v| release.starts_with(v))
-            && run.kind != "e2e_agg"
-            && run.kind != "e2e_disagg";
-        let middle = [
-            "0.10", "0.11", "0.12", "0.13", "0.14", "0.15", "0.16", "0.17",
-        ]
-        .iter()
-        .any(|v| release.starts_with(v));
-        return Some(if old || engine.is_empty() {
+        let is = |releases: &[&str]| releases.iter().any(|v| release.starts_with(v));
+        // Dynamo's own releases stand in for the engine's at end-to-end points.
+        return Some(if run.kind.starts_with("e2e") {
+            "tensorrt-llm-1.0"
+        } else if is(&["0.5", "0.6", "0.7"]) {
+            "tensorrt-llm-0.7"
+        } else if is(&["0.8", "0.9"]) || engine.is_empty() {
             "tensorrt-llm-0.9"
-        } else if middle && !run.kind.starts_with("e2e") {
+        } else if release.starts_with("0.") {
             "tensorrt-llm-0.17"
         } else {
             "tensorrt-llm-1.0"
@@ -522,7 +522,11 @@ fn server_arguments(
             );
             limits.max_batched_tokens = 32_768;
             if blackwell {
-                limits.poll_interval = if concurrency.unwrap_or(0) < 16 { 10 } else { 30 };
+                limits.poll_interval = if concurrency.unwrap_or(0) < 16 {
+                    10
+                } else {
+                    30
+                };
             }
         }
         _ => {}

@@ -119,6 +119,11 @@ pub struct ServingStack {
     pub request_overhead: SimDuration,
     /// Whose products, attention and experts run.
     pub library: KernelLibrary,
+    /// Query heads per key-value head, 128 wide, for which decode attention has a kernel that loads a
+    /// key once for all of them; other groups load it for each, from the last-level cache after the
+    /// first time. 0: no group has one; left out: every group has.
+    #[serde(default)]
+    pub shared_group: Option<u64>,
     /// Own all-reduce kernels; `None`: the library's only.
     #[serde(default)]
     pub custom_all_reduce: Option<CustomAllReduce>,

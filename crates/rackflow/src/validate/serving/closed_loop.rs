@@ -264,7 +264,9 @@ impl<'a> Engine<'a> {
             let most = if self.waiting.is_empty() {
                 STRIDE
             } else {
-                STRIDE.min((limits.poll_interval - self.since_poll.min(limits.poll_interval - 1)) as usize)
+                STRIDE.min(
+                    (limits.poll_interval - self.since_poll.min(limits.poll_interval - 1)) as usize,
+                )
             };
             self.running.until_next(most)
         } else {
