@@ -186,7 +186,8 @@ fn more_work_never_takes_less_time() {
         }
         let short = instance.step(&StepBatch::decode(64, 64 * 100)).time;
         let long = instance.step(&StepBatch::decode(64, 64 * 8000)).time;
-        assert!(long > short, "{name}");
+        // Equal where the host bounds both.
+        assert!(long >= short, "{name}");
         let mut before = 0.0;
         for tokens in [16, 256, 1024, 2048, 4096, 8192] {
             let time = instance

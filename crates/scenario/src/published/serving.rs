@@ -332,8 +332,8 @@ fn precision(
     let trt = stack(run).is_some_and(|stack| stack.starts_with("tensorrt"));
     // 8-bit checkpoints of these families come without scales for the cache.
     let unscaled = !has_fp4 && (name.starts_with("gpt-oss") || name.starts_with("llama4"));
-    let narrow =
-        !matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated") && !(unscaled && trt);
+    let wide = matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated");
+    let narrow = !wide && !(unscaled && trt);
     // SGLang's recipes set it on Blackwell only, where its attention kernels read it natively.
     let set = stack(run).is_some_and(|stack| !stack.starts_with("sglang") || has_fp4);
     if narrow && set && has_fp8 {
