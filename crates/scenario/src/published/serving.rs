@@ -333,7 +333,8 @@ fn precision(
     // 8-bit checkpoints of these families come without scales for the cache.
     let unscaled = !has_fp4 && (name.starts_with("gpt-oss") || name.starts_with("llama4"));
     let wide = matches!(word.as_str(), "bf16" | "fp16" | "int4" | "unstated");
-    let narrow = !wide && !(unscaled && trt);
+    let unscaled = unscaled && trt;
+    let narrow = !(wide || unscaled);
     // SGLang's recipes set it on Blackwell only, where its attention kernels read it natively.
     let set = stack(run).is_some_and(|stack| !stack.starts_with("sglang") || has_fp4);
     if narrow && set && has_fp8 {
