@@ -8,14 +8,15 @@ use super::{Format, Generation, Library};
 const US: f64 = 1e-6;
 const NS: f64 = 1e-9;
 
-fn product(product: [f64; 5], quantise: [f64; 3], host: f64) -> GemmRates {
-    let [efficiency, max_split, tile_cycles, memory, sm_share] = product;
+fn product(product: [f64; 6], quantise: [f64; 3], host: f64) -> GemmRates {
+    let [efficiency, max_split, tile_cycles, memory, ramp, sm_share] = product;
     let [fixed, row, stream] = quantise;
     GemmRates {
         efficiency,
         max_split,
         tile_cycles,
         memory,
+        ramp: ramp * US,
         sm_share,
         quantise: Quantise {
             fixed: fixed * US,
@@ -67,101 +68,127 @@ fn absorbed_rates(efficiency: f64, fixed: f64, prepare: f64) -> PrefillRates {
     }
 }
 
-fn expert_rates(rates: [f64; 4], fixed: f64, passes: f64) -> ExpertRates {
-    let [efficiency, tile_cycles, memory, sm_share] = rates;
+fn expert_rates(rates: [f64; 5], fixed: f64, passes: f64) -> ExpertRates {
+    let [efficiency, tile_cycles, memory, ramp, sm_share] = rates;
     ExpertRates {
         fixed: fixed * US,
         passes,
         product: product(
-            [efficiency, 1.0, tile_cycles, memory, sm_share],
+            [efficiency, 1.0, tile_cycles, memory, ramp, sm_share],
             [0.0, 0.0, 1.0],
             0.0,
         ),
     }
 }
 
-/// Dense products: [efficiency, split, tile, memory, SM], [fixed us, row ns, memory], host us.
+/// Dense products: [efficiency, split, tile, memory, ramp us, SM], [fixed us, row ns, memory], host us.
 pub(super) fn gemm(library: Library, format: Format, generation: Generation) -> Option<GemmRates> {
     use Generation::{Ampere, Blackwell, Hopper};
     use Library::{Sglang, TensorRtLlm, Vllm};
     Some(match (generation, library, format) {
-        (Ampere, Sglang, Format::Bf16) => {
-            product([0.96, 16.0, 0.964, 0.83, 8.07], [0.0, 0.0, 1.0], 0.0)
-        }
+        (Ampere, Sglang, Format::Bf16) => product(
+            [0.959, 16.0, 0.882, 0.829, 1.65, 3.08],
+            [0.0, 0.0, 1.0],
+            0.0,
+        ),
         (Ampere, TensorRtLlm, Format::Bf16) => {
-            product([1.01, 16.0, 0.788, 0.867, 8.07], [0.0, 0.0, 1.0], 0.0)
+            product([1.01, 16.0, 0.733, 0.892, 2.22, 10.0], [0.0, 0.0, 1.0], 0.0)
         }
         (Ampere, TensorRtLlm, Format::Int4Weights) => {
-            product([1.02, 2.0, 2.43, 1.0, 8.07], [0.0, 0.0, 1.0], 0.0)
+            product([1.01, 1.0, 2.28, 0.795, 8.0, 2.6], [0.0, 0.0, 1.0], 0.0)
         }
         (Ampere, TensorRtLlm, Format::Int8Weights) => {
-            product([1.07, 2.0, 2.45, 1.0, 1.01], [0.0, 0.0, 1.0], 0.0)
+            product([1.04, 2.0, 1.46, 0.923, 8.0, 1.44], [0.0, 0.0, 1.0], 0.0)
         }
         (Ampere, Vllm, Format::Bf16) => {
-            product([1.0, 16.0, 0.81, 0.83, 8.07], [0.0, 0.0, 1.0], 0.0)
+            product([1.0, 16.0, 0.829, 0.833, 1.48, 10.0], [0.0, 0.0, 1.0], 0.0)
         }
         (Hopper, Sglang, Format::Bf16) => {
-            product([1.0, 16.0, 1.32, 0.877, 10.0], [0.0, 0.0, 1.0], 0.0)
+            product([0.987, 16.0, 0.955, 0.91, 1.95, 7.58], [0.0, 0.0, 1.0], 0.0)
         }
         (Hopper, Sglang, Format::Fp8) => {
-            product([1.01, 2.0, 0.327, 0.867, 10.0], [1.54, 1.44, 0.6], 0.0)
+            product([0.997, 1.0, 0.3, 0.892, 1.3, 8.58], [1.59, 1.4, 0.6], 0.0)
         }
-        (Hopper, Sglang, Format::Fp8Block) => {
-            product([1.03, 1.0, 0.512, 0.888, 10.0], [0.593, 0.646, 0.905], 0.0)
-        }
+        (Hopper, Sglang, Format::Fp8Block) => product(
+            [1.01, 1.0, 0.415, 0.901, 0.948, 10.0],
+            [0.849, 0.646, 1.01],
+            0.0,
+        ),
         (Hopper, TensorRtLlm, Format::Bf16) => {
-            product([1.02, 16.0, 1.06, 0.855, 10.0], [0.0, 0.0, 1.0], 0.0)
+            product([1.01, 16.0, 0.844, 0.879, 1.71, 7.11], [0.0, 0.0, 1.0], 0.0)
         }
-        (Hopper, TensorRtLlm, Format::Fp8) => {
-            product([1.13, 16.0, 2.97, 0.775, 10.0], [5.4, 0.444, 0.536], 0.0)
-        }
-        (Hopper, TensorRtLlm, Format::Fp8Block) => {
-            product([0.896, 1.0, 0.938, 0.811, 10.0], [0.162, 2.5, 0.629], 0.0)
-        }
+        (Hopper, TensorRtLlm, Format::Fp8) => product(
+            [1.13, 16.0, 1.76, 0.85, 4.57, 6.68],
+            [4.5, 0.444, 0.412],
+            0.0,
+        ),
+        (Hopper, TensorRtLlm, Format::Fp8Block) => product(
+            [0.888, 1.0, 0.666, 0.85, 1.04, 10.0],
+            [0.635, 2.7, 0.629],
+            0.0,
+        ),
         (Hopper, Vllm, Format::Bf16) => {
-            product([1.04, 16.0, 1.12, 0.896, 10.0], [0.0, 0.0, 1.0], 0.0)
+            product([1.03, 16.0, 0.897, 0.924, 1.66, 6.95], [0.0, 0.0, 1.0], 0.0)
         }
-        (Hopper, Vllm, Format::Fp8) => {
-            product([1.05, 2.0, 0.435, 0.859, 10.0], [1.03, 7.03, 0.372], 0.0)
-        }
-        (Hopper, Vllm, Format::Fp8Block) => {
-            product([1.09, 1.0, 0.617, 0.986, 1.01], [5.0, 0.667, 0.462], 87.2)
-        }
+        (Hopper, Vllm, Format::Fp8) => product(
+            [1.01, 2.0, 0.362, 0.85, 0.593, 2.83],
+            [1.33, 6.56, 0.412],
+            0.0,
+        ),
+        (Hopper, Vllm, Format::Fp8Block) => product(
+            [1.06, 1.0, 0.592, 0.978, 1.71, 8.9],
+            [5.0, 0.667, 0.536],
+            90.0,
+        ),
         (Blackwell, Sglang, Format::Bf16) => {
-            product([0.963, 4.0, 0.366, 0.88, 2.53], [0.0, 0.0, 1.0], 0.0)
+            product([0.982, 16.0, 1.01, 0.834, 0.482, 7.6], [0.0, 0.0, 1.0], 0.0)
         }
-        (Blackwell, Sglang, Format::Fp8) => {
-            product([0.854, 1.0, 2.0, 0.714, 10.0], [0.169, 1.25, 0.744], 0.0)
-        }
+        (Blackwell, Sglang, Format::Fp8) => product(
+            [0.846, 1.0, 1.34, 0.739, 0.914, 10.0],
+            [0.617, 1.25, 0.78],
+            0.0,
+        ),
         (Blackwell, Sglang, Format::Fp8Block) => {
-            product([1.08, 4.0, 2.26, 0.723, 0.765], [8.1, 0.415, 0.967], 0.0)
+            product([1.04, 1.0, 0.3, 0.62, 1.1, 10.0], [10.1, 0.556, 1.03], 0.0)
         }
         (Blackwell, Sglang, Format::Nvfp4) => {
-            product([1.05, 2.0, 1.15, 0.73, 10.0], [0.001, 0.274, 0.659], 0.0)
+            product([1.03, 1.0, 0.3, 0.666, 0.2, 1.6], [0.001, 0.132, 1.01], 0.0)
         }
         (Blackwell, TensorRtLlm, Format::Bf16) => {
-            product([0.963, 16.0, 0.3, 0.847, 4.66], [0.0, 0.0, 1.0], 0.0)
+            product([0.973, 16.0, 0.682, 0.791, 0.2, 6.68], [0.0, 0.0, 1.0], 0.0)
         }
-        (Blackwell, TensorRtLlm, Format::Fp8) => {
-            product([0.996, 4.0, 4.0, 0.721, 1.01], [7.29, 0.556, 0.375], 0.0)
-        }
-        (Blackwell, TensorRtLlm, Format::Fp8Block) => {
-            product([0.972, 1.0, 1.06, 0.83, 10.0], [0.741, 0.556, 1.01], 0.0)
-        }
-        (Blackwell, TensorRtLlm, Format::Nvfp4) => {
-            product([1.05, 1.0, 1.25, 0.621, 0.765], [1.44, 0.296, 0.46], 0.0)
-        }
-        (Blackwell, Vllm, Format::Bf16) => {
-            product([1.03, 16.0, 0.59, 0.896, 4.77], [0.0, 0.0, 1.0], 0.0)
-        }
-        (Blackwell, Vllm, Format::Fp8) => {
-            product([1.08, 1.0, 1.6, 0.739, 9.61], [0.159, 6.33, 0.188], 0.0)
-        }
-        (Blackwell, Vllm, Format::Fp8Block) => {
-            product([0.96, 16.0, 1.07, 0.814, 1.07], [5.0, 2.26, 0.629], 187.0)
-        }
+        (Blackwell, TensorRtLlm, Format::Fp8) => product(
+            [0.928, 4.0, 0.3, 0.775, 5.31, 1.14],
+            [4.5, 0.132, 0.401],
+            0.0,
+        ),
+        (Blackwell, TensorRtLlm, Format::Fp8Block) => product(
+            [0.982, 1.0, 1.15, 0.81, 0.609, 7.32],
+            [0.889, 0.617, 0.968],
+            0.0,
+        ),
+        (Blackwell, TensorRtLlm, Format::Nvfp4) => product(
+            [0.993, 1.0, 0.3, 0.491, 1.86, 1.01],
+            [0.47, 0.132, 1.11],
+            0.0,
+        ),
+        (Blackwell, Vllm, Format::Bf16) => product(
+            [1.05, 16.0, 0.919, 0.877, 0.727, 8.29],
+            [0.0, 0.0, 1.0],
+            0.0,
+        ),
+        (Blackwell, Vllm, Format::Fp8) => product(
+            [0.982, 1.0, 0.3, 0.739, 0.278, 4.27],
+            [1.03, 6.56, 0.222],
+            0.0,
+        ),
+        (Blackwell, Vllm, Format::Fp8Block) => product(
+            [0.926, 1.0, 0.731, 0.783, 3.42, 2.34],
+            [5.0, 3.18, 0.579],
+            187.0,
+        ),
         (Blackwell, Vllm, Format::Nvfp4) => {
-            product([1.09, 1.0, 1.73, 0.823, 1.64], [1.71, 0.583, 1.02], 0.0)
+            product([1.09, 1.0, 2.26, 0.802, 0.2, 9.4], [2.0, 0.444, 1.15], 0.0)
         }
         _ => return None,
     })
@@ -316,7 +343,7 @@ pub(super) fn latent_prefill(
     })
 }
 
-/// Expert layers: [efficiency, tile, memory, SM], fixed us, passes.
+/// Expert layers: [efficiency, tile, memory, ramp us, SM], fixed us, passes.
 pub(super) fn experts(
     library: Library,
     format: Format,
@@ -325,45 +352,79 @@ pub(super) fn experts(
     use Generation::{Ampere, Blackwell, Hopper};
     use Library::{Sglang, TensorRtLlm, Vllm};
     Some(match (generation, library, format) {
-        (Ampere, Sglang, Format::Bf16) => expert_rates([0.506, 0.3, 1.0, 1.06], 17.2, 1.59),
-        (Ampere, Sglang, Format::Int4Weights) => expert_rates([1.13, 0.3, 1.0, 1.02], 0.837, 4.31),
-        (Ampere, TensorRtLlm, Format::Bf16) => expert_rates([0.607, 0.3, 0.801, 0.995], 3.7, 2.04),
-        (Ampere, Vllm, Format::Bf16) => expert_rates([0.437, 0.3, 0.673, 7.68], 0.1, 0.474),
-        (Hopper, Sglang, Format::Bf16) => expert_rates([0.867, 1.23, 0.917, 10.0], 14.3, 0.966),
-        (Hopper, Sglang, Format::Fp8Block) => expert_rates([0.566, 0.3, 0.954, 10.0], 21.0, 1.24),
+        (Ampere, Sglang, Format::Bf16) => {
+            expert_rates([0.396, 0.37, 0.984, 4.98, 1.43], 21.6, 1.24)
+        }
+        (Ampere, Sglang, Format::Int4Weights) => {
+            expert_rates([0.636, 0.3, 1.0, 2.37, 3.92], 23.7, 1.09)
+        }
+        (Ampere, TensorRtLlm, Format::Bf16) => {
+            expert_rates([0.612, 0.547, 0.772, 2.31, 1.02], 1.08, 1.89)
+        }
+        (Ampere, Vllm, Format::Bf16) => expert_rates([0.435, 0.3, 0.662, 0.2, 2.8], 0.1, 0.558),
+        (Hopper, Sglang, Format::Bf16) => expert_rates([0.874, 1.16, 0.929, 1.92, 10.0], 14.3, 1.0),
+        (Hopper, Sglang, Format::Fp8Block) => {
+            expert_rates([0.55, 0.308, 0.942, 1.17, 10.0], 22.2, 1.12)
+        }
         (Hopper, Sglang, Format::Int4Weights) => {
-            expert_rates([1.12, 0.348, 0.96, 10.0], 21.2, 3.19)
+            expert_rates([0.411, 0.3, 0.871, 7.23, 10.0], 9.49, 2.01)
         }
-        (Hopper, TensorRtLlm, Format::Bf16) => expert_rates([1.13, 1.83, 0.912, 2.18], 17.6, 2.14),
-        (Hopper, TensorRtLlm, Format::Fp8) => expert_rates([1.13, 2.14, 0.883, 10.0], 20.4, 1.85),
+        (Hopper, TensorRtLlm, Format::Bf16) => {
+            expert_rates([1.12, 1.82, 0.917, 3.0, 2.13], 15.0, 2.14)
+        }
+        (Hopper, TensorRtLlm, Format::Fp8) => {
+            expert_rates([1.13, 1.84, 0.905, 2.51, 7.96], 19.5, 1.96)
+        }
         (Hopper, TensorRtLlm, Format::Fp8Block) => {
-            expert_rates([0.852, 3.72, 0.956, 1.02], 28.4, 5.65)
+            expert_rates([0.805, 4.19, 0.96, 0.2, 1.11], 29.4, 5.52)
         }
-        (Hopper, Vllm, Format::Bf16) => expert_rates([0.752, 2.31, 0.872, 4.76], 15.5, 0.943),
-        (Hopper, Vllm, Format::Fp8) => expert_rates([0.2, 8.0, 0.355, 0.5], 19.3, 0.4),
-        (Hopper, Vllm, Format::Fp8Block) => expert_rates([0.498, 0.3, 0.9, 1.26], 30.0, 1.85),
-        (Hopper, Vllm, Format::Int4Weights) => expert_rates([0.653, 0.3, 1.0, 1.72], 19.0, 3.85),
-        (Hopper, Vllm, Format::Mxfp4Weights) => expert_rates([0.869, 1.36, 1.0, 0.995], 26.8, 1.99),
-        (Blackwell, Sglang, Format::Bf16) => expert_rates([0.934, 5.0, 0.938, 2.24], 3.26, 0.831),
+        (Hopper, Vllm, Format::Bf16) => expert_rates([0.74, 2.62, 0.872, 2.42, 3.38], 13.4, 0.812),
+        (Hopper, Vllm, Format::Fp8) => expert_rates([0.2, 8.0, 0.355, 1.1, 0.5], 19.3, 0.4),
+        (Hopper, Vllm, Format::Fp8Block) => {
+            expert_rates([0.49, 0.394, 0.872, 2.39, 1.02], 25.3, 1.74)
+        }
+        (Hopper, Vllm, Format::Int4Weights) => {
+            expert_rates([0.365, 0.397, 0.9, 8.0, 10.0], 18.6, 2.43)
+        }
+        (Hopper, Vllm, Format::Mxfp4Weights) => {
+            expert_rates([0.74, 1.0, 0.786, 2.42, 1.02], 25.3, 1.78)
+        }
+        (Blackwell, Sglang, Format::Bf16) => {
+            expert_rates([0.842, 1.31, 0.975, 3.14, 10.0], 4.07, 1.27)
+        }
         (Blackwell, Sglang, Format::Fp8Block) => {
-            expert_rates([0.404, 2.13, 0.972, 10.0], 14.3, 1.89)
+            expert_rates([0.383, 2.23, 0.941, 1.79, 10.0], 14.3, 1.74)
         }
         (Blackwell, Sglang, Format::Int4Weights) => {
-            expert_rates([0.579, 0.3, 0.984, 1.19], 20.1, 1.85)
+            expert_rates([0.478, 1.82, 0.6, 1.79, 3.29], 19.5, 0.203)
         }
-        (Blackwell, Sglang, Format::Mxfp4) => expert_rates([1.13, 4.46, 0.929, 1.68], 7.08, 1.78),
+        (Blackwell, Sglang, Format::Mxfp4) => {
+            expert_rates([1.13, 4.74, 0.975, 2.25, 10.0], 6.75, 1.59)
+        }
         (Blackwell, Sglang, Format::Mxfp4Weights) => {
-            expert_rates([0.881, 3.69, 1.0, 10.0], 7.92, 5.07)
+            expert_rates([0.56, 3.84, 0.86, 1.6, 10.0], 8.01, 3.4)
         }
-        (Blackwell, Sglang, Format::Nvfp4) => expert_rates([1.13, 2.37, 1.0, 1.15], 7.29, 0.852),
-        (Blackwell, Vllm, Format::Bf16) => expert_rates([0.68, 0.326, 0.962, 10.0], 8.08, 0.845),
-        (Blackwell, Vllm, Format::Fp8) => expert_rates([0.76, 1.83, 0.914, 10.0], 9.3, 1.03),
-        (Blackwell, Vllm, Format::Fp8Block) => expert_rates([0.336, 0.3, 1.0, 1.64], 20.1, 1.44),
+        (Blackwell, Sglang, Format::Nvfp4) => {
+            expert_rates([1.13, 2.52, 1.0, 2.16, 1.14], 5.61, 0.831)
+        }
+        (Blackwell, Vllm, Format::Bf16) => {
+            expert_rates([0.69, 0.3, 0.975, 3.07, 10.0], 5.87, 0.944)
+        }
+        (Blackwell, Vllm, Format::Fp8) => {
+            expert_rates([0.741, 1.46, 0.914, 1.74, 10.0], 8.47, 1.03)
+        }
+        (Blackwell, Vllm, Format::Fp8Block) => {
+            expert_rates([0.309, 0.404, 0.941, 0.892, 10.0], 22.9, 1.03)
+        }
         (Blackwell, Vllm, Format::Int4Weights) => {
-            expert_rates([0.636, 1.24, 0.857, 2.49], 28.4, 7.55)
+            expert_rates([0.25, 1.09, 0.6, 4.05, 5.03], 24.2, 5.07)
         }
-        (Blackwell, Vllm, Format::Mxfp4Weights) => expert_rates([0.974, 5.0, 1.0, 1.6], 7.92, 4.87),
-        (Blackwell, Vllm, Format::Nvfp4) => expert_rates([1.13, 1.76, 0.981, 10.0], 10.8, 1.27),
+        (Blackwell, Vllm, Format::Mxfp4Weights) => {
+            expert_rates([0.587, 3.84, 0.872, 2.55, 10.0], 9.3, 3.94)
+        }
+        (Blackwell, Vllm, Format::Nvfp4) => {
+            expert_rates([1.12, 1.76, 0.969, 1.26, 10.0], 10.2, 1.24)
+        }
         _ => return None,
     })
 }

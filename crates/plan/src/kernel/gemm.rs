@@ -4,8 +4,8 @@ use super::{Device, Parts, overlapped};
 use rackflow_units::Precision;
 use rackflow_workload::Operation;
 
-/// Output tiles that libraries offer, rows x columns.
-const TILES: [(f64, f64); 9] = [
+/// Output tiles that libraries offer, rows x columns. The narrow ones multiply with operands swapped.
+const TILES: [(f64, f64); 11] = [
     (256.0, 128.0),
     (128.0, 256.0),
     (128.0, 192.0),
@@ -15,6 +15,8 @@ const TILES: [(f64, f64); 9] = [
     (64.0, 128.0),
     (64.0, 256.0),
     (64.0, 64.0),
+    (32.0, 128.0),
+    (16.0, 128.0),
 ];
 
 /// The tile whose rate in a long loop the accelerator's efficiency describes.
@@ -142,6 +144,8 @@ pub(super) struct Style {
     pub tile_cycles: f64,
     /// Part of a stream's memory bandwidth at which operands arrive.
     pub memory: f64,
+    /// Latency of the first operands and of the last store, which nothing hides [s].
+    pub ramp: f64,
     /// Memory bandwidth that one SM can ask for over its even share: bytes in flight by latency.
     /// Few tiles of an unsplit product cannot use the memory.
     pub sm_share: f64,
@@ -159,6 +163,7 @@ impl Style {
             max_split: 16.0,
             tile_cycles: 1.0,
             memory: device.mechanism.gemm_memory,
+            ramp: device.mechanism.stream_ramp,
             sm_share: f64::INFINITY,
         }
     }
@@ -220,6 +225,7 @@ fn tiled(
     let element = f64::midpoint(style.left, style.right);
     let sms = f64::from(device.sms);
     let tiles = product.tiles(rows, columns);
+    let bands = (product.n / columns).max(product.m / rows).ceil() * product.count;
     // A pipeline step reads 128 bytes of each row.
     let step = (128.0 / element).floor();
     let multiply = 2.0 * rows * columns * per_flop * sms;
@@ -252,9 +258,9 @@ fn tiled(
             let cache = sms * mechanism.delivery_bytes_per_sm_clock;
             time += device.cycles(mechanism.split_cycles + partial / cache);
         }
-        // SMs without a tile ask for nothing.
-        let asking = (tiles * split / sms).min(1.0) * style.sm_share;
-        let arrival = memory_time / asking.min(1.0) + mechanism.stream_ramp;
+        // Operands are asked for by one tile of each row and column; the others hit the cache.
+        let asking = (bands * split / sms).min(1.0) * style.sm_share;
+        let arrival = memory_time / asking.min(1.0) + style.ramp;
         let whole = overlapped(time, arrival);
         if whole < fastest.0 {
             *fastest = (whole, time);

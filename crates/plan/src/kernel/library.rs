@@ -48,6 +48,8 @@ pub struct GemmRates {
     pub tile_cycles: f64,
     /// Part of a stream's bandwidth at which weights arrive.
     pub memory: f64,
+    /// Latency of the first operands and of the last store, which nothing hides [s].
+    pub ramp: f64,
     /// Memory bandwidth that one SM can ask for over its even share.
     pub sm_share: f64,
     /// Quantisation of the activations, where the format asks for it.
@@ -67,6 +69,7 @@ const OWN: GemmRates = GemmRates {
     max_split: 16.0,
     tile_cycles: 1.0,
     memory: 0.85,
+    ramp: 1.1e-6,
     sm_share: f64::INFINITY,
     quantise: STREAM,
     host: 0.0,

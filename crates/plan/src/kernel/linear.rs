@@ -85,6 +85,7 @@ pub(super) fn style(format: Format, rates: &GemmRates, device: &Device<'_>) -> S
         max_split: rates.max_split,
         tile_cycles: rates.tile_cycles,
         memory: rates.memory,
+        ramp: rates.ramp,
         sm_share: rates.sm_share,
     }
 }
