@@ -27,22 +27,25 @@ fn product(product: [f64; 6], quantise: [f64; 3], host: f64) -> GemmRates {
     }
 }
 
-fn decode_rates(fixed: f64, item: f64, head: f64, memory: f64) -> DecodeRates {
+fn decode_rates(times: [f64; 4], memory: f64) -> DecodeRates {
+    let [fixed, item, head, tail] = times;
     DecodeRates {
         fixed: fixed * US,
         item: item * US,
         head: head * US,
+        tail: tail * US,
         memory,
     }
 }
 
-fn latent_rates(times: [f64; 3], rows: f64, parts: f64, rates: [f64; 2], host: f64) -> LatentRates {
-    let [fixed, item, head] = times;
+fn latent_rates(times: [f64; 4], rows: f64, parts: f64, rates: [f64; 2], host: f64) -> LatentRates {
+    let [fixed, item, head, tail] = times;
     let [memory, efficiency] = rates;
     LatentRates {
         fixed: fixed * US,
         item: item * US,
         head: head * US,
+        tail: tail * US,
         rows,
         parts,
         memory,
@@ -194,93 +197,111 @@ pub(super) fn gemm(library: Library, format: Format, generation: Generation) -> 
     })
 }
 
-/// Decode attention: fixed us, item us, head us, memory. `kv` is the width of the cache in bits.
+/// Decode attention: [fixed us, item us, head us, tail us], memory. `kv` is the width of the cache in bits.
 pub(super) fn decode(library: Library, kv: u64, generation: Generation) -> Option<DecodeRates> {
     use Generation::{Ampere, Blackwell, Hopper};
     use Library::{Sglang, TensorRtLlm, Vllm};
     Some(match (generation, library, kv) {
-        (Ampere, Sglang, 16) => decode_rates(10.6, 3.87, 0.000304, 0.608),
-        (Ampere, Vllm, 16) => decode_rates(14.9, 3.28, 0.0976, 0.922),
-        (Hopper, Sglang, 16) => decode_rates(7.44, 2.37, 0.0263, 0.962),
-        (Hopper, Sglang, 8) => decode_rates(10.8, 2.44, 0.036, 0.675),
-        (Hopper, TensorRtLlm, 16) => decode_rates(6.83, 3.21, 0.117, 0.928),
-        (Hopper, TensorRtLlm, 8) => decode_rates(5.17, 0.395, 0.0735, 0.874),
-        (Hopper, Vllm, 16) => decode_rates(9.68, 3.13, 0.0472, 0.97),
-        (Hopper, Vllm, 8) => decode_rates(11.2, 3.13, 0.0775, 0.854),
-        (Blackwell, Sglang, 16) => decode_rates(7.3, 0.545, 0.0735, 1.0),
-        (Blackwell, Sglang, 8) => decode_rates(13.8, 0.754, 0.0486, 0.96),
-        (Blackwell, TensorRtLlm, 16) => decode_rates(8.34, 1.16, 0.0735, 0.978),
-        (Blackwell, TensorRtLlm, 8) => decode_rates(8.57, 1.01, 0.0425, 0.967),
-        (Blackwell, Vllm, 16) => decode_rates(7.1, 0.853, 0.0748, 0.982),
-        (Blackwell, Vllm, 8) => decode_rates(7.8, 0.286, 0.0969, 0.961),
+        (Ampere, Sglang, 16) => decode_rates([10.6, 2.76, 0.00774, 30.0], 0.627),
+        (Ampere, Vllm, 16) => decode_rates([14.8, 2.53, 0.0482, 16.6], 0.938),
+        (Hopper, Sglang, 16) => decode_rates([7.16, 2.12, 0.00705, 7.92], 0.995),
+        (Hopper, Sglang, 8) => decode_rates([10.6, 1.97, 0.0171, 15.5], 0.704),
+        (Hopper, TensorRtLlm, 16) => decode_rates([7.3, 1.41, 0.162, 30.0], 0.992),
+        (Hopper, TensorRtLlm, 8) => decode_rates([5.17, 0.352, 0.0397, 10.6], 0.85),
+        (Hopper, Vllm, 16) => decode_rates([9.49, 2.29, 0.0566, 10.7], 1.0),
+        (Hopper, Vllm, 8) => decode_rates([11.2, 2.59, 0.0383, 12.9], 0.85),
+        (Blackwell, Sglang, 16) => decode_rates([7.53, 0.707, 0.0579, 0.0132], 1.0),
+        (Blackwell, Sglang, 8) => decode_rates([13.2, 0.653, 0.0482, 3.48], 0.984),
+        (Blackwell, TensorRtLlm, 16) => decode_rates([8.34, 0.857, 0.063, 4.35], 1.0),
+        (Blackwell, TensorRtLlm, 8) => decode_rates([8.34, 0.416, 0.0681, 6.32], 1.0),
+        (Blackwell, Vllm, 16) => decode_rates([6.72, 0.417, 0.0969, 3.81], 1.0),
+        (Blackwell, Vllm, 8) => decode_rates([7.44, 0.125, 0.0926, 5.06], 1.0),
         _ => return None,
     })
 }
 
-/// Decode over latents: [fixed us, item us, head us], rows, parts, [memory, efficiency], host us.
+/// Decode over latents: [fixed us, item us, head us, tail us], rows, parts, [memory, efficiency], host us.
 pub(super) fn latent(library: Library, kv: u64, generation: Generation) -> Option<LatentRates> {
     use Generation::{Ampere, Blackwell, Hopper};
     use Library::{Sglang, TensorRtLlm, Vllm};
     Some(match (generation, library, kv) {
         (Ampere, TensorRtLlm, 16) => {
-            latent_rates([8.96, 11.4, 0.0488], 64.0, 1.0, [0.385, 0.444], 0.0)
+            latent_rates([8.96, 11.4, 0.0473, 0.0196], 64.0, 1.0, [0.386, 0.443], 0.0)
         }
         (Ampere, TensorRtLlm, 8) => {
-            latent_rates([8.86, 11.4, 0.0569], 64.0, 1.0, [0.197, 0.433], 0.0)
+            latent_rates([8.86, 11.4, 0.0569, 0.001], 64.0, 1.0, [0.197, 0.433], 0.0)
         }
-        (Ampere, Vllm, 16) => latent_rates([60.0, 6.77, 3.0], 64.0, 4.0, [0.52, 0.444], 342.0),
+        (Ampere, Vllm, 16) => {
+            latent_rates([60.0, 1.71, 3.0, 30.0], 64.0, 4.0, [0.55, 0.451], 342.0)
+        }
         (Hopper, Sglang, 16) => latent_rates(
-            [10.4, 4.33, 0.0926],
+            [10.4, 2.98, 0.0218, 26.2],
             64.0,
             f64::INFINITY,
-            [0.936, 0.444],
+            [0.99, 0.516],
             0.0,
         ),
         (Hopper, Sglang, 8) => latent_rates(
-            [15.7, 4.27, 0.000102],
+            [15.1, 2.91, 0.0147, 4.15],
             64.0,
             f64::INFINITY,
-            [0.509, 0.066],
+            [0.581, 0.066],
             0.0,
         ),
-        (Hopper, TensorRtLlm, 16) => {
-            latent_rates([11.7, 3.37, 0.18], 64.0, f64::INFINITY, [0.952, 0.599], 0.0)
-        }
-        (Hopper, TensorRtLlm, 8) => {
-            latent_rates([11.4, 2.42, 0.24], 64.0, f64::INFINITY, [1.07, 0.704], 0.0)
-        }
-        (Hopper, Vllm, 16) => {
-            latent_rates([12.0, 2.0, 0.24], 64.0, f64::INFINITY, [0.95, 0.67], 165.0)
-        }
-        (Hopper, Vllm, 8) => {
-            latent_rates([12.0, 2.0, 0.24], 64.0, f64::INFINITY, [0.9, 0.77], 211.0)
-        }
+        (Hopper, TensorRtLlm, 16) => latent_rates(
+            [11.4, 2.33, 0.162, 11.7],
+            64.0,
+            f64::INFINITY,
+            [0.996, 0.627],
+            0.0,
+        ),
+        (Hopper, TensorRtLlm, 8) => latent_rates(
+            [11.1, 1.49, 0.218, 10.7],
+            64.0,
+            f64::INFINITY,
+            [1.04, 0.755],
+            0.0,
+        ),
+        (Hopper, Vllm, 16) => latent_rates(
+            [12.0, 2.0, 0.24, 10.0],
+            64.0,
+            f64::INFINITY,
+            [0.95, 0.67],
+            165.0,
+        ),
+        (Hopper, Vllm, 8) => latent_rates(
+            [12.0, 2.0, 0.24, 10.0],
+            64.0,
+            f64::INFINITY,
+            [0.9, 0.77],
+            214.0,
+        ),
         (Blackwell, Sglang, 16) => latent_rates(
-            [9.73, 4.55, 0.0708],
+            [9.46, 3.37, 0.059, 14.6],
             16.0,
             f64::INFINITY,
-            [0.773, 0.473],
+            [0.823, 0.532],
             0.0,
         ),
         (Blackwell, Sglang, 8) => latent_rates(
-            [8.39, 3.13, 0.0833],
+            [8.23, 2.29, 0.0643, 13.6],
             16.0,
             f64::INFINITY,
-            [0.882, 0.898],
+            [0.956, 0.979],
             0.0,
         ),
         (Blackwell, TensorRtLlm, 16) => latent_rates(
-            [8.38, 4.61, 0.0377],
+            [8.23, 3.46, 0.0271, 15.7],
             16.0,
             f64::INFINITY,
-            [0.761, 0.505],
+            [0.808, 0.596],
             0.0,
         ),
         (Blackwell, TensorRtLlm, 8) => latent_rates(
-            [7.85, 3.05, 0.108],
+            [7.63, 2.21, 0.0926, 9.94],
             16.0,
             f64::INFINITY,
-            [0.876, 0.977],
+            [0.927, 1.02],
             0.0,
         ),
         _ => return None,

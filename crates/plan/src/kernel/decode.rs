@@ -100,6 +100,7 @@ pub fn decode_attention_by(
             other: query * 4.0 + items * context / 16.0 * 4.0,
             share: rates.memory,
             busy: items * (rates.item + group * rates.head),
+            tail: rates.tail,
             working: 1.0,
             fixed: rates.fixed,
         },
@@ -162,6 +163,7 @@ pub fn latent_decode_by(
             other: sequences * heads * (width + op.latent as f64) * 2.0,
             share: rates.memory,
             busy: sequences * (rates.item + heads * rates.head),
+            tail: rates.tail,
             working: (sequences * tiles * rates.parts / f64::from(device.sms)).min(1.0),
             fixed: rates.fixed,
         },
@@ -194,6 +196,8 @@ struct Work {
     share: f64,
     /// SM-time beyond products and keys [s].
     busy: f64,
+    /// Most time between the ends of the first and of the last SM [s].
+    tail: f64,
     /// Share of the SMs that has work.
     working: f64,
     fixed: f64,
@@ -215,12 +219,15 @@ fn attention(work: &Work, device: &Device<'_>, options: &ServingOptions) -> Part
     let read = device.read_time(work.cache + work.other, work.share, options.warm_cache);
     // An SM asks for little more than its share of the memory.
     let read = read / (work.working * device.mechanism.sm_memory_surplus).min(1.0);
+    let whole = pipelined(computed, read);
+    // SMs end at different times, by a part of what one of them works on; long kernels balance.
+    let whole = whole + work.tail * whole / (whole + 2.0 * work.tail).max(f64::MIN_POSITIVE);
     Parts {
         useful,
         sustained: sustained - useful,
         shape,
         exponent: computed - sustained - shape,
-        memory: pipelined(computed, read) - computed + device.mechanism.stream_ramp,
+        memory: whole - computed + device.mechanism.stream_ramp,
         floor: device.floor() + work.fixed,
         memory_time: read,
     }

@@ -86,6 +86,8 @@ pub struct DecodeRates {
     pub item: f64,
     /// SM-time of one query head of an item [s].
     pub head: f64,
+    /// Most time between the ends of the first and of the last SM [s].
+    pub tail: f64,
     /// Part of a stream's bandwidth at which keys and values arrive; less for 8-bit ones where SMs
     /// convert them first.
     pub memory: f64,
@@ -100,6 +102,8 @@ pub struct LatentRates {
     pub item: f64,
     /// SM-time of one query head of a sequence [s].
     pub head: f64,
+    /// Most time between the ends of the first and of the last SM [s].
+    pub tail: f64,
     /// Fewest query heads in a tile: with fewer on a rank, tensor cores multiply padding.
     pub rows: f64,
     /// Most parts into which the keys of a sequence are split. Without a split a long sequence runs

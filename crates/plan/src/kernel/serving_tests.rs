@@ -248,7 +248,7 @@ fn an_8_bit_cache_gains_less_on_hopper_than_on_blackwell() {
     };
     for library in [Library::Vllm, Library::Sglang] {
         let (hopper, blackwell) = (gain("h100-sxm", library), gain("b200-sxm", library));
-        assert!((1.2..1.8).contains(&hopper), "{library:?}: {hopper}");
+        assert!((1.2..1.75).contains(&hopper), "{library:?}: {hopper}");
         assert!((1.8..2.05).contains(&blackwell), "{library:?}: {blackwell}");
     }
 }
