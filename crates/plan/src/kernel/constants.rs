@@ -206,11 +206,11 @@ pub(super) fn decode(library: Library, kv: u64, generation: Generation) -> Optio
         (Ampere, Vllm, 16) => decode_rates([14.8, 2.53, 0.0482, 16.6], 0.938),
         (Hopper, Sglang, 16) => decode_rates([7.16, 2.12, 0.00705, 7.92], 0.995),
         (Hopper, Sglang, 8) => decode_rates([10.6, 1.97, 0.0171, 15.5], 0.704),
-        (Hopper, TensorRtLlm, 16) => decode_rates([7.3, 1.41, 0.162, 30.0], 0.992),
+        (Hopper, TensorRtLlm, 16) => decode_rates([7.3, 1.42, 0.162, 30.0], 0.992),
         (Hopper, TensorRtLlm, 8) => decode_rates([5.17, 0.352, 0.0397, 10.6], 0.85),
         (Hopper, Vllm, 16) => decode_rates([9.49, 2.29, 0.0566, 10.7], 1.0),
         (Hopper, Vllm, 8) => decode_rates([11.2, 2.59, 0.0383, 12.9], 0.85),
-        (Blackwell, Sglang, 16) => decode_rates([7.53, 0.707, 0.0579, 0.0132], 1.0),
+        (Blackwell, Sglang, 16) => decode_rates([7.53, 0.708, 0.0579, 0.0132], 1.0),
         (Blackwell, Sglang, 8) => decode_rates([13.2, 0.653, 0.0482, 3.48], 0.984),
         (Blackwell, TensorRtLlm, 16) => decode_rates([8.34, 0.857, 0.063, 4.35], 1.0),
         (Blackwell, TensorRtLlm, 8) => decode_rates([8.34, 0.416, 0.0681, 6.32], 1.0),
@@ -411,7 +411,7 @@ pub(super) fn experts(
             expert_rates([0.74, 1.0, 0.786, 2.42, 1.02], 25.3, 1.78)
         }
         (Blackwell, Sglang, Format::Bf16) => {
-            expert_rates([0.842, 1.31, 0.975, 3.14, 10.0], 4.07, 1.27)
+            expert_rates([0.842, 1.31, 0.975, 3.15, 10.0], 4.07, 1.27)
         }
         (Blackwell, Sglang, Format::Fp8Block) => {
             expert_rates([0.383, 2.23, 0.941, 1.79, 10.0], 14.3, 1.74)
