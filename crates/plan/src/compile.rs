@@ -247,7 +247,7 @@ impl Chunk {
 
 /// What a run is for; runs of equal kind and chunk are built once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+pub(crate) enum Kind {
     Forward,
     /// The first micro-batch's forward, which waits for gathered parameters.
     ForwardFirst,
@@ -323,8 +323,8 @@ fn mtp_parameters(s: &Sizes<'_>) -> RankParameters {
     parameters
 }
 
-struct Compiler<'a> {
-    sizes: Sizes<'a>,
+pub(crate) struct Compiler<'a> {
+    pub sizes: Sizes<'a>,
     setup: &'a Setup,
     shard: u32,
     /// Chunks in pipeline order.
@@ -333,7 +333,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(setup: &'a Setup, placement: &Placement) -> Self {
+    pub fn new(setup: &'a Setup, placement: &Placement) -> Self {
         let sizes = Sizes::new(&setup.training);
         let chunks = split_layers(&sizes);
         Self {
@@ -371,7 +371,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn stage_chunks(&self, stage: u32) -> Vec<Chunk> {
+    pub fn stage_chunks(&self, stage: u32) -> Vec<Chunk> {
         (0..self.chunks_per_stage())
             .map(|c| self.chunks[self.position(stage, c) as usize].clone())
             .collect()
@@ -381,17 +381,20 @@ impl<'a> Compiler<'a> {
         self.stage_chunks(stage).iter().map(Chunk::len).sum()
     }
 
-    fn order(&self, stage: u32) -> Vec<Pass> {
-        let shape = Shape {
+    pub fn shape(&self) -> Shape {
+        Shape {
             stages: self.stages(),
             chunks: self.chunks_per_stage(),
             micro_batches: self.setup.training.micro_batches() as u32,
             overlap_passes: self.sizes.stack.overlap.expert && self.sizes.plan.expert > 1,
-        };
-        schedule::order(self.setup.training.schedule, shape, stage)
+        }
     }
 
-    fn run(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Run {
+    fn order(&self, stage: u32) -> Vec<Pass> {
+        schedule::order(self.setup.training.schedule, self.shape(), stage)
+    }
+
+    pub fn run(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Run {
         if let Some(run) = self.runs.get(&(chunk.clone(), kind)) {
             return run.clone();
         }

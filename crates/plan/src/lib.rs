@@ -3,6 +3,7 @@
 //! [`compile`] turns a [`Setup`] into a [`Plan`]: who does what in which order, with no times of
 //! events yet. This crate sees neither YAML nor paths, so Rust code is a front end too.
 
+mod bound;
 pub mod cause;
 mod compile;
 mod error;
@@ -17,6 +18,7 @@ mod program;
 mod resource;
 mod run;
 pub mod schedule;
+mod search;
 pub mod serving;
 mod setup;
 
@@ -31,4 +33,5 @@ pub use program::{
     TransferId, Work,
 };
 pub use resource::Resource;
+pub use search::{Branch, Candidate, Expansion, Search, Space};
 pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Setup, Straggler};

@@ -9,6 +9,7 @@ use crate::run::Spec;
 use crate::setup::Setup;
 use rackflow_network::{self as network, CollectiveOp, Demand, ExchangeStyle, Links};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
+use rackflow_workload::Zero;
 
 /// Most of the memory bandwidth that communication can take. A guard against demands whose wire
 /// time is next to nothing; NVLink at 900 GB/s both ways takes a quarter of 8 TB/s.
@@ -40,13 +41,7 @@ impl Prices {
             for group in 0..placement.groups(slot) {
                 members.clear();
                 placement.members(slot, group, &mut members);
-                let span = map.span(&members);
-                // A ring goes through all members in order; its slowest hop sets its pace.
-                let hop = (0..members.len())
-                    .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
-                    .max_by_key(|path| (path.level, path.latency))
-                    .expect("a group has members");
-                span_classes[slot as usize].push(class_of(known, (span, hop)));
+                span_classes[slot as usize].push(class_of(known, span_and_hop(map, &members)));
             }
         }
         let mut paths = Vec::new();
@@ -63,6 +58,37 @@ impl Prices {
             span_classes,
             paths,
             next_paths,
+            memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
+        }
+    }
+
+    /// The communicators inside a layer that the first rank is in, and no others: all that a bound
+    /// of the step time asks for, at a price that does not grow with the cluster.
+    pub fn of_first_rank(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
+        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut members = Vec::new();
+        // Without weights to gather, data-parallel ranks meet once per step and not in a layer.
+        let gathers = setup.training.parallelism.zero == Zero::Stage3;
+        for slot in GroupSlot::ALL {
+            let inside = matches!(
+                slot,
+                GroupSlot::Tensor
+                    | GroupSlot::Context
+                    | GroupSlot::Expert
+                    | GroupSlot::ExpertTensor
+            );
+            if placement.group_size(slot) > 1 && (inside || gathers) {
+                members.clear();
+                placement.members(slot, placement.group_of(slot, 0), &mut members);
+                spans[slot as usize].push(span_and_hop(map, &members));
+            }
+        }
+        Self {
+            links: Links::new(&setup.cluster, map),
+            spans,
+            span_classes: Vec::new(),
+            paths: Vec::new(),
+            next_paths: Vec::new(),
             memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
         }
     }
@@ -141,6 +167,15 @@ impl Prices {
             .fold(0.0, f64::max)
             .min(MOST_MEMORY_SHARE)
     }
+}
+
+/// What a group spans. A ring goes through all members in order; its slowest hop sets its pace.
+fn span_and_hop(map: &ClusterMap, members: &[u32]) -> (GroupSpan, Path) {
+    let hop = (0..members.len())
+        .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
+        .max_by_key(|path| (path.level, path.latency))
+        .expect("a group has members");
+    (map.span(members), hop)
 }
 
 /// Position of `item` among the known ones; a new one is added.

@@ -81,7 +81,8 @@ impl Run {
                 if node.stream != Stream::Compute {
                     node.deps.extend(last_compute);
                 }
-                node.entry = false;
+                // Until something is computed here, what the run as a whole waits for is still due.
+                node.entry = last_compute.is_none();
             }
             self.nodes.push(node);
         }

@@ -59,6 +59,17 @@ Examples:
 An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
 second. Nothing but that resource changes; the plan stays as it is.")]
     Elasticities(RunArgs),
+    /// Search for better plans: how should the ranks divide this work?
+    #[command(after_help = "\
+Examples:
+  rackflow plan llama3-405b-16384-h100
+  rackflow plan my.yaml --top 3 --format json | jq .best[0].plan
+  rackflow plan my.yaml --precision fp8 --precision bf16
+
+Tried are all divisors of tensor, context, pipeline, data and expert parallelism, virtual stages,
+schedules, micro-batches, ZeRO stages and recomputation; model, batch, cluster and stack stay. A plan is
+left out only if it does not fit into memory, or if a bound proves that it cannot be among the best.")]
+    Plan(PlanArgs),
     /// Measure a collective: how long does one take, alone, on this cluster?
     #[command(after_help = "\
 Examples:
@@ -262,6 +273,41 @@ pub enum DrawnFormat {
     Json,
     /// A picture.
     Svg,
+}
+
+/// What to search for, and how to report it.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A scenario file, the name of a shipped scenario, or `-` for standard input
+    #[arg(value_name = "FILE|NAME|-")]
+    pub scenario: String,
+    /// How many of the best plans are shown
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub top: u32,
+    /// Number formats to try [default: the scenario's]
+    #[arg(long, value_name = "RECIPE", value_enum)]
+    pub precision: Vec<Precision>,
+    /// How the result is written to standard output
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Number formats of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Precision {
+    /// 16-bit floats with loss scaling.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit floats with scales per tensor.
+    Fp8,
+    /// 8-bit floats with scales per block.
+    Fp8Blockwise,
+    /// 8-bit floats with block scales in hardware.
+    Mxfp8,
+    /// 4-bit floats with block scales in hardware.
+    Nvfp4,
 }
 
 /// What can be validated.

@@ -13,6 +13,7 @@ mod failure;
 mod files;
 mod input;
 mod messages;
+mod planner;
 mod run;
 mod serve;
 mod sweep;
@@ -48,6 +49,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, cli.color),
         Command::Elasticities(args) => elasticities::run(args, cli.color),
         Command::Sweep(args) => sweep::sweep(args, cli.color),
+        Command::Plan(args) => planner::run(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
         Command::Collective(args) => collective::collective(args),
         Command::List { kind, format } => {

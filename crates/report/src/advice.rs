@@ -20,20 +20,20 @@ const SMALLEST: f64 = 0.002;
 
 /// What one change attacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
+pub(crate) enum Target {
     One(Cause),
     Exposed(CommKind),
 }
 
 impl Target {
-    fn all() -> impl Iterator<Item = Self> {
+    pub fn all() -> impl Iterator<Item = Self> {
         let single = Cause::all()
             .filter(|cause| !matches!(cause, Cause::Exposed(..)))
             .map(Self::One);
         single.chain(CommKind::ALL.into_iter().map(Self::Exposed))
     }
 
-    fn causes(self) -> Vec<Cause> {
+    pub fn causes(self) -> Vec<Cause> {
         match self {
             Self::One(cause) => vec![cause],
             Self::Exposed(kind) => Cause::all()
@@ -42,14 +42,14 @@ impl Target {
         }
     }
 
-    fn key(self) -> String {
+    pub fn key(self) -> String {
         match self {
             Self::One(cause) => key(cause),
             Self::Exposed(kind) => format!("exposed_{}", kind.name().to_lowercase()),
         }
     }
 
-    fn label(self) -> String {
+    pub fn label(self) -> String {
         match self {
             Self::One(cause) => explain(cause).label,
             Self::Exposed(kind) => format!("{} wait", kind.name()),

@@ -16,6 +16,7 @@ mod collective;
 mod elasticity;
 mod format;
 mod paint;
+mod planner;
 pub mod plot;
 mod report;
 mod serving;
@@ -28,6 +29,7 @@ pub use causes::{Explanation, explain, key};
 pub use collective::{CollectiveReport, CollectiveTable};
 pub use elasticity::{Answer, Elasticities, Elasticity};
 pub use paint::Style;
+pub use planner::{PlanRow, PlanSearch, Reason};
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,

@@ -126,6 +126,42 @@ pub struct Plan {
     pub micro_batches: u64,
 }
 
+impl Plan {
+    /// Dimensions and schedule in a few words: "TP 8 +SP · PP 16 · DP 128, 1F1B schedule".
+    pub fn shorthand(&self) -> String {
+        let mut parts = Vec::new();
+        if self.tensor > 1 {
+            parts.push(format!(
+                "TP {}{}",
+                self.tensor,
+                if self.sequence_parallel { " +SP" } else { "" }
+            ));
+        }
+        if self.context > 1 {
+            parts.push(format!("CP {}", self.context));
+        }
+        if self.pipeline > 1 {
+            parts.push(format!("PP {}", self.pipeline));
+        }
+        if self.virtual_pipeline > 1 {
+            parts.push(format!("VPP {}", self.virtual_pipeline));
+        }
+        parts.push(format!("DP {}", self.data));
+        if self.expert > 1 {
+            parts.push(format!("EP {}", self.expert));
+        }
+        if self.expert_tensor > 1 {
+            parts.push(format!("ETP {}", self.expert_tensor));
+        }
+        parts.push(format!("ZeRO {}", self.zero));
+        let mut text = parts.join(" · ");
+        if self.pipeline > 1 {
+            text.push_str(&format!(", {} schedule", self.schedule));
+        }
+        text
+    }
+}
+
 /// What the whole cluster delivers.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Training {

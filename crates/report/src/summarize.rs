@@ -242,7 +242,7 @@ pub(crate) fn fabric(fabric: &Fabric) -> String {
     }
 }
 
-fn plan(facts: &Facts) -> Plan {
+pub(crate) fn plan(facts: &Facts) -> Plan {
     let training = &facts.training;
     let parallelism = &training.parallelism;
     Plan {

@@ -107,7 +107,7 @@ fn header(page: &mut Page<'_>, report: &Report) {
             cluster.fabric
         ),
     );
-    page.entry("plan", &shorthand(report));
+    page.entry("plan", &report.plan.shorthand());
     page.entry(
         "batch",
         &format!(
@@ -126,40 +126,6 @@ fn header(page: &mut Page<'_>, report: &Report) {
 }
 
 /// The plan as the field writes it: "TP 8 · PP 16 · DP 128, 1F1B".
-fn shorthand(report: &Report) -> String {
-    let plan = &report.plan;
-    let mut parts = Vec::new();
-    if plan.tensor > 1 {
-        parts.push(format!(
-            "TP {}{}",
-            plan.tensor,
-            if plan.sequence_parallel { " +SP" } else { "" }
-        ));
-    }
-    if plan.context > 1 {
-        parts.push(format!("CP {}", plan.context));
-    }
-    if plan.pipeline > 1 {
-        parts.push(format!("PP {}", plan.pipeline));
-    }
-    if plan.virtual_pipeline > 1 {
-        parts.push(format!("VPP {}", plan.virtual_pipeline));
-    }
-    parts.push(format!("DP {}", plan.data));
-    if plan.expert > 1 {
-        parts.push(format!("EP {}", plan.expert));
-    }
-    if plan.expert_tensor > 1 {
-        parts.push(format!("ETP {}", plan.expert_tensor));
-    }
-    parts.push(format!("ZeRO {}", plan.zero));
-    let mut text = parts.join(" · ");
-    if plan.pipeline > 1 {
-        text.push_str(&format!(", {} schedule", plan.schedule));
-    }
-    text
-}
-
 fn memory(page: &mut Page<'_>, report: &Report) {
     let memory = &report.training.memory_per_gpu_bytes;
     let gb = |bytes: u64| number(bytes as f64 / 1e9, 1);

@@ -9,9 +9,11 @@ mod fold;
 mod islands;
 mod jitter;
 mod record;
+mod search;
 pub mod serving;
 mod state;
 mod step;
 
 pub use record::{ClassRecord, EngineRecord, Record};
+pub use search::{Found, Outcome, Progress, search};
 pub use step::{simulate, simulate_in_islands};

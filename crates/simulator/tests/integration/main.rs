@@ -6,3 +6,4 @@ mod extremes;
 mod folding;
 mod mechanisms;
 mod plans;
+mod search;

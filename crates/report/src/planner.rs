@@ -1,0 +1,198 @@
+//! Other plans for a scenario: the best of them, and why each loses to the first.
+
+use crate::advice::Target;
+use crate::format::{number, percent, seconds};
+use crate::paint::{Ink, Style};
+use crate::report::Plan;
+use crate::summarize::plan as plan_of;
+use rackflow_plan::{Accounts, Cause};
+use rackflow_simulator::{Found, Outcome};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Differences below this share of the best plan's GPU time are not told.
+const SMALLEST: f64 = 0.003;
+/// Reasons told for one plan.
+const REASONS: usize = 3;
+
+/// One plan, simulated.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct PlanRow {
+    /// How the ranks divide the work.
+    pub plan: Plan,
+    /// Wall time of one step.
+    pub step_time_s: f64,
+    /// Tokens per second and GPU.
+    pub tokens_per_s_per_gpu: f64,
+    /// Model FLOPs per second over the dense bf16 peak, attention as the mask leaves it.
+    pub mfu_bf16_causal: f64,
+    /// Memory of one GPU of the fullest stage, in bytes.
+    pub memory_bytes: u64,
+    /// Time that it takes longer than the best plan, as a fraction of the best plan's.
+    pub slower: f64,
+    /// Where it loses GPU time to the best plan, the most first.
+    pub why: Vec<Reason>,
+}
+
+/// Where one plan loses to another.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Reason {
+    /// Key of the loss, as in a report's `what_to_change`.
+    pub cause: String,
+    /// In words.
+    pub label: String,
+    /// GPU time lost more than by the best plan, as a fraction of the best plan's.
+    pub fraction: f64,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct PlanSearch {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Plans that fit into memory, each bounded from below or simulated.
+    pub fitting: u64,
+    /// Plans that do not fit into memory.
+    pub too_large: u64,
+    /// Plans that were simulated; the rest of those that fit are proved to be no better.
+    pub simulated: u64,
+    /// Plans that are too long for the simulator.
+    pub refused: u64,
+    /// The best plans, best first.
+    pub best: Vec<PlanRow>,
+    /// The scenario's own plan.
+    pub own: PlanRow,
+}
+
+impl PlanSearch {
+    /// Compares what a search found.
+    pub fn of(outcome: &Outcome) -> Self {
+        let first = outcome.best.first().unwrap_or(&outcome.own);
+        Self {
+            scenario: outcome.own.record.facts.scenario.clone(),
+            fitting: outcome.bounded,
+            too_large: outcome.too_large,
+            simulated: outcome.simulated,
+            refused: outcome.refused,
+            best: outcome.best.iter().map(|found| row(found, first)).collect(),
+            own: row(&outcome.own, first),
+        }
+    }
+
+    /// The document for programs.
+    pub fn to_json(&self) -> String {
+        // Finite numbers and strings, so that nothing can fail.
+        serde_json::to_string_pretty(self).expect("plain data becomes JSON") + "\n"
+    }
+
+    /// The table for people.
+    pub fn render(&self, style: &Style) -> String {
+        let faint = |text: &str| style.paint(Ink::Faint, text);
+        let whole = |count: u64| number(count as f64, 0);
+        let mut out = format!(
+            "{}\n  {} plans fit into memory and {} do not; {} simulated, the others are proved to be slower\n\n",
+            style.paint(Ink::Strong, &self.scenario),
+            whole(self.fitting),
+            whole(self.too_large),
+            whole(self.simulated),
+        );
+        if self.refused > 0 {
+            let refused = whole(self.refused);
+            out.push_str(&format!("  {refused} are too long for the simulator\n\n"));
+        }
+        out.push_str(&faint(
+            "      step time   MFU bf16   memory   plan, and what it loses to the first\n",
+        ));
+        for (i, row) in self.best.iter().enumerate() {
+            out.push_str(&line(&format!("{:>3}.", i + 1), row, style));
+        }
+        out.push_str(&faint("The scenario's own plan\n"));
+        out.push_str(&line("", &self.own, style));
+        out
+    }
+}
+
+fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
+    let mut out = format!(
+        "{number_:>4}  {:>9}   {:>6} %   {:>4} GB   {}\n",
+        seconds(row.step_time_s),
+        percent(row.mfu_bf16_causal),
+        number(row.memory_bytes as f64 / 1e9, 0),
+        style.paint(Ink::Strong, &shorthand(&row.plan)),
+    );
+    if !row.why.is_empty() {
+        let reasons: Vec<String> = row
+            .why
+            .iter()
+            .map(|reason| format!("{} +{} %", reason.label, percent(reason.fraction)))
+            .collect();
+        out.push_str(&format!(
+            "{:37}{}\n",
+            "",
+            style.paint(
+                Ink::Faint,
+                &format!("{} % slower: {}", percent(row.slower), reasons.join(", "))
+            )
+        ));
+    }
+    out
+}
+
+/// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats.
+fn shorthand(plan: &Plan) -> String {
+    format!(
+        "{}, micro-batch {}, {}, recomputing {}",
+        plan.shorthand(),
+        plan.micro_batch,
+        plan.precision,
+        plan.recompute
+    )
+}
+
+fn row(found: &Found, first: &Found) -> PlanRow {
+    let facts = &found.record.facts;
+    let step_time_s = found.step_time().as_secs_f64();
+    let gpus = f64::from(facts.cluster.gpus);
+    let memory = facts
+        .stages
+        .iter()
+        .map(|stage| stage.memory.total().get())
+        .max();
+    PlanRow {
+        plan: plan_of(facts),
+        step_time_s,
+        tokens_per_s_per_gpu: facts.training.tokens() as f64 / step_time_s / gpus,
+        mfu_bf16_causal: facts.model_flops_causal
+            / step_time_s
+            / gpus
+            / facts.peak_bf16.flops_per_sec(),
+        memory_bytes: memory.unwrap_or(0),
+        slower: step_time_s / first.step_time().as_secs_f64() - 1.0,
+        why: reasons(&found.record.total(), &first.record.total()),
+    }
+}
+
+fn reasons(mine: &Accounts, best: &Accounts) -> Vec<Reason> {
+    let whole = best.total_picos() as f64;
+    let mut reasons: Vec<Reason> = Target::all()
+        .filter(|target| *target != Target::One(Cause::UsefulMath))
+        .filter_map(|target| {
+            let spent = |accounts: &Accounts| -> f64 {
+                let picos = target
+                    .causes()
+                    .into_iter()
+                    .map(|cause| accounts.picos(cause));
+                picos.sum::<u128>() as f64
+            };
+            let fraction = (spent(mine) - spent(best)) / whole;
+            (fraction > SMALLEST).then(|| Reason {
+                cause: target.key(),
+                label: target.label(),
+                fraction,
+            })
+        })
+        .collect();
+    reasons.sort_by(|a, b| b.fraction.total_cmp(&a.fraction));
+    reasons.truncate(REASONS);
+    reasons
+}
