@@ -744,3 +744,20 @@ fn a_collective_that_cannot_be_measured_is_refused() {
     assert!(all_reduce(&["no/such.yaml"]).contains("no/such.yaml"));
     assert!(all_reduce(&["hgx-h100", "--gpus", "9000000"]).contains("too small"));
 }
+
+// ---- plan
+
+#[test]
+fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
+    let found = json(&fine(&["plan", QUICK, "--top", "3", "--format", "json"]));
+    let best = found["best"].as_array().expect("a list");
+    assert_eq!(best.len(), 3);
+    let time = |row: &Value| row["step_time_s"].as_f64().expect("a number");
+    assert!(time(&best[0]) <= time(&best[1]) && time(&best[1]) <= time(&best[2]));
+    assert!(time(&best[0]) <= time(&found["own"]));
+    let why = found["own"]["why"].as_array().expect("a list");
+    assert_eq!(why[0]["cause"], "recomputation", "{found:#}");
+    assert!(found["too_large"].as_u64().expect("a count") > 0);
+    let table = fine(&["plan", QUICK, "--top", "2"]);
+    assert!(table.contains("The scenario's own plan"), "{table}");
+}
