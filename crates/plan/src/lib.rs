@@ -12,6 +12,7 @@ mod horizon;
 pub mod kernel;
 mod layer;
 mod memory;
+mod outlook;
 mod placement;
 mod price;
 mod program;
@@ -27,6 +28,10 @@ pub use compile::{Plan, compile};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, StageFacts};
 pub use memory::MemoryUse;
+pub use outlook::{
+    Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, TrainingRun,
+    checkpoint_bytes, checkpoint_writers,
+};
 pub use placement::{Coordinates, Placement};
 pub use program::{
     GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer,

@@ -356,6 +356,8 @@ pub enum Kind {
     Stacks,
     /// Serving engines, dated.
     ServingStacks,
+    /// What interrupts a run, and how often.
+    Failures,
     /// Runs that ship with Rackflow.
     Scenarios,
     /// Losses that a report names.

@@ -16,8 +16,8 @@ pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
     let kinds: Vec<Kind> = kind.map_or_else(
         || {
             use Kind::{
-                Accelerators, Causes, Fabrics, Models, Nodes, Racks, Scenarios, ServingStacks,
-                Stacks,
+                Accelerators, Causes, Fabrics, Failures, Models, Nodes, Racks, Scenarios,
+                ServingStacks, Stacks,
             };
             vec![
                 Scenarios,
@@ -28,6 +28,7 @@ pub fn list(kind: Option<Kind>, format: Format, style: Style) -> String {
                 Fabrics,
                 Stacks,
                 ServingStacks,
+                Failures,
                 Causes,
             ]
         },
@@ -67,6 +68,7 @@ fn title(kind: Kind) -> &'static str {
         Kind::Fabrics => "fabrics",
         Kind::Stacks => "stacks",
         Kind::ServingStacks => "serving-stacks",
+        Kind::Failures => "failures",
         Kind::Scenarios => "scenarios",
         Kind::Causes => "causes",
     }
@@ -85,7 +87,8 @@ fn entries(kind: Kind) -> Value {
         | Kind::Nodes
         | Kind::Fabrics
         | Kind::Stacks
-        | Kind::ServingStacks => described(section(kind)),
+        | Kind::ServingStacks
+        | Kind::Failures => described(section(kind)),
     };
     pairs
         .into_iter()
@@ -100,6 +103,7 @@ fn section(kind: Kind) -> Section {
         Kind::Fabrics => Section::Fabrics,
         Kind::Stacks => Section::Stacks,
         Kind::ServingStacks => Section::ServingStacks,
+        Kind::Failures => Section::Failures,
         _ => Section::Nodes,
     }
 }
@@ -158,7 +162,7 @@ fn table(kind: Kind, width: usize) -> String {
                 width,
             )
         }
-        Kind::Nodes | Kind::Fabrics | Kind::Stacks | Kind::ServingStacks => {
+        Kind::Nodes | Kind::Fabrics | Kind::Stacks | Kind::ServingStacks | Kind::Failures => {
             pairs(described(section(kind)))
         }
     }
@@ -291,6 +295,7 @@ fn entry(section: Section, name: &str) -> Value {
         Section::Models => json!(catalogue.model(name)),
         Section::Stacks => json!(catalogue.stack(name)),
         Section::ServingStacks => json!(catalogue.serving_stack(name)),
+        Section::Failures => json!(catalogue.failures(name)),
         Section::Nodes => json!(catalogue.node(name).map(|node| {
             json!({
                 "accelerator": node.accelerator.name,

@@ -31,6 +31,8 @@ pub struct Resolved {
     pub setup: Setup,
     /// What to compare it with.
     pub published: Option<Published>,
+    /// Power, cost and the whole run.
+    pub outlook: rackflow_plan::Outlook,
 }
 
 /// Reads standard input for `-`, else a file, else the shipped scenario of that name.
@@ -237,7 +239,9 @@ fn meant(input: &Input, scenario: rackflow_scenario::Scenario) -> Result<Resolve
     let setup = scenario
         .resolve(&|path| read_beside(&input.folder, path))
         .map_err(refusal)?;
+    let outlook = scenario.outlook(&setup).map_err(refusal)?;
     Ok(Resolved {
+        outlook,
         written,
         setup,
         published,

@@ -106,10 +106,15 @@ pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
 pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
     let started = Instant::now();
     let record = rackflow_simulator::simulate(plan);
+    let run = resolved.outlook.run.as_ref().map(|run| {
+        rackflow_simulator::simulate_run(plan, record.step_time, run, resolved.setup.seed)
+    });
     let wall_s = started.elapsed().as_secs_f64();
     let options = Options {
         wall_s,
         published: resolved.published,
+        economics: Some(resolved.outlook.economics),
+        run,
     };
     summarize(&record, options).map_err(|error| {
         Failure::run(format_args!(

@@ -116,7 +116,10 @@ fn resolve(input: &Input, case: &Case) -> Result<input::Resolved, String> {
 fn plan(input: &Input, case: &Case, program: &str) -> Planned {
     match resolve(input, case) {
         Ok(resolved) => {
-            let meant = format!("{:?}{:?}", resolved.setup, resolved.published);
+            let meant = format!(
+                "{:?}{:?}{:?}",
+                resolved.setup, resolved.published, resolved.outlook
+            );
             let hash = folder::hash([program, &case.name, &meant]);
             Planned {
                 hash,

@@ -1,5 +1,6 @@
 //! The report as data. Every metric is defined here, at its field, and nowhere else.
 
+use crate::outlook::{Economics, Run};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -32,6 +33,12 @@ pub struct Report {
     pub waterfall: Vec<Loss>,
     /// The changes that would help most, best first; at most three.
     pub what_to_change: Vec<Change>,
+    /// What the cluster draws and costs while it works.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub economics: Option<Economics>,
+    /// What a whole training run comes to, where the scenario describes one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
     /// Beside what was published, where the scenario says what that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<Comparison>,

@@ -2,12 +2,13 @@
 
 use crate::advice;
 use crate::causes::{explain, key};
+use crate::outlook;
 use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack,
     Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
-use rackflow_simulator::Record;
+use rackflow_simulator::{Record, RunRecord};
 use rackflow_topology::Fabric;
 use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
 use thiserror::Error;
@@ -19,6 +20,10 @@ pub struct Options {
     pub wall_s: f64,
     /// What was published about the run that the scenario replays.
     pub published: Option<Published>,
+    /// What power and hardware cost.
+    pub economics: Option<rackflow_plan::Economics>,
+    /// The whole training run of which the record is one step.
+    pub run: Option<RunRecord>,
 }
 
 /// What was published about a run. Absent where the source does not say it.
@@ -67,6 +72,16 @@ pub enum ReportError {
         /// GPUs of the cluster.
         gpus: u64,
     },
+    /// A run has more or less time booked than it took.
+    #[error("replication {replication} of the run books {booked} ns of {wall} ns")]
+    RunDoesNotSum {
+        /// Which replication.
+        replication: usize,
+        /// Nanoseconds booked.
+        booked: u64,
+        /// Nanoseconds of the run.
+        wall: u64,
+    },
     /// A step without time has no rates.
     #[error("the step took no time")]
     EmptyStep,
@@ -82,7 +97,7 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
     let facts = &record.facts;
     let total = record.total();
     let training = training(record, &total);
-    Ok(Report {
+    let mut report = Report {
         schema_version: SCHEMA_VERSION,
         scenario: facts.scenario.clone(),
         model: model(facts),
@@ -91,6 +106,8 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
         racks: racks(record),
         waterfall: waterfall(&total),
         what_to_change: advice::changes(facts, &total),
+        economics: None,
+        run: None,
         published: options
             .published
             .map(|published| compare(&training, published)),
@@ -106,7 +123,17 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             },
             seed: record.engine.seed,
         },
-    })
+    };
+    // Power and cost are always known, whatever is paid for it.
+    if let Some(prices) = &options.economics {
+        let economics = outlook::economics(record, &report, prices);
+        if let Some(run) = &options.run {
+            check_run(run)?;
+            report.run = Some(outlook::run(run, &report, &economics));
+        }
+        report.economics = Some(economics);
+    }
+    Ok(report)
 }
 
 /// Every GPU-second is booked exactly once. Checked in every build, for every run.
@@ -458,4 +485,19 @@ fn compare(training: &Training, published: Published) -> Comparison {
         source: published.source,
         figures,
     }
+}
+
+/// Every nanosecond of a run is booked once.
+fn check_run(run: &RunRecord) -> Result<(), ReportError> {
+    for (replication, found) in run.replications.iter().enumerate() {
+        let (booked, wall) = (found.time.total(), found.wall);
+        if booked != wall {
+            return Err(ReportError::RunDoesNotSum {
+                replication,
+                booked,
+                wall,
+            });
+        }
+    }
+    Ok(())
 }

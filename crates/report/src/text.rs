@@ -1,5 +1,6 @@
 //! The report for people: one screen of text.
 
+mod outlook;
 mod serving;
 
 pub use serving::render_serving_text;
@@ -31,6 +32,8 @@ pub fn render_text(report: &Report, style: &Style) -> String {
     waterfall(&mut page, &report.cluster, &report.waterfall);
     exposed(&mut page, report);
     changes(&mut page, report);
+    outlook::economics(&mut page, report);
+    outlook::run(&mut page, report);
     published(&mut page, report);
     assumed(&mut page, &report.assumed);
     engine(&mut page, report);

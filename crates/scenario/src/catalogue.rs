@@ -6,7 +6,7 @@ use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::document::{FabricEntry, NodeText};
 use crate::yaml::{self, Key, Node as Tree, Value};
 use indexmap::IndexMap;
-use rackflow_topology::{Accelerator, Fabric, Node};
+use rackflow_topology::{Accelerator, Fabric, FailureProfile, Node};
 use rackflow_workload::serving::ServingStack;
 use rackflow_workload::{Model, SoftwareStack};
 use std::collections::BTreeMap;
@@ -28,17 +28,20 @@ pub enum Section {
     Stacks,
     /// With what software, serving.
     ServingStacks,
+    /// What interrupts a run.
+    Failures,
 }
 
 impl Section {
     /// Every section, in the order of `list`.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Models,
         Self::Accelerators,
         Self::Nodes,
         Self::Fabrics,
         Self::Stacks,
         Self::ServingStacks,
+        Self::Failures,
     ];
 
     /// What one entry is called.
@@ -50,6 +53,7 @@ impl Section {
             Self::Models => "model",
             Self::Stacks => "stack",
             Self::ServingStacks => "serving stack",
+            Self::Failures => "failure profile",
         }
     }
 
@@ -62,6 +66,7 @@ impl Section {
             Self::Models => "models",
             Self::Stacks => "stacks",
             Self::ServingStacks => "serving stacks",
+            Self::Failures => "failure profiles",
         }
     }
 }
@@ -92,10 +97,11 @@ pub struct Catalogue {
     models: IndexMap<String, Model>,
     stacks: IndexMap<String, SoftwareStack>,
     serving_stacks: IndexMap<String, ServingStack>,
+    failures: IndexMap<String, FailureProfile>,
 }
 
 /// Name and text of each file of the catalogue.
-const FILES: [(Section, &str, &str); 6] = [
+const FILES: [(Section, &str, &str); 7] = [
     (
         Section::Accelerators,
         "catalogue/accelerators.yaml",
@@ -126,6 +132,11 @@ const FILES: [(Section, &str, &str); 6] = [
         "catalogue/serving_stacks.yaml",
         include_str!("../catalogue/serving_stacks.yaml"),
     ),
+    (
+        Section::Failures,
+        "catalogue/failures.yaml",
+        include_str!("../catalogue/failures.yaml"),
+    ),
 ];
 
 impl Catalogue {
@@ -150,6 +161,7 @@ impl Catalogue {
             models: IndexMap::new(),
             stacks: IndexMap::new(),
             serving_stacks: IndexMap::new(),
+            failures: IndexMap::new(),
         };
         for (section, name, text) in FILES {
             let source = Source {
@@ -227,6 +239,11 @@ impl Catalogue {
                 stack.name.clone_from(&name);
                 self.stacks.insert(name, stack);
             }
+            Section::Failures => {
+                let mut profile: FailureProfile = decode::decode(tree, &name, key.span)?;
+                profile.name.clone_from(&name);
+                self.failures.insert(name, profile);
+            }
             Section::ServingStacks => {
                 let mut stack: ServingStack = decode::decode(tree, &name, key.span)?;
                 stack.name.clone_from(&name);
@@ -302,6 +319,11 @@ impl Catalogue {
     /// A serving stack by name.
     pub fn serving_stack(&self, name: &str) -> Option<&ServingStack> {
         self.serving_stacks.get(name)
+    }
+
+    /// A failure profile by name.
+    pub fn failures(&self, name: &str) -> Option<&FailureProfile> {
+        self.failures.get(name)
     }
 
     /// Names and one-line descriptions of a section, in the order of its file.

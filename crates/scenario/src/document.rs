@@ -5,7 +5,7 @@ use crate::decode::Subtree;
 use crate::schema;
 use crate::serving_text::ServingText;
 use rackflow_plan::Jitter;
-use rackflow_units::SimDuration;
+use rackflow_units::{Bandwidth, SimDuration, Usd, UsdPerHour, UsdPerKilowattHour};
 use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -24,6 +24,9 @@ pub(crate) struct Document {
     /// How it is simulated.
     #[serde(default)]
     pub simulation: SimulationText,
+    /// What power and hardware cost.
+    #[serde(default)]
+    pub economics: EconomicsText,
     /// What a source printed about the same run. Shown beside the result, never used by it.
     #[serde(default)]
     pub published: Option<Published>,
@@ -98,9 +101,156 @@ pub(crate) struct TrainingText {
     /// Which ranks are neighbours in the hall. Tensor-parallel ranks always are.
     #[serde(default)]
     pub rank_order: RankOrderText,
+    /// The whole training run: days of such steps, and what interrupts them.
+    #[serde(default)]
+    pub run: Option<Box<RunText>>,
     /// What the source did not publish and this scenario assumes; repeated in the report.
     #[serde(default)]
     pub assumed: Vec<String>,
+}
+
+/// A whole training run. It ends after `tokens` or after `days`.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunText {
+    /// Tokens to train, such as 14.8e12.
+    #[serde(default)]
+    #[schemars(range(min = 1.0))]
+    pub tokens: Option<f64>,
+    /// Days to run.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 3650.0))]
+    pub days: Option<f64>,
+    /// What fails how often: a catalogue name such as `llama3-16k-h100`, or a definition in place.
+    /// Nothing fails where it is left out.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::failures")]
+    pub failures: Option<Subtree>,
+    /// How the state is saved. Needed where something fails.
+    #[serde(default)]
+    pub checkpoint: Option<CheckpointText>,
+    /// Hosts that stand by and take the place of those that fail.
+    #[serde(default)]
+    pub spares: u32,
+    /// Where no spare is left, go on with fewer data-parallel replicas instead of waiting.
+    #[serde(default)]
+    pub elastic: bool,
+    /// How many times the run is simulated, for means and their confidence intervals.
+    #[serde(default = "replications")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub replications: u32,
+}
+
+/// How the state of a run is saved.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CheckpointText {
+    /// Time between the starts of two checkpoints; the optimum for the rate of failures where it is
+    /// left out.
+    #[serde(default)]
+    pub interval: IntervalText,
+    /// Whether the run waits until a checkpoint is on storage.
+    #[serde(default)]
+    pub mode: CheckpointMode,
+    /// Rate at which the whole cluster writes to storage.
+    pub write: Bandwidth,
+    /// Rate at which it reads; that of writing where it is left out.
+    #[serde(default)]
+    pub read: Option<Bandwidth>,
+    /// Copies in the memory of other hosts, besides those on storage.
+    #[serde(default)]
+    pub memory: Option<MemoryTierText>,
+}
+
+/// Time between two checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum IntervalText {
+    /// The optimum of Young and Daly for the rate of failures.
+    #[default]
+    YoungDaly,
+    /// Given.
+    Time(SimDuration),
+    /// Given in steps.
+    Steps(u64),
+}
+
+/// Whether a run waits for its checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CheckpointMode {
+    /// The run waits until the checkpoint is on storage.
+    Synchronous,
+    /// The run waits only for the copy to host memory.
+    #[default]
+    Asynchronous,
+}
+
+/// Checkpoints in the memory of other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MemoryTierText {
+    /// Steps between two of them.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub steps: u64,
+    /// Time for which each holds the step up.
+    pub stall: SimDuration,
+    /// Fraction of interruptions that it survives.
+    #[serde(default = "most")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub survives: f64,
+}
+
+/// What power and hardware cost.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EconomicsText {
+    /// Power of the building over power of the racks.
+    #[schemars(range(min = 1.0, max = 3.0))]
+    pub pue: f64,
+    /// Price of energy. Rent includes energy, owners pay it.
+    pub electricity: UsdPerKilowattHour,
+    /// How the accelerators are paid for; by rent at the catalogue's price where it is left out.
+    pub cost: Option<CostText>,
+}
+
+impl Default for EconomicsText {
+    fn default() -> Self {
+        Self {
+            pue: 1.2,
+            electricity: UsdPerKilowattHour::new(0.08),
+            cost: None,
+        }
+    }
+}
+
+/// How accelerators are paid for.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CostText {
+    /// By the hour and accelerator.
+    Rent(UsdPerHour),
+    /// Bought.
+    Purchase(PurchaseText),
+}
+
+/// A purchase, written off over some years.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PurchaseText {
+    /// Per accelerator, with its share of servers, network and storage; the catalogue's `capital`
+    /// where it is left out.
+    #[serde(default)]
+    pub per_gpu: Option<Usd>,
+    /// Years of use.
+    #[serde(default = "four")]
+    #[schemars(range(min = 0.5, max = 20.0))]
+    pub years: f64,
+    /// Yearly cost of operation besides energy, as a fraction of the purchase.
+    #[serde(default = "a_twentieth")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub operation: f64,
 }
 
 /// How the ranks divide the work: `tensor` x `context` x `pipeline` x `data` GPUs. Experts are
@@ -404,6 +554,22 @@ impl JsonSchema for RecomputeText {
             "anyOf": [word, list, kind],
         })
     }
+}
+
+fn replications() -> u32 {
+    16
+}
+
+fn most() -> f64 {
+    0.9
+}
+
+fn four() -> f64 {
+    4.0
+}
+
+fn a_twentieth() -> f64 {
+    0.05
 }
 
 fn one() -> u64 {

@@ -17,6 +17,7 @@ mod diagnostic;
 mod document;
 pub mod huggingface;
 pub mod kernels;
+mod outlook;
 pub mod published;
 mod refusal;
 mod resolve;

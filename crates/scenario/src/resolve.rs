@@ -66,6 +66,17 @@ impl Scenario {
         })
     }
 
+    pub(crate) fn findings(&self) -> Findings<'_> {
+        Findings {
+            published: self.document.published.as_ref(),
+            ..Findings::new(&self.source, &self.tree)
+        }
+    }
+
+    pub(crate) fn document(&self) -> &Document {
+        &self.document
+    }
+
     /// What a source printed about the same run, where the scenario says.
     pub fn published(&self) -> Option<&Published> {
         self.document.published.as_ref()
@@ -115,11 +126,8 @@ impl Scenario {
     ///
     /// # Errors
     /// With everything that keeps the scenario from being simulated.
-    pub fn resolve(self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
-        let mut findings = Findings {
-            published: self.document.published.as_ref(),
-            ..Findings::new(&self.source, &self.tree)
-        };
+    pub fn resolve(&self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
+        let mut findings = self.findings();
         let WorkloadText::Training(text) = &self.document.workload else {
             let found = findings.at("workload", "this scenario serves; a training one is needed");
             return Err(vec![found.hint("write workload: { training: ... }")]);
@@ -259,6 +267,15 @@ impl<'s> Findings<'s> {
 }
 
 impl Findings<'_> {
+    /// `value`, unless something was found.
+    pub fn into_result<T>(self, value: T) -> Result<T, Vec<Diagnostic>> {
+        if self.found.is_empty() {
+            Ok(value)
+        } else {
+            Err(self.found)
+        }
+    }
+
     /// An error at a path of the document, or at the longest part of it that is written.
     pub fn at(&self, path: &str, message: impl Into<String>) -> Diagnostic {
         Diagnostic::error(self.source, self.tree.place(path), message)
@@ -286,7 +303,11 @@ impl Findings<'_> {
 
     /// An entry of the catalogue, or one that is defined in place, alone or by changing an entry.
     /// With the name by which the report calls it.
-    fn named<T: DeserializeOwned>(&mut self, section: Section, path: &str) -> Option<(T, String)> {
+    pub fn named<T: DeserializeOwned>(
+        &mut self,
+        section: Section,
+        path: &str,
+    ) -> Option<(T, String)> {
         let (tree, name) = self.definition(section, path)?;
         let key = path.rsplit('.').next().unwrap_or(path);
         match decode::decode::<T>(&tree, key, self.tree.place(path)) {

@@ -2,7 +2,7 @@
 
 use crate::catalogue::{Catalogue, Section};
 use crate::document::{Document, NodeText};
-use rackflow_topology::{Accelerator, Fabric};
+use rackflow_topology::{Accelerator, Fabric, FailureProfile};
 use rackflow_workload::serving::ServingStack;
 use rackflow_workload::{Model, SoftwareStack};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -109,4 +109,8 @@ pub(crate) fn serving_stack(generator: &mut SchemaGenerator) -> Schema {
 
 pub(crate) fn optional_node(generator: &mut SchemaGenerator) -> Schema {
     node(generator)
+}
+
+pub(crate) fn failures(generator: &mut SchemaGenerator) -> Schema {
+    name_or_definition::<FailureProfile>(Section::Failures, generator)
 }

@@ -9,11 +9,13 @@ mod fold;
 mod islands;
 mod jitter;
 mod record;
+mod run;
 mod search;
 pub mod serving;
 mod state;
 mod step;
 
 pub use record::{ClassRecord, EngineRecord, Record};
+pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};
 pub use step::{simulate, simulate_in_islands};

@@ -1,7 +1,7 @@
 //! One accelerator: what it can compute, read and exponentiate per second.
 
 use rackflow_units::{
-    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour,
+    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, Usd, UsdPerHour,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -63,11 +63,49 @@ pub struct Accelerator {
     /// Rent per hour, where a market price is known.
     #[serde(default)]
     pub price: Option<UsdPerHour>,
+    /// What a buyer spends on one in all: with its share of server, network and storage, without the
+    /// building.
+    #[serde(default)]
+    pub capital: Option<Usd>,
+    /// What it draws of `power`, by what it does.
+    #[serde(default)]
+    pub draw: Draw,
     /// What measurement adds to the data sheet.
     pub measured: Measured,
     /// Source of each value, by field name; `"*"` covers the fields that are not named.
     #[serde(default)]
     pub sources: BTreeMap<String, String>,
+}
+
+/// Power drawn as a fraction of the board's limit, by what runs. The defaults are typical of
+/// data-centre GPUs (from memory, unverified), but for matrix products of 16- and 8-bit operands,
+/// which run at the limit: that is what lowers their clock.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Draw {
+    /// Nothing runs.
+    pub idle: f64,
+    /// Kernels of collectives wait for their partners.
+    pub waiting: f64,
+    /// Memory is the limit.
+    pub memory: f64,
+    /// Matrix products run, by the format of their operands.
+    pub math: ByPrecision<f64>,
+}
+
+impl Default for Draw {
+    fn default() -> Self {
+        Self {
+            idle: 0.1,
+            waiting: 0.35,
+            memory: 0.7,
+            math: ByPrecision {
+                bf16: 1.0,
+                fp8: Some(1.0),
+                fp4: Some(1.0),
+            },
+        }
+    }
 }
 
 /// Efficiency constants of one accelerator. They serve every model alike.

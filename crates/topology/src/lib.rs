@@ -14,12 +14,13 @@ mod graph;
 mod layout;
 mod map;
 mod node;
+mod reliability;
 mod survey;
 mod trace;
 mod wires;
 mod wiring;
 
-pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
+pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Draw, Measured};
 pub use fabric::{
     DragonflyPlus, Fabric, FatTree, MultiPlaneFatTree, RailOnly, RailOptimized, Routing,
 };
@@ -27,6 +28,7 @@ pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
 pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
+pub use reliability::{Component, FailureProfile};
 pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};
 pub use trace::{Hop, RouteTrace};
 pub use wires::{LinkId, Wires};

@@ -12,5 +12,8 @@ mod time;
 
 pub use parse::ParseQuantityError;
 pub use precision::Precision;
-pub use quantity::{Bandwidth, Bytes, FlopRate, Flops, Frequency, Power, RequestRate, UsdPerHour};
+pub use quantity::{
+    Bandwidth, Bytes, FlopRate, Flops, Frequency, Power, RequestRate, Usd, UsdPerHour,
+    UsdPerKilowattHour,
+};
 pub use time::{SimDuration, SimTime};

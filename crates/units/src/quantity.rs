@@ -199,6 +199,22 @@ quantity! {
     print { "requests/s" = 1.0 }
 }
 
+quantity! {
+    /// Money.
+    Usd(f64), "amount of money", "Usd", "50000 USD",
+    parse { "USD" = 1.0, "kUSD" = 1e3, "MUSD" = 1e6 },
+    offer ["USD", "kUSD", "MUSD"],
+    print { "USD" = 1.0 }
+}
+
+quantity! {
+    /// Price of energy.
+    UsdPerKilowattHour(f64), "price of energy", "UsdPerKilowattHour", "0.08 USD/kWh",
+    parse { "USD/kWh" = 1.0, "USD/MWh" = 1e-3 },
+    offer ["USD/kWh", "USD/MWh"],
+    print { "USD/kWh" = 1.0 }
+}
+
 impl Bytes {
     /// `n` bytes.
     pub const fn new(n: u64) -> Self {
@@ -356,6 +372,8 @@ real_accessors!(Frequency, from_hertz, hertz, "hertz");
 real_accessors!(Power, from_watts, watts, "watts");
 real_accessors!(UsdPerHour, new, get, "dollars per hour");
 real_accessors!(RequestRate, from_per_sec, per_sec, "requests per second");
+real_accessors!(Usd, new, get, "dollars");
+real_accessors!(UsdPerKilowattHour, new, get, "dollars per kilowatt-hour");
 
 impl Flops {
     /// Seconds that these operations take at `rate`.

@@ -86,6 +86,8 @@ pub(super) fn accelerator(name: &str) -> Accelerator {
         host_bandwidth: parse(&v, "host_bandwidth"),
         power: parse(&v, "power"),
         price: parse_if(&v, "price"),
+        capital: None,
+        draw: rackflow_topology::Draw::default(),
         measured: Measured {
             continuous_clock: 0.9,
             gemm: by_precision(&v, "measured.gemm"),

@@ -2,6 +2,7 @@
 
 use super::table::{Cell, Column, ColumnKind, Table};
 use crate::causes::{Family, family};
+use crate::outlook::{Economics, Run};
 use crate::report::Report;
 
 /// How a case ended.
@@ -79,6 +80,25 @@ fn share(report: &Report, counts: impl Fn(&str) -> bool) -> Cell {
 fn exposed(report: &Report, kind: &str) -> Cell {
     let prefix = format!("exposed_{kind}_");
     share(report, |cause| cause.starts_with(&prefix))
+}
+
+fn known(value: Option<f64>) -> Cell {
+    value.map_or(Cell::Missing, Cell::Real)
+}
+
+fn economics(report: &Report, get: impl Fn(&Economics) -> Option<f64>) -> Cell {
+    known(report.economics.as_ref().and_then(get))
+}
+
+fn run(report: &Report, get: impl Fn(&Run) -> Option<f64>) -> Cell {
+    known(report.run.as_ref().and_then(get))
+}
+
+fn of_run(report: &Report, cause: &str) -> Cell {
+    run(report, |run| {
+        let found = run.waterfall.iter().find(|loss| loss.cause == cause);
+        Some(found.map_or(0.0, |loss| loss.fraction))
+    })
 }
 
 /// Effective FLOP/s of the mean rack.
@@ -298,6 +318,139 @@ const METRICS: &[Metric] = &[
                 .max_by(|a, b| a.fraction.total_cmp(&b.fraction))
                 .map_or(Cell::Missing, |loss| word(&loss.cause))
         },
+    ),
+    real(
+        "kw_per_rack",
+        "kW",
+        "Power of a full rack under this load, without cooling.",
+        |r| economics(r, |e| Some(e.kw_per_rack)),
+    ),
+    real(
+        "facility_mw",
+        "MW",
+        "Power of the whole cluster under this load, with cooling.",
+        |r| economics(r, |e| Some(e.facility_mw)),
+    ),
+    real(
+        "joules_per_token",
+        "J",
+        "Energy per token while steps run, with cooling.",
+        |r| economics(r, |e| Some(e.joules_per_token)),
+    ),
+    real(
+        "usd_per_gpu_hour",
+        "USD/h",
+        "Cost of one accelerator.",
+        |r| economics(r, |e| e.usd_per_gpu_hour),
+    ),
+    real(
+        "usd_per_million_tokens",
+        "USD",
+        "Cost of a million tokens while steps run.",
+        |r| economics(r, |e| e.usd_per_million_tokens),
+    ),
+    real(
+        "goodput",
+        "",
+        "Useful time over wall time of the whole run, mean.",
+        |r| run(r, |run| Some(run.goodput.mean)),
+    ),
+    real(
+        "goodput_low",
+        "",
+        "Lower end of its 95 % confidence interval.",
+        |r| run(r, |run| Some(run.goodput.low)),
+    ),
+    real(
+        "goodput_high",
+        "",
+        "Upper end of its 95 % confidence interval.",
+        |r| run(r, |run| Some(run.goodput.high)),
+    ),
+    real("ettr", "", "Effective training time ratio, mean.", |r| {
+        run(r, |run| Some(run.ettr.mean))
+    }),
+    real(
+        "effective_flops_of_run",
+        "FLOP/s",
+        "Model FLOP/s of the whole cluster over the run, causal attention: while steps run, times goodput.",
+        |r| {
+            let flops: f64 = r.racks.iter().map(|rack| rack.effective_flops).sum();
+            run(r, |run| Some(flops * run.goodput.mean))
+        },
+    ),
+    real(
+        "mtbf_hours",
+        "h",
+        "Mean time between unexpected interruptions.",
+        |r| run(r, |run| run.mtbf_hours),
+    ),
+    real(
+        "interruptions",
+        "",
+        "Unexpected interruptions of the run, mean.",
+        |r| run(r, |run| Some(run.interruptions.mean)),
+    ),
+    real(
+        "checkpoint_interval_s",
+        "s",
+        "Between the starts of two checkpoints.",
+        |r| {
+            run(r, |run| {
+                run.checkpoint.map(|checkpoint| checkpoint.interval_s)
+            })
+        },
+    ),
+    real(
+        "tokens_trained",
+        "",
+        "Tokens trained and kept, mean.",
+        |r| run(r, |run| Some(run.tokens.mean)),
+    ),
+    real(
+        "days_to_train",
+        "d",
+        "Days from start to end of the run, mean.",
+        |r| run(r, |run| Some(run.days.mean)),
+    ),
+    real(
+        "mwh_to_train",
+        "MWh",
+        "Energy of the run, with cooling, mean.",
+        |r| run(r, |run| Some(run.mwh)),
+    ),
+    real("usd_to_train", "USD", "Cost of the run, mean.", |r| {
+        run(r, |run| run.usd)
+    }),
+    real(
+        "loss",
+        "nat",
+        "Loss of the model after the run by the Chinchilla law (refit of 2024, active parameters).",
+        |r| run(r, |run| Some(run.scaling_law.loss)),
+    ),
+    real(
+        "optimal_loss",
+        "nat",
+        "Loss of the dense model that the same FLOPs serve best.",
+        |r| run(r, |run| Some(run.scaling_law.compute_optimal.loss)),
+    ),
+    real(
+        "share_of_run_checkpoint",
+        "",
+        "Share of the run's wall time that goes to checkpoints.",
+        |r| of_run(r, "checkpoint"),
+    ),
+    real(
+        "share_of_run_lost_work",
+        "",
+        "Share of the run's wall time that failures undid.",
+        |r| of_run(r, "lost_work"),
+    ),
+    real(
+        "share_of_run_idle",
+        "",
+        "Share of the run's wall time for detection, restarts and missing hosts.",
+        |r| of_run(r, "idle"),
     ),
     count("events", "Events that the simulation handled.", |r| {
         whole(r.engine.events)

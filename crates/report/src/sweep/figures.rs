@@ -76,6 +76,18 @@ const SUBJECTS: &[Subject] = &[
         title: rack_title,
     },
     Subject {
+        name: "goodput",
+        heading: "Goodput: useful time over wall time",
+        column: "goodput",
+        band: Some(("goodput_low", "goodput_high")),
+        scale: 1.0,
+        label: "useful share of wall time",
+        log: false,
+        percent: true,
+        ideal: false,
+        title: goodput_title,
+    },
+    Subject {
         name: "step-time",
         heading: "Time of one step",
         column: "step_time_s",
@@ -112,6 +124,7 @@ pub fn figures(table: &Table) -> Vec<NamedPicture> {
     for facet in &facets {
         let shown: Vec<&Curve> = curves.iter().filter(|c| c.facet == **facet).collect();
         found.extend(money(table, facet, &shown));
+        found.extend(loss(table, facet, &shown));
     }
     found
 }
@@ -362,6 +375,19 @@ fn rack_title(series: &[Series]) -> String {
     })
 }
 
+fn goodput_title(series: &[Series]) -> String {
+    leader(series).map_or_else(String::new, |(s, first, last)| {
+        format!(
+            "Failures leave {} of the time at {} GPUs and {} at {}, on {}",
+            percent_of(first.1),
+            significant(first.0),
+            percent_of(last.1),
+            significant(last.0),
+            s.name
+        )
+    })
+}
+
 fn step_title(series: &[Series]) -> String {
     let fastest = series
         .iter()
@@ -411,6 +437,59 @@ fn money(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> 
     Some(NamedPicture {
         name: file_name("dollars-days", facet),
         subject: "Dollars against days",
+        facet: facet.to_owned(),
+        picture,
+    })
+}
+
+/// Loss against cost: what a larger cluster buys in the same time.
+fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
+    let series: Vec<Series> = curves
+        .iter()
+        .map(|curve| {
+            let mut points: Vec<(f64, f64)> = curve
+                .rows
+                .iter()
+                .filter_map(|row| {
+                    let usd = table.real(*row, "usd_to_train")? * 1e-6;
+                    Some((usd, table.real(*row, "optimal_loss")?))
+                })
+                .collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Series::line(&curve.name, points)
+        })
+        .filter(|series| series.points.len() > 1)
+        .collect();
+    // A run of given tokens has one loss, whatever it costs.
+    let spread = |s: &Series| (s.points[0].1 - s.points[s.points.len() - 1].1).abs() > 1e-4;
+    if !series.iter().any(spread) {
+        return None;
+    }
+    let (best, first, last) = series
+        .iter()
+        .map(|s| (s, s.points[0], s.points[s.points.len() - 1]))
+        .min_by(|a, b| a.2.1.total_cmp(&b.2.1))?;
+    let title = format!(
+        "{} times the money lowers the loss from {:.3} to {:.3}, on {}",
+        significant(last.0 / first.0),
+        first.1,
+        last.1,
+        best.name
+    );
+    let picture = Lines {
+        title,
+        subtitle: subtitle(table, curves, facet),
+        x: Axis::log("million USD"),
+        y: Axis::linear("loss of the compute-optimal dense model, nats per token"),
+        series,
+        note:
+            "Chinchilla law, refit of Besiroglu et al. 2024. Each mark is one size of the cluster."
+                .to_owned(),
+    }
+    .picture();
+    Some(NamedPicture {
+        name: file_name("loss-cost", facet),
+        subject: "Loss against cost",
         facet: facet.to_owned(),
         picture,
     })

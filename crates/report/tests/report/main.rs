@@ -23,6 +23,7 @@ fn report(record: &Record) -> Report {
         Options {
             wall_s: 0.0431,
             published: Some(published),
+            ..Options::default()
         },
     )
     .expect("the fixture adds up")

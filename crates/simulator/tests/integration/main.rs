@@ -6,4 +6,5 @@ mod extremes;
 mod folding;
 mod mechanisms;
 mod plans;
+mod run;
 mod search;
