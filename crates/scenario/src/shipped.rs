@@ -13,6 +13,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "deepseek-v3-2048-h800",
         "llama3-405b-8192-h100",
         "llama3-405b-16384-h100",
+        "llama3-405b-16384-h100-54-days",
         "bloom-176b-384-a100",
         "llama4-32k-h100",
         "deepseek-v3-2048-gb200-nvl72",
