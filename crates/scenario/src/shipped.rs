@@ -26,8 +26,14 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
 
 /// Name and text of each sweep that ships with the program.
 pub fn shipped_sweeps() -> &'static [(&'static str, &'static str)] {
-    &[(
-        "deepseek-v3-2k-to-100k",
-        include_str!("../../../scenarios/sweeps/deepseek-v3-2k-to-100k.yaml"),
-    )]
+    &[
+        (
+            "deepseek-v3-2k-to-100k",
+            include_str!("../../../scenarios/sweeps/deepseek-v3-2k-to-100k.yaml"),
+        ),
+        (
+            "loss-against-cost",
+            include_str!("../../../scenarios/sweeps/loss-against-cost.yaml"),
+        ),
+    ]
 }

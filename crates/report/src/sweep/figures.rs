@@ -231,6 +231,7 @@ fn over_gpus(
     if series.is_empty() {
         return None;
     }
+    tell_apart(&mut series);
     let title = (subject.title)(&series);
     if subject.ideal {
         series.extend(ideal(&series));
@@ -265,6 +266,13 @@ fn over_gpus(
         facet: facet.to_owned(),
         picture,
     })
+}
+
+/// The palette has seven colours; an eighth curve is black instead of like the first.
+fn tell_apart(series: &mut [Series]) {
+    if let Some(eighth) = series.get_mut(style::SERIES.len()) {
+        eighth.ink = Some(style::TEXT);
+    }
 }
 
 /// A logarithmic axis that names the sizes of the sweep themselves.
@@ -405,7 +413,7 @@ fn step_title(series: &[Series]) -> String {
 
 /// Dollars against days: the lower left is better, and a curve shows what haste costs.
 fn money(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
-    let series: Vec<Series> = curves
+    let mut series: Vec<Series> = curves
         .iter()
         .map(|curve| {
             Series::line(
@@ -415,6 +423,7 @@ fn money(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> 
         })
         .filter(|series| !series.points.is_empty())
         .collect();
+    tell_apart(&mut series);
     let cheapest = series
         .iter()
         .flat_map(|s| s.points.iter().map(move |p| (s, *p)))
@@ -444,7 +453,7 @@ fn money(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> 
 
 /// Loss against cost: what a larger cluster buys in the same time.
 fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
-    let series: Vec<Series> = curves
+    let mut series: Vec<Series> = curves
         .iter()
         .map(|curve| {
             let mut points: Vec<(f64, f64)> = curve
@@ -460,6 +469,7 @@ fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
         })
         .filter(|series| series.points.len() > 1)
         .collect();
+    tell_apart(&mut series);
     // A run of given tokens has one loss, whatever it costs.
     let spread = |s: &Series| (s.points[0].1 - s.points[s.points.len() - 1].1).abs() > 1e-4;
     if !series.iter().any(spread) {
