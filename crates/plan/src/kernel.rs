@@ -142,9 +142,9 @@ pub enum Launch {
 /// Generation of the tensor cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Generation {
-    /// Up to 2048 bf16 operations per SM and clock: Ampere, Ada, AMD's and Google's units.
+    /// Up to 2048 bf16 operations per SM and clock: Ampere, AMD's units.
     Ampere,
-    /// 4096: Hopper.
+    /// 4096: Hopper, also where its rate is held back (H20).
     Hopper,
     /// 8192 and more: Blackwell.
     Blackwell,
@@ -248,12 +248,14 @@ impl<'a> Device<'a> {
     }
 
     /// Generation of the tensor cores, told by what an SM multiplies in a clock: 0 to 2048 bf16
-    /// operations (Ampere), 1 to 4096 (Hopper), 2 to 8192 and more (Blackwell).
+    /// operations (Ampere), 1 to 4096 (Hopper), 2 to 8192 and more (Blackwell). Less than Ampere's, but
+    /// in 8 bits too, is a Hopper held back for export (H20).
     fn generation(&self) -> usize {
         let accelerator = self.accelerator;
         let per_clock = accelerator.peak.bf16.flops_per_sec()
             / (f64::from(accelerator.sms) * accelerator.clock.hertz());
         match per_clock {
+            ..1500.0 if accelerator.peak.fp8.is_some() => 1,
             ..3000.0 => 0,
             3000.0..6000.0 => 1,
             _ => 2,

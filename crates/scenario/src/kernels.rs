@@ -269,6 +269,49 @@ pub fn read(text: &str) -> Result<Vec<PublishedKernel>, ReadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Catalogue;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    /// Values that fields of a row have, should have, and should not have.
+    fn value() -> impl Strategy<Value = serde_json::Value> {
+        prop_oneof![
+            select(vec![0u64, 1, 3, 128, 4096, 65536, u64::MAX]).prop_map(|n| n.into()),
+            select(vec![-1.0, 0.0, 1e-300, 2.5, 1e300]).prop_map(|x: f64| x.into()),
+            select(vec!["fp8", "nvfp4", "vllm", "FA2", "read", "d64 d0", ""])
+                .prop_map(|s| s.into()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_row_is_compared_or_refused(
+            line in 0..100_000usize,
+            changes in proptest::collection::vec((0..40usize, value()), 1..5),
+        ) {
+            let lines: Vec<&str> = SHIPPED.lines().collect();
+            let mut row: serde_json::Value =
+                serde_json::from_str(lines[line % lines.len()]).unwrap();
+            let object = row.as_object_mut().unwrap();
+            let keys: Vec<String> = object.keys().cloned().collect();
+            for (index, value) in changes {
+                let key = keys[index % keys.len()].clone();
+                object.insert(key, value);
+            }
+            if let Ok(rows) = read(&row.to_string()) {
+                for row in rows {
+                    if let Ok(comparisons) = compare(&row, Catalogue::builtin()) {
+                        prop_assert!(comparisons.iter().all(|c| c.log_error.is_finite()));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,200}") {
+            let _ = read(&text);
+        }
+    }
 
     #[test]
     fn both_spellings_say_the_same() {

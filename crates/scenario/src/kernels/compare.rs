@@ -173,14 +173,24 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
     if comparisons.is_empty() {
         return left_out("nothing measured that the model states", row.kind.name());
     }
+    if comparisons
+        .iter()
+        .any(|comparison| !comparison.log_error.is_finite())
+    {
+        return left_out("a measurement that is not positive", row.kind.name());
+    }
     Ok(comparisons)
 }
+
+/// Largest size that is priced: products of three fit 64 bits.
+const LARGEST: u64 = 1 << 21;
 
 /// A size that the kind must have.
 fn need(value: Option<u64>, name: &str) -> Result<u64, LeftOut> {
     match value {
-        Some(value) if value > 0 => Ok(value),
-        _ => left_out("a size is missing", name),
+        Some(value) if (1..=LARGEST).contains(&value) => Ok(value),
+        Some(value) => left_out("a size that no kernel has", format!("{name} of {value}")),
+        None => left_out("a size is missing", name),
     }
 }
 
@@ -303,7 +313,8 @@ impl Case<'_> {
     /// The best of many shapes, where the source does not say of which.
     fn best_gemm(&self) -> Result<Vec<Comparison>, LeftOut> {
         let row = self.row;
-        if let (Some(m), Some(n), Some(k)) = (row.m, row.n, row.k) {
+        if row.m.is_some() || row.n.is_some() || row.k.is_some() {
+            let (m, n, k) = (need(row.m, "m")?, need(row.n, "n")?, need(row.k, "k")?);
             let flops = 2.0 * m as f64 * n as f64 * k as f64;
             let what = format!("best shape, {m} x {n} x {k}");
             return Ok(self.timed(&what, true, self.product(m, n, k), flops, 0.0));
@@ -424,7 +435,7 @@ impl Case<'_> {
         };
         let time = seconds(kernel::experts(&op, acc, acc.sms, &options));
         let what = format!("{tokens} tokens to {top_k} of {experts}, {hidden} x {inner}");
-        let flops = 6.0 * (tokens * top_k * hidden * inner) as f64;
+        let flops = 6.0 * (tokens * top_k) as f64 * (hidden * inner) as f64;
         Ok(self.timed(&what, tokens >= 1024, time, flops, 0.0))
     }
 
@@ -460,7 +471,7 @@ impl Case<'_> {
         };
         let time = self.prefill_time(batch, length, (heads, kv_heads), widths);
         let what = format!("{batch} x {heads}/{kv_heads} heads x {length}");
-        let flops = (batch * heads * length * length * (widths.0 + widths.1)) as f64;
+        let flops = (batch * heads * length) as f64 * (length * (widths.0 + widths.1)) as f64;
         Ok(self.timed(
             &what,
             length >= 1024 && batch * heads >= 8,
