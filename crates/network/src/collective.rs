@@ -215,9 +215,24 @@ pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Lin
     tuned(op)
         .iter()
         .filter_map(|algorithm| collective_by(*algorithm, op, bytes, group, links))
-        .min_by_key(Demand::duration)
+        .min_by_key(|demand| expected(demand, group, links))
         .expect("every operation has a candidate")
 }
+
+/// What the library's tuner expects of a candidate. It knows one bandwidth for trees over any number
+/// of nodes, a little under half of the link (NVIDIA/nccl `src/graph/tuning.cc`), so that two and
+/// three nodes run rings where a tree would send less.
+fn expected(demand: &Demand, group: &GroupSpan, links: &Links) -> SimDuration {
+    let halves = tree_halves(group.domains);
+    if demand.algorithm != Algorithm::Tree || halves == 4 || !links.is_library() {
+        return demand.duration();
+    }
+    let nic = stretched(demand.nic, 4.0 / f64::from(halves.max(1)));
+    demand.latency + demand.nvlink.max(stretched(nic, 1.0 / TREE_EXPECTED))
+}
+
+/// `treeCorrectionFactor` of large sizes in the same place.
+const TREE_EXPECTED: f64 = 0.92;
 
 /// The algorithms that NCCL chooses from.
 pub fn tuned(op: CollectiveOp) -> &'static [Algorithm] {

@@ -23,5 +23,5 @@ pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};
 pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet};
-pub use links::{Links, Shape};
+pub use links::{HOST_LAUNCH, Links, Shape};
 pub use program::{Edge, Message, Pattern, Phase, Program, Teams, Via};

@@ -78,6 +78,11 @@ const EXCHANGE_BASE_NS: u64 = 20_000;
 /// What telling other domains the token counts adds to it.
 const EXCHANGE_ACROSS_NS: u64 = 45_000;
 
+/// Shortest time between two collectives that are launched from the host, one process per GPU and
+/// outside CUDA graphs: small sizes take 42 us on A100 and H100 (Azure/AI-benchmarking-guide), 39 on
+/// H200 and 47 on B200 (stas00/ml-engineering), whatever their links.
+pub const HOST_LAUNCH: SimDuration = SimDuration::from_micros(42);
+
 /// What the ports of one rank carry, and how long a step takes. All ranks of a cluster are alike.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Links {
@@ -184,6 +189,11 @@ impl Links {
     pub fn without_library(mut self) -> Self {
         self.library = false;
         self
+    }
+
+    /// Whether a library drives them, and not an ideal one.
+    pub(crate) fn is_library(&self) -> bool {
+        self.library
     }
 
     /// The same links on a fabric whose tiers are never in the way: for whoever runs flows over the

@@ -317,6 +317,8 @@ pub enum Validate {
     Training(validate::TrainingArgs),
     /// Serving: published tokens per second and latencies beside simulated ones
     Serving(validate::ServingArgs),
+    /// Collectives: published timings beside simulated ones
+    Collectives(validate::CollectivesArgs),
     /// Kernels: published timings beside the cost model
     Kernels(validate::KernelArgs),
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use rackflow_report::{CollectiveReport, CollectiveTable};
 use rackflow_scenario::ClusterChanges;
 use rackflow_simulator::collective::{
-    Algorithm, CollectiveOp, Experts, Group, NoFlows, Operation, Protocol,
+    Algorithm, CollectiveOp, ExpertKernels, Experts, Group, NoFlows, Operation, Protocol,
 };
 use rackflow_topology::{Cluster, Wires};
 use rackflow_units::Bytes;
@@ -63,6 +63,9 @@ pub struct CollectiveArgs {
     /// each on the way back
     #[arg(long, value_name = "N", default_value_t = 7168, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub hidden: u64,
+    /// dispatch, combine: straight to every expert, for latency, in place of once to each domain
+    #[arg(long)]
+    pub low_latency: bool,
     /// dispatch, combine: NVLink domains that one token may visit [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_domains: Option<u32>,
@@ -209,6 +212,11 @@ fn operation(args: &CollectiveArgs) -> Result<Operation, Failure> {
         top_k: args.top_k,
         bytes_per_token: Bytes::new(bytes_per_token),
         max_domains: args.max_domains,
+        kernels: if args.low_latency {
+            ExpertKernels::LowLatency
+        } else {
+            ExpertKernels::Normal
+        },
     };
     let operation = match args.operation {
         OperationName::AllReduce => Operation::Collective(CollectiveOp::AllReduce),

@@ -65,6 +65,9 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
             what: Validate::Serving(args),
         } => files::print(&validate::serving(args).map_err(Failure::from)?),
         Command::Validate {
+            what: Validate::Collectives(args),
+        } => files::print(&validate::collectives(args).map_err(Failure::from)?),
+        Command::Validate {
             what: Validate::Kernels(args),
         } => files::print(&validate::kernels(args).map_err(Failure::from)?),
         Command::Schema { of } => files::print(&schema(*of)),

@@ -3,11 +3,13 @@
 //! Each kind of comparison has a file of its own. They share how errors are summed up and written
 //! ([`summary`]), and how a command is refused ([`ValidateError`]).
 
+mod collectives;
 mod kernels;
 mod serving;
 mod summary;
 mod training;
 
+pub use collectives::{CollectivesArgs, collectives};
 pub use kernels::{KernelArgs, kernels};
 pub use serving::{ServingArgs, serving};
 pub use training::{TrainingArgs, training};

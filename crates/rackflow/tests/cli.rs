@@ -745,6 +745,40 @@ fn a_collective_that_cannot_be_measured_is_refused() {
     assert!(all_reduce(&["hgx-h100", "--gpus", "9000000"]).contains("too small"));
 }
 
+/// Half of the published timings are met within 8 % from 1 MiB on and within 25 % below.
+#[test]
+fn published_collectives_are_met() {
+    let document = json(&fine(&["validate", "collectives", "--format", "json"]));
+    let median = |part: &str| {
+        document["summary"][part]["unweighted_median_abs_error"]
+            .as_f64()
+            .expect("a number")
+    };
+    assert!(median("from_1_mib") <= 0.08, "{}", median("from_1_mib"));
+    assert!(median("below_1_mib") <= 0.25, "{}", median("below_1_mib"));
+    let summary = &document["summary"];
+    assert!(summary["rows"].as_u64() > Some(450), "{}", summary["rows"]);
+    assert!(summary["by_source"]["aic"]["median_abs_error"].is_number());
+    assert!(
+        document["left_out"]
+            .as_array()
+            .is_some_and(|rows| rows.len() < 30)
+    );
+    let folder = scratch("validate-collectives");
+    let file = folder.join("broken.jsonl");
+    fs::write(&file, "\n{\"id\": 1}\n").expect("a scratch file");
+    let text = refused(
+        &[
+            "validate",
+            "collectives",
+            "--data",
+            file.to_str().expect("text"),
+        ],
+        2,
+    );
+    assert!(text.contains("line 2"), "{text}");
+}
+
 // ---- plan
 
 #[test]

@@ -12,6 +12,7 @@
 mod catalogue;
 mod check;
 mod cluster;
+pub mod collectives;
 mod decode;
 mod diagnostic;
 mod document;

@@ -5,13 +5,13 @@ mod flows;
 pub use flows::{Outcome, Task, run_flows};
 
 use rackflow_network::{
-    Demand, ExchangeStyle, Links, Program, collective, collective_with, expert_exchange,
-    ranks_visited, tuned,
+    Demand, ExchangeStyle, Links, Program, collective, collective_with, direct_exchange,
+    expert_exchange, ranks_visited, tuned,
 };
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, LinkId, TopologyError, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
-pub use rackflow_network::{Algorithm, CollectiveOp, Protocol};
+pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +35,20 @@ pub struct Experts {
     pub bytes_per_token: Bytes,
     /// NVLink domains that one token may visit; `None`: any number.
     pub max_domains: Option<u32>,
+    /// Which kernels move them.
+    pub kernels: ExpertKernels,
+}
+
+/// Kernels that exchange tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertKernels {
+    /// Once over the NIC to each domain and forwarded there, for throughput (DeepEP's normal ones).
+    Normal,
+    /// Straight to the rank of every expert, for latency (DeepEP's).
+    LowLatency,
+    /// Straight to every rank, once however many of its experts are chosen (TensorRT-LLM's
+    /// one-sided ones).
+    OneSided,
 }
 
 /// One line of the table.
@@ -88,6 +102,10 @@ pub enum NoFlows {
     },
 }
 
+/// Shortest combine of one-sided kernels, whatever its size: 31 us from 1 to 8 tokens on 8 and 16
+/// GB200, where the dispatch takes 18 (NVIDIA/TensorRT-LLM tech blog 18).
+const ONE_SIDED_COMBINE: SimDuration = SimDuration::from_micros(31);
+
 /// More flows than this take minutes and gigabytes.
 const MOST_FLOWS: u64 = 20_000_000;
 
@@ -120,6 +138,24 @@ impl Group {
         self.span.domains
     }
 
+    /// Copies of a token as DeepEP counts them, the local one among them: one for each rank that it
+    /// visits inside a domain, one for each domain across, one for each expert at low latency.
+    pub fn copies(&self, experts: Experts) -> f64 {
+        let Experts {
+            experts: all,
+            top_k,
+            kernels,
+            max_domains,
+            ..
+        } = experts;
+        let within = |bins: u32| ranks_visited(all, bins, top_k);
+        match kernels {
+            ExpertKernels::LowLatency => top_k as f64,
+            _ if self.span.domains == 1 => within(self.span.ranks),
+            _ => within(self.span.domains.min(max_domains.unwrap_or(u32::MAX))),
+        }
+    }
+
     /// Runs `operation` once by the algorithm and protocol that the library would choose, or by
     /// those that are wanted; `None` where those do not serve the operation or the group.
     ///
@@ -134,9 +170,10 @@ impl Group {
     ) -> Option<Measurement> {
         let demand = match operation {
             Operation::Collective(op) => self.collective(op, bytes, algorithm, protocol)?,
-            Operation::Dispatch(experts) | Operation::Combine(experts) => {
-                self.exchange(experts, bytes, algorithm, protocol)?
-            }
+            Operation::Dispatch(experts) | Operation::Combine(experts) => Self::awaited(
+                operation,
+                self.exchange(experts, bytes, algorithm, protocol)?,
+            ),
         };
         let bound = self
             .nvlink
@@ -262,6 +299,20 @@ impl Group {
                 .all(|link| wires.bandwidth(*link) == self.nvlink)
     }
 
+    /// A combine of one-sided kernels also waits for all that it asked for.
+    fn awaited(operation: Operation, demand: Demand) -> Demand {
+        match operation {
+            Operation::Combine(experts) if experts.kernels == ExpertKernels::OneSided => {
+                let missing = ONE_SIDED_COMBINE.saturating_sub(demand.duration());
+                Demand {
+                    latency: demand.latency + missing,
+                    ..demand
+                }
+            }
+            _ => demand,
+        }
+    }
+
     fn collective(
         &self,
         op: CollectiveOp,
@@ -290,6 +341,21 @@ impl Group {
         algorithm: Option<Algorithm>,
         protocol: Option<Protocol>,
     ) -> Option<Demand> {
+        if experts.kernels != ExpertKernels::Normal {
+            let served = algorithm.is_none_or(|wanted| wanted == Algorithm::Direct)
+                && protocol.is_none_or(|wanted| wanted == Protocol::Simple);
+            return served.then(|| {
+                direct_exchange(
+                    bytes.as_f64() / experts.bytes_per_token.as_f64(),
+                    experts.bytes_per_token.as_f64(),
+                    experts.top_k,
+                    experts.experts,
+                    experts.kernels == ExpertKernels::OneSided,
+                    &self.span,
+                    &self.links,
+                )
+            });
+        }
         let style = match algorithm {
             None | Some(Algorithm::Relayed) => ExchangeStyle::Relayed {
                 max_domains: experts.max_domains,

@@ -5,7 +5,9 @@ use rackflow_network::{
     Algorithm, CollectiveOp, Demand, Links, Program, Protocol, Shape, collective_with,
 };
 use rackflow_scenario::{Catalogue, ClusterChanges, catalogue_cluster};
-use rackflow_simulator::collective::{Experts, Group, Operation, Outcome, Task, run_flows};
+use rackflow_simulator::collective::{
+    ExpertKernels, Experts, Group, Operation, Outcome, Task, run_flows,
+};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, GroupSpan, Routing, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
@@ -245,7 +247,7 @@ proptest! {
         }
         let wires = Wires::new(&cluster, seed).expect("sound");
         let group = Group::new(&cluster, per_node * nodes).expect("sound");
-        let experts = Experts { experts: 256, top_k: 8, bytes_per_token: Bytes::new(7168), max_domains: Some(4) };
+        let experts = Experts { experts: 256, top_k: 8, bytes_per_token: Bytes::new(7168), max_domains: Some(4), kernels: ExpertKernels::Normal };
         let operation = match CollectiveOp::ALL.get(operation) {
             Some(op) => Operation::Collective(*op),
             None if operation == 6 => Operation::Dispatch(experts),

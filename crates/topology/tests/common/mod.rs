@@ -17,7 +17,13 @@ struct NodeEntry {
     scale_up: ScaleUp,
     nic: Nic,
     rack: Rack,
+    #[serde(default = "one")]
+    host_slowdown: f64,
     sources: BTreeMap<String, String>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 #[derive(Deserialize)]
@@ -59,7 +65,7 @@ fn read_nodes() -> BTreeMap<String, Node> {
             scale_up: entry.scale_up,
             nic: entry.nic,
             rack: entry.rack,
-            host_slowdown: 1.0,
+            host_slowdown: entry.host_slowdown,
             sources: entry.sources,
         };
         (name, node)
