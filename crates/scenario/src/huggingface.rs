@@ -6,7 +6,7 @@
 //! configuration class. The text is parsed, never a path: whoever has the file reads it.
 
 use rackflow_workload::{
-    Attention, FeedForward, GroupLimit, MoE, Model, ModelError, MultiTokenPrediction,
+    Attention, FeedForward, GroupLimit, MoE, Model, ModelError, MultiTokenPrediction, SparseIndex,
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -373,6 +373,18 @@ fn prediction(
     }
 }
 
+/// The indexer of DeepSeek-V3.2 and its kin, where the file describes one.
+fn sparse_index(config: &Config<'_>) -> Result<Option<SparseIndex>, HuggingFaceError> {
+    let Some(top_k) = config.optional("index_topk")? else {
+        return Ok(None);
+    };
+    Ok(Some(SparseIndex {
+        heads: config.number("index_n_heads")?,
+        head_dim: config.number("index_head_dim")?,
+        top_k,
+    }))
+}
+
 fn latent_attention(config: &Config<'_>) -> Result<Attention, HuggingFaceError> {
     Ok(Attention::Latent {
         heads: config.number("num_attention_heads")?,
@@ -381,6 +393,8 @@ fn latent_attention(config: &Config<'_>) -> Result<Attention, HuggingFaceError> 
         qk_nope_head_dim: config.number("qk_nope_head_dim")?,
         qk_rope_head_dim: config.number("qk_rope_head_dim")?,
         v_head_dim: config.number("v_head_dim")?,
+        latents: 1,
+        sparse: sparse_index(config)?,
     })
 }
 

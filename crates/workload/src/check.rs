@@ -205,8 +205,16 @@ impl Model {
                 qk_nope_head_dim,
                 qk_rope_head_dim,
                 v_head_dim,
+                latents,
+                sparse,
             } => {
                 size("attention.mla.heads", heads, MAX_HEADS)?;
+                size("attention.mla.latents", latents, MAX_HEADS)?;
+                if let Some(index) = sparse {
+                    size("attention.mla.sparse.heads", index.heads, MAX_HEADS)?;
+                    size("attention.mla.sparse.head_dim", index.head_dim, MAX_WIDTH)?;
+                    size("attention.mla.sparse.top_k", index.top_k, MAX_WINDOW)?;
+                }
                 if let Some(rank) = q_lora_rank {
                     size("attention.mla.q_lora_rank", rank, MAX_WIDTH)?;
                 }
@@ -412,6 +420,8 @@ mod tests {
             qk_nope_head_dim: 32,
             qk_rope_head_dim: 16,
             v_head_dim: 32,
+            latents: 1,
+            sparse: None,
         };
         let field = "attention.mla.kv_lora_rank";
         refuses(

@@ -321,8 +321,14 @@ impl Model {
             Attention::Latent {
                 kv_lora_rank,
                 qk_rope_head_dim,
+                latents,
+                sparse,
                 ..
-            } => kv_lora_rank.saturating_add(qk_rope_head_dim),
+            } => sum([
+                product([latents, kv_lora_rank]),
+                qk_rope_head_dim,
+                sparse.map_or(0, |index| index.head_dim),
+            ]),
         }
     }
 
@@ -372,6 +378,8 @@ impl Model {
                 qk_nope_head_dim,
                 qk_rope_head_dim,
                 v_head_dim,
+                latents,
+                sparse,
             } => {
                 let query = product([heads, qk_nope_head_dim.saturating_add(qk_rope_head_dim)]);
                 let queries = match q_lora_rank {
@@ -379,9 +387,21 @@ impl Model {
                     None => linear(hidden, query),
                 };
                 let key_value = product([heads, qk_nope_head_dim.saturating_add(v_head_dim)]);
+                let latent = product([latents, kv_lora_rank]).saturating_add(qk_rope_head_dim);
+                let index = sparse.map_or(0, |index| {
+                    sum([
+                        linear(
+                            q_lora_rank.unwrap_or(hidden),
+                            product([index.heads, index.head_dim]),
+                        ),
+                        linear(hidden, index.head_dim),
+                        linear(hidden, index.heads),
+                    ])
+                });
                 sum([
                     queries,
-                    linear(hidden, kv_lora_rank.saturating_add(qk_rope_head_dim)),
+                    index,
+                    linear(hidden, latent),
                     linear(kv_lora_rank, key_value),
                     linear(product([heads, v_head_dim]), hidden),
                 ])

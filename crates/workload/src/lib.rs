@@ -16,7 +16,9 @@ mod training;
 
 pub use check::ModelError;
 pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount};
-pub use model::{Attention, FeedForward, GroupLimit, LayerKind, MoE, Model, MultiTokenPrediction};
+pub use model::{
+    Attention, FeedForward, GroupLimit, LayerKind, MoE, Model, MultiTokenPrediction, SparseIndex,
+};
 pub use operation::{Direction, Operation};
 pub use requests::{Arrivals, Length, Request, RequestPlan, Segment, Sessions, Shapes};
 pub use serving_engine::{

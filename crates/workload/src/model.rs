@@ -51,7 +51,26 @@ pub enum Attention {
         qk_rope_head_dim: u64,
         /// Width per head of the value.
         v_head_dim: u64,
+        /// Latents per token, each shared by an equal part of the heads (grouped latent attention);
+        /// tensor ranks then keep their own instead of a copy of all.
+        #[serde(default = "one")]
+        latents: u64,
+        /// Each query attends to a choice of keys only. Read by serving; training computes all keys.
+        #[serde(default)]
+        sparse: Option<SparseIndex>,
     },
+}
+
+/// An indexer that chooses, for each query, the keys that attention looks at (DeepSeek-V3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SparseIndex {
+    /// Heads of the indexer.
+    pub heads: u64,
+    /// Width of its queries and of its one key per token.
+    pub head_dim: u64,
+    /// Keys that are chosen for each query.
+    pub top_k: u64,
 }
 
 /// A mixture of experts in place of the dense feed-forward network.

@@ -13,7 +13,7 @@ use crate::cause::{Accounts, Cause, CommKind};
 use rackflow_topology::{Cluster, ClusterMap, Level};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::serving::{Deployment, Draft, GraphCapture};
-use rackflow_workload::{FeedForward, LayerKind};
+use rackflow_workload::{Attention, FeedForward, LayerKind, SparseIndex};
 
 /// Layers that attend alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +37,7 @@ pub struct Instance {
     pipeline_level: Level,
     decode_heads: Heads,
     prefill_heads: Heads,
+    sparse: Option<SparseIndex>,
     attending: Vec<Attending>,
     layers: f64,
     mixture_layers: f64,
@@ -174,6 +175,10 @@ impl Instance {
             pipeline_level: groups.pipeline_level(),
             decode_heads: layers.decode_heads(),
             prefill_heads: layers.prefill_heads(),
+            sparse: match deployment.model.attention {
+                Attention::Latent { sparse, .. } => sparse,
+                Attention::Grouped { .. } => None,
+            },
             attending: attending(&kinds),
             layers: all,
             mixture_layers,
@@ -400,20 +405,58 @@ impl Instance {
             let prompts = kind
                 .window
                 .map_or(share.prompts, |window| windowed(&share.prompts, window));
-            let one =
-                self.kernels
-                    .decode(&self.decode_heads, share.sequences, share.queries, context)
-                    + self.kernels.prefill(
-                        &self.prefill_heads,
-                        &prompts,
-                        self.decode_heads.rope.is_some(),
-                    );
+            let one = self.decode_attention(share, context) + self.prefill_attention(&prompts);
             parts += one * n;
         }
         let part = layers / self.layers;
-        parts
-            + self.absorbed.at(share.sequences * share.queries) * part
-            + self.expanded.at(share.prompts.keys) * part
+        let generated = share.sequences * share.queries;
+        // Chosen keys are attended to as latents, by prompts too.
+        let (absorbed, expanded) = if self.chooses(&share.prompts) {
+            (generated + share.prompts.new, 0.0)
+        } else {
+            (generated, share.prompts.keys)
+        };
+        parts + self.absorbed.at(absorbed) * part + self.expanded.at(expanded) * part
+    }
+
+    /// Whether prompts see more keys than an indexer chooses.
+    fn chooses(&self, prompts: &Prompts) -> bool {
+        self.sparse
+            .is_some_and(|index| prompts.pairs > index.top_k as f64 * prompts.new)
+    }
+
+    fn decode_attention(&self, share: &Share, context: f64) -> Parts {
+        let mean = context / share.sequences.max(1e-9);
+        match &self.sparse {
+            Some(index) if mean > index.top_k as f64 => self.kernels.sparse(
+                &self.decode_heads,
+                index,
+                share.sequences,
+                share.sequences * share.queries,
+                mean,
+                false,
+            ),
+            _ => self
+                .kernels
+                .decode(&self.decode_heads, share.sequences, share.queries, context),
+        }
+    }
+
+    fn prefill_attention(&self, prompts: &Prompts) -> Parts {
+        match &self.sparse {
+            Some(index) if self.chooses(prompts) => self.kernels.sparse(
+                &self.decode_heads,
+                index,
+                prompts.chunks,
+                prompts.new,
+                prompts.pairs / prompts.new.max(1e-9),
+                true,
+            ),
+            _ => {
+                let latent = self.decode_heads.rope.is_some();
+                self.kernels.prefill(&self.prefill_heads, prompts, latent)
+            }
+        }
     }
 
     /// `guesses` passes of the prediction module.

@@ -2,13 +2,13 @@
 
 use super::parts::Parts;
 use crate::kernel::{
-    self, DecodeAttention, Experts, Format, KernelCost, LatentDecode, Launch, Library, Linear,
-    Load, MECHANISM, PrefillAttention, ServingOptions, SmallKernel,
+    self, DecodeAttention, Experts, Format, Indexer, KernelCost, LatentDecode, Launch, Library,
+    Linear, Load, MECHANISM, PrefillAttention, ServingOptions, SmallKernel, SparseAttention,
 };
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::Operation;
 use rackflow_workload::serving::{Deployment, Duty, KernelLibrary, KvFormat, WeightFormat};
+use rackflow_workload::{Operation, SparseIndex};
 
 /// The kernels of one GPU.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,8 @@ pub(super) struct Heads {
     pub width_v: u64,
     /// Width of the rotary part beside a latent; `None` where keys and values are cached.
     pub rope: Option<u64>,
+    /// Latents on this rank, each shared by as many of the heads; 1 where there is none.
+    pub latents: u64,
     /// Elements cached per token.
     pub cached: f64,
     /// Format of the cache.
@@ -234,10 +236,11 @@ impl Kernels {
         let cost = match heads.rope {
             Some(rope) => kernel::latent_decode(
                 &LatentDecode {
-                    sequences: whole as u64,
+                    // Each latent is a cache of its own with its part of the heads.
+                    sequences: whole as u64 * heads.latents,
                     context: mean,
                     queries: queries as u64,
-                    heads: heads.heads,
+                    heads: heads.heads.div_ceil(heads.latents),
                     latent: heads.width_v,
                     rope,
                     kv,
@@ -270,6 +273,55 @@ impl Kernels {
         let mut parts = self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0);
         parts.memory += self.further_loads(heads, bytes);
         parts
+    }
+
+    /// Attention over keys that an indexer chose, in one layer: `queries` tokens of `sequences` sequences,
+    /// each of which sees `visible` keys on average.
+    pub fn sparse(
+        &self,
+        heads: &Heads,
+        index: &SparseIndex,
+        sequences: f64,
+        queries: f64,
+        visible: f64,
+        prefill: bool,
+    ) -> Parts {
+        if queries <= 0.0 {
+            return Parts::default();
+        }
+        let (accelerator, sms) = (&self.accelerator, self.accelerator.sms);
+        let whole = queries.ceil().max(1.0);
+        let choose = Indexer {
+            queries: whole as u64,
+            sequences: sequences.ceil().max(1.0) as u64,
+            context: visible,
+            heads: index.heads,
+            head_dim: index.head_dim,
+        };
+        let chosen = visible.min(index.top_k as f64);
+        let attend = SparseAttention {
+            queries: whole as u64,
+            top_k: chosen.ceil() as u64,
+            heads: heads.heads,
+            latent: heads.width_v,
+            rope: heads.rope.unwrap_or(0),
+            kv: match heads.kv {
+                KvFormat::Bf16 => Precision::Bf16,
+                KvFormat::Fp8 | KvFormat::Fp4 => Precision::Fp8,
+            },
+            prefill,
+        };
+        let scores = 2.0 * queries * visible * (index.heads * index.head_dim) as f64;
+        let width = (heads.width_qk + heads.width_v) as f64;
+        let products = 2.0 * queries * chosen * heads.heads as f64 * width;
+        let keys = sequences * visible * (index.head_dim + 4) as f64;
+        let latents = queries * chosen * (heads.width_qk as f64) * heads.kv.bytes();
+        let ceiled = whole / queries;
+        let index = kernel::indexer(&choose, accelerator, sms, &self.options);
+        let attention = kernel::sparse_attention(&attend, accelerator, sms, &self.options);
+        let executed = products * ceiled * attend.top_k as f64 / chosen.max(1e-9);
+        self.parts(&index, scores * ceiled, scores, keys, 2.0)
+            + self.parts(&attention, executed, products, latents, 1.0)
     }
 
     /// Time in which the last-level cache delivers `bytes` of keys and values again to every query head

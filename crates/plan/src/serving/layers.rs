@@ -35,8 +35,8 @@ impl Layers<'_> {
     /// Attention that generates: latent attention works on the latent itself (absorbed).
     pub fn decode_heads(&self) -> Heads {
         let attention = &self.deployment.model.attention;
-        let cached = cached_elements(attention, self.tensor());
         let kv = self.deployment.precision.kv;
+        let cached = cached_elements(attention, self.tensor(), kv.bytes());
         match *attention {
             Attention::Grouped {
                 kv_heads, head_dim, ..
@@ -46,12 +46,14 @@ impl Layers<'_> {
                 width_qk: head_dim,
                 width_v: head_dim,
                 rope: None,
+                latents: 1,
                 cached,
                 kv,
             },
             Attention::Latent {
                 kv_lora_rank,
                 qk_rope_head_dim,
+                latents,
                 ..
             } => Heads {
                 heads: self.heads(),
@@ -59,6 +61,7 @@ impl Layers<'_> {
                 width_qk: kv_lora_rank + qk_rope_head_dim,
                 width_v: kv_lora_rank,
                 rope: Some(qk_rope_head_dim),
+                latents: latents.div_ceil(self.tensor()),
                 cached,
                 kv,
             },
@@ -151,9 +154,17 @@ impl Layers<'_> {
                 qk_nope_head_dim,
                 qk_rope_head_dim,
                 v_head_dim,
+                latents,
+                sparse,
                 ..
             } => {
-                let latent = kv_lora_rank + qk_rope_head_dim;
+                let latent = latents.div_ceil(self.tensor()) * kv_lora_rank + qk_rope_head_dim;
+                // Every rank holds the whole indexer.
+                let index = sparse.map_or(Parts::default(), |index| {
+                    let queries = index.heads * index.head_dim;
+                    self.product(tokens, queries, q_lora_rank.unwrap_or(hidden), format)
+                        + self.product(tokens, index.head_dim + index.heads, hidden, format)
+                });
                 let query = heads * (qk_nope_head_dim + qk_rope_head_dim);
                 let down = match q_lora_rank {
                     Some(rank) => {
@@ -162,7 +173,7 @@ impl Layers<'_> {
                     }
                     None => self.product(tokens, query + latent, hidden, format),
                 };
-                down + self.product(tokens, hidden, heads * v_head_dim, format)
+                down + index + self.product(tokens, hidden, heads * v_head_dim, format)
             }
         };
         parts + self.all_reduce(tokens)

@@ -40,18 +40,24 @@ impl InstanceMemory {
     }
 }
 
-/// Elements that one token adds to the cache of one layer on one rank.
-pub(super) fn cached_elements(attention: &Attention, tensor: u64) -> f64 {
+/// Elements that one token adds to the cache of one layer on one rank, of which `element` bytes are
+/// kept; an indexer's key is kept in 8 bits with a scale.
+pub(super) fn cached_elements(attention: &Attention, tensor: u64, element: f64) -> f64 {
     match *attention {
         Attention::Grouped {
             kv_heads, head_dim, ..
         } => (2 * kv_heads.div_ceil(tensor) * head_dim) as f64,
-        // The latent serves all heads: every rank keeps all of it.
+        // A latent that serves all heads lies on every rank; of several, each rank keeps its own.
         Attention::Latent {
             kv_lora_rank,
             qk_rope_head_dim,
+            latents,
+            sparse,
             ..
-        } => (kv_lora_rank + qk_rope_head_dim) as f64,
+        } => {
+            let index = sparse.map_or(0.0, |index| (index.head_dim + 4) as f64 / element);
+            (latents.div_ceil(tensor) * kv_lora_rank + qk_rope_head_dim) as f64 + index
+        }
     }
 }
 
@@ -118,7 +124,8 @@ pub(super) fn of(
 ) -> Result<InstanceMemory, ServingError> {
     let tensor = u64::from(d.parallelism.tensor);
     let stages = f64::from(d.parallelism.pipeline);
-    let per_layer = cached_elements(&d.model.attention, tensor) * d.precision.kv.bytes();
+    let per_layer = cached_elements(&d.model.attention, tensor, d.precision.kv.bytes())
+        * d.precision.kv.bytes();
     let (mut full, mut windows) = (0.0, 0.0);
     for (kind, count) in d.model.layer_kinds() {
         match kind.window {

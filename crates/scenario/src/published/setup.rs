@@ -142,6 +142,8 @@ fn model(
             qk_nope_head_dim: latent.qk_nope_head_dim,
             qk_rope_head_dim: latent.qk_rope_head_dim,
             v_head_dim: latent.v_head_dim,
+            latents: 1,
+            sparse: None,
         },
         None => Attention::Grouped {
             heads,
