@@ -318,25 +318,6 @@ fn grouped_latents_are_spread_where_one_is_copied() {
     assert!(two.step(&batch).time < one.step(&batch).time);
 }
 
-/// Not a promise, a look: what a call costs is measured by `cargo bench`.
-#[test]
-#[ignore = "prints how long a call takes"]
-fn time_of_a_call() {
-    for (name, instance) in instances() {
-        let start = std::time::Instant::now();
-        let calls = 200_000_u64;
-        let mut sum = 0;
-        for i in 0..calls {
-            let batch = StepBatch::decode(1 + i % 200, 1000 * (1 + i % 200));
-            sum += instance.step(&batch).time.as_picos() % 7;
-        }
-        println!(
-            "{name}: {:?} a call ({sum})",
-            start.elapsed() / calls as u32
-        );
-    }
-}
-
 #[test]
 fn a_plan_that_does_not_match_is_refused() {
     let refused = |plan: ServingParallelism, model: &str| {
