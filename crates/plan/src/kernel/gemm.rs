@@ -183,17 +183,22 @@ pub(super) fn styled(product: &Product, style: &Style, device: &Device<'_>) -> P
     let peak = peak(device, style.precision);
     let sustained = flops / (peak * style.efficiency) * device.slower();
     let memory_time = traffic(product, style, device) / (device.memory_rate() * style.memory);
+    let element = f64::midpoint(style.left, style.right);
+    let per_flop = sustained / flops;
+    let (rows, columns) = LARGEST;
+    let multiply = 2.0 * rows * columns * per_flop * f64::from(device.sms);
+    let tiling = Tiling {
+        product,
+        style,
+        per_flop,
+        element,
+        starved: starved(rows, columns, multiply, element, device),
+        memory_time,
+        device,
+    };
     let mut fastest = (f64::INFINITY, 0.0);
-    for (rows, columns) in TILES {
-        tiled(
-            product,
-            (rows, columns),
-            sustained / flops,
-            style,
-            memory_time,
-            &mut fastest,
-            device,
-        );
+    for tile in TILES {
+        tiling.compare(tile, &mut fastest);
     }
     let (whole, math) = fastest;
     let useful = flops / peak;
@@ -209,61 +214,74 @@ pub(super) fn styled(product: &Product, style: &Style, device: &Device<'_>) -> P
     }
 }
 
-/// Compares one size of tile, over all splits of the reduction, with the fastest so far: its time
-/// with and without the arrival of operands [s]. `per_flop` is the time that one operation takes
-/// when all SMs of the kernel work [s].
-fn tiled(
-    product: &Product,
-    (rows, columns): (f64, f64),
+/// What all tiles of one product share.
+struct Tiling<'a> {
+    product: &'a Product,
+    style: &'a Style,
+    /// Time of one operation when all SMs of the kernel work [s].
     per_flop: f64,
-    style: &Style,
+    /// Mean bytes of an element of the operands.
+    element: f64,
+    /// How far delivery slows the largest tile.
+    starved: f64,
     memory_time: f64,
-    fastest: &mut (f64, f64),
-    device: &Device<'_>,
-) {
-    let mechanism = device.mechanism;
-    let element = f64::midpoint(style.left, style.right);
-    let sms = f64::from(device.sms);
-    let tiles = product.tiles(rows, columns);
-    let bands = (product.n / columns).max(product.m / rows).ceil() * product.count;
-    // A pipeline step reads 128 bytes of each row.
-    let step = (128.0 / element).floor();
-    let multiply = 2.0 * rows * columns * per_flop * sms;
-    // The sustained rate is that of the largest tile, so delivery counts against that tile's.
-    let per_k = multiply * starved(rows, columns, multiply, element, device)
-        / starved(
-            LARGEST.0,
-            LARGEST.1,
-            multiply * LARGEST.0 * LARGEST.1 / (rows * columns),
+    device: &'a Device<'a>,
+}
+
+impl Tiling<'_> {
+    /// Compares one size of tile, over all splits of the reduction, with the fastest so far: its
+    /// time with and without the arrival of operands [s]. What cannot be faster is not computed.
+    fn compare(&self, (rows, columns): (f64, f64), fastest: &mut (f64, f64)) {
+        let Self {
+            product,
+            style,
             element,
             device,
-        );
-    let overhead =
-        device.cycles(mechanism.gemm_tile_cycles[device.generation()] * style.tile_cycles);
-    for split in SPLITS {
-        if split > style.max_split || (split > 1.0 && tiles >= 2.0 * sms) {
-            break;
+            ..
+        } = *self;
+        let mechanism = device.mechanism;
+        let sms = f64::from(device.sms);
+        let tiles = product.tiles(rows, columns);
+        let multiply = 2.0 * rows * columns * self.per_flop * sms;
+        // No tile is delivered at less cost per operation than the largest.
+        if tiles / sms * product.k * multiply >= fastest.0 {
+            return;
         }
-        let k = (product.k / split / step).ceil() * step;
-        let waves = tiles * split / sms;
-        let waited = if waves <= 1.0 {
-            1.0
-        } else {
-            waves + mechanism.wave_tail * (waves.ceil() - waves)
-        };
-        let mut time = waited * (k * per_k + overhead);
-        if split > 1.0 {
-            // Partial sums leave in fp32 and are read again, through the cache.
-            let partial = product.m * product.n * product.count * 8.0 * split;
-            let cache = sms * mechanism.delivery_bytes_per_sm_clock;
-            time += device.cycles(mechanism.split_cycles + partial / cache);
-        }
-        // Operands are asked for by one tile of each row and column; the others hit the cache.
-        let asking = (bands * split / sms).min(1.0) * style.sm_share;
-        let arrival = memory_time / asking.min(1.0) + style.ramp;
-        let whole = overlapped(time, arrival);
-        if whole < fastest.0 {
-            *fastest = (whole, time);
+        let bands = (product.n / columns).max(product.m / rows).ceil() * product.count;
+        // A pipeline step reads 128 bytes of each row.
+        let step = (128.0 / element).floor();
+        // The sustained rate is that of the largest tile, so delivery counts against that tile's.
+        let per_k = multiply * starved(rows, columns, multiply, element, device) / self.starved;
+        let overhead =
+            device.cycles(mechanism.gemm_tile_cycles[device.generation()] * style.tile_cycles);
+        for split in SPLITS {
+            if split > style.max_split || (split > 1.0 && tiles >= 2.0 * sms) {
+                break;
+            }
+            let k = (product.k / split / step).ceil() * step;
+            let waves = tiles * split / sms;
+            let waited = if waves <= 1.0 {
+                1.0
+            } else {
+                waves + mechanism.wave_tail * (waves.ceil() - waves)
+            };
+            let mut time = waited * (k * per_k + overhead);
+            if split > 1.0 {
+                // Partial sums leave in fp32 and are read again, through the cache.
+                let partial = product.m * product.n * product.count * 8.0 * split;
+                let cache = sms * mechanism.delivery_bytes_per_sm_clock;
+                time += device.cycles(mechanism.split_cycles + partial / cache);
+            }
+            // Operands are asked for by one tile of each row and column; the others hit the cache.
+            let asking = (bands * split / sms).min(1.0) * style.sm_share;
+            let arrival = self.memory_time / asking.min(1.0) + style.ramp;
+            if time.max(arrival) >= fastest.0 {
+                continue;
+            }
+            let whole = overlapped(time, arrival);
+            if whole < fastest.0 {
+                *fastest = (whole, time);
+            }
         }
     }
 }
