@@ -7,6 +7,7 @@
 //!
 //! What a step is made of, its equations and its errors are in `docs/serving-cost.md`.
 
+mod candidates;
 mod communication;
 mod error;
 mod fleet;
@@ -20,6 +21,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use candidates::{Candidate, candidates};
 pub use error::ServingError;
 pub use fleet::{FleetError, FleetPlan, FleetSetup, PoolSetup, compile_fleet};
 pub use instance::Instance;

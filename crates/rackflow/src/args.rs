@@ -68,7 +68,15 @@ Examples:
 
 Tried are all divisors of tensor, context, pipeline, data and expert parallelism, virtual stages,
 schedules, micro-batches, ZeRO stages and recomputation; model, batch, cluster and stack stay. A plan is
-left out only if it does not fit into memory, or if a bound proves that it cannot be among the best.")]
+left out only if it does not fit into memory, or if a bound proves that it cannot be among the best.
+
+  rackflow plan serve-llama3-70b-8-h100
+  rackflow plan serving.yaml --attainment 0.99 -o results   also writes plan.json and pareto.svg, .png
+
+Of a serving scenario its own plan and its neighbours are tried: other tensor-parallel degrees, or other
+numbers of prefill and decode replicas on the same GPUs. For each the rate of arrivals is raised until too
+few requests are inside the scenario's `slo`, by bisection to two per cent, always with the same random
+numbers. Every run is a point of tokens/s per user against tokens/s per GPU.")]
     Plan(PlanArgs),
     /// Measure a collective: how long does one take, alone, on this cluster?
     #[command(after_help = "\
@@ -184,6 +192,9 @@ pub struct RunArgs {
     /// Simulate equal ranks once (folded) or every rank (full); the report is the same
     #[arg(long, value_enum)]
     pub fidelity: Option<Fidelity>,
+    /// Of a serving scenario: write one row per request, as .csv or .parquet
+    #[arg(long, value_name = "FILE")]
+    pub requests: Option<PathBuf>,
 }
 
 /// Which cases to run, and where their results go.
@@ -287,9 +298,15 @@ pub struct PlanArgs {
     /// Number formats to try [default: the scenario's]
     #[arg(long, value_name = "RECIPE", value_enum)]
     pub precision: Vec<Precision>,
+    /// Of a serving scenario: share of requests that must be inside every limit of its `slo`
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
+    pub attainment: f64,
     /// How the result is written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// Of a serving scenario: also write the result into this folder, as JSON and a picture
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }
 
 /// Number formats of a step.

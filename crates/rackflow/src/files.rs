@@ -28,6 +28,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     result.map_err(|error| Failure::file("written", path, &error))
 }
 
+/// Creates the file that [`finish`] will give its name, beside it.
+pub fn begin(path: &Path) -> Result<(fs::File, PathBuf), Failure> {
+    let unfinished = unfinished_name(path);
+    match fs::File::create(&unfinished) {
+        Ok(file) => Ok((file, unfinished)),
+        Err(error) => Err(Failure::file("written", path, &error)),
+    }
+}
+
+/// Gives a file that is written its name, or removes it where writing failed.
+pub fn finish(unfinished: &Path, path: &Path, written: io::Result<()>) -> Result<(), Failure> {
+    let result = written.and_then(|()| fs::rename(unfinished, path));
+    if result.is_err() {
+        let _ = fs::remove_file(unfinished);
+    }
+    result.map_err(|error| Failure::file("written", path, &error))
+}
+
 fn write_and_rename(unfinished: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(unfinished)?;
     file.write_all(bytes)?;

@@ -11,6 +11,7 @@ mod columns;
 mod elasticities;
 mod failure;
 mod files;
+mod goodput;
 mod input;
 mod messages;
 mod planner;

@@ -2,7 +2,7 @@
 
 use crate::args::{Format, PlanArgs, Precision};
 use crate::failure::Failure;
-use crate::{files, input, run, terminal};
+use crate::{files, goodput, input, run, terminal};
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rackflow_plan::{Search, Space};
@@ -13,7 +13,16 @@ use std::io::{IsTerminal, stderr};
 
 /// Searches the plans of one scenario and prints the best.
 pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
-    let resolved = input::resolve(&input::read(&args.scenario)?, None, None)?;
+    let input = input::read(&args.scenario)?;
+    if input::serves(&input) {
+        return goodput::run(args, &input, color);
+    }
+    if args.output.is_some() {
+        return Err(Failure::input(
+            "--output belongs to serving scenarios, and this one trains\n  hint: --format json",
+        ));
+    }
+    let resolved = input::resolve(&input, None, None)?;
     // The scenario's own plan is refused as `run` would refuse it.
     run::plan(&resolved)?;
     let setup = &resolved.setup;

@@ -20,6 +20,11 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     if input::serves(&input) {
         return serve::run(args, &input, color);
     }
+    if args.requests.is_some() {
+        return Err(Failure::input(
+            "--requests belongs to serving scenarios, and this one trains",
+        ));
+    }
     let resolved = resolve_input(args, &input)?;
     let plan = plan(&resolved)?;
     let report = simulate(&plan, resolved)?;

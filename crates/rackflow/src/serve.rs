@@ -7,13 +7,16 @@ use crate::input::{self, Input, ResolvedFleet};
 use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::serving::{FleetPlan, compile_fleet};
-use rackflow_report::{ServingReport, Style, plot, render_serving_text, summarize_serving};
+use rackflow_report::{
+    RequestsCsv, RequestsParquet, ServingReport, Style, plot, render_serving_text,
+    summarize_serving,
+};
 use rackflow_simulator::serving::{
     Fleet, NoSink, RequestSink, Rows, ServeError, ServingRecord, serve,
 };
 use rackflow_workload::{Shapes, Trace};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -22,7 +25,10 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
     let resolved = input::resolve_fleet(input, args.seed)?;
     let trace = trace_path(&resolved);
     let plan = compile(resolved)?;
-    let report = simulate(&plan, trace.as_deref(), &mut NoSink)?;
+    let report = match &args.requests {
+        None => simulate(&plan, trace.as_deref(), &mut NoSink)?,
+        Some(path) => with_requests(&plan, trace.as_deref(), path)?,
+    };
     if let Some(folder) = &args.output {
         write(folder, &report)?;
     }
@@ -30,6 +36,49 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
         Format::Table => render_serving_text(&report, &terminal::style(color)),
         Format::Json => report.to_json(),
     })
+}
+
+/// Simulates, and writes a row for each request while it runs.
+fn with_requests(
+    plan: &FleetPlan,
+    trace: Option<&Path>,
+    path: &Path,
+) -> Result<ServingReport, Failure> {
+    let kind = path.extension().and_then(|kind| kind.to_str());
+    if !matches!(kind, Some("csv" | "parquet")) {
+        return Err(Failure::input(format_args!(
+            "--requests {}: the name must end in .csv or .parquet",
+            path.display()
+        )));
+    }
+    let (file, unfinished) = files::begin(path)?;
+    let out = BufWriter::new(file);
+    let (report, written) = if kind == Some("csv") {
+        match RequestsCsv::new(out) {
+            Ok(mut sink) => (simulate(plan, trace, &mut sink), sink.finish().map(|_| ())),
+            Err(error) => (Err(Failure::file("written", path, &error)), Ok(())),
+        }
+    } else {
+        match RequestsParquet::new(out) {
+            Ok(mut sink) => (
+                simulate(plan, trace, &mut sink),
+                sink.finish().map(|_| ()).map_err(io::Error::other),
+            ),
+            Err(error) => (
+                Err(Failure::file("written", path, &io::Error::other(error))),
+                Ok(()),
+            ),
+        }
+    };
+    let written = match &report {
+        Ok(_) => written,
+        Err(_) => Err(io::Error::other("the run failed")),
+    };
+    let named = files::finish(&unfinished, path, written);
+    let report = report?;
+    named?;
+    files::tell(&format!("wrote {}", path.display()));
+    Ok(report)
 }
 
 /// What a serving scenario comes to, in short.
@@ -74,16 +123,22 @@ pub fn compile(resolved: ResolvedFleet) -> Result<FleetPlan, Failure> {
 }
 
 fn rows(path: &Path) -> Result<Rows<'static>, Failure> {
-    let file = File::open(path).map_err(|error| {
-        Failure::input(format_args!(
-            "the trace {} cannot be read: {error}\n  hint: the path is relative to the scenario",
-            path.display()
-        ))
-    })?;
-    Ok(Box::new(Trace::new(BufReader::with_capacity(
-        1 << 16,
-        file,
-    ))))
+    match File::open(path) {
+        Ok(file) => Ok(Box::new(Trace::new(BufReader::with_capacity(1 << 16, file)))),
+        Err(error) => shipped(path).ok_or_else(|| {
+            Failure::input(format_args!(
+                "the trace {} cannot be read: {error}\n  hint: the path is relative to the scenario",
+                path.display()
+            ))
+        }),
+    }
+}
+
+/// The trace of a shipped scenario that was named without a folder.
+fn shipped(path: &Path) -> Option<Rows<'static>> {
+    let name = path.strip_prefix(".").unwrap_or(path).to_str()?;
+    let text = rackflow_scenario::shipped_trace(name)?;
+    Some(Box::new(Trace::new(text.as_bytes())))
 }
 
 /// Runs the fleet.

@@ -148,6 +148,75 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
 }
 
 #[test]
+fn serving_writes_a_row_for_each_request_and_its_reports() {
+    let folder = scratch("serving");
+    let rows = folder.join("rows.csv");
+    let name = rows.to_str().expect("a name");
+    let output = rackflow(&[
+        "run",
+        "serve-qwen3-8b-diffusion",
+        "--requests",
+        name,
+        "-o",
+        folder.to_str().expect("a name"),
+    ]);
+    assert!(output.status.success());
+    let text = fs::read_to_string(&rows).expect("rows");
+    assert_eq!(text.lines().count(), 401, "a header and 400 requests");
+    assert!(folder.join("waterfall.svg").exists() && folder.join("report.json").exists());
+    let parquet = folder.join("rows.parquet");
+    let name = parquet.to_str().expect("a name");
+    rackflow(&["run", "serve-qwen3-8b-diffusion", "--requests", name]);
+    assert!(fs::read(&parquet).expect("rows").starts_with(b"PAR1"));
+    let told = refused(
+        &["run", "serve-qwen3-8b-diffusion", "--requests", "rows.txt"],
+        2,
+    );
+    assert!(told.contains(".csv or .parquet"), "{told}");
+    let told = refused(&["run", QUICK, "--requests", "rows.csv"], 2);
+    assert!(told.contains("this one trains"), "{told}");
+}
+
+#[test]
+fn a_faulty_trace_is_refused_at_its_line() {
+    let folder = scratch("trace");
+    let scenario = fs::read_to_string(root().join("scenarios/serve-kv-store-trace.yaml"))
+        .expect("the scenario ships")
+        .replace("traces/documents-multi-turn.jsonl", "requests.csv");
+    let file = folder.join("s.yaml");
+    fs::write(&file, scenario).expect("a scratch folder");
+    let file = file.to_str().expect("a name");
+    let told = refused(&["run", file], 2);
+    assert!(told.contains("requests.csv cannot be read"), "{told}");
+    let trace = "TIMESTAMP,ContextTokens,GeneratedTokens\n0,10,5\n1,ten,5\n";
+    fs::write(folder.join("requests.csv"), trace).expect("a scratch folder");
+    let told = refused(&["run", file], 2);
+    assert!(
+        told.contains("`ContextTokens` is `ten`") && told.contains("requests.csv:3"),
+        "{told}"
+    );
+}
+
+#[test]
+fn plan_searches_the_rate_of_a_serving_scenario() {
+    let found = json(&fine(&[
+        "plan",
+        "serve-llama3-70b-8-h100",
+        "--format",
+        "json",
+    ]));
+    let ways = found["candidates"].as_array().expect("ways");
+    assert!(ways.len() >= 3, "{ways:?}");
+    for way in ways {
+        assert!(way["goodput_requests_per_s"].as_f64().expect("a rate") > 0.0);
+        assert!(way["slo_attainment"].as_f64().expect("a share") >= 0.95);
+    }
+    assert!(!found["pareto"].as_array().expect("a front").is_empty());
+    let told = refused(&["plan", "serve-kv-store-trace", "--attainment", "2"], 2);
+    assert!(told.contains("between 0 and 1"), "{told}");
+}
+
+#[test]
 fn a_report_has_the_keys_of_its_schema() {
     let report = json(&fine(&["run", QUICK, "--format", "json"]));
     let schema = json(&fine(&["schema", "report"]));

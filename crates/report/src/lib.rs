@@ -20,8 +20,10 @@ mod paint;
 mod planner;
 pub mod plot;
 mod report;
+mod requests;
 pub mod scaling_law;
 mod serving;
+mod serving_plan;
 mod summarize;
 pub mod sweep;
 mod text;
@@ -37,10 +39,12 @@ pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
+pub use requests::{RequestsCsv, RequestsParquet};
 pub use serving::{
     ByLevel, ByPhase, Kv, Latency, Phases, PoolReport, ServedModel, Serving, ServingReport,
     TierReport, summarize_serving,
 };
+pub use serving_plan::{CandidateReport, Impossible, Point, PointAt, ServingPlan, Tried};
 pub use summarize::{Options, Published, ReportError, summarize};
 pub use text::{render_serving_text, render_text};
 pub use topology::{route_text, topology_text};

@@ -36,5 +36,5 @@ pub use document::Published;
 pub use refusal::Written;
 pub use resolve::{Scenario, parse};
 pub use schema::scenario_schema;
-pub use shipped::{shipped, shipped_sweeps};
+pub use shipped::{shipped, shipped_sweeps, shipped_trace};
 pub use sweep::{Case, Sweep, expand, is_sweep};

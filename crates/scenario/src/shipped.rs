@@ -21,6 +21,17 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "serve-llama3-70b-8-h100",
         "deepseek-v3-100352-gb200-nvl72",
         "llama3-8b-64-h100",
+        "serve-llama3-70b-8-h100-disaggregated",
+        "serve-deepseek-v3-h800-disaggregated",
+        "serve-deepseek-v3-gb200-nvl72",
+        "serve-glm-4.6-one-node",
+        "serve-glm-4.6-pool",
+        "serve-qwen3-8b-autoregressive",
+        "serve-qwen3-8b-diffusion",
+        "serve-qwen3-8b-megakernel",
+        "serve-kv-store-trace",
+        "serve-llama3-8b-laptops",
+        "serve-qwen3-8b-phones",
     ]
 }
 
@@ -36,4 +47,11 @@ pub fn shipped_sweeps() -> &'static [(&'static str, &'static str)] {
             include_str!("../../../scenarios/sweeps/loss-against-cost.yaml"),
         ),
     ]
+}
+
+/// The text of a trace that ships with a scenario, by the path that the scenario gives.
+pub fn shipped_trace(path: &str) -> Option<&'static str> {
+    (path == "traces/documents-multi-turn.jsonl").then_some(include_str!(
+        "../../../scenarios/traces/documents-multi-turn.jsonl"
+    ))
 }

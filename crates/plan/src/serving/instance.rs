@@ -121,10 +121,14 @@ impl Instance {
         gpus: &[u32],
     ) -> Result<Self, ServingError> {
         check(deployment, gpus)?;
-        let accelerator = &cluster.node.accelerator;
-        let memory = memory::of(deployment, accelerator)?;
-        let native = native(deployment, accelerator);
-        let kernels = Kernels::new(accelerator.clone(), deployment, native);
+        let mut accelerator = cluster.node.accelerator.clone();
+        if deployment.stack.decode_graphs == GraphCapture::Persistent {
+            // Inside one kernel nothing is scheduled and nothing drains between layers.
+            accelerator.measured.kernel_floor = SimDuration::ZERO;
+        }
+        let memory = memory::of(deployment, &accelerator)?;
+        let native = native(deployment, &accelerator);
+        let kernels = Kernels::new(accelerator, deployment, native);
         let groups = Groups::new(cluster, map, gpus, &deployment.parallelism, kernels.floor());
         let layers = Layers {
             deployment,
@@ -477,7 +481,9 @@ impl Instance {
         decoding: bool,
     ) -> f64 {
         let stack = &self.deployment.stack;
-        let capture = if !decoding {
+        let capture = if stack.decode_graphs == GraphCapture::Persistent {
+            GraphCapture::Persistent
+        } else if !decoding {
             stack.prefill_graphs
         } else if sequences <= stack.graph_sequences as f64 {
             stack.decode_graphs
@@ -488,7 +494,7 @@ impl Instance {
             GraphCapture::None => parts.kernels,
             // A graph before and a call for attention in each layer.
             GraphCapture::Piecewise => 2.0 * self.layers,
-            GraphCapture::Full => 1.0,
+            GraphCapture::Full | GraphCapture::Persistent => 1.0,
         };
         let slower = self.kernels.host_slowdown();
         let launches = calls * stack.launch.as_secs_f64() * slower;

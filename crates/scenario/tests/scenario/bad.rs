@@ -26,6 +26,15 @@ fn refused(name: &str, text: &str) -> Vec<Diagnostic> {
         Err(diagnostics) => return diagnostics,
     };
     let written = scenario.written();
+    if scenario.serves() {
+        return match scenario.resolve_serving(&files) {
+            Ok(setup) => match rackflow_plan::serving::compile_fleet(setup.clone()) {
+                Ok(_) => panic!("{name} is not refused"),
+                Err(error) => vec![written.fleet_refusal(&setup, &error)],
+            },
+            Err(diagnostics) => diagnostics,
+        };
+    }
     let setup = match scenario.resolve(&files) {
         Ok(setup) => setup,
         Err(diagnostics) => return diagnostics,

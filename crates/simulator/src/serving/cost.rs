@@ -242,9 +242,10 @@ fn build(model: &dyn StepModel, n: u64, interval: usize, gpus: u64) -> Line {
     let mut at: Vec<(i64, i64)> = low
         .iter()
         .zip(high)
-        .map(|(low, high)| (*low, (high - low).div_euclid(width)))
+        // Towards zero, so that nothing that is positive at both ends is negative between them.
+        .map(|(low, high)| (*low, (high - low) / width))
         .collect();
-    // Rounding each slope down leaves a few picoseconds per token: the largest cause takes them, so
+    // Rounding each slope leaves a few picoseconds per token: the largest cause takes them, so
     // that the causes sum to the time everywhere on the line.
     let largest = (FIXED..WIDTH)
         .max_by_key(|index| low[*index])

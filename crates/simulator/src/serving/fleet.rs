@@ -821,6 +821,11 @@ impl<'a, 's> Serving<'a, 's> {
         replica.backlog = replica.backlog.saturating_sub(tokens);
         replica.prefill_tokens += if inside { tokens } else { 0 };
         replica.publish(live);
+        if role == Role::Prefill {
+            self.last_layer_ready(id, queue);
+        }
+        let replica = &mut self.replicas[index as usize];
+        let live = &mut self.lives[id];
         if !live.decodes() {
             return Ok(());
         }
@@ -1154,7 +1159,13 @@ impl<'a, 's> Serving<'a, 's> {
                 if count == 0 {
                     continue;
                 }
-                let ready = now + time.scale(upto, layers);
+                // The last layer is ready when the step has really ended.
+                let last = part == parts;
+                let ready = if last {
+                    SimTime::MAX
+                } else {
+                    now + time.scale(upto, layers)
+                };
                 let piece = Piece {
                     ready,
                     bytes: (bytes * count as f64 / layers as f64) as u64,
@@ -1163,9 +1174,26 @@ impl<'a, 's> Serving<'a, 's> {
                 if let Some(moving) = &mut self.transfers[transfer as usize] {
                     moving.pieces.push_back(piece);
                 }
-                queue.schedule(ready, CAME, Event::LayersReady(transfer));
+                if !last {
+                    queue.schedule(ready, CAME, Event::LayersReady(transfer));
+                }
             }
         }
+    }
+
+    /// A chunk is computed to its last layer.
+    fn last_layer_ready(&mut self, id: u32, queue: &mut EventQueue<Event>) {
+        let transfer = self.transfer_of[id as usize];
+        if transfer == NO_TRANSFER {
+            return;
+        }
+        let now = queue.now();
+        if let Some(moving) = &mut self.transfers[transfer as usize] {
+            for piece in &mut moving.pieces {
+                piece.ready = piece.ready.min(now);
+            }
+        }
+        self.send_next(transfer, queue);
     }
 
     /// All of a prompt is computed.

@@ -8,6 +8,7 @@
 mod blocks;
 mod cost;
 mod fleet;
+mod goodput;
 mod live;
 mod network;
 mod record;
@@ -19,6 +20,7 @@ mod tests;
 
 pub use cost::{StepModel, Work};
 pub use fleet::{Fleet, Pool, ServeError, serve};
+pub use goodput::{Trial, highest_rate};
 pub use network::Wires;
 pub use record::{
     KvRecord, NoSink, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,

@@ -33,11 +33,18 @@ impl StepModel for Plain {
         // A bend, so that the table is not simply the function.
         let memory = self.context * batch.decode_context_tokens
             + (batch.decode_context_tokens / 700) * self.context * 3;
-        let time = SimDuration::from_picos(self.step + math + memory);
+        // Something that others hide as they grow.
+        let fading = if self.context > 0 && batch.decode_sequences > 0 {
+            (self.step / 9).saturating_sub(batch.decode_context_tokens * 40_009)
+        } else {
+            0
+        };
+        let time = SimDuration::from_picos(self.step + math + memory + fading);
         let mut causes = Accounts::default();
         let gpus = u64::from(GPUS);
         causes.book_times(Cause::UsefulMath, SimDuration::from_picos(math), gpus);
         causes.book_times(Cause::MemoryBound, SimDuration::from_picos(memory), gpus);
+        causes.book_times(Cause::Shape, SimDuration::from_picos(fading), gpus);
         causes.book_times(Cause::Launch, SimDuration::from_picos(self.step), gpus);
         let mut wire_bytes = [0.0; Level::ALL.len()];
         wire_bytes[Level::NvLink as usize] = math as f64 / 1000.0;

@@ -15,6 +15,9 @@ pub enum GraphCapture {
     Piecewise,
     /// One graph per step.
     Full,
+    /// One kernel that stays on the device for the whole step (a megakernel): no kernel starts or
+    /// drains between layers. Where `decode_graphs` says so, all steps of the engine run so.
+    Persistent,
 }
 
 /// How tokens reach their experts and come back.
