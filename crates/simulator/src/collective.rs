@@ -106,8 +106,8 @@ pub enum NoFlows {
 /// GB200, where the dispatch takes 18 (NVIDIA/TensorRT-LLM tech blog 18).
 const ONE_SIDED_COMBINE: SimDuration = SimDuration::from_micros(31);
 
-/// More flows than this take minutes and gigabytes.
-const MOST_FLOWS: u64 = 20_000_000;
+/// More flows of one exchange than this take minutes and gigabytes.
+const MOST_FLOWS: u64 = 4_000_000;
 
 impl Group {
     /// The first `ranks` GPUs of `cluster`.
@@ -246,6 +246,19 @@ impl Group {
         if self.span.ranks <= 1 {
             return Ok(chosen);
         }
+        // Exchanges have a flow for every pair.
+        let ranks = u64::from(self.span.ranks);
+        let flows = match (demand.algorithm, op) {
+            (Algorithm::Direct, CollectiveOp::AllToAll) => ranks * ranks,
+            (Algorithm::Relayed, _) => {
+                ranks * u64::from(self.span.ranks_per_domain_max + self.span.domains)
+            }
+            _ => 0,
+        };
+        if flows > MOST_FLOWS {
+            let most = MOST_FLOWS;
+            return Err(NoFlows::TooMany { flows, most });
+        }
         let program = match demand.algorithm {
             Algorithm::RecursiveHalving => Program::stepped(
                 demand.algorithm,
@@ -255,13 +268,6 @@ impl Group {
                 &open.links,
                 demand.protocol,
             ),
-            Algorithm::Direct if u64::from(self.span.ranks).pow(2) > MOST_FLOWS => {
-                let flows = u64::from(self.span.ranks).pow(2);
-                return Err(NoFlows::TooMany {
-                    flows,
-                    most: MOST_FLOWS,
-                });
-            }
             _ => Program::pipelined(op, &self.span, &demand),
         };
         let program = program.ok_or(NoFlows::Irregular)?;
