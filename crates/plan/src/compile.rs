@@ -833,6 +833,7 @@ impl<'a> Compiler<'a> {
         if let Some(optimizer) = ctx.segments.last_mut() {
             // What the host does besides launching comes once per step.
             optimizer.launch += on_host(s.stack.step_overhead, self.setup);
+            optimizer.launch += self.host_update(parameters);
         }
         let gathers_now =
             matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
@@ -841,6 +842,28 @@ impl<'a> Compiler<'a> {
             self.gather_parameters(ctx, &mut run, parameters, deps);
         }
         run
+    }
+
+    /// Of `parameters` whose state a rank keeps, those that it keeps on its host.
+    fn offloaded(&self, parameters: u64) -> u64 {
+        (parameters as f64 * self.sizes.stack.optimizer_offload).round() as u64
+    }
+
+    /// Time of the host's part of the update: gradients come down, states are read and written in
+    /// the host's memory, weights go up, one after the other.
+    fn host_update(&self, parameters: RankParameters) -> SimDuration {
+        let stack = self.sizes.stack;
+        let mine = sharded_parameters(
+            self.zero(),
+            parameters,
+            self.shard,
+            self.expert_data_ranks(),
+        );
+        let count = self.offloaded(mine) as f64;
+        let link = self.setup.cluster.node.accelerator.host_bandwidth.as_f64();
+        let over = count * (stack.gradient_bytes + 2) as f64 / link;
+        let states = count * (stack.gradient_bytes + 2 * stack.optimizer_bytes + 2) as f64;
+        SimDuration::from_secs_f64(over + states / HOST_MEMORY)
     }
 
     fn optimizer(&self, parameters: RankParameters) -> Vec<Operation> {
@@ -852,12 +875,14 @@ impl<'a> Compiler<'a> {
             self.expert_data_ranks(),
         );
         let all = parameters.dense + parameters.expert;
+        // What lies on the host is updated there.
+        let here = mine - self.offloaded(mine);
         // Norm over the gradients, the update, and clearing the gradient buffer for the next step.
         vec![
             stream(Bytes::new(mine * stack.gradient_bytes), Bytes::ZERO, 2),
             stream(
-                Bytes::new(mine * (stack.gradient_bytes + stack.optimizer_bytes)),
-                Bytes::new(mine * (stack.optimizer_bytes + 2)),
+                Bytes::new(here * (stack.gradient_bytes + stack.optimizer_bytes)),
+                Bytes::new(here * (stack.optimizer_bytes + 2)),
                 4,
             ),
             stream(Bytes::ZERO, Bytes::new(all * stack.gradient_bytes), 1),
@@ -879,6 +904,10 @@ pub(crate) fn sharded_parameters(
             + parameters.expert.div_ceil(u64::from(expert_data_ranks))
     }
 }
+
+/// Memory bandwidth of the host for one GPU: two sockets of eight channels of DDR5 shared by eight
+/// GPUs, of which an optimizer reaches two thirds [bytes/s]; typical value, unverified.
+const HOST_MEMORY: f64 = 50e9;
 
 /// SMs of a point-to-point kernel: NCCL gives a pair of ranks two channels per NIC (NVIDIA/nccl
 /// src/graph/paths.cc, p2pnChannelsPerPeer; from memory, unverified).

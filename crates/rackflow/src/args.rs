@@ -332,6 +332,8 @@ pub enum Precision {
 pub enum Validate {
     /// Training: published step times beside simulated ones
     Training(validate::TrainingArgs),
+    /// Mechanisms: experiments in which one setting changed, measured beside simulated
+    Mechanisms(validate::MechanismArgs),
     /// Serving: published tokens per second and latencies beside simulated ones
     Serving(validate::ServingArgs),
     /// Collectives: published timings beside simulated ones

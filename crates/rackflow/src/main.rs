@@ -63,6 +63,9 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
             what: Validate::Training(args),
         } => files::print(&validate::training(args).map_err(Failure::from)?),
         Command::Validate {
+            what: Validate::Mechanisms(args),
+        } => files::print(&validate::mechanisms(args).map_err(Failure::from)?),
+        Command::Validate {
             what: Validate::Serving(args),
         } => files::print(&validate::serving(args).map_err(Failure::from)?),
         Command::Validate {

@@ -4,13 +4,17 @@
 //! ([`summary`]), and how a command is refused ([`ValidateError`]).
 
 mod collectives;
+mod cross_check;
 mod kernels;
+mod mechanisms;
 mod serving;
+mod simulated;
 mod summary;
 mod training;
 
 pub use collectives::{CollectivesArgs, collectives};
 pub use kernels::{KernelArgs, kernels};
+pub use mechanisms::{MechanismArgs, mechanisms};
 pub use serving::{ServingArgs, serving};
 pub use training::{TrainingArgs, training};
 

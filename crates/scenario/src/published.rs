@@ -23,6 +23,9 @@ use std::fmt;
 /// ones, and the replays.
 pub const SHIPPED: &str = include_str!("../data/training.jsonl");
 
+/// Experiments in which one setting changed, one a line: two setups and what was measured on each.
+pub const MECHANISMS: &str = include_str!("../data/mechanisms.jsonl");
+
 /// How complete a row is, as its collector graded it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Quality {

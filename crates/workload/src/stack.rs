@@ -171,6 +171,9 @@ pub struct SoftwareStack {
     pub gradient_bytes: u64,
     /// Bytes per parameter of optimizer state (master weight and moments).
     pub optimizer_bytes: u64,
+    /// Fraction of the optimizer's states that lie in the host's memory and are updated there.
+    #[serde(default)]
+    pub optimizer_offload: f64,
     /// Bytes per parameter that the parameter all-gather sends.
     pub parameter_gather_bytes: u64,
     /// Size of one gradient bucket.

@@ -4,19 +4,20 @@
 //! conventions. Every figure here is computed from rows that are shown; rows that are left out are
 //! counted with their reasons.
 
+use super::cross_check::{AGREES_WITHIN, CrossCheck, Sample};
+use super::simulated::{NotSimulated, Simulated, simulate_all};
 use super::summary::{
-    Columns, Scored, Summary, grouped, groups_json, or_dash, percent, seconds, signed_percent,
-    summary_json, summary_table,
+    Columns, Scored, Summary, groups_json, or_dash, percent, seconds, signed_percent, summary_json,
+    summary_table,
 };
 use super::{Format, ValidateError};
 use clap::Args;
+use rackflow_plan::Setup;
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published::{self, PublishedRun, Quality};
-use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 /// Options of `rackflow validate training`.
@@ -65,41 +66,12 @@ pub fn training(args: &TrainingArgs) -> Result<String, ValidateError> {
     })
 }
 
-/// What the simulation says about one run.
-struct Simulated {
-    step_time_s: f64,
-    memory: f64,
-    /// Share of all GPU time by cause; causes without a share are left out.
-    causes: BTreeMap<String, f64>,
-}
-
-/// Compiles and simulates one setup. Memory is reported, not enforced: a published run did run.
-fn simulate(setup: &rackflow_plan::Setup) -> Result<Simulated, String> {
-    let plan = rackflow_plan::compile(setup).map_err(|error| error.to_string())?;
-    let record = rackflow_simulator::simulate(&plan);
-    let memory = record
-        .facts
-        .stages
-        .iter()
-        .map(|stage| stage.memory.total().as_f64())
-        .fold(0.0, f64::max);
-    let total = record.total();
-    let all = (total.total_picos() as f64).max(1.0);
-    let causes = rackflow_plan::Cause::all()
-        .map(|cause| (cause.key(), total.picos(cause) as f64 / all))
-        .filter(|(_, share)| *share > 0.0)
-        .collect();
-    Ok(Simulated {
-        step_time_s: record.step_time.as_secs_f64(),
-        memory,
-        causes,
-    })
-}
-
 /// One published run beside its simulation.
 struct Row {
     run: PublishedRun,
     accelerator: String,
+    /// The shipped `continuous_clock` of it.
+    clock: f64,
     stack: String,
     assumed: Vec<String>,
     published_s: Option<f64>,
@@ -167,12 +139,20 @@ impl Validation {
                 None => "the file has no rows".to_owned(),
             }));
         }
-        // Collected in the order of the input: the answer does not depend on the threads.
-        let outcomes: Vec<Result<Row, LeftOut>> = pool.install(|| {
-            wanted
-                .into_par_iter()
-                .map(|run| compare(run, catalogue, args.all_qualities))
-                .collect()
+        let prepared: Vec<Result<(PublishedRun, Setup), LeftOut>> = wanted
+            .into_iter()
+            .map(|run| prepare(run, catalogue, args.all_qualities))
+            .collect();
+        let setups: Vec<Setup> = prepared
+            .iter()
+            .flatten()
+            .map(|(_, setup)| setup.clone())
+            .collect();
+        let mut simulated = pool.install(|| simulate_all(&setups, true)).into_iter();
+        let outcomes = prepared.into_iter().map(|prepared| {
+            let (run, setup) = prepared?;
+            let simulated = simulated.next().expect("one outcome for each setup");
+            compare(run, setup, simulated)
         });
         let mut validation = Self {
             rows: Vec::new(),
@@ -222,16 +202,48 @@ impl Validation {
         reasons
     }
 
-    /// The sources in two halves, by the alphabet: errors that depend on who published would differ.
-    fn halves(&self) -> [Vec<Scored<'_>>; 2] {
-        let scored = self.scored();
-        let mut halves = [Vec::new(), Vec::new()];
-        for (index, (_, rows)) in grouped(&scored, |row| row.source).into_iter().enumerate() {
-            halves[index % 2].extend(rows);
+    /// Constants fitted on half of the sources and scored on the other half.
+    fn cross_check(&self) -> Option<CrossCheck> {
+        let samples: Vec<Sample<'_>> = self
+            .rows
+            .iter()
+            .filter_map(|row| Sample::new(row.scored()?, row.clock, &row.simulated))
+            .collect();
+        CrossCheck::of(&samples)
+    }
+
+    /// The step times by the number of GPUs: an error that grows with it would show here.
+    fn by_gpus(&self) -> Vec<(String, Vec<Scored<'_>>)> {
+        let mut groups: Vec<(String, Vec<Scored<'_>>)> = Vec::new();
+        let mut low = 1;
+        for high in GPU_BUCKETS {
+            let within = |row: &&Row| {
+                row.run
+                    .gpus
+                    .is_some_and(|gpus| (low..=high).contains(&gpus))
+            };
+            let rows: Vec<Scored<'_>> = self
+                .rows
+                .iter()
+                .filter(within)
+                .filter_map(Row::scored)
+                .collect();
+            let name = if high == u32::MAX {
+                format!("{low} and more")
+            } else {
+                format!("{low} to {high}")
+            };
+            if !rows.is_empty() {
+                groups.push((name, rows));
+            }
+            low = high.saturating_add(1);
         }
-        halves
+        groups
     }
 }
+
+/// Upper ends of the groups of rows by number of GPUs.
+const GPU_BUCKETS: [u32; 6] = [8, 32, 128, 512, 1_024, u32::MAX];
 
 fn matches(run: &PublishedRun, text: &str) -> bool {
     let text = text.to_ascii_lowercase();
@@ -247,14 +259,21 @@ fn matches(run: &PublishedRun, text: &str) -> bool {
     .any(|field| field.to_ascii_lowercase().contains(&text))
 }
 
-/// One row, or why not.
-fn compare(run: PublishedRun, catalogue: &Catalogue, all_qualities: bool) -> Result<Row, LeftOut> {
-    let leave_out = |run: &PublishedRun, reason: &str, detail: String| LeftOut {
+fn leave_out(run: &PublishedRun, reason: &str, detail: String) -> LeftOut {
+    LeftOut {
         id: run.id.clone(),
         source: run.source.clone(),
         reason: reason.to_owned(),
         detail,
-    };
+    }
+}
+
+/// A row and what to simulate for it, or why not.
+fn prepare(
+    run: PublishedRun,
+    catalogue: &Catalogue,
+    all_qualities: bool,
+) -> Result<(PublishedRun, Setup), LeftOut> {
     if !run.replay {
         if run.quality != Quality::A && !all_qualities {
             return Err(leave_out(
@@ -267,15 +286,24 @@ fn compare(run: PublishedRun, catalogue: &Catalogue, all_qualities: bool) -> Res
             return Err(leave_out(&run, "no step time published", String::new()));
         }
     }
-    let setup = match published::setup(&run, catalogue) {
-        Ok(setup) => setup,
-        Err(unusable) => return Err(leave_out(&run, unusable.reason, unusable.detail)),
-    };
-    // A fault of ours in one row must not hide the others; it is counted as what it is.
-    let simulated = match catch_unwind(AssertUnwindSafe(|| simulate(&setup))) {
-        Ok(Ok(simulated)) => simulated,
-        Ok(Err(why)) => return Err(leave_out(&run, "the plan is refused", why)),
-        Err(_) => {
+    match published::setup(&run, catalogue) {
+        Ok(setup) => Ok((run, setup)),
+        Err(unusable) => Err(leave_out(&run, unusable.reason, unusable.detail)),
+    }
+}
+
+/// The row beside its simulation, or why not.
+fn compare(
+    run: PublishedRun,
+    setup: Setup,
+    simulated: Result<Simulated, NotSimulated>,
+) -> Result<Row, LeftOut> {
+    let simulated = match simulated {
+        Ok(simulated) => simulated,
+        Err(NotSimulated::Refused(why)) => {
+            return Err(leave_out(&run, "the plan is refused", why));
+        }
+        Err(NotSimulated::Failed) => {
             return Err(leave_out(
                 &run,
                 "the simulator failed (please report)",
@@ -283,8 +311,10 @@ fn compare(run: PublishedRun, catalogue: &Catalogue, all_qualities: bool) -> Res
             ));
         }
     };
+    let accelerator = setup.cluster.node.accelerator;
     Ok(Row {
-        accelerator: setup.cluster.node.accelerator.name.clone(),
+        clock: accelerator.measured.continuous_clock,
+        accelerator: accelerator.name,
         memory_reserved: setup.training.stack.reserved_memory.as_f64(),
         stack: setup.training.stack.name,
         assumed: setup.training.assumed,
@@ -303,7 +333,9 @@ impl Validation {
             "summary": summary_json(&self.scored()),
             "by_stack": groups_json(&self.by_stack()),
             "memory": of(&self.memory_scored()),
-            "halves": self.halves().iter().map(|rows| of(rows)).collect::<Vec<_>>(),
+            "by_gpus": self.by_gpus().iter().map(|(name, rows)| (name.clone(), of(rows)))
+                .collect::<serde_json::Map<_, _>>(),
+            "cross_check": self.cross_check().map_or(Value::Null, |check| check.to_json()),
             "reasons_left_out": self.reasons(),
             "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
             "replays": self.replays.iter().map(row_json).collect::<Vec<_>>(),
@@ -389,15 +421,51 @@ impl Validation {
     }
 
     fn summary_table(&self) -> Columns {
+        let by_gpus = self.by_gpus();
         let mut more: Vec<(&str, &str, Vec<Scored<'_>>)> = self
             .by_stack()
             .into_iter()
             .map(|(name, rows)| ("stack", name, rows))
             .collect();
-        for (half, rows) in ["first", "second"].into_iter().zip(self.halves()) {
-            more.push((half, "half of the sources", rows));
+        for (name, rows) in &by_gpus {
+            more.push(("GPUs", name, rows.clone()));
         }
         summary_table(&self.scored(), &more)
+    }
+
+    /// How constants that were fitted on half of the sources do on the other half.
+    fn cross_check_text(&self) -> String {
+        let Some(check) = self.cross_check() else {
+            return String::new();
+        };
+        let mut out = String::new();
+        for (half, name) in check.halves.iter().zip(["first", "second"]) {
+            let _ = writeln!(
+                out,
+                "Clocks fitted on the {name} half of the sources ({} rows): median |error| {}, p90 {}; \
+                 on the other half ({} rows): {}, p90 {}, bias {}.",
+                half.fitted.rows,
+                percent(half.fitted.median),
+                percent(half.fitted.p90),
+                half.unseen.rows,
+                percent(half.unseen.median),
+                percent(half.unseen.p90),
+                signed_percent(half.unseen.bias)
+            );
+        }
+        let _ = writeln!(
+            out,
+            "Unseen over fitted, same sources: {:.2}; one unseen half over the other: {:.2}. They {} \
+             within a factor of {AGREES_WITHIN}.",
+            check.ratio(),
+            check.between(),
+            if check.agrees() {
+                "agree"
+            } else {
+                "do not agree"
+            }
+        );
+        out
     }
 
     /// One line on memory, and one on what was left out.
@@ -442,6 +510,7 @@ impl Validation {
             out.push_str(&self.replay_table().aligned(1));
         }
         out.push('\n');
+        out.push_str(&self.cross_check_text());
         out.push_str(&self.footer());
         out.push_str(
             "Error is simulated over published step time, minus one. Guessing a constant MFU misses by 25 % \
@@ -458,7 +527,8 @@ impl Validation {
             out.push_str("\n### Replays\n\n");
             out.push_str(&self.replay_table().markdown(1));
         }
-        out.push_str("\n### Rows left out, and memory\n\n```text\n");
+        out.push_str("\n### Cross-check, rows left out, and memory\n\n```text\n");
+        out.push_str(&self.cross_check_text());
         out.push_str(&self.footer());
         out.push_str("```\n\n### Every row\n\n");
         out.push_str(&Self::row_table(&self.rows).markdown(3));

@@ -191,6 +191,16 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         );
         findings.report(found.label("at most 1 s"));
     }
+    if !(0.0..=1.0).contains(&stack.optimizer_offload) {
+        let found = findings.at(
+            &at("optimizer_offload"),
+            format!(
+                "`optimizer_offload` is {}; it is a fraction",
+                stack.optimizer_offload
+            ),
+        );
+        findings.report(found.label("0 to 1"));
+    }
     if !(1.0..=100.0).contains(&stack.collective_slowdown) {
         let found = findings.at(
             &at("collective_slowdown"),

@@ -1,0 +1,409 @@
+//! `rackflow validate mechanisms`: experiments in which one setting changed, measured beside
+//! simulated.
+//!
+//! A step time can be right for two wrong reasons. What one setting is worth cannot: each
+//! experiment is a pair of setups, and its measured change must be met in sign and, within a third,
+//! in size.
+
+use super::simulated::{Simulated, simulate_all};
+use super::summary::{Columns, Scored, signed_percent, summary_json};
+use super::{Format, ValidateError};
+use clap::Args;
+use rackflow_plan::Setup;
+use rackflow_scenario::Catalogue;
+use rackflow_scenario::published::{self, PublishedRun};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Options of `rackflow validate mechanisms`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MechanismArgs {
+    /// How the result is written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Only experiments whose name, mechanism or source contains this text
+    #[arg(long, value_name = "SUBSTRING")]
+    pub filter: Option<String>,
+}
+
+/// Largest deviation from a measured change, as a part of it.
+const WITHIN: f64 = 1.0 / 3.0;
+/// A change under this is none; it is met by any other that is none.
+const NONE: f64 = 0.03;
+/// Free memory under which PyTorch's allocator gives back and asks anew in every pass [bytes].
+const THRASH: f64 = 4e9;
+
+/// One experiment, as the data file spells it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Experiment {
+    id: String,
+    mechanism: String,
+    source: String,
+    citation: String,
+    url: String,
+    base: Arm,
+    change: Arm,
+    measured: Measured,
+    #[serde(default)]
+    note: String,
+}
+
+/// One of its two setups.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+struct Arm {
+    /// A shipped published run,
+    #[serde(default)]
+    row: Option<String>,
+    /// or one that is written out.
+    #[serde(default)]
+    run: Option<Value>,
+    /// What differs from it, merged into the run.
+    #[serde(default)]
+    set: Option<Value>,
+    /// What differs in its software stack, merged into the profile.
+    #[serde(default)]
+    stack: Option<Value>,
+}
+
+/// What was measured on the two setups.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Measured {
+    unit: Unit,
+    base: f64,
+    change: f64,
+}
+
+/// In what it was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum Unit {
+    /// A rate: the more the faster.
+    #[serde(rename = "TFLOP/s")]
+    Rate,
+    /// Step time in seconds.
+    #[serde(rename = "s")]
+    Seconds,
+    /// Step time in milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Step time over that of the first setup.
+    #[serde(rename = "times")]
+    Times,
+    /// A collapse that no formula of ours predicts; it must be seen coming.
+    #[serde(rename = "flag")]
+    Flag,
+}
+
+/// One experiment beside its simulation. Changes are fractions of what was measured: of the rate
+/// where a rate was, of the step time elsewhere.
+struct Row {
+    experiment: Experiment,
+    accelerator: String,
+    family: String,
+    measured: f64,
+    outcome: Result<Outcome, String>,
+}
+
+struct Outcome {
+    base_s: f64,
+    change_s: f64,
+    simulated: f64,
+    /// Memory of the second setup over what a GPU has.
+    memory_share: f64,
+    thrashes: bool,
+}
+
+impl Row {
+    fn right_sign(&self) -> bool {
+        let Ok(outcome) = &self.outcome else {
+            return false;
+        };
+        if self.experiment.measured.unit == Unit::Flag {
+            return outcome.thrashes;
+        }
+        let none = |change: f64| change.abs() < NONE;
+        (none(self.measured) && none(outcome.simulated))
+            || self.measured.signum() == outcome.simulated.signum()
+    }
+
+    fn within(&self) -> bool {
+        let Ok(outcome) = &self.outcome else {
+            return false;
+        };
+        if self.experiment.measured.unit == Unit::Flag {
+            return outcome.thrashes;
+        }
+        let allowed = (self.measured.abs() * WITHIN).max(if self.measured.abs() < NONE {
+            NONE
+        } else {
+            0.0
+        });
+        self.right_sign() && (outcome.simulated - self.measured).abs() <= allowed
+    }
+
+    /// How far the simulated ratio of both setups is from the measured one.
+    fn scored(&self) -> Option<Scored<'_>> {
+        let outcome = self.outcome.as_ref().ok()?;
+        (self.experiment.measured.unit != Unit::Flag).then(|| Scored {
+            source: &self.experiment.source,
+            accelerator: &self.accelerator,
+            family: &self.family,
+            error: (1.0 + outcome.simulated) / (1.0 + self.measured) - 1.0,
+        })
+    }
+}
+
+/// Simulates both setups of every experiment and returns the text to print.
+///
+/// # Errors
+/// When no experiment contains the text asked for.
+///
+/// # Panics
+/// Never, unless the shipped data are broken.
+pub fn mechanisms(args: &MechanismArgs) -> Result<String, ValidateError> {
+    let rows = rows(args.filter.as_deref());
+    if rows.is_empty() {
+        let filter = args.filter.clone().unwrap_or_default();
+        return Err(ValidateError::NoRows(format!(
+            "no experiment contains \"{filter}\""
+        )));
+    }
+    Ok(match args.format {
+        Format::Json => format!("{:#}\n", to_json(&rows)),
+        Format::Markdown => table(&rows).markdown(2),
+        Format::Table => to_table(&rows),
+    })
+}
+
+fn rows(filter: Option<&str>) -> Vec<Row> {
+    let runs = published::read(published::SHIPPED).expect("the shipped runs are well formed");
+    let shipped: BTreeMap<&str, &PublishedRun> =
+        runs.iter().map(|run| (run.id.as_str(), run)).collect();
+    let wanted = |experiment: &Experiment| {
+        let text = filter.unwrap_or_default().to_ascii_lowercase();
+        [&experiment.id, &experiment.mechanism, &experiment.source]
+            .iter()
+            .any(|field| field.to_ascii_lowercase().contains(&text))
+    };
+    let experiments: Vec<Experiment> = published::MECHANISMS
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("the shipped experiments are well formed"))
+        .filter(wanted)
+        .collect();
+    // Both arms of all experiments, then their simulations in the same order.
+    let arms: Vec<Result<(Setup, String), String>> = experiments
+        .iter()
+        .flat_map(|experiment| [&experiment.base, &experiment.change])
+        .map(|arm| setup(arm, &shipped))
+        .collect();
+    let setups: Vec<Setup> = arms.iter().flatten().map(|(setup, _)| setup.clone()).collect();
+    let mut simulated = simulate_all(&setups, false).into_iter();
+    let mut outcomes = arms.iter().map(|arm| {
+        let (setup, _) = arm.as_ref().map_err(String::clone)?;
+        let outcome = simulated.next().expect("one outcome for each setup");
+        let simulated = outcome.map_err(|why| format!("{why:?}"))?;
+        Ok((setup, simulated))
+    });
+    let mut rows = Vec::with_capacity(experiments.len());
+    for (experiment, pair) in experiments.into_iter().zip(arms.chunks(2)) {
+        let base = outcomes.next().expect("two arms each");
+        let change = outcomes.next().expect("two arms each");
+        let (accelerator, family) = pair[0].as_ref().map_or_else(
+            |_| (String::new(), String::new()),
+            |(setup, family)| (setup.cluster.node.accelerator.name.clone(), family.clone()),
+        );
+        rows.push(Row {
+            measured: measured(&experiment.measured),
+            outcome: outcome(experiment.measured.unit, base, change),
+            accelerator,
+            family,
+            experiment,
+        });
+    }
+    rows
+}
+
+fn measured(measured: &Measured) -> f64 {
+    measured.change / measured.base - 1.0
+}
+
+fn outcome(
+    unit: Unit,
+    base: Result<(&Setup, Simulated), String>,
+    change: Result<(&Setup, Simulated), String>,
+) -> Result<Outcome, String> {
+    let (_, base) = base?;
+    let (_, change) = change?;
+    let longer = change.step_time_s / base.step_time_s;
+    Ok(Outcome {
+        base_s: base.step_time_s,
+        change_s: change.step_time_s,
+        simulated: if unit == Unit::Rate {
+            1.0 / longer - 1.0
+        } else {
+            longer - 1.0
+        },
+        memory_share: change.memory / change.capacity,
+        thrashes: change.memory > change.capacity - THRASH,
+    })
+}
+
+/// What an arm means, and the family of its model.
+fn setup(
+    arm: &Arm,
+    shipped: &BTreeMap<&str, &PublishedRun>,
+) -> Result<(Setup, String), String> {
+    let mut run = match (&arm.row, &arm.run) {
+        (Some(id), _) => {
+            let run = shipped.get(id.as_str()).ok_or(format!("no row {id}"))?;
+            serde_json::to_value(run).expect("a run is plain data")
+        }
+        (None, Some(run)) => run.clone(),
+        (None, None) => return Err("neither a row nor a run".to_owned()),
+    };
+    if let Some(set) = &arm.set {
+        merge(&mut run, set);
+    }
+    let run: PublishedRun = serde_json::from_value(run).map_err(|error| error.to_string())?;
+    let mut setup =
+        published::setup(&run, Catalogue::builtin()).map_err(|error| error.to_string())?;
+    if let Some(changes) = &arm.stack {
+        let mut stack =
+            serde_json::to_value(&setup.training.stack).expect("a stack is plain data");
+        merge(&mut stack, changes);
+        setup.training.stack = serde_json::from_value(stack).map_err(|error| error.to_string())?;
+    }
+    Ok((setup, run.model.family))
+}
+
+/// Merges `changes` into `value`, objects key by key.
+fn merge(value: &mut Value, changes: &Value) {
+    match (value, changes) {
+        (Value::Object(value), Value::Object(changes)) => {
+            for (key, change) in changes {
+                merge(value.entry(key.clone()).or_insert(Value::Null), change);
+            }
+        }
+        (value, changes) => *value = changes.clone(),
+    }
+}
+
+fn to_json(rows: &[Row]) -> Value {
+    let scored: Vec<Scored<'_>> = rows.iter().filter_map(Row::scored).collect();
+    json!({
+        "schema_version": 1,
+        "command": "validate mechanisms",
+        "summary": summary_json(&scored),
+        "experiments": rows.len(),
+        "right_sign": rows.iter().filter(|row| row.right_sign()).count(),
+        "within_a_third": rows.iter().filter(|row| row.within()).count(),
+        "rows": rows.iter().map(row_json).collect::<Vec<_>>(),
+    })
+}
+
+fn row_json(row: &Row) -> Value {
+    let outcome = row.outcome.as_ref().ok();
+    json!({
+        "id": row.experiment.id,
+        "mechanism": row.experiment.mechanism,
+        "source": row.experiment.source,
+        "accelerator": row.accelerator,
+        "family": row.family,
+        "change_of": if row.experiment.measured.unit == Unit::Rate { "rate" } else { "step_time" },
+        "measured_change": row.measured,
+        "simulated_change": outcome.map(|outcome| outcome.simulated),
+        "simulated_base_s": outcome.map(|outcome| outcome.base_s),
+        "simulated_change_s": outcome.map(|outcome| outcome.change_s),
+        "memory_share": outcome.map(|outcome| outcome.memory_share),
+        "near_memory_limit": outcome.map(|outcome| outcome.thrashes),
+        "right_sign": row.right_sign(),
+        "within_a_third": row.within(),
+        "not_simulated": row.outcome.as_ref().err(),
+        "note": row.experiment.note,
+        "citation": row.experiment.citation,
+        "url": row.experiment.url,
+    })
+}
+
+fn table(rows: &[Row]) -> Columns {
+    let mut table = Columns::new(&[
+        "mechanism",
+        "change of",
+        "measured",
+        "simulated",
+        "sign",
+        "within a third",
+    ]);
+    for row in rows {
+        let yes = |right: bool| if right { "yes" } else { "no" }.to_owned();
+        let flag = row.experiment.measured.unit == Unit::Flag;
+        let simulated = match &row.outcome {
+            Ok(outcome) if flag => format!(
+                "{} ({:.0} % of memory)",
+                if outcome.thrashes { "warned of" } else { "not seen" },
+                100.0 * outcome.memory_share
+            ),
+            Ok(outcome) => signed_percent(outcome.simulated),
+            Err(why) => why.clone(),
+        };
+        table.push(vec![
+            format!("{} ({})", row.experiment.mechanism, row.experiment.id),
+            if row.experiment.measured.unit == Unit::Rate {
+                "rate".to_owned()
+            } else {
+                "step time".to_owned()
+            },
+            signed_percent(row.measured),
+            simulated,
+            yes(row.right_sign()),
+            yes(row.within()),
+        ]);
+    }
+    table
+}
+
+fn to_table(rows: &[Row]) -> String {
+    let mut out = table(rows).aligned(2);
+    let count = |good: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| good(row)).count();
+    let _ = writeln!(
+        out,
+        "\nOf {} experiments {} have the right sign and {} the right size, within a third of what was measured.\n\
+         Changes under {:.0} % count as none. Sources: `--format json`.",
+        rows.len(),
+        count(&Row::right_sign),
+        count(&Row::within),
+        100.0 * NONE,
+    );
+    for row in rows.iter().filter(|row| !row.experiment.note.is_empty()) {
+        let _ = writeln!(out, "{}: {}.", row.experiment.id, row.experiment.note);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_experiment_is_simulated_and_most_signs_are_right() {
+        let rows = rows(None);
+        for row in &rows {
+            assert!(row.outcome.is_ok(), "{}", row.experiment.id);
+            assert!(row.experiment.url.starts_with("https://"));
+        }
+        let right = rows.iter().filter(|row| row.right_sign()).count();
+        assert!(10 * right >= 8 * rows.len(), "{right} of {}", rows.len());
+    }
+
+    #[test]
+    fn merging_goes_key_by_key() {
+        let mut value = json!({"a": {"b": 1, "c": 2}, "d": 3});
+        merge(&mut value, &json!({"a": {"b": 5}, "e": [1]}));
+        assert_eq!(value, json!({"a": {"b": 5, "c": 2}, "d": 3, "e": [1]}));
+    }
+}
