@@ -905,9 +905,11 @@ pub(crate) fn sharded_parameters(
     }
 }
 
-/// Memory bandwidth of the host for one GPU: two sockets of eight channels of DDR5 shared by eight
-/// GPUs, of which an optimizer reaches two thirds [bytes/s]; typical value, unverified.
-const HOST_MEMORY: f64 = 50e9;
+/// Rate at which the host reads and writes states for one of its eight GPUs while it updates them
+/// [bytes/s]: half of two sockets' DDR5; from the slowdown of Qwen3-30B-A3B with its optimizer on the
+/// host (Megatron-Bridge 067f987, skills/nemo-mbridge-perf-cpu-offloading), whose batch is not
+/// published.
+const HOST_MEMORY: f64 = 35e9;
 
 /// SMs of a point-to-point kernel: NCCL gives a pair of ranks two channels per NIC (NVIDIA/nccl
 /// src/graph/paths.cc, p2pnChannelsPerPeer; from memory, unverified).

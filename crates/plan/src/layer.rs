@@ -114,11 +114,17 @@ impl<'a> Sizes<'a> {
     /// Adding a finished gradient into its buffer, where that is a kernel of its own.
     fn accumulate(&self, elements: u64) -> Option<Operation> {
         let kept = self.stack.gradient_bytes;
+        // A wider buffer takes a copy of the gradient in its own format; what was added is cleared.
+        let (read, written, kernels) = if kept > 2 {
+            (2 + 2 * kept, 2 * kept + 2, 3)
+        } else {
+            (2 + kept, kept, 1)
+        };
         (!self.stack.fused_gradient_accumulation).then(|| {
             stream(
-                Bytes::new(elements * (2 + kept)),
-                Bytes::new(elements * kept),
-                1,
+                Bytes::new(elements * read),
+                Bytes::new(elements * written),
+                kernels,
             )
         })
     }

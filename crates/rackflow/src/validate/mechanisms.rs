@@ -16,7 +16,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 /// Options of `rackflow validate mechanisms`.
 #[derive(Debug, Clone, Default, Args)]
@@ -201,7 +200,11 @@ fn rows(filter: Option<&str>) -> Vec<Row> {
         .flat_map(|experiment| [&experiment.base, &experiment.change])
         .map(|arm| setup(arm, &shipped))
         .collect();
-    let setups: Vec<Setup> = arms.iter().flatten().map(|(setup, _)| setup.clone()).collect();
+    let setups: Vec<Setup> = arms
+        .iter()
+        .flatten()
+        .map(|(setup, _)| setup.clone())
+        .collect();
     let mut simulated = simulate_all(&setups, false).into_iter();
     let mut outcomes = arms.iter().map(|arm| {
         let (setup, _) = arm.as_ref().map_err(String::clone)?;
@@ -254,10 +257,7 @@ fn outcome(
 }
 
 /// What an arm means, and the family of its model.
-fn setup(
-    arm: &Arm,
-    shipped: &BTreeMap<&str, &PublishedRun>,
-) -> Result<(Setup, String), String> {
+fn setup(arm: &Arm, shipped: &BTreeMap<&str, &PublishedRun>) -> Result<(Setup, String), String> {
     let mut run = match (&arm.row, &arm.run) {
         (Some(id), _) => {
             let run = shipped.get(id.as_str()).ok_or(format!("no row {id}"))?;
@@ -273,8 +273,7 @@ fn setup(
     let mut setup =
         published::setup(&run, Catalogue::builtin()).map_err(|error| error.to_string())?;
     if let Some(changes) = &arm.stack {
-        let mut stack =
-            serde_json::to_value(&setup.training.stack).expect("a stack is plain data");
+        let mut stack = serde_json::to_value(&setup.training.stack).expect("a stack is plain data");
         merge(&mut stack, changes);
         setup.training.stack = serde_json::from_value(stack).map_err(|error| error.to_string())?;
     }
@@ -345,7 +344,11 @@ fn table(rows: &[Row]) -> Columns {
         let simulated = match &row.outcome {
             Ok(outcome) if flag => format!(
                 "{} ({:.0} % of memory)",
-                if outcome.thrashes { "warned of" } else { "not seen" },
+                if outcome.thrashes {
+                    "warned of"
+                } else {
+                    "not seen"
+                },
                 100.0 * outcome.memory_share
             ),
             Ok(outcome) => signed_percent(outcome.simulated),
