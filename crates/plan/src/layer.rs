@@ -88,6 +88,15 @@ impl<'a> Sizes<'a> {
         Bytes::new(self.tokens * self.model.hidden * 2)
     }
 
+    /// The same as the tensor group gathers it: in 8 bits where the products behind it take them.
+    fn gathered(&self) -> Bytes {
+        if self.quantized() {
+            Bytes::new(self.tokens * self.model.hidden)
+        } else {
+            self.residual()
+        }
+    }
+
     /// A linear layer's forward product: `tokens` x `k` by `k` x `n`.
     fn linear(&self, tokens: u64, n: u64, k: u64) -> Operation {
         gemm(tokens, n, k, self.training.recipe.gemm(), 2)
@@ -405,7 +414,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
     } else {
         s.stack.communication_sms
     };
-    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.residual(), pieces));
+    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
     let gathers: Vec<u32> = (0..pieces)
         .map(|_| tensor_collective(b, "TP all-gather", spec, sms))
         .collect();
@@ -453,11 +462,46 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
 /// Collects a gradient of the tensor-parallel region's output on all ranks (sequence parallel).
 fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
     if s.plan.tensor > 1 && s.plan.sequence_parallel {
-        let spec = Spec::Collective(CollectiveOp::AllGather, s.residual());
+        let spec = Spec::Collective(CollectiveOp::AllGather, s.gathered());
         let sms = s.stack.communication_sms;
         let gather = tensor_collective(b, "TP all-gather", spec, sms);
         b.wait(gather);
     }
+}
+
+/// Collects a gradient of the region's output and multiplies it by `k` x `n` weights: in pieces
+/// beside each other where the stack cuts tensor-parallel collectives, one after the other elsewhere.
+fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
+    let pieces = tensor_pieces(s);
+    if pieces == 1 || !s.plan.sequence_parallel {
+        gather_gradient(b, s);
+        b.extend(s.quantize_gradient(s.tokens * k));
+        b.op(s.linear(s.tokens, n, k));
+        return;
+    }
+    b.extend(s.quantize_gradient(s.own_tokens * k));
+    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
+    let gathers: Vec<u32> = (0..pieces)
+        .map(|_| tensor_collective(b, "TP all-gather", spec, 0))
+        .collect();
+    for gather in gathers {
+        b.wait(gather);
+        b.op(s.linear(s.tokens / pieces, n, k));
+    }
+}
+
+/// Collects the region's input once more, of which each rank kept its part: the weight gradients
+/// need all of it. Runs beside the input gradient; returns what to wait for.
+fn gather_input_again(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
+    (s.plan.tensor > 1 && s.plan.sequence_parallel).then(|| {
+        let sms = if tensor_pieces(s) > 1 {
+            0
+        } else {
+            s.stack.communication_sms
+        };
+        let spec = Spec::Collective(CollectiveOp::AllGather, s.gathered());
+        tensor_collective(b, "TP all-gather", spec, sms)
+    })
 }
 
 /// Sums the gradient of the region's input over the tensor group; `beside` runs meanwhile.
@@ -531,9 +575,7 @@ fn attention_backward(
         }
         b.recompute(false);
     }
-    gather_gradient(b, s);
-    b.extend(s.quantize_gradient(s.tokens * h));
-    b.op(s.linear(s.tokens, out, h));
+    gathered_gradient_product(b, s, out, h);
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, out));
     }
@@ -557,7 +599,14 @@ fn attention_backward(
     }
     let width: u64 = inputs.iter().map(|(n, _)| n).sum();
     b.extend(s.quantize_gradient(s.tokens * width));
+    let again = gradients
+        .weight()
+        .then(|| gather_input_again(b, s))
+        .flatten();
     b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
+    if let Some(again) = again {
+        b.wait(again);
+    }
     let beside = if gradients.weight() {
         inputs
             .iter()
@@ -636,20 +685,25 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
         b.recompute(false);
     }
     b.label("feed-forward backward");
-    gather_gradient(b, s);
-    b.extend(s.quantize_gradient(s.tokens * h));
-    b.op(s.linear(s.tokens, width, h));
+    gathered_gradient_product(b, s, width, h);
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, width));
     }
     b.op(activation_backward(s, s.tokens, width));
     b.extend(s.quantize_gradient(s.tokens * up));
+    let again = gradients
+        .weight()
+        .then(|| gather_input_again(b, s))
+        .flatten();
     b.op(s.linear(s.tokens, h, up));
     let beside = if gradients.weight() {
         s.weight_gradient(s.tokens, up, h)
     } else {
         vec![]
     };
+    if let Some(again) = again {
+        b.wait(again);
+    }
     reduce_gradient(b, s, beside);
     b.extend(norm_backward(s));
 }
