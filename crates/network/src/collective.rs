@@ -191,6 +191,7 @@ impl Candidate {
         } else {
             SimDuration::ZERO
         };
+        let [over_leaf, over_pod] = self.crossing.millionths();
         Some(Demand {
             latency: latency + waited,
             nvlink,
@@ -198,6 +199,8 @@ impl Candidate {
             level: group.level,
             wire_bytes_nvlink: wire_nvlink,
             wire_bytes_nic: wire_nic,
+            over_leaf,
+            over_pod,
             algorithm: self.algorithm,
             protocol,
         })
@@ -318,6 +321,7 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
     }
     let inside = path.level == Level::NvLink;
     let crossing = Crossing::of_level(path.level);
+    let [over_leaf, over_pod] = crossing.millionths();
     let demands = Protocol::ALL.map(|protocol| {
         let copy_rate = links.copy_rate(protocol);
         let nvlink_rate = copy_rate.scaled(if inside { links.part_of(path) } else { 1.0 });
@@ -341,6 +345,8 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
             level: path.level,
             wire_bytes_nvlink: nvlink,
             wire_bytes_nic: nic,
+            over_leaf,
+            over_pod,
             algorithm: Algorithm::Direct,
             protocol,
         }

@@ -85,6 +85,10 @@ pub struct Demand {
     pub wire_bytes_nvlink: Bytes,
     /// Bytes out of the rank's share of the NICs.
     pub wire_bytes_nic: Bytes,
+    /// Share of the bytes over NICs that leave their leaf, in millionths.
+    pub over_leaf: u32,
+    /// Of the bytes over NICs, the share that leave their pod, in millionths.
+    pub over_pod: u32,
     /// How it moves.
     pub algorithm: Algorithm,
     /// How it marks arrival.
@@ -100,6 +104,8 @@ impl Demand {
         level: Level::Local,
         wire_bytes_nvlink: Bytes::ZERO,
         wire_bytes_nic: Bytes::ZERO,
+        over_leaf: 0,
+        over_pod: 0,
         algorithm: Algorithm::Local,
         protocol: Protocol::Simple,
     };

@@ -49,6 +49,8 @@ pub fn own_all_reduce(
         level: group.level,
         wire_bytes_nvlink: wire,
         wire_bytes_nic: Bytes::ZERO,
+        over_leaf: 0,
+        over_pod: 0,
         algorithm: Algorithm::Direct,
         protocol,
     };
@@ -94,6 +96,7 @@ pub fn direct_exchange(
             + links.nic_step(group.level, Shape::Ring, Protocol::Ll);
     }
     let nic_time = links.nic_rate(Protocol::Simple).time_to_send(nic);
+    let [over_leaf, over_pod] = Crossing::pairs(group).millionths();
     Demand {
         latency,
         nvlink: links.expert.time_to_send(nvlink),
@@ -101,6 +104,8 @@ pub fn direct_exchange(
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,
+        over_leaf,
+        over_pod,
         algorithm: Algorithm::Direct,
         protocol: Protocol::Simple,
     }

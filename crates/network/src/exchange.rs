@@ -114,6 +114,7 @@ pub fn expert_exchange(
         nic
     };
     let nic_time = links.nic_rate(protocol).time_to_send(taken);
+    let [over_leaf, over_pod] = Crossing::pairs(group).millionths();
     Demand {
         latency,
         nvlink: nvlink_rate.time_to_send(nvlink),
@@ -121,6 +122,8 @@ pub fn expert_exchange(
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,
+        over_leaf,
+        over_pod,
         algorithm,
         protocol,
     }

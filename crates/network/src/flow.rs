@@ -32,10 +32,12 @@ const ONE: u64 = 1 << SHIFT;
 const NIL: u32 = u32::MAX;
 
 #[derive(Debug, Clone, Copy)]
-struct Port {
+struct PortState {
     /// Sum of the use of all flows here, each at its full rate.
     load: u64,
-    /// Rate that this port grants: 1, or 1 / load where that is less.
+    /// What of the port works: [`ONE`] unless it is degraded.
+    capacity: u64,
+    /// Rate that this port grants: 1, or capacity / load where that is less.
     rate: u64,
     /// First membership of this port.
     first: u32,
@@ -67,6 +69,17 @@ struct Flow {
     touched: bool,
 }
 
+/// A port of a [`FlowNet`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// The NVLink port of an endpoint.
+    Nvlink(u32),
+    /// The share of the NICs of an endpoint.
+    Nic(u32),
+    /// A link that many endpoints share, as counted in [`FlowNet::with_links`].
+    Shared(u32),
+}
+
 /// Ports of ranks, one NVLink port and one NIC port each, and the flows on them.
 ///
 /// # Sharing
@@ -82,7 +95,9 @@ struct Flow {
 /// Work is counted exactly, so that a rate that dips and recovers at one instant leaves no trace.
 #[derive(Debug, Clone)]
 pub struct FlowNet {
-    ports: Vec<Port>,
+    ports: Vec<PortState>,
+    /// Ports of endpoints; those that many share follow.
+    own_ports: u32,
     flows: Vec<Flow>,
     memberships: Vec<Membership>,
     free_flow: u32,
@@ -94,13 +109,20 @@ pub struct FlowNet {
 impl FlowNet {
     /// Idle ports of `endpoints` ranks.
     pub fn new(endpoints: usize) -> Self {
-        let idle = Port {
+        Self::with_links(endpoints, 0)
+    }
+
+    /// The same with `links` more ports, which flows use as they are started.
+    pub fn with_links(endpoints: usize, links: usize) -> Self {
+        let idle = PortState {
             load: 0,
+            capacity: ONE,
             rate: ONE,
             first: NIL,
         };
         Self {
-            ports: vec![idle; 2 * endpoints],
+            ports: vec![idle; 2 * endpoints + links],
+            own_ports: 2 * endpoints as u32,
             flows: Vec::new(),
             memberships: Vec::new(),
             free_flow: NIL,
@@ -140,6 +162,55 @@ impl FlowNet {
         flow
     }
 
+    fn index(&self, port: Port) -> u32 {
+        match port {
+            Port::Nvlink(endpoint) => 2 * endpoint,
+            Port::Nic(endpoint) => 2 * endpoint + 1,
+            Port::Shared(link) => self.own_ports + link,
+        }
+    }
+
+    /// From `now` on `port` works at this fraction of its rate; 0 stops every flow on it. Appends
+    /// every flow whose end has moved, with its new end, to `changed`: [`SimTime::MAX`] for flows
+    /// that stand still.
+    ///
+    /// # Panics
+    /// When there is no such port.
+    pub fn set_capacity(
+        &mut self,
+        now: SimTime,
+        port: Port,
+        fraction: f64,
+        changed: &mut Vec<(FlowId, SimTime)>,
+    ) {
+        let index = self.index(port) as usize;
+        let before = self.ports[index].rate;
+        let port = &mut self.ports[index];
+        port.capacity = (fraction.clamp(0.0, 1.0) * ONE as f64).round() as u64;
+        port.rate = rate_of(port.load, port.capacity);
+        let (first, rate) = (port.first, port.rate);
+        self.touch_members(first, |flow| {
+            if rate < before {
+                flow > rate
+            } else {
+                flow == before && rate > before
+            }
+        });
+        self.settle(now, changed);
+    }
+
+    /// Marks the flows of a port whose rate asks for it.
+    fn touch_members(&mut self, first: u32, asks: impl Fn(u64) -> bool) {
+        let mut next = first;
+        while next != NIL {
+            let other = self.memberships[next as usize];
+            if asks(self.flows[other.flow as usize].rate) {
+                self.touch(other.flow);
+            }
+            next = other.of_port_next;
+        }
+    }
+
     /// Starts a flow that occupies the ports of all `endpoints` (ranks, or representatives of
     /// ranks that cannot differ; each at most once). Appends this flow and every flow whose end
     /// has moved, with its new end, to `changed`.
@@ -148,6 +219,19 @@ impl FlowNet {
         now: SimTime,
         endpoints: &[u32],
         demand: &Demand,
+        changed: &mut Vec<(FlowId, SimTime)>,
+    ) -> FlowId {
+        self.start_over(now, endpoints, demand, &[], changed)
+    }
+
+    /// The same for a flow that crosses shared links too: of each, the fraction that it uses at
+    /// full rate, which may exceed 1.
+    pub fn start_over(
+        &mut self,
+        now: SimTime,
+        endpoints: &[u32],
+        demand: &Demand,
+        links: &[(u32, f64)],
         changed: &mut Vec<(FlowId, SimTime)>,
     ) -> FlowId {
         let duration = demand.duration();
@@ -163,6 +247,13 @@ impl FlowNet {
                     let port = 2 * endpoint + side as u32;
                     rate = rate.min(self.join(slot, port, load));
                 }
+            }
+        }
+        for &(link, part) in links {
+            // Rounded down, so that what just fits is not slowed.
+            let load = (part * ONE as f64) as u64;
+            if load > 0 {
+                rate = rate.min(self.join(slot, self.own_ports + link, load));
             }
         }
         let flow = &mut self.flows[slot as usize];
@@ -231,7 +322,7 @@ impl FlowNet {
     fn join(&mut self, flow: u32, port: u32, load: u64) -> u64 {
         let before = self.ports[port as usize];
         let total = before.load + load;
-        let rate = rate_of(total);
+        let rate = rate_of(total, before.capacity);
         let member = Membership {
             flow,
             port,
@@ -253,20 +344,14 @@ impl FlowNet {
             self.memberships[before.first as usize].of_port_previous = index;
         }
         self.flows[flow as usize].first = index;
-        self.ports[port as usize] = Port {
+        self.ports[port as usize] = PortState {
             load: total,
             rate,
             first: index,
+            ..before
         };
         if rate < before.rate {
-            let mut next = before.first;
-            while next != NIL {
-                let other = self.memberships[next as usize];
-                if self.flows[other.flow as usize].rate > rate {
-                    self.touch(other.flow);
-                }
-                next = other.of_port_next;
-            }
+            self.touch_members(before.first, |flow| flow > rate);
         }
         rate
     }
@@ -288,16 +373,10 @@ impl FlowNet {
         let port = &mut self.ports[member.port as usize];
         let before = port.rate;
         port.load -= member.load;
-        port.rate = rate_of(port.load);
+        port.rate = rate_of(port.load, port.capacity);
         if port.rate > before {
-            let mut next = port.first;
-            while next != NIL {
-                let other = self.memberships[next as usize];
-                if self.flows[other.flow as usize].rate == before {
-                    self.touch(other.flow);
-                }
-                next = other.of_port_next;
-            }
+            let first = port.first;
+            self.touch_members(first, |flow| flow == before);
         }
     }
 
@@ -354,20 +433,24 @@ fn use_of(busy: SimDuration, duration: SimDuration) -> u64 {
     exact.div_ceil(u128::from(duration.as_picos())) as u64
 }
 
-/// Rate that a port of this load grants, rounded down.
-fn rate_of(load: u64) -> u64 {
-    if load <= ONE {
+/// Rate that a port of this load and capacity grants, rounded down.
+fn rate_of(load: u64, capacity: u64) -> u64 {
+    if load <= capacity {
         return ONE;
     }
-    ((u128::from(ONE) << SHIFT) / u128::from(load)) as u64
+    ((u128::from(capacity) << SHIFT) / u128::from(load)) as u64
 }
 
 /// When `left` is done at `rate`, rounded up.
 fn end_of(now: SimTime, left: u128, rate: u64) -> SimTime {
-    let ps = if rate == ONE {
+    let ps = if rate == 0 {
+        return if left == 0 { now } else { SimTime::MAX };
+    } else if rate == ONE {
         left.div_ceil(u128::from(ONE))
     } else {
         left.div_ceil(u128::from(rate))
     };
-    now + SimDuration::from_picos(u64::try_from(ps).expect("a flow ends within 213 days"))
+    // A trickle that outlasts simulated time stands still.
+    let ends = u128::from(now.as_picos()) + ps;
+    u64::try_from(ends).map_or(SimTime::MAX, SimTime::from_picos)
 }

@@ -22,6 +22,6 @@ pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};
 pub use fair::FairNet;
-pub use flow::{FlowId, FlowNet};
+pub use flow::{FlowId, FlowNet, Port};
 pub use links::{HOST_LAUNCH, Links, Shape};
 pub use program::{Edge, Message, Pattern, Phase, Program, Teams, Via};

@@ -119,6 +119,11 @@ pub(crate) struct Crossing {
 }
 
 impl Crossing {
+    /// The shares in millionths: over the leaf, over the pod.
+    pub(crate) fn millionths(self) -> [u32; 2] {
+        [self.leaf, self.pod].map(|share| (share * 1e6).round() as u32)
+    }
+
     /// Neighbours on a ring that visits domains by place.
     pub(crate) fn ring(group: &GroupSpan) -> Self {
         let hops = f64::from(group.ranks);
@@ -202,6 +207,15 @@ impl Links {
         self.leaf_oversubscription = 1.0;
         self.spine_oversubscription = 1.0;
         self.load_balance = 1.0;
+        self
+    }
+
+    /// The same without what tiers above the leaf cost when all ranks send alike: for a network
+    /// in which flows meet at those tiers and slow each other there.
+    #[must_use]
+    pub fn without_oversubscription(mut self) -> Self {
+        self.leaf_oversubscription = 1.0;
+        self.spine_oversubscription = 1.0;
         self
     }
 

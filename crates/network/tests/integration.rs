@@ -6,7 +6,7 @@ mod common;
 use common::cluster;
 use proptest::prelude::*;
 use rackflow_network::{
-    Algorithm, CollectiveOp, Demand, ExchangeStyle, FlowId, FlowNet, Links, Protocol, Shape,
+    Algorithm, CollectiveOp, Demand, ExchangeStyle, FlowId, FlowNet, Links, Port, Protocol, Shape,
     collective, collective_by, expert_exchange, send_recv,
 };
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level};
@@ -448,6 +448,45 @@ fn demand(latency: u64, nvlink: u64, nic: u64) -> Demand {
 
 fn at(ps: u64) -> SimTime {
     SimTime::from_picos(ps)
+}
+
+/// A port at half its rate takes twice as long, one that is down stops its flows, and time that
+/// passes meanwhile is not lost to what was done before.
+#[test]
+fn a_degraded_port_slows_and_a_dead_one_stops() {
+    let mut net = FlowNet::new(2);
+    let mut changed = Vec::new();
+    let flow = net.start(at(0), &[0, 1], &demand(0, 0, 1000), &mut changed);
+    net.set_capacity(at(400), Port::Nic(1), 0.5, &mut changed);
+    assert_eq!(net.ends(flow), at(400 + 1200));
+    net.set_capacity(at(600), Port::Nic(1), 0.0, &mut changed);
+    assert_eq!(net.ends(flow), SimTime::MAX);
+    net.set_capacity(at(5000), Port::Nic(1), 1.0, &mut changed);
+    assert_eq!(net.ends(flow), at(5000 + 500));
+    // A port that the flow does not need at full rate may be degraded that far.
+    let light = net.start(at(5000), &[0], &demand(0, 1000, 250), &mut changed);
+    net.set_capacity(at(5000), Port::Nvlink(1), 0.1, &mut changed);
+    // It shares the NIC of 0: 1.25 of it is asked for, rounded up in the 32nd binary place.
+    assert_eq!(net.ends(light), at(6251));
+}
+
+/// Flows that meet on a shared link are slowed by what they would use of it together.
+#[test]
+fn shared_links_are_shared() {
+    let mut net = FlowNet::with_links(2, 1);
+    let mut changed = Vec::new();
+    let one = net.start_over(at(0), &[0], &demand(0, 0, 1000), &[(0, 0.75)], &mut changed);
+    assert_eq!(net.ends(one), at(1000), "alone it fits");
+    let two = net.start_over(
+        at(500),
+        &[1],
+        &demand(0, 0, 1000),
+        &[(0, 0.75)],
+        &mut changed,
+    );
+    assert_eq!((net.ends(one), net.ends(two)), (at(1250), at(2000)));
+    net.finish(at(1250), one, &mut changed);
+    assert_eq!(net.ends(two), at(1750));
 }
 
 /// Alone: the demand's own time. Two that fill one port: half rate each. One ends: full rate.

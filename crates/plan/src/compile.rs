@@ -69,7 +69,10 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
     let map = ClusterMap::new(&setup.cluster)?;
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-    let prices = Prices::new(setup, &map, &placement);
+    let prices = match &setup.seats {
+        Some(seats) => Prices::new(setup, &ClusterMap::new(&seats.cluster)?, &placement),
+        None => Prices::new(setup, &map, &placement),
+    };
     let mut ctx = Context::new(setup, &prices);
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;

@@ -39,4 +39,4 @@ pub use program::{
 };
 pub use resource::Resource;
 pub use search::{Branch, Candidate, Expansion, Search, Space};
-pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Setup, Straggler};
+pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Seats, Setup, Straggler};

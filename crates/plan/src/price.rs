@@ -41,6 +41,9 @@ impl Prices {
             for group in 0..placement.groups(slot) {
                 members.clear();
                 placement.members(slot, group, &mut members);
+                for member in &mut members {
+                    *member = setup.gpu_of(*member);
+                }
                 span_classes[slot as usize].push(class_of(known, span_and_hop(map, &members)));
             }
         }
@@ -48,12 +51,17 @@ impl Prices {
         let mut next_paths = Vec::new();
         if setup.training.parallelism.pipeline > 1 {
             for rank in 0..placement.ranks() {
-                let path = map.path(rank, placement.shifted(rank, 1));
+                let next = placement.shifted(rank, 1);
+                let path = map.path(setup.gpu_of(rank), setup.gpu_of(next));
                 next_paths.push(class_of(&mut paths, path));
             }
         }
         Self {
-            links: Links::new(&setup.cluster, map),
+            links: if setup.shares_tiers() {
+                Links::new(setup.host(), map).without_oversubscription()
+            } else {
+                Links::new(setup.host(), map)
+            },
             spans,
             span_classes,
             paths,

@@ -1,6 +1,6 @@
 //! A scenario as meant: every name looked up, every default filled in, no strings to parse.
 
-use rackflow_topology::Cluster;
+use rackflow_topology::{Cluster, FaultyLink, LinkFault};
 use rackflow_workload::Training;
 
 /// Which ranks are simulated.
@@ -56,6 +56,15 @@ impl Jitter {
     }
 }
 
+/// Where the ranks of a job sit in a cluster that it shares with others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seats {
+    /// The whole cluster.
+    pub cluster: Cluster,
+    /// GPU of every rank, each at most once.
+    pub gpus: Vec<u32>,
+}
+
 /// Everything a run needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
@@ -67,12 +76,40 @@ pub struct Setup {
     pub training: Training,
     /// How ranks are numbered over GPUs.
     pub rank_order: RankOrder,
+    /// Where the ranks sit, if the cluster is a part of a larger one; else rank r sits on GPU r.
+    pub seats: Option<Seats>,
     /// Slower devices.
     pub stragglers: Vec<Straggler>,
     /// How unevenly kernels run.
     pub jitter: Jitter,
+    /// Dead, slow and flapping links, by GPU and leaf of the whole cluster.
+    pub faults: Vec<LinkFault>,
     /// Which ranks are simulated.
     pub fidelity: Fidelity,
     /// Root of all random streams.
     pub seed: u64,
+}
+
+impl Setup {
+    /// The cluster that the ranks sit in, with whatever else is there.
+    pub fn host(&self) -> &Cluster {
+        self.seats
+            .as_ref()
+            .map_or(&self.cluster, |seats| &seats.cluster)
+    }
+
+    /// The GPU of a rank, counted over [`Setup::host`].
+    pub fn gpu_of(&self, rank: u32) -> u32 {
+        self.seats
+            .as_ref()
+            .map_or(rank, |seats| seats.gpus[rank as usize])
+    }
+
+    /// Flows meet on the links above the leaves one by one, where others share the cluster or a
+    /// leaf is not whole. Otherwise what those tiers cost is in the price of each flow, as if all
+    /// ranks sent alike.
+    pub fn shares_tiers(&self) -> bool {
+        let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
+        self.seats.is_some() || self.faults.iter().any(leaf)
+    }
 }

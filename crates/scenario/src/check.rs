@@ -12,8 +12,13 @@ use crate::resolve::Findings;
 use crate::serving_text::ServingText;
 use rackflow_plan::Setup;
 use rackflow_plan::serving::FleetSetup;
-use rackflow_topology::Cluster;
+use rackflow_topology::{Cluster, LinkFault};
 use std::fmt::Display;
+
+/// Reports faults of links that cannot be.
+pub(crate) fn links(cluster: &Cluster, faults: &[LinkFault], findings: &mut Findings<'_>) {
+    work::links(cluster, faults, findings);
+}
 
 /// Reports everything that keeps `setup` from being simulated.
 pub(crate) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {

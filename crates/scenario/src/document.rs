@@ -5,6 +5,7 @@ use crate::decode::Subtree;
 use crate::schema;
 use crate::serving_text::ServingText;
 use rackflow_plan::Jitter;
+use rackflow_topology::LinkFault;
 use rackflow_units::{Bandwidth, SimDuration, Usd, UsdPerHour, UsdPerKilowattHour};
 use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
@@ -30,6 +31,50 @@ pub(crate) struct Document {
     /// What a source printed about the same run. Shown beside the result, never used by it.
     #[serde(default)]
     pub published: Option<Published>,
+}
+
+/// Several jobs beside each other on one cluster, in place of one `workload`.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JobsDocument {
+    /// The hardware that they share.
+    pub cluster: ClusterText,
+    /// Who does what, and where. Jobs take their seats in this order.
+    pub jobs: Vec<JobText>,
+    /// How they are simulated.
+    #[serde(default)]
+    pub simulation: SimulationText,
+}
+
+/// One job of several.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JobText {
+    /// What the report calls it.
+    pub name: String,
+    /// Accelerators that it gets.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub gpus: u32,
+    /// Which ones.
+    #[serde(default)]
+    pub placement: PlacementText,
+    /// What it does.
+    pub workload: WorkloadText,
+}
+
+/// Which of the free accelerators a job gets.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PlacementText {
+    /// The first free ones in order.
+    #[default]
+    Packed,
+    /// The first free whole nodes in order, so that every rank keeps its rail.
+    RailAligned,
+    /// Free whole nodes drawn at random (from `simulation.seed`).
+    Scattered,
+    /// These, in this order: numbers and ranges such as `0-255`, both ends included.
+    Explicit(Vec<String>),
 }
 
 /// Many equal nodes on one fabric.
@@ -342,6 +387,8 @@ pub(crate) struct SimulationText {
     pub stragglers: Vec<StragglerText>,
     /// How unevenly kernels run.
     pub jitter: JitterText,
+    /// Links that are dead, slow or flapping.
+    pub links: Vec<LinkFault>,
 }
 
 /// `none`, `typical`, or the two sigmas.

@@ -44,6 +44,14 @@ pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>>
             .hint("`rackflow sweep` runs them all");
         return Err(vec![error.in_source(&source)]);
     }
+    if let Some((key, _)) = tree.entry("jobs") {
+        let error = DecodeError::placed(
+            "this scenario has several jobs, and one is needed",
+            key.span,
+        )
+        .hint("`rackflow run` and `rackflow check` take it");
+        return Err(vec![error.in_source(&source)]);
+    }
     Scenario::of_tree(source, tree, None)
 }
 
@@ -175,6 +183,8 @@ impl Scenario {
                 })
                 .collect(),
             jitter: simulation.jitter.0,
+            seats: None,
+            faults: simulation.links.clone(),
             fidelity: match simulation.fidelity {
                 FidelityText::Folded => Fidelity::Folded,
                 FidelityText::Full => Fidelity::Full,

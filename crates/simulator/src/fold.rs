@@ -7,6 +7,7 @@
 
 use rackflow_engine::RandomStream;
 use rackflow_plan::{Fidelity, GroupSlot, Plan};
+use rackflow_topology::{FlappingPorts, Health};
 use rackflow_workload::Routing;
 use rustc_hash::FxHashMap;
 
@@ -46,6 +47,8 @@ pub(crate) struct Folding {
     pub entities: Vec<Entity>,
     pub groups: Vec<Group>,
     pub class_of_rank: Vec<u32>,
+    /// Index into `groups` of every communicator, by position of its slot in the plan and number.
+    pub group_index: Vec<Vec<u32>>,
 }
 
 /// Gives every distinct key the next number, in order of appearance.
@@ -66,7 +69,9 @@ impl<K: std::hash::Hash + Eq> Interner<K> {
     }
 }
 
-pub(crate) fn fold(plan: &Plan) -> Folding {
+/// Folds the ranks of `plan`, whose ports are what `health` leaves of them. Ranks whose `seats`
+/// differ are told apart; empty where all are alike.
+pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32]) -> Folding {
     let placement = &plan.placement;
     let ranks = placement.ranks();
     let stages = plan.setup.training.parallelism.pipeline;
@@ -113,6 +118,8 @@ pub(crate) fn fold(plan: &Plan) -> Folding {
                         slowdowns[rank as usize],
                         next_path(rank),
                         spans,
+                        ports(plan.setup.gpu_of(rank), health),
+                        seats.get(rank as usize).copied(),
                     ))
                 })
                 .collect();
@@ -192,6 +199,18 @@ fn quotient(
     // Groups with the same members after folding are one; in full fidelity each is its own.
     let mut known: FxHashMap<(GroupSlot, Vec<u32>, u32), u32> = FxHashMap::default();
     let mut scratch = Vec::new();
+    let key_of = |slot: GroupSlot, group: u32, scratch: &mut Vec<u32>| {
+        scratch.clear();
+        placement.members(slot, group, scratch);
+        let mut members: Vec<u32> = scratch.iter().map(|r| colours[*r as usize]).collect();
+        members.sort_unstable();
+        members.dedup();
+        (
+            slot,
+            members,
+            plan.span_classes[slot as usize][group as usize],
+        )
+    };
     for rank in 0..ranks {
         let colour = colours[rank as usize] as usize;
         if let Some(entity) = entities.get_mut(colour) {
@@ -206,20 +225,15 @@ fn quotient(
         let mut of_slot = [u32::MAX; GroupSlot::COUNT];
         for (slot, of_rank) in plan.slots.iter().zip(group_of) {
             let group = of_rank[rank as usize];
-            scratch.clear();
-            placement.members(*slot, group, &mut scratch);
-            let mut members: Vec<u32> = scratch.iter().map(|r| colours[*r as usize]).collect();
-            members.sort_unstable();
-            members.dedup();
-            let span_class = plan.span_classes[*slot as usize][group as usize];
+            let key = key_of(*slot, group, &mut scratch);
             let number = groups.len() as u32;
             let index = *known
-                .entry((*slot, members.clone(), span_class))
-                .or_insert_with(|| {
+                .entry(key)
+                .or_insert_with_key(|(_, members, span_class)| {
                     groups.push(Group {
                         slot: *slot,
-                        members,
-                        span_class,
+                        members: members.clone(),
+                        span_class: *span_class,
                     });
                     number
                 });
@@ -237,10 +251,21 @@ fn quotient(
             previous_path: next_path(previous(rank)),
         });
     }
+    let group_index = if plan.setup.shares_tiers() {
+        let of_slot = |slot: &GroupSlot| {
+            (0..placement.groups(*slot))
+                .map(|group| known[&key_of(*slot, group, &mut scratch)])
+                .collect()
+        };
+        plan.slots.iter().map(of_slot).collect()
+    } else {
+        Vec::new()
+    };
     Folding {
         entities,
         groups,
         class_of_rank: colours,
+        group_index,
     }
 }
 
@@ -279,6 +304,25 @@ fn apportion(draws: &[f64]) -> Vec<u64> {
         .into_iter()
         .map(|steps| steps * ONE / LOAD_STEPS)
         .collect()
+}
+
+/// What faults leave of the ports of a GPU, as far as it tells ranks apart.
+fn ports(gpu: u32, health: &Health) -> (u64, u64, Vec<u32>) {
+    let whole = |of: Option<&f64>| of.copied().unwrap_or(1.0).to_bits();
+    let flaps = health
+        .flaps
+        .iter()
+        .enumerate()
+        .filter(|(_, flap)| match &flap.ports {
+            FlappingPorts::Nics(gpus) => gpus.contains(&gpu),
+            FlappingPorts::ScaleUp(flapping) => *flapping == gpu,
+            FlappingPorts::LeafUplinks(_) => false,
+        });
+    (
+        whole(health.nic.get(&gpu)),
+        whole(health.scale_up.get(&gpu)),
+        flaps.map(|(index, _)| index as u32).collect(),
+    )
 }
 
 fn slowdowns(plan: &Plan, ranks: u32) -> Vec<u64> {

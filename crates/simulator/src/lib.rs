@@ -8,13 +8,17 @@ mod compiled;
 mod fold;
 mod islands;
 mod jitter;
+mod jobs;
+mod ports;
 mod record;
 mod run;
 mod search;
 pub mod serving;
 mod state;
 mod step;
+mod tiers;
 
+pub use jobs::{JobRecord, simulate_jobs};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};

@@ -2,7 +2,7 @@
 
 use crate::compiled::Compiled;
 use rackflow_engine::EventId;
-use rackflow_plan::{Accounts, CommKind, Stream, TransferId};
+use rackflow_plan::{Accounts, CommKind, Peer, Stream, TransferId};
 use rackflow_topology::Level;
 use rackflow_units::SimTime;
 
@@ -113,6 +113,7 @@ pub(crate) enum What {
     Message {
         from: u32,
         to: u32,
+        peer: Peer,
         sending: Stream,
         receiving: Stream,
     },
@@ -121,7 +122,7 @@ pub(crate) enum What {
 /// Both ends of a message must be ready before it starts.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Channel {
-    pub sender: Option<(u32, TransferId, u32)>,
+    pub sender: Option<(u32, TransferId, u32, Peer)>,
     pub receiver: bool,
 }
 

@@ -12,8 +12,10 @@ use crate::compiled::Compiled;
 use crate::fold::{Entity, Folding, ONE, fold};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
+use crate::ports::{self, Toggle};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
+use crate::tiers::{self, JobTiers, Tiers};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Demand, FlowId, FlowNet};
 use rackflow_plan::{Cause, CommKind, Peer, Plan, Segment, Stream, TransferId, Work};
@@ -41,10 +43,23 @@ enum Event {
     Issued(u32, Stream),
     /// An entity has come to a collective that islands share, at the head of a stream.
     Joined(u32, Stream),
+    /// A flapping link goes down or comes up; its index, and how many times it has changed.
+    Toggled(u32, u64),
 }
 
-struct Step<'p> {
+pub(crate) struct Step<'p> {
     plan: &'p Plan,
+    /// When this step began, on the clock of the net.
+    began: SimTime,
+    /// Number of its first end point in the net.
+    first_port: u32,
+    tiers: &'p JobTiers,
+    toggles: &'p [Toggle],
+    /// Flows of other jobs whose ends this step has moved.
+    pub foreign: Vec<(FlowId, SimTime)>,
+    scratch: Vec<(u32, f64)>,
+    /// Tasks that are not finished.
+    unfinished: usize,
     programs: Vec<Compiled<'p>>,
     entities: Vec<Entity>,
     states: Vec<State>,
@@ -54,7 +69,7 @@ struct Step<'p> {
     groups: Groups,
     arrived: Vec<u32>,
     channels: Vec<Channel>,
-    net: FlowNet,
+    pub net: FlowNet,
     active: Vec<Option<Active>>,
     changed: Vec<(FlowId, SimTime)>,
     islands: Islands,
@@ -77,7 +92,7 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(groups: &[crate::fold::Group]) -> Self {
+    fn new(groups: &[crate::fold::Group], first_port: u32) -> Self {
         let mut start = vec![0];
         let mut members = Vec::new();
         for group in groups {
@@ -86,7 +101,10 @@ impl Groups {
         }
         Self {
             start,
-            ports: members.iter().flat_map(|e| [2 * e, 2 * e + 1]).collect(),
+            ports: members
+                .iter()
+                .flat_map(|e| [first_port + 2 * e, first_port + 2 * e + 1])
+                .collect(),
             members,
             span_class: groups.iter().map(|group| group.span_class).collect(),
         }
@@ -125,24 +143,45 @@ pub fn simulate_in_islands(plan: &Plan) -> Record {
 }
 
 fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
-    let Folding {
-        entities,
-        groups,
-        class_of_rank,
-    } = fold(plan);
-    let islands = Islands::of(&entities, &groups, least_for_islands);
-    let mut step = Step::new(plan, entities, &groups, islands);
+    let health = ports::health(plan);
+    let seats = tiers::seats(&[plan], &health);
+    let folding = fold(plan, &health, &seats[0]);
+    let tiers = Tiers::new(&[plan], &[&folding], &health);
+    let toggles = ports::toggles(plan, &folding, &health, &tiers, 0);
+    // What islands share beyond their collectives would reach them while they run ahead.
+    let apart = tiers.links == 0 && toggles.is_empty();
+    let least = if apart { least_for_islands } else { usize::MAX };
+    let islands = Islands::of(&folding.entities, &folding.groups, least);
+    let mut net = FlowNet::with_links(2 * folding.entities.len(), tiers.links as usize);
+    ports::degrade(plan, &folding, &health, 0, &mut net);
+    let mut step = Step::new(
+        plan,
+        &folding,
+        &tiers.jobs[0],
+        &toggles,
+        islands,
+        0,
+        SimTime::ZERO,
+    );
+    step.net = net;
     step.run();
-    step.record(class_of_rank)
+    step.record(folding.class_of_rank)
 }
 
 impl<'p> Step<'p> {
+    /// A step that has not started: its end points are those from `first_port` on in a net that is
+    /// not there yet.
     fn new(
         plan: &'p Plan,
-        entities: Vec<Entity>,
-        groups: &[crate::fold::Group],
+        folding: &Folding,
+        tiers: &'p JobTiers,
+        toggles: &'p [Toggle],
         islands: Islands,
+        first_port: u32,
+        began: SimTime,
     ) -> Self {
+        let entities = folding.entities.clone();
+        let groups = folding.groups.as_slice();
         let programs: Vec<Compiled<'p>> = plan
             .programs
             .iter()
@@ -160,16 +199,24 @@ impl<'p> Step<'p> {
         } else {
             Cause::Straggler
         };
+        let tasks = |e: &Entity| programs[e.stage as usize].program.tasks.len();
         Self {
             plan,
+            began,
+            first_port,
+            tiers,
+            toggles,
+            foreign: Vec::new(),
+            scratch: Vec::new(),
+            unfinished: entities.iter().map(tasks).sum(),
             programs,
             states: entities.iter().map(|_| State::default()).collect(),
             waits,
             first_wait,
             arrived: vec![0; groups.len()],
-            groups: Groups::new(groups),
+            groups: Groups::new(groups, first_port),
             channels: vec![Channel::default(); entities.len() * RECEIVERS.len()],
-            net: FlowNet::new(2 * entities.len()),
+            net: FlowNet::new(0),
             active: Vec::new(),
             changed: Vec::new(),
             queues: (0..islands.queues()).map(|_| EventQueue::new()).collect(),
@@ -181,18 +228,101 @@ impl<'p> Step<'p> {
         }
     }
 
+    /// One step of a job beside others, all of whose ranks run in the order of time.
+    pub fn beside(
+        plan: &'p Plan,
+        folding: &Folding,
+        tiers: &'p JobTiers,
+        toggles: &'p [Toggle],
+        first_port: u32,
+        began: SimTime,
+    ) -> Self {
+        let islands = Islands::of(&folding.entities, &folding.groups, usize::MAX);
+        Self::new(plan, folding, tiers, toggles, islands, first_port, began)
+    }
+
     fn run(&mut self) {
+        self.start();
+        if self.islands.count() == 1 {
+            while self.advance() {}
+        } else {
+            self.run_islands();
+        }
+    }
+
+    /// Starts everything that waits for nothing.
+    pub fn start(&mut self) {
+        let toggles = self.toggles;
+        for (index, toggle) in toggles.iter().enumerate() {
+            // The step before may have ended while the link was down.
+            self.set_ports(SimTime::ZERO, toggle, false);
+            let first = SimTime::ZERO + toggle.first;
+            self.schedule(0, first, BEGINS, Event::Toggled(index as u32, 0));
+        }
         for entity in 0..self.entities.len() as u32 {
             self.islands.enter(self.islands.of_entity(entity));
             self.start_heads(SimTime::ZERO, entity);
         }
-        if self.islands.count() == 1 {
-            while let Some((now, event)) = self.queues[0].pop() {
-                self.handle(now, event);
-            }
-        } else {
-            self.run_islands();
+    }
+
+    /// When something happens next, on the clock of the net; `None` when the step is over. For
+    /// steps whose ranks run in the order of time.
+    pub fn next_time(&mut self) -> Option<SimTime> {
+        if self.unfinished == 0 {
+            return None;
         }
+        let next = self.queues[0].next_time()?;
+        Some(self.shared(next))
+    }
+
+    /// Handles one event; false when the step is over.
+    pub fn advance(&mut self) -> bool {
+        if self.unfinished == 0 {
+            return false;
+        }
+        let Some((now, event)) = self.queues[0].pop() else {
+            return false;
+        };
+        self.handle(now, event);
+        true
+    }
+
+    /// A flapping link goes down, at every even time, or comes up.
+    fn toggle(&mut self, now: SimTime, index: u32, times: u64) {
+        let toggles = self.toggles;
+        let toggle = &toggles[index as usize];
+        let down = times.is_multiple_of(2);
+        self.set_ports(now, toggle, down);
+        let rest = if down {
+            toggle.down
+        } else {
+            toggle.every - toggle.down
+        };
+        self.schedule(0, now + rest, BEGINS, Event::Toggled(index, times + 1));
+    }
+
+    fn set_ports(&mut self, now: SimTime, toggle: &Toggle, down: bool) {
+        let mut changed = std::mem::take(&mut self.changed);
+        let at = self.shared(now);
+        for (port, up) in &toggle.ports {
+            let fraction = if down { 0.0 } else { *up };
+            self.net.set_capacity(at, *port, fraction, &mut changed);
+        }
+        self.reschedule(&mut changed, None);
+        self.changed = changed;
+    }
+
+    /// The instant on the clock of the net.
+    fn shared(&self, now: SimTime) -> SimTime {
+        self.began + now.since(SimTime::ZERO)
+    }
+
+    /// The instant of the net on the clock of this step.
+    fn own(&self, at: SimTime) -> SimTime {
+        if at == SimTime::MAX {
+            return at;
+        }
+        SimTime::ZERO + at.since(self.began)
     }
 
     /// Runs each island alone for as long as nothing that it shares with others can reach it, and
@@ -250,6 +380,7 @@ impl<'p> Step<'p> {
                 self.states[entity as usize].waking.remove(stream as usize);
                 self.start_head(now, entity, stream as usize);
             }
+            Event::Toggled(index, times) => self.toggle(now, index, times),
             Event::Joined(entity, stream) => {
                 self.joins += 1;
                 let state = &self.states[entity as usize];
@@ -469,13 +600,13 @@ impl<'p> Step<'p> {
             Peer::Previous => (from.previous, from.previous_path),
         };
         let channel = channel_of(to, counterpart(stream));
-        self.channels[channel].sender = Some((entity, transfer, path));
+        self.channels[channel].sender = Some((entity, transfer, path, peer));
         self.meet(now, channel);
     }
 
     fn meet(&mut self, now: SimTime, channel: usize) {
         let Channel {
-            sender: Some((from, transfer, path)),
+            sender: Some((from, transfer, path, peer)),
             receiver: true,
         } = self.channels[channel]
         else {
@@ -493,6 +624,7 @@ impl<'p> Step<'p> {
             What::Message {
                 from,
                 to,
+                peer,
                 sending,
                 receiving,
             },
@@ -501,15 +633,25 @@ impl<'p> Step<'p> {
 
     fn start_flow(&mut self, now: SimTime, transfer: TransferId, demand: &Demand, what: What) {
         let mut changed = std::mem::take(&mut self.changed);
+        let at = self.shared(now);
+        let tiers = self.tiers;
+        let uses = match what {
+            What::Collective { group, .. } => &tiers.groups[group as usize],
+            What::Message { from, peer, .. } => &tiers.messages[peer as usize][from as usize],
+        };
+        self.scratch.clear();
+        self.scratch
+            .extend(uses.iter().map(|link| (link.link, link.of(demand))));
+        let links = &self.scratch;
         let flow = match what {
             What::Collective { group, .. } => {
-                self.net
-                    .start(now, self.groups.ports(group), demand, &mut changed)
+                let ports = self.groups.ports(group);
+                self.net.start_over(at, ports, demand, links, &mut changed)
             }
             // A message leaves through one port and enters through another.
             What::Message { from, to, .. } => {
-                self.net
-                    .start(now, &[2 * from, 2 * to + 1], demand, &mut changed)
+                let ports = [self.first_port + 2 * from, self.first_port + 2 * to + 1];
+                self.net.start_over(at, &ports, demand, links, &mut changed)
             }
         };
         if self.active.len() <= flow.slot() {
@@ -519,7 +661,8 @@ impl<'p> Step<'p> {
             What::Collective { group, .. } => self.islands.of_group(group),
             What::Message { from, .. } => self.islands.of_entity(from),
         };
-        let event = self.schedule(home, self.net.ends(flow), ENDS, Event::Arrived(flow));
+        let ends = self.own(self.net.ends(flow));
+        let event = self.schedule(home, ends, ENDS, Event::Arrived(flow));
         self.active[flow.slot()] = Some(Active {
             event,
             home,
@@ -533,20 +676,26 @@ impl<'p> Step<'p> {
         self.hold(now, transfer, what, true);
     }
 
-    /// Moves the ends of flows whose rate has changed.
+    /// Moves the ends of flows whose rate has changed; those of other jobs are put aside.
     fn reschedule(&mut self, changed: &mut Vec<(FlowId, SimTime)>, except: Option<FlowId>) {
         for (flow, ends) in changed.drain(..) {
-            if Some(flow) == except {
-                continue;
+            if Some(flow) != except && !self.ends_at(flow, ends) {
+                self.foreign.push((flow, ends));
             }
-            let active = self.active[flow.slot()]
-                .as_mut()
-                .expect("a flow that changes is active");
-            let queue = &mut self.queues[active.home as usize];
-            queue.cancel(active.event);
-            active.event = queue.schedule(ends, ENDS, Event::Arrived(flow));
-            self.islands.scheduled(active.home);
         }
+    }
+
+    /// A flow ends at this instant on the clock of the net; false where it is not of this step.
+    pub fn ends_at(&mut self, flow: FlowId, ends: SimTime) -> bool {
+        let ends = self.own(ends);
+        let Some(Some(active)) = self.active.get_mut(flow.slot()) else {
+            return false;
+        };
+        let queue = &mut self.queues[active.home as usize];
+        queue.cancel(active.event);
+        active.event = queue.schedule(ends, ENDS, Event::Arrived(flow));
+        self.islands.scheduled(active.home);
+        true
     }
 
     /// The kernel of a communication takes or returns SMs and memory bandwidth of its ranks.
@@ -585,7 +734,8 @@ impl<'p> Step<'p> {
             .take()
             .expect("a flow that ends is active");
         let mut changed = std::mem::take(&mut self.changed);
-        self.net.finish(now, flow, &mut changed);
+        let at = self.shared(now);
+        self.net.finish(at, flow, &mut changed);
         self.reschedule(&mut changed, None);
         self.changed = changed;
         self.hold(now, active.transfer, active.what, false);
@@ -604,6 +754,7 @@ impl<'p> Step<'p> {
                 to,
                 sending,
                 receiving,
+                ..
             } => {
                 self.communicated(now, from, sending, &active);
                 self.communicated(now, to, receiving, &active);
@@ -634,6 +785,7 @@ impl<'p> Step<'p> {
         let stream = this.stream as usize;
         let range = compiled.successors_of(task);
         let state = &mut self.states[e];
+        self.unfinished -= 1;
         state.busy.remove(stream);
         state.position[stream] += 1;
         state.finished = now;
@@ -673,7 +825,8 @@ impl<'p> Step<'p> {
         }
     }
 
-    fn record(self, class_of_gpu: Vec<u32>) -> Record {
+    /// What happened, after the last event.
+    pub fn record(self, class_of_gpu: Vec<u32>) -> Record {
         let end = self
             .states
             .iter()

@@ -10,6 +10,7 @@
 
 mod accelerator;
 mod fabric;
+mod fault;
 mod graph;
 mod layout;
 mod map;
@@ -23,6 +24,9 @@ mod wiring;
 pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Draw, Measured};
 pub use fabric::{
     DragonflyPlus, Fabric, FatTree, MultiPlaneFatTree, RailOnly, RailOptimized, Routing,
+};
+pub use fault::{
+    FaultError, FaultyLink, Flap, Flapping, FlappingPorts, Health, LinkFault, LinkState,
 };
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;

@@ -305,6 +305,31 @@ impl ClusterMap {
         self.layout.load_balance
     }
 
+    /// Capacity of one leaf's cables towards the spines, one direction, as load balancing leaves it;
+    /// zero where there is one leaf.
+    pub fn leaf_capacity(&self) -> f64 {
+        let layout = &self.layout;
+        f64::from(layout.uplinks) * layout.link.as_f64() * layout.load_balance
+    }
+
+    /// The same of one pod's cables towards the cores, or of a group's towards other groups.
+    pub fn pod_capacity(&self) -> f64 {
+        let layout = &self.layout;
+        let cables = layout.spines * layout.spine_uplinks
+            + if layout.pair_cables > 0 {
+                layout.direct_cables()
+            } else {
+                0
+            };
+        f64::from(cables) * layout.link.as_f64() * layout.load_balance
+    }
+
+    /// Pod of a GPU's leaf, counted over all planes.
+    pub fn pod(&self, gpu: u32) -> u32 {
+        let place = self.place(gpu);
+        self.layout.plane_of_leaf(place.leaf) * self.layout.pods + place.pod
+    }
+
     /// Counts of switches, cables and racks.
     pub fn inventory(&self) -> Inventory {
         self.inventory

@@ -108,8 +108,10 @@ pub fn small_setup() -> Setup {
         cluster,
         training,
         rank_order: RankOrder::DataBeforePipeline,
+        seats: None,
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
+        faults: Vec::new(),
         fidelity: Fidelity::Folded,
         seed: 0,
     }

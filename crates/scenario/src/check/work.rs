@@ -6,6 +6,7 @@ use crate::document::TrainingText;
 use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
 use rackflow_plan::{Fidelity, Setup};
+use rackflow_topology::{Cluster, FaultError, Health, LinkFault};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{
     Attention, ModelError, Parallelism, Recompute, Routing, Schedule, Training, Zero,
@@ -32,6 +33,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
     stack(findings, setup);
     stragglers(findings, setup);
     jitter(findings, setup);
+    links(setup.host(), &setup.faults, findings);
     routing(findings, &setup.training);
     published(findings);
     let counts_right = counts(findings, setup);
@@ -231,6 +233,41 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         );
         findings.report(found);
     }
+}
+
+/// Faults of links that are there, and that leave every GPU a way out.
+pub(super) fn links(cluster: &Cluster, faults: &[LinkFault], findings: &mut Findings<'_>) {
+    let Err((index, error)) = Health::new(cluster, faults) else {
+        return;
+    };
+    // What keeps the cluster itself from being built is said elsewhere.
+    let (part, hint) = match &error {
+        FaultError::Topology(_) => return,
+        FaultError::NoSuch { what: "rail", .. } => (
+            "link",
+            "rails are those of `rackflow topology`: one per NIC of a node where the fabric has none of its own",
+        ),
+        FaultError::NoSuch { .. } => ("link", "`rackflow topology` shows what there is"),
+        FaultError::NoWayOut { .. } => (
+            "link",
+            "leave one NIC of its node alive, or degrade it: `state: { degraded: 0.1 }`",
+        ),
+        FaultError::NoOtherWay { .. } => (
+            "state",
+            "degrade them: `state: { degraded: 0.5 }`, or let them flap",
+        ),
+        FaultError::Fraction { .. } => (
+            "state",
+            "`state: { degraded: 0.5 }` is half of the rate; `state: down` is dead",
+        ),
+        FaultError::Rhythm { .. } => (
+            "state",
+            "`state: { flapping: { every: 2 s, down: 100 ms } }`",
+        ),
+    };
+    let path = format!("simulation.links.{index}.{part}");
+    let found = findings.at(&path, error.to_string()).hint(hint);
+    findings.report(found);
 }
 
 fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {

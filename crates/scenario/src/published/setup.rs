@@ -87,8 +87,10 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         cluster,
         training,
         rank_order: habits.rank_order,
+        seats: None,
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
+        faults: Vec::new(),
         fidelity: Fidelity::Folded,
         seed: 0,
     })

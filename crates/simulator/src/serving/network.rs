@@ -169,6 +169,8 @@ pub(super) fn demand(
         level,
         wire_bytes_nvlink: Bytes::new(sent_nvlink),
         wire_bytes_nic: Bytes::new(sent_nic),
+        over_leaf: 0,
+        over_pod: 0,
         algorithm: Algorithm::Direct,
         protocol: Protocol::Simple,
     }

@@ -126,8 +126,10 @@ pub fn plain(gpus: u32) -> Setup {
             assumed: Vec::new(),
         },
         rank_order: RankOrder::DataBeforePipeline,
+        seats: None,
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
+        faults: Vec::new(),
         fidelity: Fidelity::Folded,
         seed: 0,
     }
