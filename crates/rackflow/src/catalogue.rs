@@ -202,6 +202,13 @@ fn accelerator_row(accelerator: &Accelerator) -> Vec<String> {
     ]
 }
 
+/// Scenarios that ship with the program, those of several jobs last.
+fn shipped() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    rackflow_scenario::shipped()
+        .iter()
+        .chain(rackflow_scenario::shipped_jobs())
+}
+
 /// Name of each shipped scenario, and the first sentence of the comment at its top.
 fn scenarios() -> Vec<(String, String)> {
     let describe = |text: &str| {
@@ -221,8 +228,7 @@ fn scenarios() -> Vec<(String, String)> {
             None => words,
         }
     };
-    rackflow_scenario::shipped()
-        .iter()
+    shipped()
         .map(|(name, text)| ((*name).to_owned(), describe(text)))
         .collect()
 }
@@ -237,10 +243,7 @@ fn causes() -> Vec<(String, String)> {
 /// One entry of the catalogue as it is written there, a shipped scenario, or a cause.
 pub fn show(name: &str, format: Format) -> Result<String, Failure> {
     let catalogue = Catalogue::builtin();
-    if let Some((_, text)) = rackflow_scenario::shipped()
-        .iter()
-        .find(|(shipped, _)| *shipped == name)
-    {
+    if let Some((_, text)) = shipped().find(|(shipped, _)| *shipped == name) {
         return Ok(match format {
             Format::Table => (*text).to_owned(),
             Format::Json => format!(
@@ -316,7 +319,7 @@ fn entry(section: Section, name: &str) -> Value {
 
 fn unknown(name: &str) -> Failure {
     let catalogue = Catalogue::builtin();
-    let shipped = rackflow_scenario::shipped().iter().map(|(name, _)| *name);
+    let shipped = shipped().map(|(name, _)| *name);
     let names = Section::ALL
         .into_iter()
         .flat_map(|section| catalogue.names(section))

@@ -103,6 +103,7 @@ fn printable(name: &str) -> String {
 fn shipped(name: &str) -> Result<Input, Failure> {
     let scenarios: Vec<(&str, &str)> = rackflow_scenario::shipped()
         .iter()
+        .chain(rackflow_scenario::shipped_jobs())
         .chain(rackflow_scenario::shipped_sweeps())
         .copied()
         .collect();
@@ -200,6 +201,31 @@ pub fn resolve_fleet(input: &Input, seed: Option<u64>) -> Result<ResolvedFleet, 
 pub fn refusal(found: Vec<rackflow_scenario::Diagnostic>) -> Failure {
     let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
     Failure::Input(texts.join("\n\n"))
+}
+
+/// Whether the text describes several jobs.
+pub fn has_jobs(input: &Input) -> bool {
+    rackflow_scenario::has_jobs(&input.source, &input.text)
+}
+
+/// Says what the jobs of a scenario mean, or everything that is wrong with them.
+pub fn resolve_jobs(
+    input: &Input,
+    seed: Option<u64>,
+    fidelity: Option<Fidelity>,
+) -> Result<Vec<rackflow_scenario::Job>, Failure> {
+    rackflow_scenario::parse_jobs(&input.source, &input.text)
+        .and_then(|jobs| {
+            jobs.simulated_with(seed, fidelity)
+                .resolve(&|path| read_beside(&input.folder, path))
+        })
+        .map_err(refusal)
+}
+
+/// The name of a file without directory and extension.
+pub fn stem(name: &str) -> String {
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str());
+    stem.unwrap_or(name).to_owned()
 }
 
 /// Says what the scenario means, or everything that is wrong with it. `seed` and `fidelity` replace

@@ -13,6 +13,7 @@ mod failure;
 mod files;
 mod goodput;
 mod input;
+mod jobs;
 mod messages;
 mod planner;
 mod run;

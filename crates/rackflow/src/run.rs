@@ -4,6 +4,7 @@ use crate::args::{Fidelity, Format, RunArgs};
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input, Resolved};
+use crate::jobs;
 use crate::messages;
 use crate::serve;
 use crate::sweep;
@@ -17,6 +18,9 @@ use std::time::Instant;
 /// Simulates one scenario and writes what it means.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     let input = input::read(&args.scenario)?;
+    if input::has_jobs(&input) {
+        return jobs::run(args, &input, color);
+    }
     if input::serves(&input) {
         return serve::run(args, &input, color);
     }
@@ -43,11 +47,15 @@ pub fn resolve(args: &RunArgs) -> Result<Resolved, Failure> {
 }
 
 fn resolve_input(args: &RunArgs, input: &Input) -> Result<Resolved, Failure> {
-    let fidelity = args.fidelity.map(|fidelity| match fidelity {
+    input::resolve(input, args.seed, fidelity(args))
+}
+
+/// What the command line asks for.
+pub fn fidelity(args: &RunArgs) -> Option<rackflow_plan::Fidelity> {
+    args.fidelity.map(|fidelity| match fidelity {
         Fidelity::Folded => rackflow_plan::Fidelity::Folded,
         Fidelity::Full => rackflow_plan::Fidelity::Full,
-    });
-    input::resolve(input, args.seed, fidelity)
+    })
 }
 
 /// Says of each scenario whether it could be run. All are read, so that one call shows all errors.
@@ -57,6 +65,9 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
         let outcome = input::read(scenario).and_then(|text| {
             if input::is_sweep(&text) {
                 return sweep::check(&text);
+            }
+            if input::has_jobs(&text) {
+                return jobs::check(&text);
             }
             if input::serves(&text) {
                 return serve::check(&text);
@@ -84,7 +95,7 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
 }
 
 /// What a plan comes to: "2,048 GPUs, 61.2 GB of 80 GB on the fullest".
-fn in_short(plan: &Plan) -> String {
+pub fn in_short(plan: &Plan) -> String {
     let fullest = plan
         .facts
         .stages

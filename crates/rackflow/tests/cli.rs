@@ -104,6 +104,10 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
             "{name} says what it is"
         );
         let report = json(&fine(&["run", name, "--format", "json"]));
+        if let Some(jobs) = report["jobs"].as_array() {
+            assert!(jobs.len() > 1, "{name}");
+            continue;
+        }
         let sum: f64 = report["waterfall"]
             .as_array()
             .expect("a waterfall")

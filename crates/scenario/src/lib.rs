@@ -38,5 +38,5 @@ pub use jobs::{Job, JobsScenario, has_jobs, parse_jobs};
 pub use refusal::Written;
 pub use resolve::{Scenario, parse};
 pub use schema::scenario_schema;
-pub use shipped::{shipped, shipped_sweeps, shipped_trace};
+pub use shipped::{shipped, shipped_jobs, shipped_sweeps, shipped_trace};
 pub use sweep::{Case, Sweep, expand, is_sweep};

@@ -1,7 +1,7 @@
 //! The JSON Schema of a scenario, from which editors complete YAML and check it while it is typed.
 
 use crate::catalogue::{Catalogue, Section};
-use crate::document::{Document, NodeText};
+use crate::document::{Document, JobText, NodeText};
 use rackflow_topology::{Accelerator, Fabric, FailureProfile};
 use rackflow_workload::serving::ServingStack;
 use rackflow_workload::{Model, SoftwareStack};
@@ -10,11 +10,22 @@ use serde_json::{Value, json};
 
 /// The JSON Schema of the YAML that [`crate::parse`] reads.
 pub fn scenario_schema() -> Value {
-    let mut schema = SchemaGenerator::default()
-        .into_root_schema_for::<Document>()
-        .to_value();
+    let mut generator = SchemaGenerator::default();
+    let jobs = generator.subschema_for::<Vec<JobText>>().to_value();
+    let mut schema = generator.into_root_schema_for::<Document>().to_value();
+    with_jobs(&mut schema, jobs);
     known_keys_only(&mut schema);
     schema
+}
+
+/// A scenario has `jobs` in place of one `workload`.
+fn with_jobs(schema: &mut Value, mut jobs: Value) {
+    jobs["description"] = json!("Several jobs beside each other, in place of one `workload`.");
+    schema["properties"]["jobs"] = jobs;
+    if let Some(required) = schema["required"].as_array_mut() {
+        required.retain(|key| key != "workload");
+    }
+    schema["oneOf"] = json!([{ "required": ["workload"] }, { "required": ["jobs"] }]);
 }
 
 /// Unknown keys are errors everywhere, also in types whose derive does not say so.

@@ -18,6 +18,8 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama4-32k-h100",
         "deepseek-v3-2048-gb200-nvl72",
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
+        "llama3-70b-512-tpu-v5p",
+        "dead-rail-llama3-8b-64-h100",
         "serve-llama3-70b-8-h100",
         "deepseek-v3-100352-gb200-nvl72",
         "llama3-8b-64-h100",
@@ -33,6 +35,11 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "serve-llama3-8b-laptops",
         "serve-qwen3-8b-phones",
     ]
+}
+
+/// Name and text of each scenario of several jobs that ships with the program.
+pub fn shipped_jobs() -> &'static [(&'static str, &'static str)] {
+    shipped!["two-jobs-oversubscribed-roce"]
 }
 
 /// Name and text of each sweep that ships with the program.

@@ -3,7 +3,9 @@
 mod accounts;
 mod collectives;
 mod extremes;
+mod faults;
 mod folding;
+mod jobs;
 mod mechanisms;
 mod plans;
 mod run;

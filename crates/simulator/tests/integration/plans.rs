@@ -71,6 +71,15 @@ fn small_switches(oversubscription: f64) -> Fabric {
     }
 }
 
+/// A fabric as it is written in a scenario.
+pub fn fabric(text: &str) -> Fabric {
+    let text = format!("node: dgx-h100\nfabric:\n  {text}\n");
+    let changes = rackflow_scenario::ClusterChanges::default();
+    rackflow_scenario::parse_cluster("fabric", &text, &changes)
+        .expect("the fabric is sound")
+        .fabric
+}
+
 pub fn cluster(node: &str, gpus: u32) -> Cluster {
     let mut node = Catalogue::builtin().node(node).expect("in the catalogue");
     node.sources.clear();
