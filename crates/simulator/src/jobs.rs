@@ -121,11 +121,12 @@ fn with_net(
     std::mem::swap(net, &mut step.net);
     let mut moved = std::mem::take(&mut step.foreign);
     for (flow, ends) in moved.drain(..) {
-        let others = jobs.iter_mut().enumerate().filter(|(i, _)| *i != index);
-        // A flow that ended at this very instant is nobody's any more.
-        let _ = others
-            .map(|(_, job)| job.step.ends_at(flow, ends))
-            .any(|own| own);
+        for (other, job) in jobs.iter_mut().enumerate() {
+            // A flow that ended at this very instant is nobody's any more.
+            if other != index && job.step.ends_at(flow, ends) {
+                break;
+            }
+        }
     }
     jobs[index].step.foreign = moved;
 }
