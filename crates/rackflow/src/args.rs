@@ -114,6 +114,16 @@ Any field of the scenario may hold a list, or a range such as { from: 64, to: 40
 folder gets results.parquet and results.csv with one row per case, report.html, figures and the
 report of every case. A case that cannot be simulated is a row with its reason.")]
     Sweep(SweepArgs),
+    /// Explain the difference between two runs, cause by cause: why is one faster?
+    #[command(after_help = "\
+Examples:
+  rackflow compare deepseek-v3-2048-h800 deepseek-v3-2048-gb200-nvl72
+  rackflow compare out/cases/A/report.json out/cases/B/report.json
+  rackflow compare old.json my.yaml --format json | jq -r '.words[]'
+
+What is compared is GPU time per model FLOP, so runs of different sizes, batches and models stand on one
+footing; the differences by cause sum to the whole difference.")]
+    Compare(CompareArgs),
     /// Check scenarios without running them: is every name, unit and count right, and does it fit?
     Check {
         /// Scenario files, names of shipped scenarios, or `-` for standard input
@@ -325,6 +335,20 @@ pub enum Precision {
     Mxfp8,
     /// 4-bit floats with block scales in hardware.
     Nvfp4,
+}
+
+/// What to compare.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The first: a report (.json), a scenario file or the name of a shipped scenario
+    #[arg(value_name = "A")]
+    pub a: String,
+    /// The second
+    #[arg(value_name = "B")]
+    pub b: String,
+    /// How the result is written
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }
 
 /// What can be validated.

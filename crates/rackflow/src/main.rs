@@ -8,6 +8,7 @@ mod args;
 mod catalogue;
 mod collective;
 mod columns;
+mod compare;
 mod elasticities;
 mod failure;
 mod files;
@@ -51,6 +52,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, cli.color),
         Command::Elasticities(args) => elasticities::run(args, cli.color),
         Command::Sweep(args) => sweep::sweep(args, cli.color),
+        Command::Compare(args) => compare::run(args),
         Command::Plan(args) => planner::run(args, cli.color),
         Command::Check { scenarios } => run::check(scenarios, cli.color),
         Command::Collective(args) => collective::collective(args),

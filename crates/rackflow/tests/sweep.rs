@@ -292,3 +292,112 @@ fn the_documented_columns_are_those_of_the_results() {
         "UPDATE=1 cargo test -p rackflow --test sweep writes the columns"
     );
 }
+
+/// The page, with a script that uses it as a person would and leaves what it saw.
+const VISITOR: &str = r##"<script>
+const table = document.querySelector("#cases");
+const head = [...table.tHead.rows[0].cells].find((cell) => cell.textContent.startsWith("step time"));
+const seen = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[head.cellIndex].dataset.v));
+const before = seen();
+head.click();
+const up = seen();
+head.click();
+const down = seen();
+const shown = (svg) => svg.getBoundingClientRect().width > 300 && svg.querySelectorAll("*").length > 20;
+const figures = [...document.querySelectorAll("figure svg")].filter(shown).length;
+const fetched = performance.getEntriesByType("resource").length;
+document.body.innerHTML = "<pre>" + JSON.stringify({ before, up, down, figures, fetched }) + "</pre>";
+</script>"##;
+
+#[test]
+fn the_page_shows_its_figures_and_its_tables_sort_in_chromium() {
+    let browser = ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok());
+    let Some(browser) = browser else {
+        eprintln!("skipped: there is no Chromium here (Debian: apt install chromium)");
+        return;
+    };
+    let (folder, file) = scratch("sweep-page", SMALL);
+    let out = folder.join("out");
+    fine(&["sweep", text(&file), "-o", text(&out)]);
+    let page = fs::read_to_string(out.join("report.html")).expect("the page");
+    let visited = folder.join("visited.html");
+    fs::write(
+        &visited,
+        page.replace("</body>", &format!("{VISITOR}</body>")),
+    )
+    .expect("a page");
+    let profile = folder.join("profile");
+    let output = Command::new(browser)
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(["--window-size=1280,1000", "--dump-dom"])
+        .arg(format!("file://{}", visited.display()))
+        .stderr(Stdio::null())
+        .output()
+        .expect("Chromium starts");
+    let dom = String::from_utf8_lossy(&output.stdout);
+    let seen = dom
+        .split_once("<pre>")
+        .and_then(|(_, rest)| rest.split_once("</pre>"))
+        .map(|(seen, _)| seen)
+        .unwrap_or_else(|| panic!("the script of the page ran: {dom}"));
+    let seen: Value = serde_json::from_str(seen).expect("what the visitor saw");
+    let numbers = |key: &str| -> Vec<f64> {
+        let all = seen[key].as_array().expect("a list");
+        all.iter()
+            .map(|value| value.as_f64().expect("a number"))
+            .collect()
+    };
+    let (before, up, down) = (numbers("before"), numbers("up"), numbers("down"));
+    assert_eq!(before.len(), 6);
+    assert_ne!(before, up, "the cases do not stand in order of step time");
+    assert!(up.is_sorted(), "{up:?}");
+    assert!(down.is_sorted_by(|a, b| a >= b), "{down:?}");
+    assert!(seen["figures"].as_u64() >= Some(3), "{seen}");
+    assert_eq!(seen["fetched"], 0, "the page fetches nothing");
+}
+
+#[test]
+fn two_runs_are_compared_cause_by_cause() {
+    let (folder, file) = scratch("compare", SMALL);
+    let out = folder.join("out");
+    fine(&["sweep", text(&file), "-o", text(&out)]);
+    let case = |name: &str| out.join("cases").join(name);
+    let (a, b) = (case("gpus=8+precision=bf16"), case("gpus=32+precision=fp8"));
+    let report = a.join("report.json");
+    let scenario = b.join("scenario.yaml");
+    let found: Value = serde_json::from_str(&fine(&[
+        "compare",
+        text(&report),
+        text(&scenario),
+        "--format",
+        "json",
+    ]))
+    .expect("JSON");
+    let sum: f64 = found["causes"]
+        .as_array()
+        .expect("causes")
+        .iter()
+        .map(|cause| cause["difference"].as_f64().expect("a difference"))
+        .sum();
+    let total = found["total"]["difference"].as_f64().expect("a total");
+    assert!(
+        (sum - total).abs() < 1e-9 * total.abs().max(1.0),
+        "{sum} {total}"
+    );
+    assert!(total < 0.0, "fp8 spends less GPU time");
+    let words = fine(&["compare", text(&report), text(&b.join("report.json"))]);
+    assert!(
+        words.contains("effective FLOP/s per GPU") && words.contains("precision"),
+        "{words}"
+    );
+    let message = refused(&["compare", text(&out.join("manifest.json")), text(&report)]);
+    assert!(message.contains("is no report"), "{message}");
+}

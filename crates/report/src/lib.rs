@@ -13,6 +13,7 @@
 mod advice;
 mod causes;
 mod collective;
+pub mod compare;
 mod elasticity;
 mod format;
 mod jobs;
