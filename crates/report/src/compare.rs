@@ -255,42 +255,24 @@ fn words(found: &Difference, a: &Side, b: &Side) -> Vec<String> {
         return out;
     }
     for cause in named {
-        let direction = if cause.difference < 0.0 {
+        let verb = if cause.difference < 0.0 {
             "saves"
         } else {
             "costs"
         };
-        let about = match family(&cause.cause) {
-            Family::Useful => "the same FLOPs at another peak".to_owned(),
-            _ => cause.label.to_lowercase_first(),
+        let name = match family(&cause.cause) {
+            Family::Useful => "Useful math at peak".to_owned(),
+            _ => cause.label.clone(),
         };
         out.push(format!(
-            "{} {direction} {} % of the GPU time of {}: {about} takes {} instead of {} GPU-seconds per PFLOP.",
-            cause.label,
+            "{name}: {} instead of {} GPU-seconds per PFLOP, which {verb} {} % of the GPU time of {}.",
+            significant(cause.b),
+            significant(cause.a),
             percent(cause.of_a.abs()),
             found.a,
-            significant(cause.b),
-            significant(cause.a)
         ));
     }
     out
-}
-
-trait FirstLetter {
-    fn to_lowercase_first(&self) -> String;
-}
-
-impl FirstLetter for String {
-    /// "Memory-bound kernels" inside a sentence; abbreviations stay as they are.
-    fn to_lowercase_first(&self) -> String {
-        let mut letters = self.chars();
-        match (letters.next(), letters.next()) {
-            (Some(first), Some(second)) if second.is_lowercase() => {
-                first.to_lowercase().chain(self.chars().skip(1)).collect()
-            }
-            _ => self.clone(),
-        }
-    }
 }
 
 impl Difference {

@@ -220,8 +220,8 @@ impl Constants {
                 Interval::Time(time) => ticks(time) as f64,
                 Interval::Steps(steps) => steps as f64 * step_ticks,
             };
-            // One checkpoint is written before the next begins.
-            interval = interval.max(stall.max(write) + 1.0);
+            // One checkpoint is written before the next begins, and each falls between two steps.
+            interval = interval.max(stall.max(write) + 1.0).max(step_ticks);
             memory = checkpoint.memory.map(|tier| {
                 let between = to_ticks(tier.steps as f64 * step_ticks).max(1);
                 let stall = ticks(tier.stall) as f64;
