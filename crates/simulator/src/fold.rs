@@ -133,13 +133,25 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32]) -> Folding {
 }
 
 /// Rounds of refinement after which a placement counts as irregular. Regular ones settle in a few.
-const MOST_ROUNDS: u32 = 64;
+const MOST_ROUNDS: u64 = 64;
+/// Looks at a rank, as itself or as a member, that refinement may take: some seconds. A million ranks
+/// have ten rounds of it.
+const MOST_LOOKS: u64 = 1 << 27;
+
+/// Rounds that refinement may take among `ranks` with so many communicators each.
+fn most_rounds(ranks: u32, slots: usize) -> u64 {
+    let looks = u64::from(ranks) * (2 * slots as u64 + 3);
+    (MOST_LOOKS / looks).clamp(LEAST_ROUNDS, MOST_ROUNDS)
+}
+
+/// Enough for every regular placement.
+const LEAST_ROUNDS: u64 = 8;
 
 fn refine(plan: &Plan, group_of: &[Vec<u32>], mut colours: Vec<u32>, mut count: usize) -> Vec<u32> {
     let placement = &plan.placement;
     let ranks = placement.ranks();
     let stages = plan.setup.training.parallelism.pipeline;
-    for _ in 0..MOST_ROUNDS {
+    for _ in 0..most_rounds(ranks, plan.slots.len()) {
         let mut group_colours: Vec<Vec<u32>> = Vec::with_capacity(plan.slots.len());
         let mut members = Vec::new();
         for slot in &plan.slots {
