@@ -88,6 +88,8 @@ pub struct Setup {
     pub fidelity: Fidelity,
     /// Root of all random streams.
     pub seed: u64,
+    /// How many seeds are asked for, from `seed` on; 1 for a step and no spread.
+    pub seeds: u32,
 }
 
 impl Setup {

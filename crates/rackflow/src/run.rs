@@ -126,11 +126,18 @@ pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
         rackflow_simulator::simulate_run(plan, record.step_time, run, resolved.setup.seed)
     });
     let wall_s = started.elapsed().as_secs_f64();
+    let mut over_seeds = vec![record.step_time.as_secs_f64()];
+    let mut again = plan.clone();
+    for _ in 1..plan.setup.seeds {
+        again.setup.seed = again.setup.seed.wrapping_add(1);
+        over_seeds.push(rackflow_simulator::simulate(&again).step_time.as_secs_f64());
+    }
     let options = Options {
         wall_s,
         published: resolved.published,
         economics: Some(resolved.outlook.economics),
         run,
+        over_seeds,
     };
     summarize(&record, options).map_err(|error| {
         Failure::run(format_args!(

@@ -39,8 +39,8 @@ pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, Sc
 pub use paint::Style;
 pub use planner::{PlanRow, PlanSearch, Reason};
 pub use report::{
-    ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan,
-    Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
+    ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds,
+    Peak, Plan, Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 pub use requests::{RequestsCsv, RequestsParquet};
 pub use serving::{

@@ -193,6 +193,43 @@ pub struct Training {
     pub exposed_comm_fraction: f64,
     /// Peak memory of one GPU of the fullest pipeline stage.
     pub memory_per_gpu_bytes: Memory,
+    /// The step under several seeds, where the scenario asks for them. All else is of the first seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_seeds: Option<OverSeeds>,
+}
+
+/// Step times of the same step under seeds that follow each other, the report's own included.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+pub struct OverSeeds {
+    /// How many seeds.
+    pub seeds: u64,
+    /// Their mean, in seconds.
+    pub mean_s: f64,
+    /// Their standard deviation (of a sample), in seconds.
+    pub std_dev_s: f64,
+    /// The shortest, in seconds.
+    pub least_s: f64,
+    /// The longest, in seconds.
+    pub most_s: f64,
+}
+
+impl OverSeeds {
+    /// Sums step times in seconds up; none where there is one at most.
+    pub fn of(times: &[f64]) -> Option<Self> {
+        if times.len() < 2 {
+            return None;
+        }
+        let count = times.len() as f64;
+        let mean = times.iter().sum::<f64>() / count;
+        let squares = times.iter().map(|time| (time - mean).powi(2)).sum::<f64>();
+        Some(Self {
+            seeds: times.len() as u64,
+            mean_s: mean,
+            std_dev_s: (squares / (count - 1.0)).sqrt(),
+            least_s: times.iter().copied().fold(f64::INFINITY, f64::min),
+            most_s: times.iter().copied().fold(0.0, f64::max),
+        })
+    }
 }
 
 /// Model FLOPs per second and GPU, in TFLOP/s.

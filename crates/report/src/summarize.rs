@@ -4,8 +4,8 @@ use crate::advice;
 use crate::causes::{explain, key};
 use crate::outlook;
 use crate::report::{
-    ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, Peak, Plan, Rack,
-    Report, SCHEMA_VERSION, TflopsPerGpu, Training,
+    ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
+    Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
 use rackflow_simulator::{Record, RunRecord};
@@ -24,6 +24,8 @@ pub struct Options {
     pub economics: Option<rackflow_plan::Economics>,
     /// The whole training run of which the record is one step.
     pub run: Option<RunRecord>,
+    /// Step times in seconds under all seeds, where there are several.
+    pub over_seeds: Vec<f64>,
 }
 
 /// What was published about a run. Absent where the source does not say it.
@@ -96,7 +98,10 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
     check(record)?;
     let facts = &record.facts;
     let total = record.total();
-    let training = training(record, &total);
+    let training = Training {
+        over_seeds: OverSeeds::of(&options.over_seeds),
+        ..training(record, &total)
+    };
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
         scenario: facts.scenario.clone(),
@@ -362,6 +367,7 @@ fn training(record: &Record, total: &Accounts) -> Training {
         bubble_fraction: fraction(total, [Cause::Bubble]),
         exposed_comm_fraction: fraction(total, exposed),
         memory_per_gpu_bytes: memory(facts),
+        over_seeds: None,
     }
 }
 

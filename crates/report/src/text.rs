@@ -183,6 +183,17 @@ fn results(page: &mut Page<'_>, report: &Report) {
         })
         .collect();
     page.line(&format!("  {}", figures.join("     ")));
+    if let Some(over) = training.over_seeds {
+        let spread = format!(
+            "  over {} seeds: {} on average, {} standard deviation, {} to {}",
+            over.seeds,
+            seconds(over.mean_s),
+            seconds(over.std_dev_s),
+            seconds(over.least_s),
+            seconds(over.most_s)
+        );
+        page.line(&page.ink(Ink::Faint, &spread));
+    }
     page.line("");
     utilisation(page, report);
 }

@@ -383,6 +383,10 @@ pub(crate) struct SimulationText {
     pub fidelity: FidelityText,
     /// Root of all random streams: the same seed gives the same bytes.
     pub seed: u64,
+    /// Steps to simulate, each under a seed of its own from `seed` on; the report then says how step
+    /// times spread. 1 where it is left out.
+    #[schemars(range(min = 1, max = 1000))]
+    pub seeds: Option<u32>,
     /// GPUs that compute more slowly than the others.
     pub stragglers: Vec<StragglerText>,
     /// How unevenly kernels run.

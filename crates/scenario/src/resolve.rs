@@ -182,6 +182,7 @@ impl Scenario {
                     slowdown: straggler.slowdown,
                 })
                 .collect(),
+            seeds: simulation.seeds.unwrap_or(1),
             jitter: simulation.jitter.0,
             seats: None,
             faults: simulation.links.clone(),

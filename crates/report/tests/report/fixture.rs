@@ -112,6 +112,7 @@ pub fn small_setup() -> Setup {
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
         faults: Vec::new(),
+        seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
     }

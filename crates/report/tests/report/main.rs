@@ -309,3 +309,12 @@ fn the_documentation_explains_every_cause_in_the_same_words() {
         );
     }
 }
+
+#[test]
+fn several_seeds_are_summed_up_and_one_is_not() {
+    use rackflow_report::OverSeeds;
+    assert_eq!(OverSeeds::of(&[2.0]), None);
+    let over = OverSeeds::of(&[2.0, 4.0, 6.0]).expect("three steps");
+    assert_eq!((over.seeds, over.mean_s, over.std_dev_s), (3, 4.0, 2.0));
+    assert_eq!((over.least_s, over.most_s), (2.0, 6.0));
+}

@@ -34,6 +34,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
     stragglers(findings, setup);
     jitter(findings, setup);
     links(setup.host(), &setup.faults, findings);
+    count(findings, "simulation.seeds", setup.seeds.into(), 1000);
     routing(findings, &setup.training);
     published(findings);
     let counts_right = counts(findings, setup);

@@ -91,6 +91,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
         faults: Vec::new(),
+        seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
     })

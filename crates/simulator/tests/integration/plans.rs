@@ -139,6 +139,7 @@ pub fn plain(gpus: u32) -> Setup {
         stragglers: Vec::new(),
         jitter: Jitter::NONE,
         faults: Vec::new(),
+        seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
     }
