@@ -7,7 +7,9 @@ use crate::layer::{self, Gradients, Sizes, stream};
 use crate::memory;
 use crate::placement::Placement;
 use crate::price::Prices;
-use crate::program::{GroupSlot, Peer, Program, Segment, Stream, Transfer, TransferId, Work};
+use crate::program::{
+    GroupSlot, PassKind, PassMark, Peer, Program, Segment, Stream, Task, Transfer, TransferId, Work,
+};
 use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
@@ -732,7 +734,12 @@ impl<'a> Compiler<'a> {
                 MESSAGE_SMS,
             );
         }
+        let kept: Vec<u64> = chunks
+            .iter()
+            .map(|chunk| memory::chunk_activations(&self.sizes, chunk))
+            .collect();
         for pass in order {
+            let start = emit.program.tasks.len();
             let mut forward_kind = |c: u32| {
                 if std::mem::replace(&mut seen[c as usize], true) {
                     Kind::Forward
@@ -783,6 +790,7 @@ impl<'a> Compiler<'a> {
                     emit.overlapped(ctx, &f, forward, &b, backward);
                 }
             }
+            emit.mark(*pass, start, &kept);
         }
         let end = self.step_end(ctx, &chunks);
         emit.plain(&end, 0);
@@ -1178,6 +1186,51 @@ impl Emitter {
             };
             self.send(stream, peer, micro_batch, waits);
         }
+    }
+
+    /// Notes what the tasks from `start` on were: one pass, and the activations that it keeps or
+    /// frees, of those of each chunk.
+    fn mark(&mut self, pass: Pass, start: usize, kept: &[u64]) {
+        let of = |chunk: u32| kept[chunk as usize];
+        let (kind, micro_batch, chunk, keeps, frees) = match pass {
+            Pass::Forward { micro_batch, chunk } => {
+                (PassKind::Forward, micro_batch, chunk, of(chunk), 0)
+            }
+            Pass::Backward { micro_batch, chunk } => {
+                (PassKind::Backward, micro_batch, chunk, 0, of(chunk))
+            }
+            Pass::InputGradient { micro_batch, chunk } => (
+                PassKind::InputGradient,
+                micro_batch,
+                chunk,
+                0,
+                of(chunk) / 2,
+            ),
+            Pass::WeightGradient { micro_batch, chunk } => {
+                let rest = of(chunk) - of(chunk) / 2;
+                (PassKind::WeightGradient, micro_batch, chunk, 0, rest)
+            }
+            Pass::Overlapped { forward, backward } => {
+                let (keeps, frees) = (of(forward.1), of(backward.1));
+                (PassKind::Overlapped, forward.0, forward.1, keeps, frees)
+            }
+        };
+        let computes = |task: &Task| task.stream == Stream::Compute;
+        let tasks = &self.program.tasks[start..];
+        let (Some(first), Some(last)) = (
+            tasks.iter().position(computes),
+            tasks.iter().rposition(computes),
+        ) else {
+            return;
+        };
+        self.program.passes.push(PassMark {
+            kind,
+            micro_batch,
+            chunk,
+            tasks: ((start + first) as u32, (start + last) as u32),
+            keeps,
+            frees,
+        });
     }
 
     fn forward(&mut self, run: &Run, micro_batch: u32, chunk: u32) {

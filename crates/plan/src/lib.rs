@@ -34,8 +34,8 @@ pub use outlook::{
 };
 pub use placement::{Coordinates, Placement};
 pub use program::{
-    GroupSlot, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task, Transfer,
-    TransferId, Work,
+    GroupSlot, PassKind, PassMark, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task,
+    Transfer, TransferId, Work,
 };
 pub use resource::Resource;
 pub use search::{Branch, Candidate, Expansion, Search, Space};

@@ -130,7 +130,8 @@ fn recomputes(s: &Sizes<'_>, activation: Activation) -> bool {
     }
 }
 
-fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+/// Activations that one forward pass through a chunk leaves for its backward pass.
+pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     let h = s.model.hidden;
     let input = s.own_tokens * h * 2;
     let recomputed = match s.training.recompute {

@@ -129,6 +129,40 @@ pub struct Program {
     pub tasks: Vec<Task>,
     /// Tasks that must have finished before another starts, besides those before it on its stream.
     pub waits: Vec<u32>,
+    /// Passes through chunks of the model, in issue order: for pictures and traces, not for time.
+    pub passes: Vec<PassMark>,
+}
+
+/// One pass through a chunk: which tasks it is made of, and what it does to memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassMark {
+    /// Forward or backward.
+    pub kind: PassKind,
+    /// Micro-batch.
+    pub micro_batch: u32,
+    /// Chunk of the stage.
+    pub chunk: u32,
+    /// First and last computation.
+    pub tasks: (u32, u32),
+    /// Bytes of activations that it keeps from its start on.
+    pub keeps: u64,
+    /// Bytes of activations that it gives back at its end.
+    pub frees: u64,
+}
+
+/// What a pass does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PassKind {
+    /// Forward.
+    Forward,
+    /// Backward, both gradients.
+    Backward,
+    /// Backward, only what the stage before waits for.
+    InputGradient,
+    /// Backward, the rest.
+    WeightGradient,
+    /// A forward and a backward woven into one; marked once, with the forward's micro-batch.
+    Overlapped,
 }
 
 impl Program {

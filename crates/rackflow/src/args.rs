@@ -45,10 +45,18 @@ Examples:
   rackflow run scenarios/deepseek-v3-2048-h800.yaml
   rackflow run deepseek-v3-2048-h800 --format json | jq .training.mfu
   rackflow run my.yaml -o results             also writes results/report.txt, .json and waterfall.svg
+  rackflow run my.yaml --trace step.pftrace   a timeline, for https://ui.perfetto.dev
   cat my.yaml | rackflow run -
 
 A plan that does not fit into memory is refused with the arithmetic and a plan that would fit.")]
-    Run(RunArgs),
+    Run {
+        /// What to run.
+        #[command(flatten)]
+        args: RunArgs,
+        /// What to write down of it.
+        #[command(flatten)]
+        trace: TraceArgs,
+    },
     /// Simulate a scenario again with a little more of each resource: what is it bound by?
     #[command(after_help = "\
 Examples:
@@ -205,6 +213,22 @@ pub struct RunArgs {
     /// Of a serving scenario: write one row per request, as .csv or .parquet
     #[arg(long, value_name = "FILE")]
     pub requests: Option<PathBuf>,
+}
+
+/// What to write down of a training step, for a timeline viewer.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Write a trace for <https://ui.perfetto.dev>: out.pftrace, out.json or out.json.gz
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
+    /// Ranks that the trace shows [default: the first of each pipeline stage]
+    #[arg(
+        long,
+        value_name = "RANK,...",
+        value_delimiter = ',',
+        requires = "trace"
+    )]
+    pub trace_ranks: Vec<u32>,
 }
 
 /// Which cases to run, and where their results go.

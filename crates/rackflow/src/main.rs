@@ -22,6 +22,7 @@ mod serve;
 mod sweep;
 mod terminal;
 mod topology;
+mod trace;
 mod validate;
 
 use args::{Cli, Command, Document, Validate};
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
 
 fn execute(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
-        Command::Run(args) => run::run(args, cli.color),
+        Command::Run { args, trace } => run::run(args, trace, cli.color),
         Command::Elasticities(args) => elasticities::run(args, cli.color),
         Command::Sweep(args) => sweep::sweep(args, cli.color),
         Command::Compare(args) => compare::run(args),

@@ -1,6 +1,6 @@
 //! `run` and `check`: from a scenario to its report, or to what is wrong with it.
 
-use crate::args::{Fidelity, Format, RunArgs};
+use crate::args::{Fidelity, Format, RunArgs, TraceArgs};
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input, Resolved};
@@ -9,6 +9,7 @@ use crate::messages;
 use crate::serve;
 use crate::sweep;
 use crate::terminal;
+use crate::trace;
 use clap::ColorChoice;
 use rackflow_plan::Plan;
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
@@ -16,12 +17,17 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Simulates one scenario and writes what it means.
-pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
+pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(), Failure> {
     let input = input::read(&args.scenario)?;
     if input::has_jobs(&input) {
         return jobs::run(args, &input, color);
     }
     if input::serves(&input) {
+        if traced.trace.is_some() {
+            return Err(Failure::input(
+                "a trace shows a training step; this scenario serves",
+            ));
+        }
         return serve::run(args, &input, color);
     }
     if args.requests.is_some() {
@@ -31,6 +37,9 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     }
     let resolved = resolve_input(args, &input)?;
     let plan = plan(&resolved)?;
+    if let Some(path) = &traced.trace {
+        trace::write(&plan, path, &traced.trace_ranks)?;
+    }
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {
         write(folder, &report)?;

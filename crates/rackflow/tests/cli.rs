@@ -868,3 +868,59 @@ fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
     let table = fine(&["plan", QUICK, "--top", "2"]);
     assert!(table.contains("The scenario's own plan"), "{table}");
 }
+
+// ---- traces
+
+#[test]
+fn a_trace_is_written_in_the_format_that_its_name_asks_for() {
+    let folder = scratch("traces");
+    let path = |name: &str| {
+        folder
+            .join(name)
+            .to_str()
+            .expect("a path of ours is text")
+            .to_owned()
+    };
+    for name in ["step.pftrace", "step.json", "step.json.gz"] {
+        let output = rackflow(&["run", QUICK, "--trace", &path(name)]);
+        assert!(output.status.success(), "{name}");
+    }
+    let text = fs::read_to_string(folder.join("step.json")).expect("the trace is there");
+    let trace = json(&text);
+    let events = trace["traceEvents"].as_array().expect("a list");
+    let named = |phase: &str, name: &str| {
+        events
+            .iter()
+            .filter(|event| event["ph"] == phase && event["name"] == name)
+            .count()
+    };
+    assert_eq!(named("M", "process_name"), 1, "one rank of the only stage");
+    assert!(named("X", "forward") > 1 && named("X", "backward") > 1);
+    assert!(named("C", "memory [GB]") > 2);
+    // The first field of a Perfetto trace is a packet; a packed one begins as gzip does.
+    assert_eq!(
+        fs::read(folder.join("step.pftrace")).expect("written")[0],
+        0x0a
+    );
+    assert_eq!(
+        fs::read(folder.join("step.json.gz")).expect("written")[..2],
+        [0x1f, 0x8b]
+    );
+    let wrong = refused(&["run", QUICK, "--trace", &path("step.txt")], 2);
+    assert!(wrong.contains(".pftrace"), "{wrong}");
+    let wrong = refused(
+        &[
+            "run",
+            QUICK,
+            "--trace",
+            &path("t.json"),
+            "--trace-ranks",
+            "8",
+        ],
+        2,
+    );
+    assert!(
+        wrong.contains("no rank 8") && wrong.contains("0 to 7"),
+        "{wrong}"
+    );
+}

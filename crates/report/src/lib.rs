@@ -30,6 +30,7 @@ mod summarize;
 pub mod sweep;
 mod text;
 mod topology;
+pub mod trace;
 
 pub use causes::{Explanation, explain, key};
 pub use collective::{CollectiveReport, CollectiveTable};

@@ -17,9 +17,11 @@ pub mod serving;
 mod state;
 mod step;
 mod tiers;
+mod trace;
 
 pub use jobs::{JobRecord, simulate_jobs};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};
-pub use step::{simulate, simulate_in_islands};
+pub use step::{simulate, simulate_in_islands, simulate_traced};
+pub use trace::{Message, Span, Trace, TracedPass, TracedRank};

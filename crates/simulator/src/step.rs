@@ -16,6 +16,7 @@ use crate::ports::{self, Toggle};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
 use crate::tiers::{self, JobTiers, Tiers};
+use crate::trace::{Trace, Watch};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Demand, FlowId, FlowNet};
 use rackflow_plan::{Cause, CommKind, Peer, Plan, Segment, Stream, TransferId, Work};
@@ -80,6 +81,8 @@ pub(crate) struct Step<'p> {
     jitter: KernelJitter,
     /// The cause of waiting for a partner that is not there yet.
     waiting: Cause,
+    /// What is written down of chosen ranks, where anybody asked.
+    watch: Option<Box<Watch>>,
 }
 
 /// Who is in each communicator, in flat arrays.
@@ -143,6 +146,16 @@ pub fn simulate_in_islands(plan: &Plan) -> Record {
 }
 
 fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
+    run(plan, least_for_islands, &[]).0
+}
+
+/// The same, and what the given ranks did when. Where ranks are folded, each is shown by the one
+/// that stands for it.
+pub fn simulate_traced(plan: &Plan, ranks: &[u32]) -> (Record, Trace) {
+    run(plan, LEAST_FOR_ISLANDS, ranks)
+}
+
+fn run(plan: &Plan, least_for_islands: usize, traced: &[u32]) -> (Record, Trace) {
     let health = ports::health(plan);
     let seats = tiers::seats(&[plan], &health);
     let folding = fold(plan, &health, &seats[0]);
@@ -164,8 +177,17 @@ fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
         SimTime::ZERO,
     );
     step.net = net;
+    if !traced.is_empty() {
+        let chosen = traced
+            .iter()
+            .map(|rank| folding.class_of_rank[*rank as usize]);
+        step.watch = Some(Box::new(Watch::new(folding.entities.len(), chosen)));
+    }
     step.run();
-    step.record(folding.class_of_rank)
+    let trace = step.watch.take().map_or_else(Trace::default, |watch| {
+        watch.trace(plan, traced, &folding.entities, &folding.class_of_rank)
+    });
+    (step.record(folding.class_of_rank), trace)
 }
 
 impl<'p> Step<'p> {
@@ -201,6 +223,7 @@ impl<'p> Step<'p> {
         };
         let tasks = |e: &Entity| programs[e.stage as usize].program.tasks.len();
         Self {
+            watch: None,
             plan,
             began,
             first_port,
@@ -564,6 +587,9 @@ impl<'p> Step<'p> {
         let state = &mut self.states[e];
         book_beyond(&mut state.accounts, own, running, now);
         state.idle_from = now;
+        if let Some(watch) = &mut self.watch {
+            watch.computed(entity, running.task, running.started, now);
+        }
         self.finish_task(now, entity, running.task, None);
     }
 
@@ -739,6 +765,13 @@ impl<'p> Step<'p> {
         self.reschedule(&mut changed, None);
         self.changed = changed;
         self.hold(now, active.transfer, active.what, false);
+        if let Some(watch) = &mut self.watch {
+            let members = match active.what {
+                What::Collective { group, .. } => self.groups.members(group),
+                What::Message { .. } => &[],
+            };
+            watch.communicated(&active, members, now);
+        }
         match active.what {
             What::Collective { group, stream } => {
                 for i in self.groups.range(group) {
