@@ -1,5 +1,6 @@
 //! The command line as typed.
 
+use crate::claims::ClaimsArgs;
 use crate::collective::CollectiveArgs;
 use crate::validate;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
@@ -174,6 +175,13 @@ Examples:
         #[command(subcommand)]
         what: Validate,
     },
+    /// Replay the argument: what do the simulations say to two essays' figures?
+    #[command(after_help = "\
+Examples:
+  rackflow claims
+  rackflow claims --filter fp4
+  rackflow claims --format json | jq '.claims[] | {id, verdict}'")]
+    Claims(ClaimsArgs),
     /// Print a JSON Schema: how is a scenario written, what does a report hold?
     #[command(after_help = "\
 Examples:

@@ -6,6 +6,7 @@
 
 mod args;
 mod catalogue;
+mod claims;
 mod collective;
 mod columns;
 mod compare;
@@ -78,6 +79,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Validate {
             what: Validate::Kernels(args),
         } => files::print(&validate::kernels(args).map_err(Failure::from)?),
+        Command::Claims(args) => claims::claims(args),
         Command::Schema { of } => files::print(&schema(*of)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -81,6 +81,13 @@ fn with_requests(
     Ok(report)
 }
 
+/// Simulates a serving scenario.
+pub fn report(input: &Input) -> Result<ServingReport, Failure> {
+    let resolved = input::resolve_fleet(input, None)?;
+    let trace = trace_path(&resolved);
+    simulate(&compile(resolved)?, trace.as_deref(), &mut NoSink)
+}
+
 /// What a serving scenario comes to, in short.
 pub fn check(input: &Input) -> Result<String, Failure> {
     let resolved = input::resolve_fleet(input, None)?;

@@ -924,3 +924,23 @@ fn a_trace_is_written_in_the_format_that_its_name_asks_for() {
         "{wrong}"
     );
 }
+
+// ---- claims
+
+#[test]
+fn the_argument_is_what_the_program_says() {
+    check_file("docs/claims.md", &fine(&["claims", "--format", "markdown"]));
+    let tried = json(&fine(&["claims", "--format", "json", "--filter", "mfu-"]));
+    let claims = tried["claims"].as_array().expect("a list");
+    assert_eq!(claims.len(), 3);
+    for claim in claims {
+        for key in ["id", "claim", "source", "simulated", "verdict", "command"] {
+            assert!(
+                claim[key].as_str().is_some_and(|text| !text.is_empty()),
+                "{claim:#}"
+            );
+        }
+    }
+    let unknown = refused(&["claims", "--filter", "perpetual motion"], 2);
+    assert!(unknown.contains("mfu-bloom"), "{unknown}");
+}
