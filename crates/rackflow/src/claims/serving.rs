@@ -1,27 +1,73 @@
-//! Claims about serving: what decode leaves unused.
+//! Claims about serving: what decode leaves unused, and what would use it.
 
-use super::{Claim, FU, Finding, Lab, Verdict, percent};
+use super::{Claim, DETTMERS, FU, Finding, Lab, Verdict, percent};
 use crate::failure::Failure;
+use rackflow_report::ServingReport;
 
 const LLAMA: &str = "serve-llama3-70b-8-h100";
+const ONE_BY_ONE: &str = "serve-qwen3-8b-autoregressive";
+const DIFFUSION: &str = "serve-qwen3-8b-diffusion";
+const MEGAKERNEL: &str = "serve-qwen3-8b-megakernel";
+const ONE_NODE: &str = "serve-glm-4.6-one-node";
+const POOL: &str = "serve-glm-4.6-pool";
+const PHONES: &str = "serve-qwen3-8b-phones";
+const H800: &str = "serve-deepseek-v3-h800-disaggregated";
+const NVL72: &str = "serve-deepseek-v3-gb200-nvl72";
 
 pub fn claims() -> Vec<Claim> {
-    vec![Claim {
-        id: "decode-utilisation",
-        claim: "Decode runs under 5 % MFU, while it keeps about 70 % of the memory bandwidth busy",
-        source: FU,
-        try_it: decode,
-    }]
+    vec![
+        Claim {
+            id: "decode-utilisation",
+            claim: "Decode runs under 5 % MFU, while it keeps about 70 % of the memory bandwidth busy",
+            source: FU,
+            try_it: decode,
+        },
+        Claim {
+            id: "diffusion-decoding",
+            claim: "Diffusion decoders use the FLOPs that decoding one token at a time leaves idle",
+            source: FU,
+            try_it: diffusion,
+        },
+        Claim {
+            id: "megakernel",
+            claim: "Megakernels win back the gaps between kernels",
+            source: FU,
+            try_it: megakernel,
+        },
+        Claim {
+            id: "rack-scale-serving",
+            claim: "NVL72 racks serve mixtures of experts far better than eight-GPU nodes",
+            source: FU,
+            try_it: rack_scale,
+        },
+        Claim {
+            id: "one-node-or-many",
+            claim: "Large deployments need very many users to be efficient; one node serves a 300B-class model almost as well",
+            source: DETTMERS,
+            try_it: one_node,
+        },
+        Claim {
+            id: "phones-as-a-cluster",
+            claim: "Phones and laptops together could serve as a cluster",
+            source: DETTMERS,
+            try_it: phones,
+        },
+    ]
+}
+
+/// MFU and MBU of steps that only decode.
+fn utilisation(report: &ServingReport) -> Result<(f64, f64), Failure> {
+    let serving = &report.serving;
+    serving.mfu.decode.zip(serving.mbu.decode).ok_or_else(|| {
+        Failure::run(format_args!(
+            "{} has no step that only decodes",
+            report.scenario
+        ))
+    })
 }
 
 fn decode(lab: &mut Lab) -> Result<Finding, Failure> {
-    let report = lab.serving(LLAMA)?;
-    let (mfu, mbu) = (report.serving.mfu.decode, report.serving.mbu.decode);
-    let (Some(mfu), Some(mbu)) = (mfu, mbu) else {
-        return Err(Failure::run(format_args!(
-            "{LLAMA} has no step that only decodes"
-        )));
-    };
+    let (mfu, mbu) = utilisation(lab.serving(LLAMA)?)?;
     Ok(Finding {
         simulated: format!(
             "Llama 3 70B on 8 H100 under the load of {LLAMA}: {} MFU and {} MBU in steps that only decode; the first holds below \
@@ -35,5 +81,130 @@ fn decode(lab: &mut Lab) -> Result<Finding, Failure> {
             (false, false) => Verdict::DoesNot,
         },
         command: format!("rackflow run {LLAMA}"),
+    })
+}
+
+fn diffusion(lab: &mut Lab) -> Result<Finding, Failure> {
+    let one = lab.serving(ONE_BY_ONE)?;
+    let ((mfu, _), user) = (utilisation(one)?, one.serving.tokens_per_s_per_user);
+    let blocks = lab.serving(DIFFUSION)?;
+    let ((more, _), faster) = (utilisation(blocks)?, blocks.serving.tokens_per_s_per_user);
+    Ok(Finding {
+        simulated: format!(
+            "a block-diffusion model of the shape of Qwen3 8B decodes at {} MFU instead of {}, and a user sees {faster:.0} tokens/s \
+             instead of {user:.0}; whether its answers are as good is not what a simulation of time can say",
+            percent(more),
+            percent(mfu)
+        ),
+        verdict: if more > 2.0 * mfu && faster > user {
+            Verdict::Holds
+        } else if more > mfu {
+            Verdict::HoldsWhen
+        } else {
+            Verdict::DoesNot
+        },
+        command: format!("rackflow run {DIFFUSION}"),
+    })
+}
+
+fn megakernel(lab: &mut Lab) -> Result<Finding, Failure> {
+    let before = lab.serving(ONE_BY_ONE)?.serving.tokens_per_s_per_user;
+    let after = lab.serving(MEGAKERNEL)?.serving.tokens_per_s_per_user;
+    Ok(Finding {
+        simulated: format!(
+            "Qwen3 8B on one H100 from {before:.0} to {after:.0} tokens/s per user, {:+.0} %; holds from 10 % on",
+            (after / before - 1.0) * 100.0
+        ),
+        verdict: if after > 1.1 * before {
+            Verdict::Holds
+        } else {
+            Verdict::DoesNot
+        },
+        command: format!("rackflow run {MEGAKERNEL}"),
+    })
+}
+
+fn rack_scale(lab: &mut Lab) -> Result<Finding, Failure> {
+    let nodes = &lab.serving(H800)?.serving;
+    let (before, slow) = (
+        nodes.output_tokens_per_s_per_gpu,
+        nodes.tokens_per_s_per_user,
+    );
+    let rack = &lab.serving(NVL72)?.serving;
+    let (after, fast) = (rack.output_tokens_per_s_per_gpu, rack.tokens_per_s_per_user);
+    Ok(Finding {
+        simulated: format!(
+            "DeepSeek-V3 at the loads of the two scenarios: {after:.0} output tokens/s per GPU on GB200 NVL72 and {before:.0} on H800 \
+             nodes, {fast:.0} and {slow:.0} tokens/s per user; holds where both are more than twice as high"
+        ),
+        verdict: match (after > 2.0 * before, fast > 2.0 * slow) {
+            (true, true) => Verdict::Holds,
+            (true, false) | (false, true) => Verdict::HoldsWhen,
+            (false, false) => Verdict::DoesNot,
+        },
+        command: format!("rackflow run {NVL72}"),
+    })
+}
+
+fn one_node(lab: &mut Lab) -> Result<Finding, Failure> {
+    let figures = |report: &ServingReport| {
+        let serving = &report.serving;
+        let price = serving.usd_per_million_output_tokens;
+        (
+            serving.output_tokens_per_s_per_gpu,
+            serving.tokens_per_s_per_user,
+            price,
+        )
+    };
+    let (small, small_user, small_price) = figures(lab.serving(ONE_NODE)?);
+    let (large, large_user, large_price) = figures(lab.serving(POOL)?);
+    let dollars = |price: Option<f64>| {
+        price.map_or("an unknown sum".to_owned(), |usd| {
+            format!("{usd:.2} dollars")
+        })
+    };
+    Ok(Finding {
+        simulated: format!(
+            "GLM-4.6 on one node of eight H100: {small:.0} output tokens/s per GPU, {small_user:.0} tokens/s per user, {} per million \
+             tokens. On eight nodes with more users: {large:.0}, {large_user:.0} and {}. Almost as well is taken as two thirds",
+            dollars(small_price),
+            dollars(large_price)
+        ),
+        verdict: if small > 0.67 * large {
+            Verdict::Holds
+        } else if small > 0.3 * large {
+            Verdict::HoldsWhen
+        } else {
+            Verdict::DoesNot
+        },
+        command: format!("rackflow run {ONE_NODE}"),
+    })
+}
+
+fn phones(lab: &mut Lab) -> Result<Finding, Failure> {
+    let phones = &lab.serving(PHONES)?.serving;
+    let (each, user, joules) = (
+        phones.output_tokens_per_s_per_gpu,
+        phones.tokens_per_s_per_user,
+        phones.joules_per_output_token,
+    );
+    let server = &lab.serving(ONE_BY_ONE)?.serving;
+    let (one, energy) = (
+        server.output_tokens_per_s_per_gpu,
+        server.joules_per_output_token,
+    );
+    Ok(Finding {
+        simulated: format!(
+            "a phone gives {each:.1} tokens/s of Qwen3 8B in 4 bits, {user:.1} to its user; one H100 gives {one:.0}, as much as {:.0} \
+             phones. A token takes {joules:.2} J on phones and {energy:.2} J on the H100. It holds for one user each, where \
+             nothing crosses the uplinks",
+            one / each
+        ),
+        verdict: if user >= 5.0 {
+            Verdict::HoldsWhen
+        } else {
+            Verdict::DoesNot
+        },
+        command: format!("rackflow run {PHONES}"),
     })
 }
