@@ -179,8 +179,11 @@ fn slices(trace: &Trace) -> Vec<Slice<'_>> {
     slices
 }
 
-/// A counter's values over time, each from its instant on.
-fn counters(rank: &TracedRank) -> [(u64, &'static str, &'static str, Vec<(SimTime, f64)>); 3] {
+/// A counter's track, name, unit, and values over time, each from its instant on.
+type Counter = (u64, &'static str, &'static str, Vec<(SimTime, f64)>);
+
+/// The counters of a rank: both kinds of links, and memory.
+fn counters(rank: &TracedRank) -> [Counter; 3] {
     let link = |bytes: fn(&Span) -> f64| {
         let sending = rank
             .spans
