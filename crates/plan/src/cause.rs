@@ -184,6 +184,17 @@ impl Accounts {
         self.0[cause.index()] += u128::from(span.as_picos());
     }
 
+    /// Takes back a `span` that was booked to `cause`.
+    ///
+    /// # Panics
+    /// When less than that was booked.
+    pub fn unbook(&mut self, cause: Cause, span: SimDuration) {
+        let booked = &mut self.0[cause.index()];
+        *booked = booked
+            .checked_sub(u128::from(span.as_picos()))
+            .expect("only what was booked is taken back");
+    }
+
     /// Books `span` to `cause` so many times.
     pub fn book_times(&mut self, cause: Cause, span: SimDuration, times: u64) {
         self.0[cause.index()] += u128::from(span.as_picos()) * u128::from(times);

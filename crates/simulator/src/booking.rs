@@ -90,19 +90,48 @@ pub(crate) fn book_segment(accounts: &mut Accounts, segment: &Segment, load: u64
     accounts.book_times(Cause::Launch, left, times);
 }
 
-/// Books the time for which the compute stream waited for a communication.
+/// Books the time for which the compute stream waited for a communication. Of several that end at one
+/// instant the same one is booked whichever is told first: the order of simultaneous events is not
+/// the same when ranks are folded, and must not reach a result.
 pub(crate) fn book_wait(state: &mut State, blocker: Blocker, now: SimTime, waiting: Cause) {
-    let from = state.idle_from;
+    let mut from = state.idle_from;
+    if let Some((at, since, other)) = state.last_wait
+        && at == now
+    {
+        if other.rank() <= blocker.rank() {
+            return;
+        }
+        for (cause, span) in wait_parts(since, other, now, waiting) {
+            state.accounts.unbook(cause, span);
+        }
+        from = since;
+    }
+    for (cause, span) in wait_parts(from, blocker, now, waiting) {
+        state.accounts.book(cause, span);
+    }
+    state.idle_from = now;
+    state.last_wait = Some((now, from, blocker));
+}
+
+/// What a wait from `from` to `now` was for.
+fn wait_parts(
+    from: SimTime,
+    blocker: Blocker,
+    now: SimTime,
+    waiting: Cause,
+) -> [(Cause, SimDuration); 3] {
     let started = blocker.started.max(from);
     let exposed = Cause::Exposed(blocker.kind, blocker.level);
+    let on_links = (exposed, now.since(started));
     if blocker.message {
-        state.accounts.book(Cause::Bubble, started.since(from));
-    } else {
-        // First it queued behind other communication, then it waited for its partners.
-        let ready = blocker.ready.max(from).min(started);
-        state.accounts.book(exposed, ready.since(from));
-        state.accounts.book(waiting, started.since(ready));
+        let late = (Cause::Bubble, started.since(from));
+        return [late, on_links, (exposed, SimDuration::ZERO)];
     }
-    state.accounts.book(exposed, now.since(started));
-    state.idle_from = now;
+    // First it queued behind other communication, then it waited for its partners.
+    let ready = blocker.ready.max(from).min(started);
+    [
+        (exposed, ready.since(from)),
+        (waiting, started.since(ready)),
+        on_links,
+    ]
 }

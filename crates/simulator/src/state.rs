@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub host_time: SimTime,
     pub host_base: u32,
     pub idle_from: SimTime,
+    /// The last wait that was booked since something ran: until when, since when, for what.
+    pub last_wait: Option<(SimTime, SimTime, Blocker)>,
     pub finished: SimTime,
     /// When the communication at the head of each stream was ready to start.
     pub ready: [SimTime; Stream::COUNT],
@@ -76,6 +78,7 @@ impl Default for State {
             host_time: SimTime::ZERO,
             host_base: 0,
             idle_from: SimTime::ZERO,
+            last_wait: None,
             finished: SimTime::ZERO,
             ready: [SimTime::ZERO; Stream::COUNT],
             accounts: Accounts::default(),
@@ -134,4 +137,17 @@ pub(crate) struct Blocker {
     pub kind: CommKind,
     pub level: Level,
     pub message: bool,
+}
+
+impl Blocker {
+    /// Which of several that end at one instant counts: the lowest.
+    pub fn rank(&self) -> (bool, CommKind, Level, SimTime, SimTime) {
+        (
+            self.message,
+            self.kind,
+            self.level,
+            self.started,
+            self.ready,
+        )
+    }
 }

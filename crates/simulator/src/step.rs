@@ -523,6 +523,7 @@ impl<'p> Step<'p> {
                 .accounts
                 .book(Cause::Launch, now.since(state.idle_from));
         }
+        state.last_wait = None;
         let nominal = scaled(segment.time[0], scale).as_picos();
         let stretched = stretched(segment, scale, state, self.plan);
         let natural = natural_end(now, nominal, nominal, stretched);

@@ -547,6 +547,7 @@ impl<'a, 's> Serving<'a, 's> {
 
     fn choose(&mut self, index: u32, queue: &mut EventQueue<Event>) {
         let now = queue.now();
+        let ahead = self.may_run_ahead();
         let replica = &mut self.replicas[index as usize];
         replica.decide = false;
         if replica.run.is_some() {
@@ -570,8 +571,7 @@ impl<'a, 's> Serving<'a, 's> {
         let full_diffusion = matches!(self.fleet.decoder, Decoder::FullDiffusion { .. });
         let mut steps = 1;
         let (cost, time) = if plain {
-            // Beside transfers every step is a flow of its own.
-            if self.fleet.together && self.fleet.pools.len() == 1 && self.network.is_none() {
+            if ahead {
                 steps = replica.steps_together(&self.lives);
             }
             let time = self.tables[pool_index].time(pool.model, n, context, steps);
@@ -608,6 +608,18 @@ impl<'a, 's> Serving<'a, 's> {
         if self.fleet.pools[pool_index].role == Role::Prefill {
             self.send_layers(index, time, queue);
         }
+    }
+
+    /// Whether steps may be taken together: nobody looks at a replica in the middle of a run. Beside
+    /// transfers every step is a flow of its own; and a router or a store that asks what a cache
+    /// holds must see the evictions of every step.
+    fn may_run_ahead(&self) -> bool {
+        let looks_at_caches = self.fleet.router == Router::CacheAware && self.replicas.len() > 1;
+        self.fleet.together
+            && self.fleet.pools.len() == 1
+            && self.network.is_none()
+            && self.store.is_empty()
+            && !looks_at_caches
     }
 
     /// The work of the step that is about to run, from the table or from the model.
