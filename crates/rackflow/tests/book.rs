@@ -4,7 +4,9 @@
 //! A command is a line of a `sh` block that starts with `rackflow`; what is too slow for a test is
 //! written in a `console` block. A `text` block after it holds lines of what it printed, without the
 //! bars. `<!-- check: training.bubble_fraction < 0.05 -->` must hold for the JSON report of the last
-//! command before it; a path goes through lists by `[0]` or `[cause=shape]`.
+//! command before it; a path goes through lists by `[0]` or `[cause=shape]`. After
+//! `<!-- picture: waterfall.svg as 01-roofline.svg -->` the second file, beside the page, must be the first
+//! of what that command writes; `UPDATE=1 cargo test -p rackflow --test book` draws it anew.
 
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -41,6 +43,8 @@ enum Step {
     Run(String),
     Prints(String),
     Check(String),
+    /// A file that the command writes, and its name beside the page.
+    Picture(String, String),
 }
 
 fn steps(page: &str) -> Vec<Step> {
@@ -60,10 +64,18 @@ fn steps(page: &str) -> Vec<Step> {
         {
             steps.push(Step::Prints(line.to_owned()));
         } else if fence.is_none()
-            && let Some(check) = line.strip_prefix("<!-- check:")
+            && let Some(note) = line.strip_prefix("<!-- ")
         {
-            let check = check.strip_suffix("-->").expect("a check ends with -->");
-            steps.push(Step::Check(check.trim().to_owned()));
+            let note = note.strip_suffix("-->").expect("a note ends on its line");
+            if let Some(check) = note.strip_prefix("check:") {
+                steps.push(Step::Check(check.trim().to_owned()));
+            } else if let Some(picture) = note.strip_prefix("picture:") {
+                let (written, shown) = picture.split_once(" as ").expect("a picture as a file");
+                steps.push(Step::Picture(
+                    written.trim().to_owned(),
+                    shown.trim().to_owned(),
+                ));
+            }
         }
     }
     steps
@@ -168,6 +180,23 @@ fn failures(page: &str, text: &str, folder: &Path) -> Vec<String> {
                     failures.push(format!("{page}: `{command}` does not print `{line}`"));
                 }
             }
+            Step::Picture(written, shown) => {
+                output(&format!("{command} -o drawn"), folder);
+                let drawn =
+                    fs::read_to_string(folder.join("drawn").join(written)).expect("a picture");
+                let kept = root().join("docs").join(page).with_file_name(&shown);
+                if std::env::var_os("UPDATE").is_some() {
+                    fs::write(&kept, &drawn).expect("the picture is written");
+                }
+                if fs::read_to_string(&kept).unwrap_or_default() != drawn {
+                    failures.push(format!(
+                        "{page}: {shown} is not what `{command}` draws; see the top of this test"
+                    ));
+                }
+                if !text.contains(&format!("]({shown})")) {
+                    failures.push(format!("{page} does not show {shown}"));
+                }
+            }
             Step::Check(check) => {
                 let report = output(&format!("{} --format json", command), folder);
                 let report = serde_json::from_str(&report).expect("the report is JSON");
@@ -214,6 +243,10 @@ fn every_lesson_has_a_question_an_excerpt_and_an_exercise_that_is_checked() {
         let steps = steps(&text);
         assert!(
             steps.iter().any(|step| matches!(step, Step::Prints(_))),
+            "{lesson}"
+        );
+        assert!(
+            steps.iter().any(|step| matches!(step, Step::Picture(..))),
             "{lesson}"
         );
         assert!(matches!(steps.last(), Some(Step::Check(_))), "{lesson}");
