@@ -137,7 +137,8 @@ pub fn cluster(name: &str, changes: &ClusterChanges) -> Result<Cluster, Failure>
         return rackflow_scenario::catalogue_cluster(name, changes).map_err(refusal);
     }
     let input = read(name).map_err(|failure| named_neither(name, failure))?;
-    rackflow_scenario::parse_cluster(&input.source, &input.text, changes).map_err(refusal)
+    let files = |path: &str| read_beside(&input.folder, path);
+    rackflow_scenario::parse_cluster(&input.source, &input.text, changes, &files).map_err(refusal)
 }
 
 /// A name that is none of a node, a file and a shipped scenario.

@@ -4,7 +4,8 @@ use crate::catalogue::Catalogue;
 use crate::check;
 use crate::decode::{self, Subtree};
 use crate::diagnostic::{Diagnostic, Source, Span};
-use crate::resolve::Findings;
+use crate::import;
+use crate::resolve::{Files, Findings};
 use crate::yaml::{self, Key, Node as Tree, Value};
 use rackflow_topology::{Cluster, ClusterMap, Fabric, Node};
 use serde::Deserialize;
@@ -26,6 +27,12 @@ pub struct ClusterChanges {
 struct HardwareText {
     #[allow(dead_code, reason = "it is decoded from the tree")]
     node: Subtree,
+    #[allow(dead_code, reason = "it is replaced by what it names")]
+    #[serde(default)]
+    import: Option<String>,
+    #[allow(dead_code, reason = "it is replaced by what it names")]
+    #[serde(default)]
+    accelerator: Option<String>,
     #[serde(default)]
     gpus: Option<u32>,
     #[serde(default)]
@@ -34,7 +41,9 @@ struct HardwareText {
 
 /// Reads the cluster of a scenario, or of a text that holds a cluster alone (`node`, `gpus`,
 /// `fabric`, perhaps under `cluster`). Where nothing says how many GPUs, it is one node; where
-/// nothing names a fabric, it is rail-optimised, with as many tiers as its size asks for.
+/// nothing names a fabric, it is rail-optimised, with as many tiers as its size asks for. `files`
+/// reads a cluster that the text imports; a text may also be such a cluster itself: a topology that
+/// NCCL dumped, or an InfraGraph.
 ///
 /// # Errors
 /// With everything that keeps the cluster from being built.
@@ -42,21 +51,54 @@ pub fn parse_cluster(
     source_name: &str,
     text: &str,
     changes: &ClusterChanges,
+    files: &Files<'_>,
 ) -> Result<Cluster, Vec<Diagnostic>> {
     let source = Source {
         name: source_name.into(),
         text: text.into(),
     };
+    if import::is_foreign(text, None) {
+        return foreign(&source, changes);
+    }
     let tree = yaml::parse(&source).map_err(|error| vec![*error])?;
-    if tree.get("cluster").is_none() && tree.get("node").is_none() {
+    if import::is_foreign(text, Some(&tree)) {
+        return foreign(&source, changes);
+    }
+    if ["cluster", "node", "import"]
+        .iter()
+        .all(|key| tree.get(key).is_none())
+    {
         let found = Diagnostic::error(&source, tree.place(""), "there is no `cluster` in it");
         return Err(vec![found.hint(
             "write `cluster: { node: hgx-h100, gpus: 64, fabric: rail-optimized }`, or name a node of the catalogue",
         )]);
     }
-    let tree = under_cluster(tree, changes);
-    let mut findings = Findings::new(&source, &tree);
-    read(&mut findings, &tree, changes).ok_or_else(|| findings.into_found())
+    let mut tree = under_cluster(tree, changes);
+    if let Some(imported) = import::imported(&source, &tree, files)? {
+        tree = imported;
+    }
+    of_tree(&source, &tree, changes)
+}
+
+/// The cluster that is under the key `cluster`.
+fn of_tree(
+    source: &Source,
+    tree: &Tree,
+    changes: &ClusterChanges,
+) -> Result<Cluster, Vec<Diagnostic>> {
+    let mut findings = Findings::new(source, tree);
+    read(&mut findings, tree, changes).ok_or_else(|| findings.into_found())
+}
+
+/// A file that somebody else wrote, with the changes.
+fn foreign(source: &Source, changes: &ClusterChanges) -> Result<Cluster, Vec<Diagnostic>> {
+    let span = Span::default();
+    let empty = Tree {
+        span,
+        value: Value::Mapping(Vec::new()),
+    };
+    let tree = import::of_file(source, &under_cluster(empty, changes), span)?;
+    of_tree(source, &tree, changes)
 }
 
 /// The same for nodes of the catalogue.
@@ -76,7 +118,11 @@ pub fn catalogue_cluster(node: &str, changes: &ClusterChanges) -> Result<Cluster
         whole_nodes,
         ..ClusterChanges::default()
     };
-    parse_cluster("(command line)", &text, &changes)
+    parse_cluster("(command line)", &text, &changes, &|path| {
+        Err(std::io::Error::other(format!(
+            "{path} is not beside a node of the catalogue"
+        )))
+    })
 }
 
 /// Fabrics that a cluster gets when nobody names one: the smallest that holds its NICs.
@@ -161,6 +207,10 @@ fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> O
 mod tests {
     use super::*;
 
+    fn no_files(_: &str) -> std::io::Result<String> {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+
     fn of(gpus: u32) -> ClusterChanges {
         ClusterChanges {
             gpus: Some(gpus),
@@ -194,13 +244,18 @@ mod tests {
             "cluster:\n  node: hgx-h100\n  gpus: 64\n  fabric: ib-two-tier\n",
             "node: hgx-h100\ngpus: 64\n",
         ] {
-            let cluster = parse_cluster("my.yaml", text, &none).expect("it is sound");
+            let cluster = parse_cluster("my.yaml", text, &none, &no_files).expect("it is sound");
             assert_eq!((cluster.gpus, cluster.node.gpus), (64, 8));
         }
-        let wrong =
-            parse_cluster("my.yaml", "cluster:\n  node: hgx-h10\n  gpus: 64\n", &none).unwrap_err();
+        let wrong = parse_cluster(
+            "my.yaml",
+            "cluster:\n  node: hgx-h10\n  gpus: 64\n",
+            &none,
+            &no_files,
+        )
+        .unwrap_err();
         assert!(wrong[0].to_string().contains("my.yaml:2:9"), "{}", wrong[0]);
-        let missing = parse_cluster("my.yaml", "workload: 1\n", &none).unwrap_err();
+        let missing = parse_cluster("my.yaml", "workload: 1\n", &none, &no_files).unwrap_err();
         assert!(
             missing[0].to_string().contains("no `cluster`"),
             "{}",

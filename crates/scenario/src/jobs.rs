@@ -3,6 +3,7 @@
 use crate::decode::{self, shorten};
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::document::{JobText, JobsDocument, PlacementText};
+use crate::import;
 use crate::refusal::Written;
 use crate::resolve::{Files, Findings, Scenario};
 use crate::yaml::{self, Key, Node as Tree, Value};
@@ -61,7 +62,8 @@ pub fn parse_jobs(source_name: &str, text: &str) -> Result<JobsScenario, Vec<Dia
             found.hint("move it into a job of its own, with `name` and `gpus`"),
         ]);
     }
-    let document: JobsDocument = decode::decode(&tree, decode::ROOT, tree.place(""))
+    let known = import::with_stand_ins(&tree);
+    let document: JobsDocument = decode::decode(&known, decode::ROOT, tree.place(""))
         .map_err(|error| vec![error.in_source(&source)])?;
     Ok(JobsScenario {
         source,
@@ -88,7 +90,13 @@ impl JobsScenario {
     ///
     /// # Errors
     /// With everything that keeps the jobs from being simulated.
-    pub fn resolve(self, files: &Files<'_>) -> Result<Vec<Job>, Vec<Diagnostic>> {
+    pub fn resolve(mut self, files: &Files<'_>) -> Result<Vec<Job>, Vec<Diagnostic>> {
+        if let Some(tree) = import::imported(&self.source, &self.tree, files)? {
+            let document: JobsDocument = decode::decode(&tree, decode::ROOT, tree.place(""))
+                .map_err(|error| vec![error.in_source(&self.source)])?;
+            self.document.cluster = document.cluster;
+            self.tree = tree;
+        }
         let mut findings = Findings::new(&self.source, &self.tree);
         self.check_names(&mut findings);
         if !findings.is_clean() {

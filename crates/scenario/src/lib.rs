@@ -6,8 +6,8 @@
 //! the place in the text and what would be right. Syntax and types stop at the first error; errors
 //! of meaning are all reported at once.
 //!
-//! This crate opens no file: a scenario that names a Hugging Face `config.json` gets its text from
-//! the caller.
+//! This crate opens no file: a scenario that names a Hugging Face `config.json` or imports a cluster
+//! gets the text from the caller.
 
 mod catalogue;
 mod check;
@@ -17,6 +17,7 @@ mod decode;
 mod diagnostic;
 mod document;
 pub mod huggingface;
+mod import;
 mod jobs;
 pub mod kernels;
 mod outlook;

@@ -11,6 +11,7 @@ use crate::document::{
     WorkloadText,
 };
 use crate::huggingface;
+use crate::import;
 use crate::refusal::Written;
 use crate::yaml::{self, Node as Tree};
 use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
@@ -64,7 +65,8 @@ impl Scenario {
         tree: Tree,
         case: Option<&str>,
     ) -> Result<Self, Vec<Diagnostic>> {
-        let document = decode::decode(&tree, decode::ROOT, tree.place(""))
+        let known = import::with_stand_ins(&tree);
+        let document = decode::decode(&known, decode::ROOT, tree.place(""))
             .map_err(|error: DecodeError| vec![error.in_source(&source)])?;
         Ok(Self {
             source,
@@ -129,12 +131,27 @@ impl Scenario {
         self
     }
 
+    /// The same with the cluster that it imports in place, or `None` where it imports none.
+    pub(crate) fn imported(&self, files: &Files<'_>) -> Result<Option<Self>, Vec<Diagnostic>> {
+        let Some(tree) = import::imported(&self.source, &self.tree, files)? else {
+            return Ok(None);
+        };
+        let simulation = self.document.simulation.clone();
+        let mut scenario = Self::of_tree(self.source.clone(), tree, self.case.as_deref())?;
+        // The command line may have changed it.
+        scenario.document.simulation = simulation;
+        Ok(Some(scenario))
+    }
+
     /// Looks every name up, fills defaults in and checks the numbers. `files` reads a Hugging Face
-    /// `config.json` that the scenario names, relative to the scenario.
+    /// `config.json` that the scenario names and a cluster that it imports, relative to the scenario.
     ///
     /// # Errors
     /// With everything that keeps the scenario from being simulated.
     pub fn resolve(&self, files: &Files<'_>) -> Result<Setup, Vec<Diagnostic>> {
+        if let Some(scenario) = self.imported(files)? {
+            return scenario.resolve(files);
+        }
         let mut findings = self.findings();
         let WorkloadText::Training(text) = &self.document.workload else {
             let found = findings.at("workload", "this scenario serves; a training one is needed");

@@ -14,6 +14,7 @@ pub fn scenario_schema() -> Value {
     let jobs = generator.subschema_for::<Vec<JobText>>().to_value();
     let mut schema = generator.into_root_schema_for::<Document>().to_value();
     with_jobs(&mut schema, jobs);
+    with_import(&mut schema["$defs"]["ClusterText"]);
     known_keys_only(&mut schema);
     schema
 }
@@ -26,6 +27,14 @@ fn with_jobs(schema: &mut Value, mut jobs: Value) {
         required.retain(|key| key != "workload");
     }
     schema["oneOf"] = json!([{ "required": ["workload"] }, { "required": ["jobs"] }]);
+}
+
+/// A cluster has `import` in place of `node`, and then perhaps of `gpus`.
+fn with_import(cluster: &mut Value) {
+    if let Some(required) = cluster["required"].as_array_mut() {
+        required.retain(|key| key != "node" && key != "gpus");
+    }
+    cluster["oneOf"] = json!([{ "required": ["node", "gpus"] }, { "required": ["import"] }]);
 }
 
 /// Unknown keys are errors everywhere, also in types whose derive does not say so.

@@ -32,6 +32,9 @@ impl Scenario {
     /// # Errors
     /// With everything that keeps the scenario from being simulated.
     pub fn resolve_serving(self, files: &Files<'_>) -> Result<FleetSetup, Vec<Diagnostic>> {
+        if let Some(scenario) = self.imported(files)? {
+            return scenario.resolve_serving(files);
+        }
         let mut findings = Findings {
             source: &self.source,
             tree: &self.tree,
