@@ -27,16 +27,16 @@ pub struct ClusterChanges {
 struct HardwareText {
     #[allow(dead_code, reason = "it is decoded from the tree")]
     node: Subtree,
+    #[serde(default)]
+    gpus: Option<u32>,
+    #[serde(default)]
+    fabric: Option<Subtree>,
     #[allow(dead_code, reason = "it is replaced by what it names")]
     #[serde(default)]
     import: Option<String>,
     #[allow(dead_code, reason = "it is replaced by what it names")]
     #[serde(default)]
     accelerator: Option<String>,
-    #[serde(default)]
-    gpus: Option<u32>,
-    #[serde(default)]
-    fabric: Option<Subtree>,
 }
 
 /// Reads the cluster of a scenario, or of a text that holds a cluster alone (`node`, `gpus`,

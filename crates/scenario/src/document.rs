@@ -81,15 +81,6 @@ pub(crate) enum PlacementText {
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterText {
-    /// In place of `node`: the path of a topology that NCCL dumped (XML) or of an InfraGraph (YAML
-    /// or JSON), relative to the scenario. An InfraGraph gives `gpus` and `fabric` too.
-    #[serde(default)]
-    #[allow(dead_code, reason = "it is replaced by what it names")]
-    pub import: Option<String>,
-    /// Catalogue name of the accelerator of an imported cluster, where the file leaves it open.
-    #[serde(default)]
-    #[allow(dead_code, reason = "it is replaced by what it names")]
-    pub accelerator: Option<String>,
     /// The unit that repeats: a catalogue name such as `hgx-h800`, or a definition in place.
     #[schemars(schema_with = "schema::node")]
     pub node: Subtree,
@@ -101,6 +92,15 @@ pub(crate) struct ClusterText {
     #[serde(default)]
     #[schemars(schema_with = "schema::fabric")]
     pub fabric: Option<Subtree>,
+    /// In place of `node`: the path of a topology that NCCL dumped (XML) or of an InfraGraph (YAML
+    /// or JSON), relative to the scenario. An InfraGraph gives `gpus` and `fabric` too.
+    #[serde(default)]
+    #[allow(dead_code, reason = "it is replaced by what it names")]
+    pub import: Option<String>,
+    /// Catalogue name of the accelerator of an imported cluster, where the file leaves it open.
+    #[serde(default)]
+    #[allow(dead_code, reason = "it is replaced by what it names")]
+    pub accelerator: Option<String>,
 }
 
 /// What the cluster does.

@@ -42,7 +42,9 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("software", "stack"),
     ("network", "fabric"),
     ("topology", "fabric"),
+    // In a node, where it comes first, the one; in a cluster the other.
     ("gpu", "accelerator"),
+    ("gpu", "gpus"),
     ("num_gpus", "gpus"),
     ("gpu_count", "gpus"),
     ("world_size", "gpus"),
