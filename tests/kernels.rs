@@ -53,7 +53,7 @@ fn every_shipped_row_is_compared_or_counted_and_the_targets_are_kept() {
         .map(|row| row["id"].as_str().expect("an id"))
         .collect();
     let left_out = value["left_out"].as_array().expect("rows left out").len();
-    let shipped = include_str!("../../scenario/data/kernels.jsonl");
+    let shipped = include_str!("../crates/scenario/data/kernels.jsonl");
     assert_eq!(compared.len() + left_out, shipped.lines().count());
     // Equal tensor cores, twice the exponentials.
     let rate = |name: &str| {

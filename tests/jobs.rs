@@ -15,7 +15,7 @@ fn rackflow(args: &[&str]) -> (i32, String, String) {
     )
 }
 
-const TWO_JOBS: &str = include_str!("../../../scenarios/two-jobs-oversubscribed-roce.yaml");
+const TWO_JOBS: &str = include_str!("../scenarios/two-jobs-oversubscribed-roce.yaml");
 
 /// Runs a text from a file of its own.
 fn run_text(name: &str, text: &str) -> (i32, String, String) {
