@@ -486,11 +486,21 @@ fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
         last.1,
         best.name
     );
+    // Nothing here begins at zero: what is drawn is how little of the loss money takes away.
+    let losses = || {
+        series
+            .iter()
+            .flat_map(|s| s.points.iter().map(|point| point.1))
+    };
+    let lowest = losses().fold(f64::INFINITY, f64::min);
+    let highest = losses().fold(f64::NEG_INFINITY, f64::max);
+    let margin = 0.05 * (highest - lowest);
     let picture = Lines {
         title,
         subtitle: subtitle(table, curves, facet),
         x: Axis::log("million USD"),
-        y: Axis::linear("loss of the compute-optimal dense model, nats per token"),
+        y: Axis::linear("loss of the compute-optimal dense model, nats per token")
+            .from_to(lowest - margin, highest + margin),
         series,
         note:
             "Chinchilla law, refit of Besiroglu et al. 2024. Each mark is one size of the cluster."
