@@ -1,12 +1,14 @@
 //! `rackflow validate`: how far the simulation is from what was measured and published.
 //!
-//! Each kind of comparison has a file of its own. They share how errors are summed up and written
-//! ([`summary`]), and how a command is refused ([`ValidateError`]).
+//! Each kind of comparison has a file of its own. They share what they are asked and how they
+//! read and write ([`options`]), how errors are summed up ([`summary`]), and how a command is
+//! refused ([`ValidateError`]).
 
 mod collectives;
 mod cross_check;
 mod kernels;
 mod mechanisms;
+mod options;
 mod serving;
 mod simulated;
 mod summary;
@@ -18,21 +20,9 @@ pub use mechanisms::{MechanismArgs, mechanisms};
 pub use serving::{ServingArgs, serving};
 pub use training::{TrainingArgs, training};
 
-use clap::ValueEnum;
+use options::{Jobs, Options, Validation};
 use rackflow_scenario::published;
 use std::path::PathBuf;
-
-/// How a validation is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Format {
-    /// Columns for a terminal.
-    #[default]
-    Table,
-    /// One JSON document.
-    Json,
-    /// The generated part of the documentation.
-    Markdown,
-}
 
 /// Why a validation could not be done. What the user can do about it is in the text.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 //! measured, and [`PublishedCollective::what`] what was run; no rule looks at a single row.
 
 use crate::cluster::{ClusterChanges, catalogue_cluster};
-use crate::published::ReadError;
+use crate::published::{ReadError, json_lines};
 use rackflow_topology::Cluster;
 use serde::{Deserialize, Serialize};
 
@@ -74,18 +74,10 @@ pub struct PublishedCollective {
 /// # Errors
 /// At the first line that is not a row.
 pub fn read(text: &str) -> Result<Vec<PublishedCollective>, ReadError> {
-    let rows = text
-        .lines()
-        .map(|line| line.trim_start_matches('\u{feff}').trim())
-        .enumerate()
-        .filter(|(_, line)| !line.is_empty());
-    rows.map(|(index, line)| {
-        serde_json::from_str(line).map_err(|error| ReadError {
-            line: index + 1,
-            message: format!("not a published collective: {error}"),
-        })
+    json_lines(text, |value| {
+        serde_json::from_value(value)
+            .map_err(|error| format!("not a published collective: {error}"))
     })
-    .collect()
 }
 
 /// What a row ran.

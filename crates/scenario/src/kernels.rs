@@ -9,7 +9,7 @@ mod compare;
 
 pub use compare::{Comparison, LeftOut, compare, exponent_ceiling};
 
-use crate::published::ReadError;
+use crate::published::{ReadError, json_lines};
 use serde::{Deserialize, Serialize};
 
 /// The timings that ship with the catalogue.
@@ -245,25 +245,13 @@ const UNUSED: [&str; 13] = [
 /// When a line is not a JSON object, lacks what every row must have, or has a field that nobody
 /// knows.
 pub fn read(text: &str) -> Result<Vec<PublishedKernel>, ReadError> {
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        let refuse = |message: String| ReadError {
-            line: index + 1,
-            message,
-        };
-        let mut value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+    json_lines(text, |mut value| {
         let Some(object) = value.as_object_mut() else {
-            return Err(refuse("a published timing is a JSON object".to_owned()));
+            return Err("a published timing is a JSON object".to_owned());
         };
         object.retain(|key, _| !UNUSED.contains(&key.as_str()));
-        rows.push(serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?);
-    }
-    Ok(rows)
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    })
 }
 
 #[cfg(test)]

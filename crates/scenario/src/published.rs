@@ -334,36 +334,48 @@ pub struct ReadError {
     pub message: String,
 }
 
-/// Reads JSON Lines of published runs in either spelling. Empty lines are skipped.
+/// Each line of `text` that is not empty, as JSON, through `row`.
 ///
 /// # Errors
-/// When a line is not a JSON object, or an object without what every row must have.
-pub fn read(text: &str) -> Result<Vec<PublishedRun>, ReadError> {
-    let mut runs = Vec::new();
+/// When a line is not JSON, or when `row` refuses it; the line is named.
+pub fn json_lines<R>(
+    text: &str,
+    mut row: impl FnMut(serde_json::Value) -> Result<R, String>,
+) -> Result<Vec<R>, ReadError> {
+    let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim_start_matches('\u{feff}').trim();
         if line.is_empty() {
             continue;
         }
-        let refuse = |message: String| ReadError {
-            line: index + 1,
-            message,
-        };
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+        let read = serde_json::from_str(line)
+            .map_err(|error| format!("not JSON: {error}"))
+            .and_then(&mut row)
+            .map_err(|message| ReadError {
+                line: index + 1,
+                message,
+            })?;
+        rows.push(read);
+    }
+    Ok(rows)
+}
+
+/// Reads JSON Lines of published runs in either spelling. Empty lines are skipped.
+///
+/// # Errors
+/// When a line is not a JSON object, or an object without what every row must have.
+pub fn read(text: &str) -> Result<Vec<PublishedRun>, ReadError> {
+    json_lines(text, |value| {
         let Some(object) = value.as_object() else {
-            return Err(refuse("a published run is a JSON object".to_owned()));
+            return Err("a published run is a JSON object".to_owned());
         };
         // Only the survey spelling nests the source and the hardware.
-        let survey = object.contains_key("hardware") || object.contains_key("group");
-        let run = if survey {
-            survey::read(&value).map_err(refuse)?
+        if object.contains_key("hardware") || object.contains_key("group") {
+            survey::read(&value)
         } else {
-            serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?
-        };
-        runs.push(run);
-    }
-    Ok(runs)
+            serde_json::from_value(value).map_err(|error| error.to_string())
+        }
+    })
 }
 
 #[cfg(test)]

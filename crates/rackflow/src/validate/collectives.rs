@@ -7,7 +7,7 @@ use super::summary::{
     Columns, Scored, Summary, grouped, groups_json, percent, signed_percent, summary_json,
     summary_table,
 };
-use super::{Format, ValidateError};
+use super::{Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_scenario::collectives::{self, Kernels, PublishedCollective, What, deepseek_v3};
 use rackflow_simulator::collective::{
@@ -17,20 +17,13 @@ use rackflow_units::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 /// Options of `rackflow validate collectives`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CollectivesArgs {
-    /// Published timings to compare with, as JSON Lines [default: those that ship with Rackflow]
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// How the result is written
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only rows whose name, source, accelerator, operation or fabric contains this text
-    #[arg(long, value_name = "SUBSTRING")]
-    pub filter: Option<String>,
+    /// What is compared, and how it is written
+    #[command(flatten)]
+    pub options: Options,
     /// Also a line for every row
     #[arg(long)]
     pub rows: bool,
@@ -41,22 +34,11 @@ pub struct CollectivesArgs {
 /// # Errors
 /// When the data cannot be read, or when no row remains.
 pub fn collectives(args: &CollectivesArgs) -> Result<String, ValidateError> {
-    let text = match &args.data {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| ValidateError::File(path.clone(), error))?,
-        None => collectives::SHIPPED.to_owned(),
-    };
-    let shown = args
-        .data
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("shipped timings"));
-    let rows = collectives::read(&text).map_err(|error| ValidateError::Line(shown, error))?;
-    let validation = Validation::of(rows, args)?;
-    Ok(match args.format {
-        Format::Json => format!("{:#}\n", validation.to_json()),
-        Format::Markdown => validation.to_markdown(),
-        Format::Table => validation.to_table(args.rows),
-    })
+    let rows = args
+        .options
+        .published(collectives::SHIPPED, collectives::read)?;
+    let comparisons = Comparisons::of(rows, args)?;
+    Ok(args.options.write(&comparisons))
 }
 
 /// The size at which an asymptote is read: beyond it no curve of the set rises.
@@ -112,23 +94,18 @@ struct LeftOut {
     reason: &'static str,
 }
 
-struct Validation {
+struct Comparisons {
     rows: Vec<Row>,
+    /// Whether the table has a line for each.
+    show_rows: bool,
     left_out: Vec<LeftOut>,
 }
 
-fn matches(row: &PublishedCollective, text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    [
-        Some(row.id.as_str()),
-        Some(row.source.as_str()),
-        Some(row.gpu.as_str()),
-        Some(row.operation.as_str()),
-        row.fabric.as_deref(),
-    ]
-    .iter()
-    .flatten()
-    .any(|field| field.to_ascii_lowercase().contains(&text))
+/// What a filter looks into.
+fn fields(row: &PublishedCollective) -> Vec<&str> {
+    let mut fields: Vec<&str> = row.fabric.as_deref().into_iter().collect();
+    fields.extend([&row.id, &row.source, &row.gpu, &row.operation].map(String::as_str));
+    fields
 }
 
 /// Tokens of DeepSeek-V3, by which kernels, out (fp8 or bf16) or back (bf16).
@@ -257,28 +234,20 @@ fn measured_us(
     })
 }
 
-impl Validation {
+impl Comparisons {
     fn of(rows: Vec<PublishedCollective>, args: &CollectivesArgs) -> Result<Self, ValidateError> {
-        let mut validation = Self {
+        let mut comparisons = Self {
             rows: Vec::new(),
+            show_rows: args.rows,
             left_out: Vec::new(),
         };
-        let wanted = rows
-            .into_iter()
-            .filter(|row| args.filter.as_deref().is_none_or(|text| matches(row, text)));
-        for row in wanted {
+        for row in args.options.keep(rows, fields)? {
             match compare(row) {
-                Ok(row) => validation.rows.push(row),
-                Err(left_out) => validation.left_out.push(*left_out),
+                Ok(row) => comparisons.rows.push(row),
+                Err(left_out) => comparisons.left_out.push(*left_out),
             }
         }
-        if validation.rows.is_empty() {
-            return Err(ValidateError::NoRows(match &args.filter {
-                Some(text) => format!("no row contains \"{text}\""),
-                None => "the file has none".to_owned(),
-            }));
-        }
-        Ok(validation)
+        Ok(comparisons)
     }
 
     fn scored(&self, large: Option<bool>) -> Vec<Scored<'_>> {
@@ -304,46 +273,6 @@ impl Validation {
             *reasons.entry(left_out.reason).or_insert(0) += 1;
         }
         reasons
-    }
-
-    fn to_json(&self) -> Value {
-        let part = |large| {
-            let rows = self.scored(Some(large));
-            let mut part = Summary::of(&rows).map_or(Value::Null, Summary::to_json);
-            if !rows.is_empty() {
-                part["unweighted_median_abs_error"] = json!(unweighted(&rows));
-                part["by_accelerator"] = groups_json(&grouped(&rows, |row| row.accelerator));
-                part["by_source"] = groups_json(&grouped(&rows, |row| row.source));
-            }
-            part
-        };
-        let mut summary = summary_json(&self.scored(None));
-        summary["from_1_mib"] = part(true);
-        summary["below_1_mib"] = part(false);
-        json!({
-            "schema_version": 1,
-            "command": "validate collectives",
-            "summary": summary,
-            "rows": self.rows.iter().map(|row| json!({
-                "id": row.row.id,
-                "source": row.row.source,
-                "accelerator": row.accelerator,
-                "gpus": row.row.gpus,
-                "operation": row.operation,
-                "bytes": row.simulated.bytes.get(),
-                "measured_us": row.measured_us,
-                "simulated_us": row.simulated_us,
-                "log_error": row.error(),
-                "algorithm": row.simulated.algorithm.to_string(),
-                "protocol": row.simulated.protocol.to_string(),
-                "citation": row.row.citation,
-            })).collect::<Vec<_>>(),
-            "left_out": self.left_out.iter().map(|left_out| json!({
-                "id": left_out.row.id,
-                "source": left_out.row.source,
-                "reason": left_out.reason,
-            })).collect::<Vec<_>>(),
-        })
     }
 
     /// One line per system and operation: rows, median and 90th percentile, from 1 MiB and below.
@@ -447,10 +376,52 @@ impl Validation {
         }
         out
     }
+}
 
-    fn to_table(&self, rows: bool) -> String {
+impl Validation for Comparisons {
+    fn to_json(&self) -> Value {
+        let part = |large| {
+            let rows = self.scored(Some(large));
+            let mut part = Summary::of(&rows).map_or(Value::Null, Summary::to_json);
+            if !rows.is_empty() {
+                part["unweighted_median_abs_error"] = json!(unweighted(&rows));
+                part["by_accelerator"] = groups_json(&grouped(&rows, |row| row.accelerator));
+                part["by_source"] = groups_json(&grouped(&rows, |row| row.source));
+            }
+            part
+        };
+        let mut summary = summary_json(&self.scored(None));
+        summary["from_1_mib"] = part(true);
+        summary["below_1_mib"] = part(false);
+        json!({
+            "schema_version": 1,
+            "command": "validate collectives",
+            "summary": summary,
+            "rows": self.rows.iter().map(|row| json!({
+                "id": row.row.id,
+                "source": row.row.source,
+                "accelerator": row.accelerator,
+                "gpus": row.row.gpus,
+                "operation": row.operation,
+                "bytes": row.simulated.bytes.get(),
+                "measured_us": row.measured_us,
+                "simulated_us": row.simulated_us,
+                "log_error": row.error(),
+                "algorithm": row.simulated.algorithm.to_string(),
+                "protocol": row.simulated.protocol.to_string(),
+                "citation": row.row.citation,
+            })).collect::<Vec<_>>(),
+            "left_out": self.left_out.iter().map(|left_out| json!({
+                "id": left_out.row.id,
+                "source": left_out.row.source,
+                "reason": left_out.reason,
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn to_table(&self) -> String {
         let mut out = String::new();
-        if rows {
+        if self.show_rows {
             out.push_str(&self.row_table().aligned(5));
             out.push('\n');
         }

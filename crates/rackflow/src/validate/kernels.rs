@@ -6,27 +6,20 @@
 use super::summary::{
     Columns, Scored, Summary, groups_json, percent, signed_percent, summary_json, summary_table,
 };
-use super::{Format, ValidateError};
+use super::{Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::kernels::{self, Comparison, Kind, PublishedKernel};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 /// Options of `rackflow validate kernels`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct KernelArgs {
-    /// Published timings to compare with, as JSON Lines [default: those that ship with Rackflow]
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// How the result is written
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only rows whose name, kind, source, accelerator, library or format contains this text
-    #[arg(long, value_name = "SUBSTRING")]
-    pub filter: Option<String>,
+    /// What is compared, and how it is written
+    #[command(flatten)]
+    pub options: Options,
     /// Also a line for every row
     #[arg(long)]
     pub rows: bool,
@@ -37,22 +30,9 @@ pub struct KernelArgs {
 /// # Errors
 /// When the data cannot be read, or when no row remains.
 pub fn kernels(args: &KernelArgs) -> Result<String, ValidateError> {
-    let text = match &args.data {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| ValidateError::File(path.clone(), error))?,
-        None => kernels::SHIPPED.to_owned(),
-    };
-    let shown = args
-        .data
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("shipped timings"));
-    let rows = kernels::read(&text).map_err(|error| ValidateError::Line(shown, error))?;
-    let validation = Validation::of(rows, args)?;
-    Ok(match args.format {
-        Format::Json => format!("{:#}\n", validation.to_json()),
-        Format::Markdown => validation.to_markdown(),
-        Format::Table => validation.to_table(args.rows),
-    })
+    let rows = args.options.published(kernels::SHIPPED, kernels::read)?;
+    let comparisons = Comparisons::of(rows, args)?;
+    Ok(args.options.write(&comparisons))
 }
 
 /// A row with its comparisons, or with the reason why it has none.
@@ -61,8 +41,10 @@ struct Row {
     outcome: Result<Vec<Comparison>, kernels::LeftOut>,
 }
 
-struct Validation {
+struct Comparisons {
     rows: Vec<Row>,
+    /// Whether the table has a line for each.
+    show_rows: bool,
     ceiling: Vec<(&'static str, u32, f64)>,
 }
 
@@ -95,20 +77,12 @@ const TARGETS: [Target; 3] = [
     },
 ];
 
-fn matches(row: &PublishedKernel, text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    [
-        Some(row.id.as_str()),
-        Some(row.kind.name()),
-        Some(row.citation.as_str()),
-        Some(row.accelerator.as_str()),
-        row.library.as_deref(),
-        row.format.as_deref(),
-        row.kv_format.as_deref(),
-    ]
-    .iter()
-    .flatten()
-    .any(|field| field.to_ascii_lowercase().contains(&text))
+/// What a filter looks into.
+fn fields(row: &PublishedKernel) -> Vec<&str> {
+    let more = [&row.library, &row.format, &row.kv_format];
+    let mut fields: Vec<&str> = more.into_iter().flatten().map(String::as_str).collect();
+    fields.extend([&row.id, row.kind.name(), &row.citation, &row.accelerator]);
+    fields
 }
 
 fn scored<'a>(row: &'a PublishedKernel, comparison: &'a Comparison) -> Scored<'a> {
@@ -120,25 +94,19 @@ fn scored<'a>(row: &'a PublishedKernel, comparison: &'a Comparison) -> Scored<'a
     }
 }
 
-impl Validation {
+impl Comparisons {
     fn of(rows: Vec<PublishedKernel>, args: &KernelArgs) -> Result<Self, ValidateError> {
         let catalogue = Catalogue::builtin();
-        let rows: Vec<Row> = rows
-            .into_iter()
-            .filter(|row| args.filter.as_deref().is_none_or(|text| matches(row, text)))
+        let rows = args.options.keep(rows, fields)?.into_iter();
+        let rows = rows
             .map(|row| Row {
                 outcome: kernels::compare(&row, catalogue),
                 row,
             })
             .collect();
-        if rows.is_empty() {
-            return Err(ValidateError::NoRows(match &args.filter {
-                Some(text) => format!("no row contains \"{text}\""),
-                None => "the file has no rows".to_owned(),
-            }));
-        }
         Ok(Self {
             rows,
+            show_rows: args.rows,
             ceiling: kernels::exponent_ceiling(catalogue),
         })
     }
@@ -203,48 +171,6 @@ impl Validation {
                 Some((target, Summary::of(&rows)?))
             })
             .collect()
-    }
-
-    fn to_json(&self) -> Value {
-        let mut summary = summary_json(&self.scored());
-        summary["by_kind"] = groups_json(&self.by_kind());
-        summary["by_precision"] = groups_json(&self.by_precision());
-        json!({
-            "schema_version": 1,
-            "command": "validate kernels",
-            "summary": summary,
-            "targets": self.targets().iter().map(|(target, summary)| json!({
-                "name": target.name,
-                "bound": target.bound,
-                "rows": summary.rows,
-                "median_abs_error": summary.median,
-                "met": summary.median <= target.bound,
-            })).collect::<Vec<_>>(),
-            "exponent_ceiling": self.ceiling.iter().map(|(name, exponentials, rate)| json!({
-                "accelerator": name,
-                "exponentials_per_sm_clock": exponentials,
-                "tflops": rate,
-            })).collect::<Vec<_>>(),
-            "rows": self.compared().map(|(row, comparison)| json!({
-                "id": row.id,
-                "kind": row.kind,
-                "source": comparison.source,
-                "accelerator": comparison.accelerator,
-                "precision": comparison.precision,
-                "what": comparison.what,
-                "unit": comparison.unit,
-                "measured": comparison.measured,
-                "modelled": comparison.modelled,
-                "log_error": comparison.log_error,
-                "citation": row.citation,
-            })).collect::<Vec<_>>(),
-            "left_out": self.rows.iter().filter_map(|row| {
-                let left_out = row.outcome.as_ref().err()?;
-                Some(json!({
-                    "id": row.row.id, "reason": left_out.reason, "detail": left_out.detail,
-                }))
-            }).collect::<Vec<_>>(),
-        })
     }
 
     /// The error of each kind of kernel on each accelerator in each format.
@@ -375,10 +301,54 @@ impl Validation {
         }
         out
     }
+}
 
-    fn to_table(&self, rows: bool) -> String {
+impl Validation for Comparisons {
+    fn to_json(&self) -> Value {
+        let mut summary = summary_json(&self.scored());
+        summary["by_kind"] = groups_json(&self.by_kind());
+        summary["by_precision"] = groups_json(&self.by_precision());
+        json!({
+            "schema_version": 1,
+            "command": "validate kernels",
+            "summary": summary,
+            "targets": self.targets().iter().map(|(target, summary)| json!({
+                "name": target.name,
+                "bound": target.bound,
+                "rows": summary.rows,
+                "median_abs_error": summary.median,
+                "met": summary.median <= target.bound,
+            })).collect::<Vec<_>>(),
+            "exponent_ceiling": self.ceiling.iter().map(|(name, exponentials, rate)| json!({
+                "accelerator": name,
+                "exponentials_per_sm_clock": exponentials,
+                "tflops": rate,
+            })).collect::<Vec<_>>(),
+            "rows": self.compared().map(|(row, comparison)| json!({
+                "id": row.id,
+                "kind": row.kind,
+                "source": comparison.source,
+                "accelerator": comparison.accelerator,
+                "precision": comparison.precision,
+                "what": comparison.what,
+                "unit": comparison.unit,
+                "measured": comparison.measured,
+                "modelled": comparison.modelled,
+                "log_error": comparison.log_error,
+                "citation": row.citation,
+            })).collect::<Vec<_>>(),
+            "left_out": self.rows.iter().filter_map(|row| {
+                let left_out = row.outcome.as_ref().err()?;
+                Some(json!({
+                    "id": row.row.id, "reason": left_out.reason, "detail": left_out.detail,
+                }))
+            }).collect::<Vec<_>>(),
+        })
+    }
+
+    fn to_table(&self) -> String {
         let mut out = String::new();
-        if rows {
+        if self.show_rows {
             out.push_str(&self.row_table().aligned(6));
             out.push('\n');
         }

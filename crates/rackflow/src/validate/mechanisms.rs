@@ -7,7 +7,7 @@
 
 use super::simulated::{Simulated, simulate_all};
 use super::summary::{Columns, Scored, signed_percent, summary_json};
-use super::{Format, ValidateError};
+use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_plan::Setup;
 use rackflow_scenario::Catalogue;
@@ -20,12 +20,12 @@ use std::fmt::Write as _;
 /// Options of `rackflow validate mechanisms`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct MechanismArgs {
-    /// How the result is written
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only experiments whose name, mechanism or source contains this text
-    #[arg(long, value_name = "SUBSTRING")]
-    pub filter: Option<String>,
+    /// What is compared, and how it is written
+    #[command(flatten)]
+    pub options: Options,
+    /// On how many threads
+    #[command(flatten)]
+    pub jobs: Jobs,
 }
 
 /// Largest deviation from a measured change, as a part of it.
@@ -160,75 +160,69 @@ impl Row {
 /// Simulates both setups of every experiment and returns the text to print.
 ///
 /// # Errors
-/// When no experiment contains the text asked for.
-///
-/// # Panics
-/// Never, unless the shipped data are broken.
+/// When the data cannot be read, or when no experiment remains.
 pub fn mechanisms(args: &MechanismArgs) -> Result<String, ValidateError> {
-    let rows = rows(args.filter.as_deref());
-    if rows.is_empty() {
-        let filter = args.filter.clone().unwrap_or_default();
-        return Err(ValidateError::NoRows(format!(
-            "no experiment contains \"{filter}\""
-        )));
-    }
-    Ok(match args.format {
-        Format::Json => format!("{:#}\n", to_json(&rows)),
-        Format::Markdown => table(&rows).markdown(2),
-        Format::Table => to_table(&rows),
+    let experiments = args.options.published(published::MECHANISMS, read)?;
+    let experiments = args.options.keep(experiments, |experiment| {
+        [&experiment.id, &experiment.mechanism, &experiment.source]
+            .map(String::as_str)
+            .to_vec()
+    })?;
+    let comparisons = args.jobs.run(|| Comparisons::of(experiments))?;
+    Ok(args.options.write(&comparisons))
+}
+
+fn read(text: &str) -> Result<Vec<Experiment>, published::ReadError> {
+    published::json_lines(text, |value| {
+        serde_json::from_value(value).map_err(|error| format!("not an experiment: {error}"))
     })
 }
 
-fn rows(filter: Option<&str>) -> Vec<Row> {
-    let runs = published::read(published::SHIPPED).expect("the shipped runs are well formed");
-    let shipped: BTreeMap<&str, &PublishedRun> =
-        runs.iter().map(|run| (run.id.as_str(), run)).collect();
-    let wanted = |experiment: &Experiment| {
-        let text = filter.unwrap_or_default().to_ascii_lowercase();
-        [&experiment.id, &experiment.mechanism, &experiment.source]
+struct Comparisons {
+    rows: Vec<Row>,
+}
+
+impl Comparisons {
+    fn of(experiments: Vec<Experiment>) -> Self {
+        let runs = published::read(published::SHIPPED).expect("the shipped runs are well formed");
+        let shipped: BTreeMap<&str, &PublishedRun> =
+            runs.iter().map(|run| (run.id.as_str(), run)).collect();
+        // Both arms of all experiments, then their simulations in the same order.
+        let arms: Vec<Result<(Setup, String), String>> = experiments
             .iter()
-            .any(|field| field.to_ascii_lowercase().contains(&text))
-    };
-    let experiments: Vec<Experiment> = published::MECHANISMS
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("the shipped experiments are well formed"))
-        .filter(wanted)
-        .collect();
-    // Both arms of all experiments, then their simulations in the same order.
-    let arms: Vec<Result<(Setup, String), String>> = experiments
-        .iter()
-        .flat_map(|experiment| [&experiment.base, &experiment.change])
-        .map(|arm| setup(arm, &shipped))
-        .collect();
-    let setups: Vec<Setup> = arms
-        .iter()
-        .flatten()
-        .map(|(setup, _)| setup.clone())
-        .collect();
-    let mut simulated = simulate_all(&setups, false).into_iter();
-    let mut outcomes = arms.iter().map(|arm| {
-        let (setup, _) = arm.as_ref().map_err(String::clone)?;
-        let outcome = simulated.next().expect("one outcome for each setup");
-        let simulated = outcome.map_err(|why| format!("{why:?}"))?;
-        Ok((setup, simulated))
-    });
-    let mut rows = Vec::with_capacity(experiments.len());
-    for (experiment, pair) in experiments.into_iter().zip(arms.chunks(2)) {
-        let base = outcomes.next().expect("two arms each");
-        let change = outcomes.next().expect("two arms each");
-        let (accelerator, family) = pair[0].as_ref().map_or_else(
-            |_| (String::new(), String::new()),
-            |(setup, family)| (setup.cluster.node.accelerator.name.clone(), family.clone()),
-        );
-        rows.push(Row {
-            measured: measured(&experiment.measured),
-            outcome: outcome(experiment.measured.unit, base, change),
-            accelerator,
-            family,
-            experiment,
+            .flat_map(|experiment| [&experiment.base, &experiment.change])
+            .map(|arm| setup(arm, &shipped))
+            .collect();
+        let setups: Vec<Setup> = arms
+            .iter()
+            .flatten()
+            .map(|(setup, _)| setup.clone())
+            .collect();
+        let mut simulated = simulate_all(&setups, false).into_iter();
+        let mut outcomes = arms.iter().map(|arm| {
+            let (setup, _) = arm.as_ref().map_err(String::clone)?;
+            let outcome = simulated.next().expect("one outcome for each setup");
+            let simulated = outcome.map_err(|why| format!("{why:?}"))?;
+            Ok((setup, simulated))
         });
+        let mut rows = Vec::with_capacity(experiments.len());
+        for (experiment, pair) in experiments.into_iter().zip(arms.chunks(2)) {
+            let base = outcomes.next().expect("two arms each");
+            let change = outcomes.next().expect("two arms each");
+            let (accelerator, family) = pair[0].as_ref().map_or_else(
+                |_| (String::new(), String::new()),
+                |(setup, family)| (setup.cluster.node.accelerator.name.clone(), family.clone()),
+            );
+            rows.push(Row {
+                measured: measured(&experiment.measured),
+                outcome: outcome(experiment.measured.unit, base, change),
+                accelerator,
+                family,
+                experiment,
+            });
+        }
+        Self { rows }
     }
-    rows
 }
 
 fn measured(measured: &Measured) -> f64 {
@@ -292,19 +286,6 @@ fn merge(value: &mut Value, changes: &Value) {
     }
 }
 
-fn to_json(rows: &[Row]) -> Value {
-    let scored: Vec<Scored<'_>> = rows.iter().filter_map(Row::scored).collect();
-    json!({
-        "schema_version": 1,
-        "command": "validate mechanisms",
-        "summary": summary_json(&scored),
-        "experiments": rows.len(),
-        "right_sign": rows.iter().filter(|row| row.right_sign()).count(),
-        "within_a_third": rows.iter().filter(|row| row.within()).count(),
-        "rows": rows.iter().map(row_json).collect::<Vec<_>>(),
-    })
-}
-
 fn row_json(row: &Row) -> Value {
     let outcome = row.outcome.as_ref().ok();
     json!({
@@ -329,63 +310,91 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
-fn table(rows: &[Row]) -> Columns {
-    let mut table = Columns::new(&[
-        "mechanism",
-        "change of",
-        "measured",
-        "simulated",
-        "sign",
-        "within a third",
-    ]);
-    for row in rows {
-        let yes = |right: bool| if right { "yes" } else { "no" }.to_owned();
-        let flag = row.experiment.measured.unit == Unit::Flag;
-        let simulated = match &row.outcome {
-            Ok(outcome) if flag => format!(
-                "{} ({:.0} % of memory)",
-                if outcome.thrashes {
-                    "warned of"
-                } else {
-                    "not seen"
-                },
-                100.0 * outcome.memory_share
-            ),
-            Ok(outcome) => signed_percent(outcome.simulated),
-            Err(why) => why.clone(),
-        };
-        table.push(vec![
-            format!("{} ({})", row.experiment.mechanism, row.experiment.id),
-            if row.experiment.measured.unit == Unit::Rate {
-                "rate".to_owned()
-            } else {
-                "step time".to_owned()
-            },
-            signed_percent(row.measured),
-            simulated,
-            yes(row.right_sign()),
-            yes(row.within()),
-        ]);
+impl Comparisons {
+    fn count(&self, good: impl Fn(&Row) -> bool) -> usize {
+        self.rows.iter().filter(|row| good(row)).count()
     }
-    table
+
+    fn table(&self) -> Columns {
+        let mut table = Columns::new(&[
+            "mechanism",
+            "change of",
+            "measured",
+            "simulated",
+            "sign",
+            "within a third",
+        ]);
+        for row in &self.rows {
+            let yes = |right: bool| if right { "yes" } else { "no" }.to_owned();
+            let flag = row.experiment.measured.unit == Unit::Flag;
+            let simulated = match &row.outcome {
+                Ok(outcome) if flag => format!(
+                    "{} ({:.0} % of memory)",
+                    if outcome.thrashes {
+                        "warned of"
+                    } else {
+                        "not seen"
+                    },
+                    100.0 * outcome.memory_share
+                ),
+                Ok(outcome) => signed_percent(outcome.simulated),
+                Err(why) => why.clone(),
+            };
+            table.push(vec![
+                format!("{} ({})", row.experiment.mechanism, row.experiment.id),
+                if row.experiment.measured.unit == Unit::Rate {
+                    "rate".to_owned()
+                } else {
+                    "step time".to_owned()
+                },
+                signed_percent(row.measured),
+                simulated,
+                yes(row.right_sign()),
+                yes(row.within()),
+            ]);
+        }
+        table
+    }
 }
 
-fn to_table(rows: &[Row]) -> String {
-    let mut out = table(rows).aligned(2);
-    let count = |good: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| good(row)).count();
-    let _ = writeln!(
-        out,
-        "\nOf {} experiments {} have the right sign and {} the right size, within a third of what was measured.\n\
-         Changes under {:.0} % count as none. Sources: `--format json`.",
-        rows.len(),
-        count(&Row::right_sign),
-        count(&Row::within),
-        100.0 * NONE,
-    );
-    for row in rows.iter().filter(|row| !row.experiment.note.is_empty()) {
-        let _ = writeln!(out, "{}: {}.", row.experiment.id, row.experiment.note);
+impl Validation for Comparisons {
+    fn to_json(&self) -> Value {
+        let scored: Vec<Scored<'_>> = self.rows.iter().filter_map(Row::scored).collect();
+        json!({
+            "schema_version": 1,
+            "command": "validate mechanisms",
+            "summary": summary_json(&scored),
+            "experiments": self.rows.len(),
+            "right_sign": self.count(Row::right_sign),
+            "within_a_third": self.count(Row::within),
+            "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
+        })
     }
-    out
+
+    fn to_table(&self) -> String {
+        let mut out = self.table().aligned(2);
+        let _ = writeln!(
+            out,
+            "\nOf {} experiments {} have the right sign and {} the right size, within a third of what was measured.\n\
+             Changes under {:.0} % count as none. Sources: `--format json`.",
+            self.rows.len(),
+            self.count(Row::right_sign),
+            self.count(Row::within),
+            100.0 * NONE,
+        );
+        for row in self
+            .rows
+            .iter()
+            .filter(|row| !row.experiment.note.is_empty())
+        {
+            let _ = writeln!(out, "{}: {}.", row.experiment.id, row.experiment.note);
+        }
+        out
+    }
+
+    fn to_markdown(&self) -> String {
+        self.table().markdown(2)
+    }
 }
 
 #[cfg(test)]
@@ -394,7 +403,8 @@ mod tests {
 
     #[test]
     fn every_experiment_is_simulated_and_most_signs_are_right() {
-        let rows = rows(None);
+        let experiments = read(published::MECHANISMS).unwrap();
+        let rows = Comparisons::of(experiments).rows;
         for row in &rows {
             assert!(row.outcome.is_ok(), "{}", row.experiment.id);
             assert!(row.experiment.url.starts_with("https://"));

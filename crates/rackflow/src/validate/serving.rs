@@ -9,9 +9,9 @@ mod closed_loop;
 mod predict;
 
 use super::summary::{
-    Columns, Scored, Summary, groups_json, or_dash, signed_percent, summary_json, summary_table,
+    Columns, Scored, Summary, groups_json, signed_percent, summary_json, summary_table,
 };
-use super::{Format, ValidateError};
+use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use predict::Predicted;
 use rackflow_scenario::Catalogue;
@@ -21,23 +21,16 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 
 /// Options of `rackflow validate serving`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ServingArgs {
-    /// Published runs to compare with, as JSON Lines [default: those that ship with Rackflow]
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// How the result is written
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only rows whose name, kind, source, accelerator, engine or model contains this text
-    #[arg(long, value_name = "SUBSTRING")]
-    pub filter: Option<String>,
-    /// Rows simulated at the same time [default: one per core]
-    #[arg(long, value_name = "N")]
-    pub jobs: Option<usize>,
+    /// What is compared, and how it is written
+    #[command(flatten)]
+    pub options: Options,
+    /// On how many threads
+    #[command(flatten)]
+    pub jobs: Jobs,
 }
 
 /// Compares published serving runs with simulated ones and returns the text to print.
@@ -45,22 +38,11 @@ pub struct ServingArgs {
 /// # Errors
 /// When the data cannot be read, or when no row remains.
 pub fn serving(args: &ServingArgs) -> Result<String, ValidateError> {
-    let text = match &args.data {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| ValidateError::File(path.clone(), error))?,
-        None => published::SHIPPED.to_owned(),
-    };
-    let shown = args
-        .data
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("shipped runs"));
-    let all = published::read(&text).map_err(|error| ValidateError::Line(shown, error))?;
-    let validation = Validation::of(all.runs, args)?;
-    Ok(match args.format {
-        Format::Json => format!("{:#}\n", validation.to_json()),
-        Format::Markdown => validation.to_markdown(),
-        Format::Table => validation.to_table(),
-    })
+    let all = args
+        .options
+        .published(published::SHIPPED, published::read)?;
+    let comparisons = Comparisons::of(all.runs, args)?;
+    Ok(args.options.write(&comparisons))
 }
 
 /// One figure of one row.
@@ -112,46 +94,33 @@ struct LeftOut {
     detail: String,
 }
 
-struct Validation {
+struct Comparisons {
     rows: Vec<Row>,
     left_out: Vec<LeftOut>,
 }
 
-impl Validation {
+impl Comparisons {
     fn of(runs: Vec<ServingRun>, args: &ServingArgs) -> Result<Self, ValidateError> {
         let catalogue = Catalogue::builtin();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(args.jobs.unwrap_or(0))
-            .build()
-            .map_err(|error| ValidateError::Threads(error.to_string()))?;
-        let wanted: Vec<ServingRun> = runs
-            .into_iter()
-            .filter(|run| args.filter.as_deref().is_none_or(|text| matches(run, text)))
-            .collect();
-        if wanted.is_empty() {
-            return Err(ValidateError::NoRows(match &args.filter {
-                Some(text) => format!("no row contains \"{text}\""),
-                None => "the file has no rows".to_owned(),
-            }));
-        }
+        let wanted = args.options.keep(runs, fields)?;
         // Collected in the order of the input: the answer does not depend on the threads.
-        let outcomes: Vec<Result<Row, LeftOut>> = pool.install(|| {
+        let outcomes: Vec<Result<Row, LeftOut>> = args.jobs.run(|| {
             wanted
                 .into_par_iter()
                 .map(|run| compare(run, catalogue))
                 .collect()
-        });
-        let mut validation = Self {
+        })?;
+        let mut comparisons = Self {
             rows: Vec::new(),
             left_out: Vec::new(),
         };
         for outcome in outcomes {
             match outcome {
-                Ok(row) => validation.rows.push(row),
-                Err(left_out) => validation.left_out.push(left_out),
+                Ok(row) => comparisons.rows.push(row),
+                Err(left_out) => comparisons.left_out.push(left_out),
             }
         }
-        Ok(validation)
+        Ok(comparisons)
     }
 
     /// Every figure of the rows that `keep` keeps.
@@ -229,27 +198,6 @@ impl Validation {
             .scored(|row, f| row.run.kind == kind && row.not_scored.is_some() && f.name == LATENCY);
         summary["not_scored"] = Summary::of(&shown).map_or(Value::Null, Summary::to_json);
         summary
-    }
-
-    fn to_json(&self) -> Value {
-        let mut summary = summary_json(&self.scored(Row::scores));
-        summary["by_kind"] = self
-            .kinds()
-            .into_iter()
-            .map(|kind| (kind.to_owned(), self.kind_json(kind)))
-            .collect::<serde_json::Map<_, _>>()
-            .into();
-        summary["by_stack"] = groups_json(&self.by(|row| row.stack.as_str()));
-        json!({
-            "schema_version": 1,
-            "command": "validate serving",
-            "summary": summary,
-            "reasons_left_out": self.reasons(),
-            "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
-            "left_out": self.left_out.iter().map(|row| json!({
-                "id": row.id, "kind": row.kind, "reason": row.reason, "detail": row.detail,
-            })).collect::<Vec<_>>(),
-        })
     }
 
     fn summary_table(&self) -> Columns {
@@ -351,6 +299,29 @@ impl Validation {
         }
         out
     }
+}
+
+impl Validation for Comparisons {
+    fn to_json(&self) -> Value {
+        let mut summary = summary_json(&self.scored(Row::scores));
+        summary["by_kind"] = self
+            .kinds()
+            .into_iter()
+            .map(|kind| (kind.to_owned(), self.kind_json(kind)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        summary["by_stack"] = groups_json(&self.by(|row| row.stack.as_str()));
+        json!({
+            "schema_version": 1,
+            "command": "validate serving",
+            "summary": summary,
+            "reasons_left_out": self.reasons(),
+            "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
+            "left_out": self.left_out.iter().map(|row| json!({
+                "id": row.id, "kind": row.kind, "reason": row.reason, "detail": row.detail,
+            })).collect::<Vec<_>>(),
+        })
+    }
 
     fn to_table(&self) -> String {
         let mut out = self.row_table().aligned(6);
@@ -376,7 +347,7 @@ impl Validation {
 
 fn same<'a>(
     row: &Row,
-    all: &'a Validation,
+    all: &'a Comparisons,
     name: &impl Fn(&'a Row) -> &'a str,
     wanted: &str,
 ) -> bool {
@@ -412,18 +383,11 @@ fn digits(value: f64) -> String {
     format!("{value:.*}", decimals as usize)
 }
 
-fn matches(run: &ServingRun, text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    [
-        &run.id,
-        &run.kind,
-        &run.source,
-        &run.gpu,
-        &run.model,
-        &or_dash(run.engine.clone()),
-    ]
-    .iter()
-    .any(|field| field.to_ascii_lowercase().contains(&text))
+/// What a filter looks into.
+fn fields(run: &ServingRun) -> Vec<&str> {
+    let mut fields: Vec<&str> = run.engine.as_deref().into_iter().collect();
+    fields.extend([&run.id, &run.kind, &run.source, &run.gpu, &run.model].map(String::as_str));
+    fields
 }
 
 /// One row, or why not.

@@ -10,7 +10,7 @@ use super::summary::{
     Columns, Scored, Summary, groups_json, or_dash, percent, seconds, signed_percent, summary_json,
     summary_table,
 };
-use super::{Format, ValidateError};
+use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_plan::Setup;
 use rackflow_scenario::Catalogue;
@@ -18,29 +18,19 @@ use rackflow_scenario::published::{self, PublishedRun, Quality};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 /// Options of `rackflow validate training`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrainingArgs {
-    /// Published runs to compare with, as JSON Lines [default: those that ship with Rackflow]
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// How the result is written
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only rows whose name, source, accelerator, stack or model contains this text
-    #[arg(long, value_name = "SUBSTRING")]
-    pub filter: Option<String>,
-    /// Rows simulated at the same time [default: one per core]
-    #[arg(long, value_name = "N")]
-    pub jobs: Option<usize>,
+    /// What is compared, and how it is written
+    #[command(flatten)]
+    pub options: Options,
+    /// On how many threads
+    #[command(flatten)]
+    pub jobs: Jobs,
     /// Also rows whose publication is incomplete or noisy, where they can be simulated
     #[arg(long)]
     pub all_qualities: bool,
-    /// Write the tables of docs/validation.md (the same as `--format markdown`)
-    #[arg(long)]
-    pub markdown: bool,
 }
 
 /// Compares published training steps with simulated ones and returns the text to print.
@@ -48,22 +38,11 @@ pub struct TrainingArgs {
 /// # Errors
 /// When the data cannot be read, or when no row remains.
 pub fn training(args: &TrainingArgs) -> Result<String, ValidateError> {
-    let text = match &args.data {
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| ValidateError::File(path.clone(), error))?,
-        None => published::SHIPPED.to_owned(),
-    };
-    let shown = args
-        .data
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("shipped runs"));
-    let runs = published::read(&text).map_err(|error| ValidateError::Line(shown, error))?;
-    let validation = Validation::of(runs, args)?;
-    Ok(match (args.format, args.markdown) {
-        (Format::Json, _) => format!("{:#}\n", validation.to_json()),
-        (Format::Markdown, _) | (_, true) => validation.to_markdown(),
-        (Format::Table, false) => validation.to_table(),
-    })
+    let runs = args
+        .options
+        .published(published::SHIPPED, published::read)?;
+    let comparisons = Comparisons::of(runs, args)?;
+    Ok(args.options.write(&comparisons))
 }
 
 /// One published run beside its simulation.
@@ -116,30 +95,18 @@ struct LeftOut {
     detail: String,
 }
 
-struct Validation {
+struct Comparisons {
     rows: Vec<Row>,
     replays: Vec<Row>,
     left_out: Vec<LeftOut>,
 }
 
-impl Validation {
+impl Comparisons {
     fn of(runs: Vec<PublishedRun>, args: &TrainingArgs) -> Result<Self, ValidateError> {
         let catalogue = Catalogue::builtin();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(args.jobs.unwrap_or(0))
-            .build()
-            .map_err(|error| ValidateError::Threads(error.to_string()))?;
-        let wanted: Vec<PublishedRun> = runs
-            .into_iter()
-            .filter(|run| args.filter.as_deref().is_none_or(|text| matches(run, text)))
-            .collect();
-        if wanted.is_empty() {
-            return Err(ValidateError::NoRows(match &args.filter {
-                Some(text) => format!("no row contains \"{text}\""),
-                None => "the file has no rows".to_owned(),
-            }));
-        }
-        let prepared: Vec<Result<(PublishedRun, Setup), LeftOut>> = wanted
+        let prepared: Vec<Result<(PublishedRun, Setup), LeftOut>> = args
+            .options
+            .keep(runs, fields)?
             .into_iter()
             .map(|run| prepare(run, catalogue, args.all_qualities))
             .collect();
@@ -148,25 +115,26 @@ impl Validation {
             .flatten()
             .map(|(_, setup)| setup.clone())
             .collect();
-        let mut simulated = pool.install(|| simulate_all(&setups, true)).into_iter();
+        let simulated = args.jobs.run(|| simulate_all(&setups, true))?;
+        let mut simulated = simulated.into_iter();
         let outcomes = prepared.into_iter().map(|prepared| {
             let (run, setup) = prepared?;
             let simulated = simulated.next().expect("one outcome for each setup");
             compare(run, setup, simulated)
         });
-        let mut validation = Self {
+        let mut comparisons = Self {
             rows: Vec::new(),
             replays: Vec::new(),
             left_out: Vec::new(),
         };
         for outcome in outcomes {
             match outcome {
-                Ok(row) if row.run.replay => validation.replays.push(row),
-                Ok(row) => validation.rows.push(row),
-                Err(left_out) => validation.left_out.push(left_out),
+                Ok(row) if row.run.replay => comparisons.replays.push(row),
+                Ok(row) => comparisons.rows.push(row),
+                Err(left_out) => comparisons.left_out.push(left_out),
             }
         }
-        Ok(validation)
+        Ok(comparisons)
     }
 
     /// The step times of the rows, as far as they are published.
@@ -245,9 +213,9 @@ impl Validation {
 /// Upper ends of the groups of rows by number of GPUs.
 const GPU_BUCKETS: [u32; 6] = [8, 32, 128, 512, 1_024, u32::MAX];
 
-fn matches(run: &PublishedRun, text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    [
+/// What a filter looks into.
+fn fields(run: &PublishedRun) -> Vec<&str> {
+    vec![
         &run.id,
         &run.source,
         &run.gpu,
@@ -255,8 +223,6 @@ fn matches(run: &PublishedRun, text: &str) -> bool {
         &run.citation,
         &run.release,
     ]
-    .iter()
-    .any(|field| field.to_ascii_lowercase().contains(&text))
 }
 
 fn leave_out(run: &PublishedRun, reason: &str, detail: String) -> LeftOut {
@@ -324,28 +290,6 @@ fn compare(
     })
 }
 
-impl Validation {
-    fn to_json(&self) -> Value {
-        let of = |rows: &[Scored<'_>]| Summary::of(rows).map_or(Value::Null, Summary::to_json);
-        json!({
-            "schema_version": 1,
-            "command": "validate training",
-            "summary": summary_json(&self.scored()),
-            "by_stack": groups_json(&self.by_stack()),
-            "memory": of(&self.memory_scored()),
-            "by_gpus": self.by_gpus().iter().map(|(name, rows)| (name.clone(), of(rows)))
-                .collect::<serde_json::Map<_, _>>(),
-            "cross_check": self.cross_check().map_or(Value::Null, |check| check.to_json()),
-            "reasons_left_out": self.reasons(),
-            "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
-            "replays": self.replays.iter().map(row_json).collect::<Vec<_>>(),
-            "left_out": self.left_out.iter().map(|row| json!({
-                "id": row.id, "source": row.source, "reason": row.reason, "detail": row.detail,
-            })).collect::<Vec<_>>(),
-        })
-    }
-}
-
 fn row_json(row: &Row) -> Value {
     json!({
         "id": row.run.id,
@@ -370,7 +314,7 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
-impl Validation {
+impl Comparisons {
     fn row_table(rows: &[Row]) -> Columns {
         let mut table = Columns::new(&[
             "row",
@@ -496,6 +440,28 @@ impl Validation {
             let _ = writeln!(out, "  {count:>4}  {reason}{example}");
         }
         out
+    }
+}
+
+impl Validation for Comparisons {
+    fn to_json(&self) -> Value {
+        let of = |rows: &[Scored<'_>]| Summary::of(rows).map_or(Value::Null, Summary::to_json);
+        json!({
+            "schema_version": 1,
+            "command": "validate training",
+            "summary": summary_json(&self.scored()),
+            "by_stack": groups_json(&self.by_stack()),
+            "memory": of(&self.memory_scored()),
+            "by_gpus": self.by_gpus().iter().map(|(name, rows)| (name.clone(), of(rows)))
+                .collect::<serde_json::Map<_, _>>(),
+            "cross_check": self.cross_check().map_or(Value::Null, |check| check.to_json()),
+            "reasons_left_out": self.reasons(),
+            "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),
+            "replays": self.replays.iter().map(row_json).collect::<Vec<_>>(),
+            "left_out": self.left_out.iter().map(|row| json!({
+                "id": row.id, "source": row.source, "reason": row.reason, "detail": row.detail,
+            })).collect::<Vec<_>>(),
+        })
     }
 
     fn to_table(&self) -> String {

@@ -3,7 +3,7 @@
 //! What a source does not say is filled in by a rule about the source, its engine, the checkpoint
 //! or the hardware, and noted in [`ServingSetup::assumed`]. No rule looks at a single run.
 
-use super::ReadError;
+use super::{ReadError, json_lines};
 use crate::Catalogue;
 use rackflow_topology::Cluster;
 use rackflow_workload::serving::{
@@ -112,26 +112,17 @@ pub struct ServingRuns {
 /// When a line is not a JSON object, or an object without what every row must have.
 pub fn read(text: &str) -> Result<ServingRuns, ReadError> {
     let mut all = ServingRuns::default();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        let refuse = |message: String| ReadError {
-            line: index + 1,
-            message,
-        };
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| refuse(format!("not JSON: {error}")))?;
+    json_lines(text, |value| {
+        let refuse = |error: serde_json::Error| error.to_string();
         if value.get("citation").is_some() {
-            let citation: Citation =
-                serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
+            let citation: Citation = serde_json::from_value(value).map_err(refuse)?;
             all.citations.insert(citation.source, citation.citation);
         } else {
-            let run = serde_json::from_value(value).map_err(|error| refuse(error.to_string()))?;
-            all.runs.push(run);
+            all.runs
+                .push(serde_json::from_value(value).map_err(refuse)?);
         }
-    }
+        Ok(())
+    })?;
     Ok(all)
 }
 
