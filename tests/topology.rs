@@ -191,3 +191,72 @@ fn what_cannot_be_is_said() {
     assert_eq!(status, 2);
     assert!(err.contains("did you mean `rail-optimized`?"), "{err}");
 }
+
+/// The files under examples/imports, as their owners would name them on the command line.
+#[test]
+fn clusters_that_somebody_else_described() {
+    let file = |name: &str| {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/imports");
+        root.join(name).to_str().expect("a plain path").to_owned()
+    };
+    let described = |args: &[&str]| {
+        let mut all = vec!["topology"];
+        all.extend(args);
+        all.extend(["--format", "json"]);
+        json(&all)
+    };
+    let (dump, rails, tree) = (
+        file("hgx-h100.xml"),
+        file("rails.yaml"),
+        file("fat-tree.json"),
+    );
+    let node = described(&[&dump]);
+    assert_eq!(node["gpus"], 8);
+    assert!(node["node"].as_str().unwrap().contains("(like dgx-h100)"));
+    let many = described(&[&dump, "--gpus", "1024", "--fabric", "ib-two-tier"]);
+    assert_eq!(
+        (&many["gpus"], &many["fabric"]),
+        (&1024.into(), &"fat_tree".into())
+    );
+    let hall = described(&[&rails]);
+    assert_eq!(
+        (&hall["gpus"], &hall["fabric"]),
+        (&32.into(), &"rail_optimized".into())
+    );
+    assert_eq!(hall["inventory"]["leaves"], 8);
+    assert_eq!(described(&[&tree])["fabric"], "fat_tree");
+    // Routes and collectives take them too.
+    let spread = json(&["route", "0", "9", "--cluster", &rails, "--format", "json"]);
+    assert_eq!(spread["level"], "spine");
+    let table = json(&[
+        "collective",
+        "all-reduce",
+        "--cluster",
+        &dump,
+        "--sizes",
+        "1G",
+        "--format",
+        "json",
+    ]);
+    let like = json(&[
+        "collective",
+        "all-reduce",
+        "--cluster",
+        "dgx-h100",
+        "--sizes",
+        "1G",
+        "--format",
+        "json",
+    ]);
+    assert_eq!(table["rows"][0]["time_us"], like["rows"][0]["time_us"]);
+    // A file that leaves the GPU open names the way out, and a scenario goes it.
+    let (status, _, err) = rackflow(&["topology", &file("cloud-a100.xml")]);
+    assert_eq!(status, 2);
+    assert!(
+        err.contains("cloud-a100.xml:5:7") && err.contains("accelerator:"),
+        "{err}"
+    );
+    let (status, text, err) = rackflow(&["run", &file("llama3-8b-on-a-cloud.yaml")]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(text.contains("cloud-a100.xml"), "{text}");
+}

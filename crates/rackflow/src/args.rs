@@ -161,7 +161,9 @@ Examples:
   rackflow topology dgx-h100 --gpus 1024
   rackflow topology gb200-nvl72 --gpus 576 --fabric rail-optimized --format svg > cluster.svg
   rackflow topology deepseek-v3-2048-h800     the cluster of a shipped scenario
-  rackflow topology my-cluster.yaml -o drawn  a file with `node`, `gpus` and `fabric`")]
+  rackflow topology my-cluster.yaml -o drawn  a file with `node`, `gpus` and `fabric`
+  rackflow topology topology.xml --gpus 64    the node that NCCL wrote to NCCL_TOPO_DUMP_FILE
+  rackflow topology hall.json                 an InfraGraph, in YAML or JSON")]
     Topology(TopologyArgs),
     /// Show the paths between two GPUs, hop by hop
     #[command(after_help = "\
@@ -280,7 +282,8 @@ pub struct ClusterArgs {
 /// What to describe.
 #[derive(Debug, Args)]
 pub struct TopologyArgs {
-    /// A node of the catalogue, a scenario or cluster file, or the name of a shipped scenario
+    /// A node of the catalogue, a scenario or cluster file, the name of a shipped scenario, or a file
+    /// that somebody else wrote: a topology of NCCL (XML) or an InfraGraph (YAML, JSON)
     #[arg(value_name = "CLUSTER")]
     pub cluster: String,
     /// Which part of it.
@@ -303,7 +306,8 @@ pub struct RouteArgs {
     /// Receiving GPU
     #[arg(value_name = "B")]
     pub to: u32,
-    /// A node of the catalogue, a scenario or cluster file, or the name of a shipped scenario
+    /// A node of the catalogue, a scenario or cluster file, the name of a shipped scenario, a topology
+    /// of NCCL (XML) or an InfraGraph (YAML, JSON)
     #[arg(long, value_name = "CLUSTER")]
     pub cluster: String,
     /// Which part of it.

@@ -20,8 +20,8 @@ pub struct CollectiveArgs {
     /// The operation
     #[arg(value_enum)]
     pub operation: OperationName,
-    /// A node or rack of the catalogue (`rackflow list nodes`), or a YAML file with a `cluster:`;
-    /// give it more than once to compare
+    /// A node or rack of the catalogue (`rackflow list nodes`), a YAML file with a `cluster:`, a
+    /// topology of NCCL (XML) or an InfraGraph; give it more than once to compare
     #[arg(long, value_name = "NAME|FILE", required = true)]
     pub cluster: Vec<String>,
     /// Ranks: the first N GPUs, filling node after node [default: the cluster of the file, or one

@@ -22,12 +22,14 @@ struct Described {
     accelerator: String,
     /// Accelerators per node.
     gpus: u32,
+    /// How many accelerators a link per pair joins to a domain, where no switch joins all.
+    mesh_of: Option<u32>,
     /// Out of one accelerator into its domain, bytes/s one way, where the file says.
     scale_up: Option<f64>,
     /// Interfaces per node to the fabric.
     nics: u32,
-    /// Rate of one, bytes/s one way.
-    nic_rate: f64,
+    /// Rate of one, bytes/s one way, where the file says.
+    nic_rate: Option<f64>,
     /// How many nodes, where the file says.
     nodes: Option<u32>,
     /// The fabric as it is written in a scenario, where the file says.
@@ -220,17 +222,21 @@ impl Described {
         let name = serde_json::Value::from(format!("{name} (like {})", like.name));
         let mut text = format!(
             "node:\n  like: {}\n  name: {name}\n  gpus: {}\n  scale_up: {{ domain: {}",
-            like.name, self.gpus, self.gpus
+            like.name,
+            self.gpus,
+            self.mesh_of.unwrap_or(self.gpus)
         );
+        if self.mesh_of.is_some() {
+            text.push_str(", wiring: mesh, in_switch_reduction: false");
+        }
         if let Some(bandwidth) = self.scale_up {
             let _ = write!(text, ", bandwidth: {} GB/s", bandwidth / 1e9);
         }
-        let _ = write!(
-            text,
-            " }}\n  nic: {{ count: {}, rate: {} Gbit/s }}\n",
-            self.nics,
-            self.nic_rate * 8.0 / 1e9
-        );
+        let _ = write!(text, " }}\n  nic: {{ count: {}", self.nics);
+        if let Some(rate) = self.nic_rate {
+            let _ = write!(text, ", rate: {} Gbit/s", rate * 8.0 / 1e9);
+        }
+        text.push_str(" }\n");
         if like.accelerator.name != self.accelerator {
             let _ = writeln!(text, "  accelerator: {}", self.accelerator);
         }
@@ -245,7 +251,9 @@ impl Described {
     fn like(&self) -> Option<Node> {
         let catalogue = Catalogue::builtin();
         let likeness = |node: &Node| {
-            let rate = (node.nic.rate.as_f64() / self.nic_rate - 1.0).abs() < 0.01;
+            let rate = self
+                .nic_rate
+                .is_none_or(|rate| (node.nic.rate.as_f64() / rate - 1.0).abs() < 0.01);
             (node.gpus == self.gpus, rate, node.nic.count == self.nics)
         };
         let mut best: Option<Node> = None;

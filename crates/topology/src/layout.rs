@@ -548,7 +548,8 @@ impl Layout {
                 return Err(TopologyError::RailsDoNotDivide { what, rails, nics });
             }
         }
-        if self.gpus > self.domain && self.domain / self.gpus_per_port < self.planes {
+        let meets = self.planes == 1 || self.domain / self.gpus_per_port >= self.planes;
+        if self.gpus > self.domain && !meets {
             let (planes, domain) = (self.planes, self.domain);
             return Err(TopologyError::PlanesNeverMeet { planes, domain });
         }

@@ -108,7 +108,8 @@ pub(super) fn read(file: &Source, beside: Beside<'_>) -> Result<Described, Found
         gpus: parts.xpus,
         scale_up,
         nics,
-        nic_rate,
+        nic_rate: Some(nic_rate),
+        mesh_of: None,
         nodes: Some(nodes),
         fabric,
     })
@@ -356,7 +357,8 @@ impl Reader<'_> {
             gpus: parts.xpus,
             scale_up,
             nics: parts.nics,
-            nic_rate: like.nic.rate.as_f64(),
+            nic_rate: Some(like.nic.rate.as_f64()),
+            mesh_of: None,
             nodes: Some(1),
             fabric: None,
         })

@@ -1,17 +1,22 @@
 //! The topology that NCCL writes to `NCCL_TOPO_DUMP_FILE`: `system`, `cpu`, `pci`, `gpu` with
-//! `nvlink`, and `nic` with `net` (NVIDIA/nccl, src/graph/xml.cc).
+//! `nvlink`, and `nic` with `net` (NVIDIA/nccl, src/graph/xml.cc); and the shorter ones that clouds
+//! write by hand for `NCCL_TOPO_FILE`, in which a GPU may be no more than a `pci` of its class.
 
 use super::{Beside, Described, which_accelerator};
 use crate::decode::shorten;
 use crate::diagnostic::{Diagnostic, Source, Span};
 use roxmltree::{Document, Node};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// PCI device IDs of vendor 0x10de (The PCI ID Repository) by catalogue name; from memory but for
-/// 0x2330, unverified.
-const DEVICES: [(&str, &str); 12] = [
+/// PCI device IDs by catalogue name: those of Hopper and L40S from NVIDIA/gpu-admin-tools
+/// (`gpu/devid_names.py`), those of A100 and 0x2330, 0x2335 also seen in dumps (NVIDIA/nccl issues
+/// 1125, 1182); Blackwell (inside the range 0x2900 to 0x297f of gb100 there) and MI300X from memory,
+/// unverified.
+const DEVICES: [(&str, &str); 14] = [
     ("0x20b0", "a100-40"),
     ("0x20b2", "a100-80"),
+    ("0x74a1", "mi300x"),
+    ("0x233b", "h200-sxm"),
     ("0x2330", "h100-sxm"),
     ("0x2324", "h800-sxm"),
     ("0x2335", "h200-sxm"),
@@ -68,11 +73,11 @@ pub(super) fn read(file: &Source, beside: Beside<'_>) -> Result<Described, Found
             "let NCCL write one: NCCL_TOPO_DUMP_FILE=topology.xml",
         ));
     }
-    let gpus: Vec<Node<'_, '_>> = all(root, "gpu");
+    let gpus = gpus_of(root);
     let Some(first) = gpus.first().copied() else {
         return Err(reader.at(
             root,
-            "there is no `gpu` in it".into(),
+            "there is no `gpu` in it, and no `pci` of the class of GPUs (0x0302)".into(),
             "run NCCL on a node with GPUs",
         ));
     };
@@ -81,16 +86,48 @@ pub(super) fn read(file: &Source, beside: Beside<'_>) -> Result<Described, Found
         None => reader.accelerator(&gpus, first)?,
     };
     let scale_up = reader.scale_up(&gpus, first, &accelerator)?;
-    let (nics, nic_rate) = reader.nics(root)?;
+    let directly = reader.joined_directly(&gpus)?;
+    let (nics, nic_rate) = reader.nics(root, &gpus)?;
     Ok(Described {
         accelerator,
         gpus: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
+        mesh_of: directly,
         scale_up,
         nics,
         nic_rate,
         nodes: None,
         fabric: None,
     })
+}
+
+/// The elements that stand for GPUs: `gpu`, or where there is none the `pci` of a 3D or VGA
+/// controller.
+fn gpus_of<'a, 'i>(root: Node<'a, 'i>) -> Vec<Node<'a, 'i>> {
+    let named = all(root, "gpu");
+    if named.is_empty() {
+        of_class(root, &["0x0302", "0x0300"])
+    } else {
+        named
+    }
+}
+
+fn of_class<'a, 'i>(root: Node<'a, 'i>, classes: &[&str]) -> Vec<Node<'a, 'i>> {
+    let is = |n: &Node<'_, '_>| {
+        n.attribute("class")
+            .is_some_and(|class| classes.iter().any(|c| class.starts_with(c)))
+    };
+    all(root, "pci").into_iter().filter(is).collect()
+}
+
+/// The `pci` that is or holds an element.
+fn device<'a, 'i>(node: Node<'a, 'i>) -> Option<Node<'a, 'i>> {
+    node.ancestors().find(|n| n.has_tag_name("pci"))
+}
+
+/// Whether a GPU hangs on the same PCI switch.
+fn beside_a_gpu(node: Node<'_, '_>) -> bool {
+    let switch = device(node).and_then(|pci| pci.parent());
+    switch.is_some_and(|switch| switch.has_tag_name("pci") && !gpus_of(switch).is_empty())
 }
 
 fn all<'a, 'i>(root: Node<'a, 'i>, name: &str) -> Vec<Node<'a, 'i>> {
@@ -146,7 +183,7 @@ impl Reader<'_> {
 
     fn accelerator(&self, gpus: &[Node<'_, '_>], first: Node<'_, '_>) -> Result<String, Found> {
         let device = |gpu: Node<'_, '_>| {
-            gpu.parent()
+            device(gpu)
                 .and_then(|pci| pci.attribute("device"))
                 .map(str::to_lowercase)
         };
@@ -214,7 +251,10 @@ impl Reader<'_> {
         let linked = gpus.len() < 2
             || accelerator == "l40s"
             || first.children().any(|n| n.has_tag_name("xgmi"));
-        if linked {
+        // NCCL writes the device of what it finds; a file without was written by hand, to tell NCCL
+        // of PCI switches that a virtual machine hides, and leaves NVLink to be found.
+        let by_hand = device(first).is_none_or(|pci| pci.attribute("device").is_none());
+        if linked || by_hand {
             return Ok(None);
         }
         let message = format!(
@@ -227,35 +267,95 @@ impl Reader<'_> {
         ))
     }
 
-    /// How many interfaces of the fastest kind, and bytes/s of each.
-    fn nics(&self, root: Node<'_, '_>) -> Result<(u32, f64), Found> {
+    /// How many GPUs are joined each to each by NVLink; `None` where links lead to switches.
+    fn joined_directly(&self, gpus: &[Node<'_, '_>]) -> Result<Option<u32>, Found> {
+        let places: BTreeMap<&str, usize> = gpus
+            .iter()
+            .enumerate()
+            .filter_map(|(place, gpu)| Some((device(*gpu)?.attribute("busid")?, place)))
+            .collect();
+        // Links to switches lead to none of the GPUs.
+        let peers: Vec<Vec<usize>> = gpus
+            .iter()
+            .map(|gpu| {
+                let links = gpu.children().filter(|n| n.has_tag_name("nvlink"));
+                links
+                    .filter_map(|link| places.get(link.attribute("target")?).copied())
+                    .collect()
+            })
+            .collect();
+        let Some(linked) = peers.iter().position(|peers| !peers.is_empty()) else {
+            return Ok(None);
+        };
+        let domain = peers[linked].len() + 1;
+        let complete = |(place, own): (usize, &Vec<usize>)| {
+            let mut all: Vec<usize> = own.iter().copied().chain([place]).collect();
+            all.sort_unstable();
+            all.dedup();
+            let first = all[0];
+            // Domains are neighbours in the file, as ranks are.
+            all.len() == domain && first % domain == 0 && all[domain - 1] == first + domain - 1
+        };
+        match peers.iter().enumerate().find(|each| !complete(*each)) {
+            None => Ok(Some(domain as u32)),
+            Some((odd, _)) => Err(self.at(
+                gpus[odd],
+                "NVLink joins these GPUs neither over switches nor each to each".into(),
+                "write the node out: cluster: { node: { accelerator: ..., ... } }",
+            )),
+        }
+    }
+
+    /// How many interfaces of the fastest kind, and bytes/s of each where the file says.
+    fn nics(&self, root: Node<'_, '_>, gpus: &[Node<'_, '_>]) -> Result<(u32, Option<f64>), Found> {
+        let shared = |count: usize| {
+            count > 0 && (count.is_multiple_of(gpus.len()) || gpus.len().is_multiple_of(count))
+        };
+        // Interfaces for storage and management hang elsewhere.
+        let counted = |nets: &[Node<'_, '_>]| {
+            if shared(nets.len()) {
+                return nets.len();
+            }
+            let near = nets.iter().filter(|net| beside_a_gpu(**net)).count();
+            if shared(near) { near } else { nets.len() }
+        };
         let mut seen = BTreeSet::new();
-        let mut fastest = (0, 0);
+        let mut fastest = (0, Vec::new());
         for net in all(root, "net") {
             let name = net
                 .attribute("name")
                 .or(net.attribute("dev"))
                 .unwrap_or_default();
-            if !seen.insert((name, net.attribute("port").unwrap_or_default())) {
+            // Dumps of several hosts of one domain repeat names.
+            let host = net.ancestors().find_map(|n| n.attribute("host_hash"));
+            if !seen.insert((host, name, net.attribute("port").unwrap_or_default())) {
                 continue;
             }
             let speed = self.number(net, "speed")?;
             match speed.cmp(&fastest.0) {
-                std::cmp::Ordering::Greater => fastest = (speed, 1),
-                std::cmp::Ordering::Equal => fastest.1 += 1,
+                std::cmp::Ordering::Greater => fastest = (speed, vec![net]),
+                std::cmp::Ordering::Equal => fastest.1.push(net),
                 std::cmp::Ordering::Less => {}
             }
         }
-        let (speed, count) = fastest;
-        if speed == 0 {
-            let message = "there is no `net` with a `speed` in it, so nothing says how the node reaches others".into();
-            return Err(self.at(
-                root,
-                message,
-                "let NCCL write the file in a job of two nodes or more",
-            ));
+        let (speed, nets) = fastest;
+        if speed > 0 {
+            // NCCL counts in Mbit/s.
+            return Ok((counted(&nets) as u32, Some(f64::from(speed) * 1e6 / 8.0)));
         }
-        // NCCL counts in Mbit/s.
-        Ok((count, f64::from(speed) * 1e6 / 8.0))
+        // InfiniBand, else Ethernet, that NCCL did not probe.
+        for class in ["0x0207", "0x0200"] {
+            let nets = of_class(root, &[class]);
+            if !nets.is_empty() {
+                return Ok((counted(&nets) as u32, None));
+            }
+        }
+        let message = "there is no `net` with a `speed` in it, and no `pci` of the class of interfaces \
+                       (0x0207, 0x0200), so nothing says how the node reaches others";
+        Err(self.at(
+            root,
+            message.into(),
+            "let NCCL write the file in a job of two nodes or more",
+        ))
     }
 }

@@ -5,15 +5,17 @@ use rackflow_scenario::{ClusterChanges, Diagnostic, catalogue_cluster, parse, pa
 use rackflow_topology::{Cluster, ClusterMap, Fabric};
 use std::io;
 
-const NCCL: &str = include_str!("../import/hgx-h100.xml");
-const RAILS: &str = include_str!("../import/rails.yaml");
-const FAT_TREE: &str = include_str!("../import/fat-tree.json");
+const NCCL: &str = include_str!("../../../../examples/imports/hgx-h100.xml");
+const RAILS: &str = include_str!("../../../../examples/imports/rails.yaml");
+const FAT_TREE: &str = include_str!("../../../../examples/imports/fat-tree.json");
+const CLOUD: &str = include_str!("../../../../examples/imports/cloud-a100.xml");
 
 fn files(path: &str) -> io::Result<String> {
     match path {
         "hgx-h100.xml" => Ok(NCCL.to_owned()),
         "rails.yaml" => Ok(RAILS.to_owned()),
         "fat-tree.json" => Ok(FAT_TREE.to_owned()),
+        "cloud-a100.xml" => Ok(CLOUD.to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
 }
@@ -63,6 +65,109 @@ fn numbers_are_those_of_the_file() {
         read(h200).expect("it is sound").node.accelerator.name,
         "h200-sxm"
     );
+}
+
+/// What clouds write by hand for NCCL: GPUs and interfaces are PCI devices of their class, and no
+/// more is said of them.
+#[test]
+fn a_file_of_a_cloud_needs_its_accelerator() {
+    let open = refused(CLOUD);
+    assert!(
+        open.contains("no `device`") && open.contains("cluster: { import: file, accelerator:"),
+        "{open}"
+    );
+    let named = "cluster: { import: cloud-a100.xml, accelerator: a100-80 }";
+    let node = read(named).expect("it is sound").node;
+    let like = catalogue_cluster("dgx-a100", &ClusterChanges::default()).expect("it is sound");
+    assert_eq!((node.gpus, node.nic.count), (8, 8));
+    assert_eq!(
+        (node.scale_up.bandwidth, node.nic.rate),
+        (like.node.scale_up.bandwidth, like.node.nic.rate)
+    );
+    let none = refused(&CLOUD.replace("0x030200", "0x010802"));
+    assert!(none.contains("no `pci` of the class"), "{none}");
+}
+
+fn dump(gpus: &str, nets: &str) -> String {
+    format!("<system version=\"1\"><cpu numaid=\"0\">{gpus}{nets}</cpu></system>")
+}
+
+fn gpu(bus: u32, links: &str) -> String {
+    format!(
+        "<pci busid=\"0000:{bus:02x}:00.0\" class=\"0x030200\" vendor=\"0x10de\" device=\"0x20b2\">\
+         <gpu dev=\"{bus}\" sm=\"80\" rank=\"{bus}\" gdr=\"1\">{links}</gpu></pci>"
+    )
+}
+
+fn net(name: &str, speed: u32) -> String {
+    format!("<nic><net name=\"{name}\" dev=\"0\" speed=\"{speed}\" port=\"1\"/></nic>")
+}
+
+/// Bridges of NVLink between pairs are domains of two, four GPUs each to each a mesh, and what is
+/// neither is refused.
+#[test]
+fn links_without_switches_are_meshes() {
+    let link = |to: u32, count: u32| {
+        format!("<nvlink target=\"0000:{to:02x}:00.0\" count=\"{count}\" tclass=\"0x030200\"/>")
+    };
+    let pairs: String = (0..4).map(|bus| gpu(bus, &link(bus ^ 1, 12))).collect();
+    let node = read(&dump(&pairs, &net("eth0", 100_000)))
+        .expect("it is sound")
+        .node;
+    assert_eq!((node.gpus, node.scale_up.domain), (4, 2));
+    assert_eq!(node.scale_up.bandwidth.as_f64(), 300e9);
+    assert!(!node.scale_up.in_switch_reduction);
+    let others = |bus: u32| -> String {
+        (0..4)
+            .filter(|to| *to != bus)
+            .map(|to| link(to, 4))
+            .collect()
+    };
+    let mesh: String = (0..4).map(|bus| gpu(bus, &others(bus))).collect();
+    let node = read(&dump(&mesh, &net("eth0", 100_000)))
+        .expect("it is sound")
+        .node;
+    assert_eq!(node.scale_up.domain, 4);
+    assert_eq!(node.scale_up.wiring, rackflow_topology::Wiring::Mesh);
+    let ring: String = (0..4)
+        .map(|bus: u32| gpu(bus, &(link((bus + 1) % 4, 6) + &link((bus + 3) % 4, 6))))
+        .collect();
+    let odd = refused(&dump(&ring, &net("eth0", 100_000)));
+    assert!(odd.contains("nor each to each"), "{odd}");
+}
+
+/// Storage interfaces as fast as those of the GPUs hang on no GPU's switch; slower ones and the same
+/// name on another host are told apart.
+#[test]
+fn interfaces_of_a_node() {
+    let switch = "<nvlink target=\"0000:c4:00.0\" count=\"12\" tclass=\"0x068000\"/>";
+    let beside: String = (0..4)
+        .map(|bus| {
+            let net = net(&format!("mlx5_{bus}"), 200_000);
+            format!(
+                "<pci busid=\"0000:f{bus}:00.0\" class=\"0x060400\">{}<pci busid=\"0000:e{bus}:00.0\" class=\"0x020700\">{net}</pci></pci>",
+                gpu(bus, switch)
+            )
+        })
+        .collect();
+    let count = |nets: &str| {
+        let node = read(&dump(&beside, nets)).expect("it is sound").node;
+        (node.nic.count, node.nic.rate.as_f64())
+    };
+    assert_eq!(count(""), (4, 25e9));
+    let storage = net("mlx5_8", 200_000) + &net("mlx5_9", 200_000) + &net("eth0", 25_000);
+    assert_eq!(count(&storage), (4, 25e9));
+    let hosts: String = ["a", "b"]
+        .map(|host| {
+            let gpus: String = (0..2)
+                .map(|gpu_of| gpu(gpu_of + if host == "a" { 0 } else { 2 }, switch))
+                .collect();
+            let nets = net("mlx5_0", 400_000) + &net("mlx5_1", 400_000);
+            format!("<cpu host_hash=\"0x{host}\" numaid=\"0\">{gpus}{nets}</cpu>")
+        })
+        .concat();
+    let two = read(&format!("<system version=\"1\">{hosts}</system>")).expect("it is sound");
+    assert_eq!((two.node.gpus, two.node.nic.count), (4, 4));
 }
 
 #[test]
@@ -176,10 +281,10 @@ proptest! {
 
     #[test]
     fn no_bytes_break_it(
-        which in 0_usize..3,
+        which in 0_usize..4,
         changes in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..4, any::<u8>()), 1..6),
     ) {
-        let mut bytes = [NCCL, RAILS, FAT_TREE][which].as_bytes().to_vec();
+        let mut bytes = [NCCL, RAILS, FAT_TREE, CLOUD][which].as_bytes().to_vec();
         for (at, kind, byte) in changes {
             let at = at.index(bytes.len());
             match kind {
