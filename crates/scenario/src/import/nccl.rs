@@ -294,7 +294,9 @@ impl Reader<'_> {
             all.dedup();
             let first = all[0];
             // Domains are neighbours in the file, as ranks are.
-            all.len() == domain && first.is_multiple_of(domain) && all[domain - 1] == first + domain - 1
+            all.len() == domain
+                && first.is_multiple_of(domain)
+                && all[domain - 1] == first + domain - 1
         };
         match peers.iter().enumerate().find(|each| !complete(*each)) {
             None => Ok(Some(domain as u32)),
