@@ -550,6 +550,67 @@ fn the_documented_schemas_are_those_of_the_program() {
     check_file("docs/scenario.schema.json", &fine(&["schema", "scenario"]));
 }
 
+// ---- reference
+
+/// Names of the commands, in the order of `--help`.
+fn commands() -> Vec<String> {
+    let help = fine(&["--help"]);
+    let (_, rest) = help.split_once("Commands:\n").expect("a list of commands");
+    let (list, _) = rest.split_once("\n\n").expect("the list ends");
+    list.lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// One command's help, and that of the commands inside it.
+fn help_of(path: &[&str], page: &mut String) {
+    let mut args = path.to_vec();
+    args.push("--help");
+    let help = fine(&args);
+    let name = path.join(" ");
+    let depth = "#".repeat(path.len() + 1);
+    page.push_str(&format!(
+        "\n{depth} `rackflow {name}`\n\n```help\n{}\n```\n",
+        help.trim_end()
+    ));
+    if let Some((_, rest)) = help.split_once("Commands:\n") {
+        let (list, _) = rest.split_once("\n\n").expect("the list ends");
+        for line in list.lines().filter_map(|line| line.strip_prefix("  ")) {
+            let inner = line.split_whitespace().next().unwrap_or(" ");
+            if !line.starts_with(' ') && inner != "help" {
+                help_of(&[path, &[inner]].concat(), page);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reference_of_commands_is_what_help_prints() {
+    let mut page = "# Commands\n\n\
+        What `rackflow --help` and each command's `--help` print; a test keeps this page so.\n\n\
+        ```help\n"
+        .to_owned();
+    page.push_str(fine(&["--help"]).trim_end());
+    page.push_str("\n```\n");
+    for name in commands().iter().filter(|name| *name != "help") {
+        help_of(&[name], &mut page);
+    }
+    check_file("docs/reference/commands.md", &page);
+}
+
+#[test]
+fn the_reference_of_the_catalogue_is_what_list_prints() {
+    let page = format!(
+        "# The catalogue\n\nWhat `rackflow list` prints; a test keeps this page so. `rackflow show NAME` prints an entry \
+         with the source of each value.\n\n```help\n{}\n```\n",
+        fine(&["list"]).trim_end()
+    );
+    check_file("docs/reference/catalogue.md", &page);
+}
+
 // ---- README
 
 fn readme() -> String {
