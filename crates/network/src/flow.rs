@@ -1,6 +1,7 @@
 //! Flows that share ports: who gets which rate, and when each ends.
 
 use crate::demand::Demand;
+use crate::sessions::{Crossing, Sessions};
 use rackflow_units::{SimDuration, SimTime};
 
 /// A flow of a [`FlowNet`] or a [`FairNet`](crate::FairNet). Its slot is used again after it has finished; the generation tells the
@@ -60,6 +61,9 @@ struct Flow {
     generation: u32,
     /// First membership; the next free slot when the flow is over.
     first: u32,
+    /// What its ports grant.
+    granted: u64,
+    /// What it has: less where a link of the fabric holds its session back.
     rate: u64,
     /// Time at full rate that is left, in picoseconds with [`SHIFT`] bits after the point, at `at`.
     left: u128,
@@ -67,6 +71,8 @@ struct Flow {
     ends: SimTime,
     live: bool,
     touched: bool,
+    /// Has a session on the fabric.
+    crosses: bool,
 }
 
 /// A port of a [`FlowNet`].
@@ -76,7 +82,7 @@ pub enum Port {
     Nvlink(u32),
     /// The share of the NICs of an endpoint.
     Nic(u32),
-    /// A link that many endpoints share, as counted in [`FlowNet::with_links`].
+    /// A link of the fabric, as counted in [`FlowNet::with_links`].
     Shared(u32),
 }
 
@@ -92,12 +98,16 @@ pub enum Port {
 /// The rule is local: a start or finish changes the flows that it meets and no others. It leaves a
 /// port idle where another of a flow's ports holds it back, which max-min sharing would not.
 ///
+/// # The fabric
+/// Links that many ranks share are shared max-min fairly among the [`Crossing`]s of flows, none of which
+/// is faster than the ports of its flow grant. Where no link is full every flow has what its ports
+/// grant, and the links leave no trace.
+///
 /// Work is counted exactly, so that a rate that dips and recovers at one instant leaves no trace.
 #[derive(Debug, Clone)]
 pub struct FlowNet {
     ports: Vec<PortState>,
-    /// Ports of endpoints; those that many share follow.
-    own_ports: u32,
+    fabric: Sessions,
     flows: Vec<Flow>,
     memberships: Vec<Membership>,
     free_flow: u32,
@@ -109,11 +119,11 @@ pub struct FlowNet {
 impl FlowNet {
     /// Idle ports of `endpoints` ranks.
     pub fn new(endpoints: usize) -> Self {
-        Self::with_links(endpoints, 0)
+        Self::with_links(endpoints, &[])
     }
 
-    /// The same with `links` more ports, which flows use as they are started.
-    pub fn with_links(endpoints: usize, links: usize) -> Self {
+    /// The same with links of a fabric that carry so many bytes per second.
+    pub fn with_links(endpoints: usize, capacities: &[f64]) -> Self {
         let idle = PortState {
             load: 0,
             capacity: ONE,
@@ -121,8 +131,8 @@ impl FlowNet {
             first: NIL,
         };
         Self {
-            ports: vec![idle; 2 * endpoints + links],
-            own_ports: 2 * endpoints as u32,
+            ports: vec![idle; 2 * endpoints],
+            fabric: Sessions::new(capacities),
             flows: Vec::new(),
             memberships: Vec::new(),
             free_flow: NIL,
@@ -162,14 +172,6 @@ impl FlowNet {
         flow
     }
 
-    fn index(&self, port: Port) -> u32 {
-        match port {
-            Port::Nvlink(endpoint) => 2 * endpoint,
-            Port::Nic(endpoint) => 2 * endpoint + 1,
-            Port::Shared(link) => self.own_ports + link,
-        }
-    }
-
     /// From `now` on `port` works at this fraction of its rate; 0 stops every flow on it. Appends
     /// every flow whose end has moved, with its new end, to `changed`: [`SimTime::MAX`] for flows
     /// that stand still.
@@ -183,7 +185,14 @@ impl FlowNet {
         fraction: f64,
         changed: &mut Vec<(FlowId, SimTime)>,
     ) {
-        let index = self.index(port) as usize;
+        let index = match port {
+            Port::Nvlink(endpoint) => 2 * endpoint as usize,
+            Port::Nic(endpoint) => 2 * endpoint as usize + 1,
+            Port::Shared(link) => {
+                self.fabric.set_capacity(link, fraction);
+                return self.settle(now, changed);
+            }
+        };
         let before = self.ports[index].rate;
         let port = &mut self.ports[index];
         port.capacity = (fraction.clamp(0.0, 1.0) * ONE as f64).round() as u64;
@@ -199,12 +208,12 @@ impl FlowNet {
         self.settle(now, changed);
     }
 
-    /// Marks the flows of a port whose rate asks for it.
+    /// Marks the flows of a port whose granted rate asks for it.
     fn touch_members(&mut self, first: u32, asks: impl Fn(u64) -> bool) {
         let mut next = first;
         while next != NIL {
             let other = self.memberships[next as usize];
-            if asks(self.flows[other.flow as usize].rate) {
+            if asks(self.flows[other.flow as usize].granted) {
                 self.touch(other.flow);
             }
             next = other.of_port_next;
@@ -221,17 +230,16 @@ impl FlowNet {
         demand: &Demand,
         changed: &mut Vec<(FlowId, SimTime)>,
     ) -> FlowId {
-        self.start_over(now, endpoints, demand, &[], changed)
+        self.start_over(now, endpoints, demand, Crossing::NONE, changed)
     }
 
-    /// The same for a flow that crosses shared links too: of each, the fraction that it uses at
-    /// full rate, which may exceed 1.
+    /// The same for a flow that also crosses links of the fabric.
     pub fn start_over(
         &mut self,
         now: SimTime,
         endpoints: &[u32],
         demand: &Demand,
-        links: &[(u32, f64)],
+        crossing: Crossing<'_>,
         changed: &mut Vec<(FlowId, SimTime)>,
     ) -> FlowId {
         let duration = demand.duration();
@@ -249,14 +257,13 @@ impl FlowNet {
                 }
             }
         }
-        for &(link, part) in links {
-            // Rounded down, so that what just fits is not slowed.
-            let load = (part * ONE as f64) as u64;
-            if load > 0 {
-                rate = rate.min(self.join(slot, self.own_ports + link, load));
-            }
+        let crosses = !crossing.links.is_empty();
+        if crosses {
+            self.fabric.start(slot, crossing, duration.as_picos(), rate);
         }
         let flow = &mut self.flows[slot as usize];
+        flow.crosses = crosses;
+        flow.granted = rate;
         flow.rate = rate;
         flow.ends = end_of(flow.at, flow.left, rate);
         let id = FlowId {
@@ -274,7 +281,14 @@ impl FlowNet {
     /// # Panics
     /// When it has finished already.
     pub fn finish(&mut self, now: SimTime, flow: FlowId, changed: &mut Vec<(FlowId, SimTime)>) {
-        let mut next = self.flow(flow).first;
+        let &Flow {
+            first: mut next,
+            crosses,
+            ..
+        } = self.flow(flow);
+        if crosses {
+            self.fabric.finish(flow.slot);
+        }
         while next != NIL {
             let member = self.memberships[next as usize];
             self.leave(next, member);
@@ -297,12 +311,14 @@ impl FlowNet {
         let fresh = Flow {
             generation: 0,
             first: NIL,
+            granted: ONE,
             rate: ONE,
             left: u128::from(duration.as_picos()) << SHIFT,
             at: now,
             ends: now,
             live: true,
             touched: false,
+            crosses: false,
         };
         if self.free_flow == NIL {
             self.flows.push(fresh);
@@ -388,7 +404,7 @@ impl FlowNet {
         }
     }
 
-    /// Gives every marked flow the rate of its slowest port.
+    /// Gives every marked flow the rate of its slowest port, or what the fabric leaves of it.
     fn settle(&mut self, now: SimTime, changed: &mut Vec<(FlowId, SimTime)>) {
         while let Some(slot) = self.touched.pop() {
             let mut rate = ONE;
@@ -400,26 +416,46 @@ impl FlowNet {
             }
             let flow = &mut self.flows[slot as usize];
             flow.touched = false;
-            if rate == flow.rate || !flow.live {
+            if rate == flow.granted || !flow.live {
                 continue;
             }
-            let passed = now.since(flow.at).as_picos();
-            flow.left = flow
-                .left
-                .saturating_sub(u128::from(passed) * u128::from(flow.rate));
-            flow.at = now;
-            flow.rate = rate;
-            let ends = end_of(now, flow.left, rate);
-            if ends != flow.ends {
-                flow.ends = ends;
-                changed.push((
-                    FlowId {
-                        slot,
-                        generation: flow.generation,
-                    },
-                    ends,
-                ));
+            flow.granted = rate;
+            if flow.crosses {
+                self.fabric.set_cap(slot, rate);
+            } else {
+                self.set_rate(now, slot, rate, changed);
             }
+        }
+        self.fabric.settle();
+        while let Some((slot, rate)) = self.fabric.moved.pop() {
+            self.set_rate(now, slot, rate, changed);
+        }
+    }
+
+    fn set_rate(
+        &mut self,
+        now: SimTime,
+        slot: u32,
+        rate: u64,
+        changed: &mut Vec<(FlowId, SimTime)>,
+    ) {
+        let flow = &mut self.flows[slot as usize];
+        let passed = now.since(flow.at).as_picos();
+        flow.left = flow
+            .left
+            .saturating_sub(u128::from(passed) * u128::from(flow.rate));
+        flow.at = now;
+        flow.rate = rate;
+        let ends = end_of(now, flow.left, rate);
+        if ends != flow.ends {
+            flow.ends = ends;
+            changed.push((
+                FlowId {
+                    slot,
+                    generation: flow.generation,
+                },
+                ends,
+            ));
         }
     }
 }

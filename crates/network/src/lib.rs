@@ -16,6 +16,7 @@ mod fair;
 mod flow;
 mod links;
 mod program;
+mod sessions;
 
 pub use collective::{CollectiveOp, collective, collective_by, collective_with, send_recv, tuned};
 pub use demand::{Algorithm, Demand, Protocol};
@@ -25,3 +26,4 @@ pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet, Port};
 pub use links::{HOST_LAUNCH, Links, Shape};
 pub use program::{Edge, Message, Pattern, Phase, Program, Teams, Via};
+pub use sessions::Crossing;

@@ -6,8 +6,8 @@ mod common;
 use common::cluster;
 use proptest::prelude::*;
 use rackflow_network::{
-    Algorithm, CollectiveOp, Demand, ExchangeStyle, FlowId, FlowNet, Links, Port, Protocol, Shape,
-    collective, collective_by, expert_exchange, send_recv,
+    Algorithm, CollectiveOp, Crossing, Demand, ExchangeStyle, FlowId, FlowNet, Links, Port,
+    Protocol, Shape, collective, collective_by, expert_exchange, send_recv,
 };
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
@@ -473,17 +473,16 @@ fn a_degraded_port_slows_and_a_dead_one_stops() {
 /// Flows that meet on a shared link are slowed by what they would use of it together.
 #[test]
 fn shared_links_are_shared() {
-    let mut net = FlowNet::with_links(2, 1);
+    // A byte per picosecond.
+    let mut net = FlowNet::with_links(2, &[1e12]);
+    let crossing = Crossing {
+        bytes: 750,
+        links: &[(0, 1)],
+    };
     let mut changed = Vec::new();
-    let one = net.start_over(at(0), &[0], &demand(0, 0, 1000), &[(0, 0.75)], &mut changed);
+    let one = net.start_over(at(0), &[0], &demand(0, 0, 1000), crossing, &mut changed);
     assert_eq!(net.ends(one), at(1000), "alone it fits");
-    let two = net.start_over(
-        at(500),
-        &[1],
-        &demand(0, 0, 1000),
-        &[(0, 0.75)],
-        &mut changed,
-    );
+    let two = net.start_over(at(500), &[1], &demand(0, 0, 1000), crossing, &mut changed);
     // Three halves of the link are asked for; the rate is kept in 32 binary places, the end rounded up.
     assert_eq!((net.ends(one), net.ends(two)), (at(1251), at(2001)));
     net.finish(at(1251), one, &mut changed);

@@ -1,6 +1,7 @@
 //! From a setup to a plan: chunks of layers, their runs, and the program of every stage.
 
 use crate::cause::CommKind;
+use crate::crossing;
 use crate::error::PlanError;
 use crate::facts::{Facts, StageFacts};
 use crate::layer::{self, Gradients, Sizes, stream};
@@ -45,6 +46,9 @@ pub struct Plan {
     pub span_classes: Vec<Vec<u32>>,
     /// Path class of every rank to the same position in the next stage.
     pub next_paths: Vec<u32>,
+    /// Flows run over the links above the leaves one by one, because those can hold them back or
+    /// others share them. Otherwise what those tiers cost is in the price of each communication.
+    pub on_fabric: bool,
     /// SMs that communication holds at the highest level of [`Segment::time`].
     pub most_held_sms: u32,
     /// Host time to launch one communication.
@@ -69,12 +73,27 @@ impl Plan {
 /// the plan fits into memory is asked apart: [`Plan::check_memory`].
 pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
-    let map = ClusterMap::new(&setup.cluster)?;
-    let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-    let prices = match &setup.seats {
-        Some(seats) => Prices::new(setup, &ClusterMap::new(&seats.cluster)?, &placement),
-        None => Prices::new(setup, &map, &placement),
+    let host = ClusterMap::new(setup.host())?;
+    let may_block = crossing::may_block(setup, &host);
+    // Whoever shares the cluster may come to meet this job on any link.
+    let shared = may_block && setup.seats.is_some();
+    let plan = compile_on(setup, &host, shared)?;
+    if may_block && !shared && crossing::blocks(&plan, &host) {
+        return compile_on(setup, &host, true);
+    }
+    Ok(plan)
+}
+
+fn compile_on(setup: &Setup, host: &ClusterMap, on_fabric: bool) -> Result<Plan, PlanError> {
+    let own;
+    let map = if setup.seats.is_some() {
+        own = ClusterMap::new(&setup.cluster)?;
+        &own
+    } else {
+        host
     };
+    let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
+    let prices = Prices::new(setup, host, &placement, on_fabric);
     let mut ctx = Context::new(setup, &prices);
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;
@@ -100,7 +119,7 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     let plan = Plan {
         facts: facts(
             setup,
-            &map,
+            map,
             stage_facts,
             &programs,
             &ctx.segment_flops,
@@ -108,6 +127,7 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
         ),
         setup: setup.clone(),
         programs,
+        on_fabric,
         most_held_sms: ctx.most_held_sms(),
         communication_launch: communication_launch(setup),
         segments: ctx.segments,

@@ -6,6 +6,7 @@
 mod bound;
 pub mod cause;
 mod compile;
+mod crossing;
 mod error;
 mod facts;
 mod horizon;
@@ -25,6 +26,7 @@ mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{Plan, compile};
+pub use crossing::{Flows, Pattern, Reach, Sender, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, StageFacts};
 pub use memory::MemoryUse;

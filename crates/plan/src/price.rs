@@ -3,6 +3,7 @@
 //! Communicators of one kind fall into few classes of equal span, and pairs of neighbouring stages
 //! into few classes of equal path. A transfer has one price for each.
 
+use crate::crossing;
 use crate::placement::Placement;
 use crate::program::GroupSlot;
 use crate::run::Spec;
@@ -29,7 +30,8 @@ pub(crate) struct Prices {
 }
 
 impl Prices {
-    pub fn new(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
+    /// Prices on the cluster of `map`; without what its tiers cost where flows run over their links.
+    pub fn new(setup: &Setup, map: &ClusterMap, placement: &Placement, on_fabric: bool) -> Self {
         let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
         let mut span_classes: Vec<Vec<u32>> = vec![Vec::new(); GroupSlot::COUNT];
         let mut members = Vec::new();
@@ -57,11 +59,7 @@ impl Prices {
             }
         }
         Self {
-            links: if setup.shares_tiers() {
-                Links::new(setup.host(), map).without_oversubscription()
-            } else {
-                Links::new(setup.host(), map)
-            },
+            links: links(setup, map, on_fabric),
             spans,
             span_classes,
             paths,
@@ -92,7 +90,8 @@ impl Prices {
             }
         }
         Self {
-            links: Links::new(&setup.cluster, map),
+            // Flows that run over the links of the tiers may be faster than their average.
+            links: links(setup, map, crossing::may_block(setup, map)),
             spans,
             span_classes: Vec::new(),
             paths: Vec::new(),
@@ -174,6 +173,15 @@ impl Prices {
             .map(share)
             .fold(0.0, f64::max)
             .min(MOST_MEMORY_SHARE)
+    }
+}
+
+fn links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
+    let links = Links::new(setup.host(), map);
+    if on_fabric {
+        links.without_tiers()
+    } else {
+        links
     }
 }
 

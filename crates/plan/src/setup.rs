@@ -1,6 +1,6 @@
 //! A scenario as meant: every name looked up, every default filled in, no strings to parse.
 
-use rackflow_topology::{Cluster, FaultyLink, LinkFault};
+use rackflow_topology::{Cluster, LinkFault};
 use rackflow_workload::Training;
 
 /// Which ranks are simulated.
@@ -105,13 +105,5 @@ impl Setup {
         self.seats
             .as_ref()
             .map_or(rank, |seats| seats.gpus[rank as usize])
-    }
-
-    /// Flows meet on the links above the leaves one by one, where others share the cluster or a
-    /// leaf is not whole. Otherwise what those tiers cost is in the price of each flow, as if all
-    /// ranks sent alike.
-    pub fn shares_tiers(&self) -> bool {
-        let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
-        self.seats.is_some() || self.faults.iter().any(leaf)
     }
 }

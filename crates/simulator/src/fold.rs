@@ -47,7 +47,8 @@ pub(crate) struct Folding {
     pub entities: Vec<Entity>,
     pub groups: Vec<Group>,
     pub class_of_rank: Vec<u32>,
-    /// Index into `groups` of every communicator, by position of its slot in the plan and number.
+    /// Index into `groups` of every communicator, by position of its slot in the plan and number, if
+    /// it was asked for.
     pub group_index: Vec<Vec<u32>>,
 }
 
@@ -71,7 +72,7 @@ impl<K: std::hash::Hash + Eq> Interner<K> {
 
 /// Folds the ranks of `plan`, whose ports are what `health` leaves of them. Ranks whose `seats`
 /// differ are told apart; empty where all are alike.
-pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32]) -> Folding {
+pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32], with_index: bool) -> Folding {
     let placement = &plan.placement;
     let ranks = placement.ranks();
     let stages = plan.setup.training.parallelism.pipeline;
@@ -128,7 +129,13 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32]) -> Folding {
         }
     };
     quotient(
-        plan, &group_of, colours, &load_of, &slowdowns, &next_path, &previous,
+        plan,
+        &group_of,
+        colours,
+        &load_of,
+        &slowdowns,
+        (&next_path, &previous),
+        with_index,
     )
 }
 
@@ -201,8 +208,8 @@ fn quotient(
     colours: Vec<u32>,
     load_of: &dyn Fn(u32) -> u64,
     slowdowns: &[u64],
-    next_path: &dyn Fn(u32) -> u32,
-    previous: &dyn Fn(u32) -> u32,
+    (next_path, previous): (&dyn Fn(u32) -> u32, &dyn Fn(u32) -> u32),
+    with_index: bool,
 ) -> Folding {
     let placement = &plan.placement;
     let ranks = placement.ranks();
@@ -263,7 +270,7 @@ fn quotient(
             previous_path: next_path(previous(rank)),
         });
     }
-    let group_index = if plan.setup.shares_tiers() {
+    let group_index = if with_index {
         let of_slot = |slot: &GroupSlot| {
             (0..placement.groups(*slot))
                 .map(|group| known[&key_of(*slot, group, &mut scratch)])

@@ -4,11 +4,11 @@
 //! job with the earliest event goes next. A flow of one job that changes the rate of another's
 //! moves the end of that flow in the other's queue.
 
-use crate::fold::{Folding, fold};
+use crate::fabric::{self, JobLinks, Keep};
+use crate::fold::Folding;
 use crate::ports::{self, Toggle};
 use crate::record::Record;
 use crate::step::Step;
-use crate::tiers::{self, Tiers};
 use rackflow_network::FlowNet;
 use rackflow_plan::Plan;
 use rackflow_units::{SimDuration, SimTime};
@@ -54,35 +54,29 @@ pub fn simulate_jobs(plans: &[Plan]) -> Vec<JobRecord> {
     let same = |plan: &&Plan| plan.setup.host() == first.setup.host();
     assert!(plans.iter().all(same), "jobs share one cluster");
     let health = ports::health(first);
-    let seats = tiers::seats(&plans, &health);
-    let folded: Vec<Folding> = plans
-        .iter()
-        .zip(&seats)
-        .map(|(plan, seats)| fold(plan, &health, seats))
-        .collect();
-    let tiers = Tiers::new(&plans, &folded.iter().collect::<Vec<_>>(), &health);
+    let (folded, fabric) = fabric::lay_out(&plans, &health, Keep::Narrow);
     let mut first_ports = Vec::new();
     let mut endpoints = 0;
     for folding in &folded {
         first_ports.push(endpoints);
         endpoints += 2 * folding.entities.len() as u32;
     }
-    let mut net = FlowNet::with_links(endpoints as usize, tiers.links as usize);
+    let mut net = FlowNet::with_links(endpoints as usize, &fabric.capacities);
     let parts = || plans.iter().zip(&folded).zip(&first_ports);
     for ((plan, folding), port) in parts() {
         ports::degrade(plan, folding, &health, *port, &mut net);
     }
     let toggles: Vec<Vec<Toggle>> = parts()
-        .map(|((plan, folding), port)| ports::toggles(plan, folding, &health, &tiers, *port))
+        .map(|((plan, folding), port)| ports::toggles(plan, folding, &health, &fabric, *port))
         .collect();
     let mut jobs: Vec<Job<'_>> = parts()
-        .zip(&tiers.jobs)
+        .zip(&fabric.jobs)
         .zip(&toggles)
-        .map(|((((plan, folding), port), tiers), toggles)| Job {
+        .map(|((((plan, folding), port), links), toggles)| Job {
             plan,
             folding,
             first_port: *port,
-            step: Step::beside(plan, folding, tiers, toggles, *port, SimTime::ZERO),
+            step: Step::beside(plan, folding, links, toggles, *port, SimTime::ZERO),
             began: SimTime::ZERO,
             times: Vec::new(),
             records: Vec::new(),
@@ -100,7 +94,7 @@ pub fn simulate_jobs(plans: &[Plan]) -> Vec<JobRecord> {
             step.advance();
         });
         if jobs[index].step.next_time().is_none() {
-            let fresh = (&tiers.jobs[index], toggles[index].as_slice());
+            let fresh = (&fabric.jobs[index], toggles[index].as_slice());
             jobs[index].begin_again(fresh.0, fresh.1);
             with_net(&mut jobs, index, &mut net, |step| step.start());
         }
@@ -132,11 +126,11 @@ fn with_net(
 }
 
 impl<'p> Job<'p> {
-    fn begin_again(&mut self, tiers: &'p tiers::JobTiers, toggles: &'p [Toggle]) {
+    fn begin_again(&mut self, links: &'p JobLinks, toggles: &'p [Toggle]) {
         let placeholder = Step::beside(
             self.plan,
             self.folding,
-            tiers,
+            links,
             toggles,
             self.first_port,
             self.began,
@@ -152,7 +146,7 @@ impl<'p> Job<'p> {
         self.step = Step::beside(
             self.plan,
             self.folding,
-            tiers,
+            links,
             toggles,
             self.first_port,
             self.began,

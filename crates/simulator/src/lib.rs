@@ -5,6 +5,7 @@
 mod booking;
 pub mod collective;
 mod compiled;
+mod fabric;
 mod fold;
 mod islands;
 mod jitter;
@@ -16,12 +17,11 @@ mod search;
 pub mod serving;
 mod state;
 mod step;
-mod tiers;
 mod trace;
 
 pub use jobs::{JobRecord, simulate_jobs};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};
-pub use step::{simulate, simulate_in_islands, simulate_traced};
+pub use step::{simulate, simulate_in_islands, simulate_on_links, simulate_traced};
 pub use trace::{Message, Span, Trace, TracedPass, TracedRank};

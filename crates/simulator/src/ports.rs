@@ -1,7 +1,7 @@
 //! What faulty links leave of the ports of ranks, and when flapping ones change.
 
+use crate::fabric::Fabric;
 use crate::fold::Folding;
-use crate::tiers::Tiers;
 use rackflow_network::{FlowNet, Port};
 use rackflow_plan::Plan;
 use rackflow_topology::{FlappingPorts, Health};
@@ -52,7 +52,7 @@ pub(crate) fn toggles(
     plan: &Plan,
     folding: &Folding,
     health: &Health,
-    tiers: &Tiers,
+    fabric: &Fabric,
     first_port: u32,
 ) -> Vec<Toggle> {
     let entities: Vec<(u32, u32)> = first_ranks(folding).collect();
@@ -77,7 +77,7 @@ pub(crate) fn toggles(
         if let FlappingPorts::LeafUplinks(leaf) = flap.ports
             && first_port == 0
         {
-            let links = tiers.of_leaf.get(&leaf).into_iter().flatten();
+            let links = fabric.of_leaf.get(&leaf).into_iter().flatten();
             ports.extend(links.map(|link| (Port::Shared(*link), 1.0)));
         }
         let rhythm = flap.rhythm;

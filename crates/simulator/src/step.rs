@@ -9,17 +9,19 @@ use crate::booking::{
     book_beyond, book_segment, book_wait, load_of, natural_end, scale_u64, scaled, stretched,
 };
 use crate::compiled::Compiled;
-use crate::fold::{Entity, Folding, ONE, fold};
+use crate::fabric::{self, JobLinks, Keep};
+use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
 use crate::ports::{self, Toggle};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
-use crate::tiers::{self, JobTiers, Tiers};
 use crate::trace::{Trace, Watch};
 use rackflow_engine::{EventClass, EventId, EventQueue};
-use rackflow_network::{Demand, FlowId, FlowNet};
-use rackflow_plan::{Cause, CommKind, Peer, Plan, Segment, Stream, TransferId, Work};
+use rackflow_network::{Crossing, Demand, FlowId, FlowNet};
+use rackflow_plan::{
+    Cause, CommKind, GroupSlot, Pattern, Peer, Plan, Segment, Stream, TransferId, Work,
+};
 use rackflow_units::SimTime;
 
 const COMPUTE: usize = Stream::Compute as usize;
@@ -54,11 +56,10 @@ pub(crate) struct Step<'p> {
     began: SimTime,
     /// Number of its first end point in the net.
     first_port: u32,
-    tiers: &'p JobTiers,
+    links: &'p JobLinks,
     toggles: &'p [Toggle],
     /// Flows of other jobs whose ends this step has moved.
     pub foreign: Vec<(FlowId, SimTime)>,
-    scratch: Vec<(u32, f64)>,
     /// Tasks that are not finished.
     unfinished: usize,
     programs: Vec<Compiled<'p>>,
@@ -92,6 +93,7 @@ struct Groups {
     /// Two ports for each member.
     ports: Vec<u32>,
     span_class: Vec<u32>,
+    slot: Vec<GroupSlot>,
 }
 
 impl Groups {
@@ -110,6 +112,7 @@ impl Groups {
                 .collect(),
             members,
             span_class: groups.iter().map(|group| group.span_class).collect(),
+            slot: groups.iter().map(|group| group.slot).collect(),
         }
     }
 
@@ -145,32 +148,37 @@ pub fn simulate_in_islands(plan: &Plan) -> Record {
     simulate_from(plan, 0)
 }
 
+/// The same with every link of the fabric in the net, also those that are wide enough for all: for
+/// the test that this changes nothing.
+pub fn simulate_on_links(plan: &Plan) -> Record {
+    run(plan, LEAST_FOR_ISLANDS, Keep::All, &[]).0
+}
+
 fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
-    run(plan, least_for_islands, &[]).0
+    run(plan, least_for_islands, Keep::Narrow, &[]).0
 }
 
 /// The same, and what the given ranks did when. Where ranks are folded, each is shown by the one
 /// that stands for it.
 pub fn simulate_traced(plan: &Plan, ranks: &[u32]) -> (Record, Trace) {
-    run(plan, LEAST_FOR_ISLANDS, ranks)
+    run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, ranks)
 }
 
-fn run(plan: &Plan, least_for_islands: usize, traced: &[u32]) -> (Record, Trace) {
+fn run(plan: &Plan, least_for_islands: usize, keep: Keep, traced: &[u32]) -> (Record, Trace) {
     let health = ports::health(plan);
-    let seats = tiers::seats(&[plan], &health);
-    let folding = fold(plan, &health, &seats[0]);
-    let tiers = Tiers::new(&[plan], &[&folding], &health);
-    let toggles = ports::toggles(plan, &folding, &health, &tiers, 0);
+    let (mut folded, fabric) = fabric::lay_out(&[plan], &health, keep);
+    let folding = folded.pop().expect("one plan is folded");
+    let toggles = ports::toggles(plan, &folding, &health, &fabric, 0);
     // What islands share beyond their collectives would reach them while they run ahead.
-    let apart = tiers.links == 0 && toggles.is_empty();
+    let apart = fabric.capacities.is_empty() && toggles.is_empty();
     let least = if apart { least_for_islands } else { usize::MAX };
     let islands = Islands::of(&folding.entities, &folding.groups, least);
-    let mut net = FlowNet::with_links(2 * folding.entities.len(), tiers.links as usize);
+    let mut net = FlowNet::with_links(2 * folding.entities.len(), &fabric.capacities);
     ports::degrade(plan, &folding, &health, 0, &mut net);
     let mut step = Step::new(
         plan,
         &folding,
-        &tiers.jobs[0],
+        &fabric.jobs[0],
         &toggles,
         islands,
         0,
@@ -196,7 +204,7 @@ impl<'p> Step<'p> {
     fn new(
         plan: &'p Plan,
         folding: &Folding,
-        tiers: &'p JobTiers,
+        links: &'p JobLinks,
         toggles: &'p [Toggle],
         islands: Islands,
         first_port: u32,
@@ -227,10 +235,9 @@ impl<'p> Step<'p> {
             plan,
             began,
             first_port,
-            tiers,
+            links,
             toggles,
             foreign: Vec::new(),
-            scratch: Vec::new(),
             unfinished: entities.iter().map(tasks).sum(),
             programs,
             states: entities.iter().map(|_| State::default()).collect(),
@@ -255,13 +262,13 @@ impl<'p> Step<'p> {
     pub fn beside(
         plan: &'p Plan,
         folding: &Folding,
-        tiers: &'p JobTiers,
+        links: &'p JobLinks,
         toggles: &'p [Toggle],
         first_port: u32,
         began: SimTime,
     ) -> Self {
         let islands = Islands::of(&folding.entities, &folding.groups, usize::MAX);
-        Self::new(plan, folding, tiers, toggles, islands, first_port, began)
+        Self::new(plan, folding, links, toggles, islands, first_port, began)
     }
 
     fn run(&mut self) {
@@ -661,24 +668,18 @@ impl<'p> Step<'p> {
     fn start_flow(&mut self, now: SimTime, transfer: TransferId, demand: &Demand, what: What) {
         let mut changed = std::mem::take(&mut self.changed);
         let at = self.shared(now);
-        let tiers = self.tiers;
-        let uses = match what {
-            What::Collective { group, .. } => &tiers.groups[group as usize],
-            What::Message { from, peer, .. } => &tiers.messages[peer as usize][from as usize],
-        };
-        self.scratch.clear();
-        self.scratch
-            .extend(uses.iter().map(|link| (link.link, link.of(demand))));
-        let links = &self.scratch;
+        let crossing = self.crossing(demand, what);
         let flow = match what {
             What::Collective { group, .. } => {
                 let ports = self.groups.ports(group);
-                self.net.start_over(at, ports, demand, links, &mut changed)
+                self.net
+                    .start_over(at, ports, demand, crossing, &mut changed)
             }
             // A message leaves through one port and enters through another.
             What::Message { from, to, .. } => {
                 let ports = [self.first_port + 2 * from, self.first_port + 2 * to + 1];
-                self.net.start_over(at, &ports, demand, links, &mut changed)
+                self.net
+                    .start_over(at, &ports, demand, crossing, &mut changed)
             }
         };
         if self.active.len() <= flow.slot() {
@@ -701,6 +702,25 @@ impl<'p> Step<'p> {
         self.reschedule(&mut changed, Some(flow));
         self.changed = changed;
         self.hold(now, transfer, what, true);
+    }
+
+    /// The flows of a communication over links of the fabric.
+    fn crossing(&self, demand: &Demand, what: What) -> Crossing<'p> {
+        let links = self.links;
+        let (links, each) = match what {
+            What::Collective { group, .. } => {
+                let slot = self.groups.slot[group as usize];
+                match Pattern::of(slot, demand.algorithm) {
+                    Some(pattern) => links.of_group(group, pattern),
+                    None => return Crossing::NONE,
+                }
+            }
+            What::Message { from, peer, .. } => links.of_message(from, peer == Peer::Next),
+        };
+        Crossing {
+            bytes: demand.wire_bytes_nic.get() / u64::from(each),
+            links,
+        }
     }
 
     /// Moves the ends of flows whose rate has changed; those of other jobs are put aside.

@@ -1,9 +1,10 @@
 //! Ranks that cannot differ are simulated once, and nobody can tell.
 
-use crate::plans::setups;
+use crate::plans::{setups, small_switches};
 use proptest::prelude::*;
 use rackflow_plan::{Fidelity, Setup, compile};
-use rackflow_simulator::{Record, simulate, simulate_in_islands};
+use rackflow_simulator::{Record, simulate, simulate_in_islands, simulate_on_links};
+use rackflow_topology::{Fabric, Routing};
 
 fn simulated(setup: &Setup, fidelity: Fidelity) -> Record {
     let setup = Setup {
@@ -37,6 +38,23 @@ proptest! {
         let fidelity = if full { Fidelity::Full } else { Fidelity::Folded };
         let plan = compile(&Setup { fidelity, ..setup }).expect("the generator makes valid plans");
         prop_assert_eq!(simulate_in_islands(&plan), simulate(&plan));
+    }
+
+    /// A fabric as wide as all that can be sent at once leaves no trace: with every flow on the real
+    /// links the record is that of ports alone, folded or not.
+    #[test]
+    fn links_that_are_wide_enough_leave_no_trace(setup in setups(), full in any::<bool>()) {
+        let mut setup = setup;
+        setup.cluster.fabric = small_switches(1.0, Routing::Adaptive);
+        if let Fabric::FatTree(tree) = &mut setup.cluster.fabric {
+            tree.load_balance = 1.0;
+        }
+        setup.fidelity = if full { Fidelity::Full } else { Fidelity::Folded };
+        let plan = compile(&setup).expect("the generator makes valid plans");
+        prop_assert!(!plan.on_fabric);
+        let (ports, links) = (simulate(&plan), simulate_on_links(&plan));
+        prop_assert_eq!(ports.step_time, links.step_time);
+        prop_assert_eq!(ports.total(), links.total());
     }
 
     /// The same input gives the same record.

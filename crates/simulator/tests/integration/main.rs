@@ -10,3 +10,4 @@ mod mechanisms;
 mod plans;
 mod run;
 mod search;
+mod sharing;

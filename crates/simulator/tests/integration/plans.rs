@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rackflow_plan::{Fidelity, Jitter, RankOrder, Setup, Straggler};
 use rackflow_scenario::Catalogue;
-use rackflow_topology::{Cluster, Fabric, FatTree};
+use rackflow_topology::{Cluster, Fabric, FatTree, Routing as LinkRouting};
 use rackflow_units::SimDuration;
 use rackflow_workload::{
     Attention, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap, Parallelism, Recipe, Recompute,
@@ -55,7 +55,7 @@ fn moe_defaults() -> MoE {
 }
 
 /// A three-tier tree of small switches, so that small clusters cross every level.
-fn small_switches(oversubscription: f64) -> Fabric {
+pub fn small_switches(oversubscription: f64, routing: LinkRouting) -> Fabric {
     match Catalogue::builtin()
         .fabric("ib-three-tier")
         .expect("in the catalogue")
@@ -65,6 +65,7 @@ fn small_switches(oversubscription: f64) -> Fabric {
             tiers: 3,
             radix: 16,
             leaf_oversubscription: oversubscription,
+            routing,
             ..tree
         }),
         other => panic!("{other:?} is not a fat tree"),
@@ -89,7 +90,7 @@ pub fn cluster(node: &str, gpus: u32) -> Cluster {
     Cluster {
         node,
         gpus,
-        fabric: small_switches(1.0),
+        fabric: small_switches(1.0, LinkRouting::Adaptive),
     }
 }
 
@@ -204,10 +205,13 @@ prop_compose! {
         dispatcher in dispatchers(),
         schedule in schedules(),
         recompute in recomputes(),
-        routing in routings(),
+        load in routings(),
         (graphs, sequence_parallel) in (0..3u8, any::<bool>()),
         stragglers in proptest::collection::vec((0..64u32, 1.0..1.5f64), 0..3),
-        oversubscription in prop_oneof![Just(1.0), Just(2.0)],
+        (oversubscription, routing) in (
+            prop_oneof![Just(1.0), Just(2.0)],
+            prop_oneof![2 => Just(LinkRouting::Adaptive), 1 => Just(LinkRouting::Ecmp)],
+        ),
         jitter in prop_oneof![
             4 => Just(Jitter::NONE),
             1 => Just(Jitter { gpu: 0.02, kernel: 0.0 }),
@@ -235,7 +239,7 @@ prop_compose! {
         let mut setup = plain(gpus);
         // A cluster is whole nodes, or part of one.
         setup.cluster = cluster(if gpus.is_multiple_of(8) || gpus < 8 { "dgx-h100" } else { "gb200-nvl72" }, gpus);
-        setup.cluster.fabric = small_switches(oversubscription);
+        setup.cluster.fabric = small_switches(oversubscription, routing);
         setup.rank_order = if order { RankOrder::DataBeforePipeline } else { RankOrder::PipelineBeforeData };
         setup.seed = seed;
         setup.jitter = jitter;
@@ -254,7 +258,7 @@ prop_compose! {
         t.global_batch = micro_batches * u64::from(data);
         t.schedule = schedule;
         t.recompute = recompute;
-        t.routing = routing;
+        t.routing = load;
         t.parallelism = Parallelism {
             tensor,
             sequence_parallel: sequence_parallel || moe,

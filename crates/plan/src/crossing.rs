@@ -1,0 +1,517 @@
+//! Who sends to whom over NICs: the flows of a communicator and of messages between stages.
+//!
+//! A collective is priced by what it asks of one rank ([`Demand`](rackflow_network::Demand)). Where links
+//! above the leaves can hold it back, the simulator runs its flows over them; here stands which
+//! flows these are, and whether the tiers of a cluster can hold a plan back at all.
+
+use crate::compile::Plan;
+use crate::program::{GroupSlot, Work};
+use crate::setup::Setup;
+use rackflow_network::{Algorithm, CollectiveOp, Demand, Program};
+use rackflow_topology::{
+    ClusterMap, Fabric, FaultyLink, GroupSpan, Level, LinkFault, LinkId, Routing, Wires,
+};
+use rackflow_units::{Bytes, SimDuration};
+
+/// Which flows a collective has between NVLink domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pattern {
+    /// Rings that enter and leave every domain on each member's NIC in turn, domains by place.
+    Ring,
+    /// A double binary tree over the domains for each column of members.
+    Tree,
+    /// Every pair for itself.
+    Pairs,
+    /// To one member of each other domain, which forwards.
+    Relayed,
+    /// From each member to the next, in the order of ranks.
+    Neighbours,
+}
+
+impl Pattern {
+    /// Number of patterns.
+    pub const COUNT: usize = 5;
+    /// All patterns.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Ring,
+        Self::Tree,
+        Self::Pairs,
+        Self::Relayed,
+        Self::Neighbours,
+    ];
+
+    /// The flows of a collective of this slot that runs by this algorithm; `None` where nothing
+    /// leaves a domain.
+    pub fn of(slot: GroupSlot, algorithm: Algorithm) -> Option<Self> {
+        match algorithm {
+            Algorithm::Local | Algorithm::InSwitch => None,
+            // Keys and values go around.
+            _ if slot == GroupSlot::Context => Some(Self::Neighbours),
+            Algorithm::Ring | Algorithm::Hierarchical | Algorithm::RecursiveHalving => {
+                Some(Self::Ring)
+            }
+            Algorithm::Tree | Algorithm::InSwitchTree => Some(Self::Tree),
+            Algorithm::Direct => Some(Self::Pairs),
+            Algorithm::Relayed => Some(Self::Relayed),
+        }
+    }
+}
+
+/// Flows of one communication over NICs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flows {
+    /// Flows among which a rank that sends most divides its bytes; all flows carry alike.
+    pub each: u32,
+    /// Sender, receiver, and whether the message is handed to the sender's neighbour on the
+    /// receiver's rail first (PXN).
+    pub edges: Vec<(u32, u32, bool)>,
+}
+
+/// More pairs than this are laid out by rail: one flow to each domain, as if relayed.
+const MOST_PAIRS: usize = 1 << 22;
+
+impl Flows {
+    /// The flows of `pattern` among the ranks on `gpus`, in the order of ranks.
+    pub fn among(pattern: Pattern, gpus: &[u32], map: &ClusterMap) -> Self {
+        if pattern == Pattern::Neighbours {
+            return Self::around(gpus, map);
+        }
+        let mut sorted = gpus.to_vec();
+        sorted.sort_unstable();
+        let domains: Vec<&[u32]> = sorted
+            .chunk_by(|a, b| map.place(*a).domain == map.place(*b).domain)
+            .collect();
+        if domains.len() < 2 {
+            return Self::default();
+        }
+        match pattern {
+            Pattern::Ring => Self::rings(&domains),
+            Pattern::Tree => Self::trees(&domains),
+            Pattern::Pairs if gpus.len() * gpus.len() <= MOST_PAIRS => Self::pairs(&domains),
+            Pattern::Pairs | Pattern::Relayed => Self::relayed(&domains),
+            Pattern::Neighbours => unreachable!("taken above"),
+        }
+    }
+
+    /// One message.
+    pub fn message(from: u32, to: u32, map: &ClusterMap) -> Self {
+        let mut flows = Self {
+            each: 1,
+            edges: Vec::new(),
+        };
+        if map.level(from, to) > Level::NvLink {
+            flows.edges.push((from, to, false));
+        }
+        flows
+    }
+
+    fn around(gpus: &[u32], map: &ClusterMap) -> Self {
+        let next = gpus.iter().cycle().skip(1);
+        let pairs = gpus.iter().zip(next).map(|(from, to)| (*from, *to, false));
+        Self {
+            each: 1,
+            edges: pairs
+                .filter(|(from, to, _)| map.level(*from, *to) > Level::NvLink)
+                .collect(),
+        }
+    }
+
+    /// As many rings as the emptiest domain has members.
+    fn rings(domains: &[&[u32]]) -> Self {
+        let columns = columns(domains);
+        let mut edges = Vec::new();
+        for (index, domain) in domains.iter().enumerate() {
+            let next = domains[(index + 1) % domains.len()];
+            edges.extend((0..columns).map(|column| (domain[column], next[column], false)));
+        }
+        Self { each: 1, edges }
+    }
+
+    fn trees(domains: &[&[u32]]) -> Self {
+        let columns = columns(domains);
+        let span = GroupSpan {
+            ranks: (domains.len() * columns) as u32,
+            domains: domains.len() as u32,
+            ranks_per_domain_max: columns as u32,
+            ranks_per_domain_min: columns as u32,
+            leaves: 1,
+            pods: 1,
+            level: Level::Leaf,
+            rail_aligned: true,
+            ring_hops_over_leaf: 0,
+            ring_hops_over_pod: 0,
+            pairs_remote: 0,
+            pairs_over_leaf: 0,
+            pairs_over_pod: 0,
+            scale_up_rings: 1_000_000,
+            scale_up_pairs: 1_000_000,
+        };
+        // Divides by all that a tree divides by.
+        const PARTS: u64 = 12;
+        let demand = Demand {
+            algorithm: Algorithm::Tree,
+            nic: SimDuration::from_picos(PARTS),
+            wire_bytes_nic: Bytes::new(PARTS),
+            ..Demand::NONE
+        };
+        let program = Program::pipelined(CollectiveOp::AllReduce, &span, &demand);
+        let Some(Program::Pipelined { edges: all, .. }) = program else {
+            return Self::rings(domains);
+        };
+        let gpu = |rank: u32| domains[rank as usize / columns][rank as usize % columns];
+        let each = all
+            .first()
+            .map_or(1, |edge| PARTS / edge.bytes.get().max(1));
+        Self {
+            each: each as u32,
+            edges: all
+                .iter()
+                .map(|edge| (gpu(edge.from), gpu(edge.to), false))
+                .collect(),
+        }
+    }
+
+    fn pairs(domains: &[&[u32]]) -> Self {
+        let all: usize = domains.iter().map(|domain| domain.len()).sum();
+        let mut edges = Vec::new();
+        for (index, domain) in domains.iter().enumerate() {
+            let others = || {
+                domains
+                    .iter()
+                    .enumerate()
+                    .filter(|(other, _)| *other != index)
+            };
+            for from in *domain {
+                edges.extend(
+                    others().flat_map(|(_, other)| other.iter().map(|to| (*from, *to, true))),
+                );
+            }
+        }
+        Self {
+            each: (all - columns(domains)) as u32,
+            edges,
+        }
+    }
+
+    fn relayed(domains: &[&[u32]]) -> Self {
+        let mut edges = Vec::new();
+        for (index, domain) in domains.iter().enumerate() {
+            let others = || {
+                domains
+                    .iter()
+                    .enumerate()
+                    .filter(|(other, _)| *other != index)
+            };
+            for (column, from) in domain.iter().enumerate() {
+                edges
+                    .extend(others().map(|(_, other)| (*from, other[column % other.len()], false)));
+            }
+        }
+        Self {
+            each: domains.len() as u32 - 1,
+            edges,
+        }
+    }
+}
+
+fn columns(domains: &[&[u32]]) -> usize {
+    domains.iter().map(|domain| domain.len()).min().unwrap_or(0)
+}
+
+/// Whose flows these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// A communicator's.
+    Group {
+        /// Position of its slot in [`Plan::slots`].
+        at: usize,
+        /// Its number.
+        group: u32,
+        /// By which pattern.
+        pattern: Pattern,
+    },
+    /// A rank's, to the next stage, or to the one before.
+    Message {
+        /// Which rank.
+        rank: u32,
+        /// To the next stage.
+        forward: bool,
+    },
+}
+
+impl Plan {
+    /// Visits the flows of all communicators and messages that leave their NVLink domain, with the GPUs
+    /// of [`Setup::host`], whose map this is, and the largest part of a NIC's rate that any such
+    /// communication has on average.
+    pub fn crossings(&self, map: &ClusterMap, visit: &mut dyn FnMut(Sender, &Flows, f64)) {
+        let patterns = self.patterns();
+        let mut members = Vec::new();
+        for (at, slot) in self.slots.iter().enumerate() {
+            for group in 0..self.placement.groups(*slot) {
+                let Some(class) = self.span_classes[*slot as usize].get(group as usize) else {
+                    continue;
+                };
+                for (pattern, part) in &patterns[*slot as usize][*class as usize] {
+                    members.clear();
+                    self.placement.members(*slot, group, &mut members);
+                    for member in &mut members {
+                        *member = self.setup.gpu_of(*member);
+                    }
+                    let flows = Flows::among(*pattern, &members, map);
+                    if !flows.edges.is_empty() {
+                        let pattern = *pattern;
+                        visit(Sender::Group { at, group, pattern }, &flows, *part);
+                    }
+                }
+            }
+        }
+        if self.next_paths.is_empty() {
+            return;
+        }
+        let stages = self.setup.training.parallelism.pipeline;
+        for rank in 0..self.placement.ranks() {
+            for (forward, by) in [(true, 1), (false, stages - 1)] {
+                let to = self.setup.gpu_of(self.placement.shifted(rank, by));
+                let flows = Flows::message(self.setup.gpu_of(rank), to, map);
+                if !flows.edges.is_empty() {
+                    visit(Sender::Message { rank, forward }, &flows, 1.0);
+                }
+            }
+        }
+    }
+
+    /// The patterns that collectives of each slot use, by span class, with the largest part of the time
+    /// for which one keeps a NIC busy.
+    fn patterns(&self) -> Vec<Vec<Vec<(Pattern, f64)>>> {
+        let mut used = vec![Vec::new(); GroupSlot::COUNT];
+        let mut seen = vec![false; self.transfers.len()];
+        for task in self.programs.iter().flat_map(|program| &program.tasks) {
+            let Work::Collective(slot, transfer) = task.work else {
+                continue;
+            };
+            if std::mem::replace(&mut seen[transfer.0 as usize], true) {
+                continue;
+            }
+            let classes: &mut Vec<Vec<(Pattern, f64)>> = &mut used[slot as usize];
+            let demands = &self.demands[transfer.0 as usize];
+            classes.resize(demands.len().max(classes.len()), Vec::new());
+            for (class, demand) in classes.iter_mut().zip(demands) {
+                if let Some(pattern) = Pattern::of(slot, demand.algorithm)
+                    && demand.wire_bytes_nic > Bytes::ZERO
+                {
+                    let busy = demand.nic.as_secs_f64() / demand.duration().as_secs_f64();
+                    match class.iter_mut().find(|(known, _)| *known == pattern) {
+                        Some((_, most)) => *most = most.max(busy),
+                        None => class.push((pattern, busy)),
+                    }
+                }
+            }
+        }
+        for (slot, classes) in used.iter_mut().enumerate() {
+            let known = self
+                .span_classes
+                .get(slot)
+                .map(|classes| classes.iter().max());
+            let count = known.flatten().map_or(0, |last| *last as usize + 1);
+            classes.resize(count.max(classes.len()), Vec::new());
+        }
+        used
+    }
+}
+
+/// Whether links above the leaves of this cluster may be asked for more than they carry: where tiers
+/// are narrower than what is below them, where hashes pick paths, where groups are joined directly,
+/// and where a leaf is not whole.
+pub(crate) fn may_block(setup: &Setup, map: &ClusterMap) -> bool {
+    let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
+    let fabric = &setup.host().fabric;
+    map.leaf_oversubscription() > 1.0
+        || map.spine_oversubscription() > 1.0
+        || fabric.routing() == Routing::Ecmp
+        || matches!(fabric, Fabric::DragonflyPlus(_))
+        || setup.faults.iter().any(leaf)
+}
+
+/// Whether this plan asks a link above the leaves for more than it carries when every rank that
+/// sends over it does so at its NIC's rate. What load balancing costs on average is left to the
+/// prices.
+pub(crate) fn blocks(plan: &Plan, map: &ClusterMap) -> bool {
+    let setup = &plan.setup;
+    let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
+    if setup.faults.iter().any(leaf) {
+        return true;
+    }
+    let Ok(wires) = Wires::routed(setup.host(), Routing::Adaptive, 0) else {
+        return false;
+    };
+    let mut reach = Reach::default();
+    let mut route = Vec::new();
+    plan.crossings(map, &mut |_, flows, part| {
+        reach.add(&wires, flows, part, 0, &mut route)
+    });
+    let hashed = setup.host().fabric.routing() == Routing::Ecmp;
+    let rate = map.nic_share().as_f64();
+    reach.most().into_iter().any(|(link, ranks)| {
+        let capacity = wires.bandwidth(link).as_f64() / map.load_balance();
+        let asked = ranks * rate;
+        (hashed && ranks > 1.0) || asked > capacity * (1.0 + 1e-9)
+    })
+}
+
+/// Which ranks send and receive over each link above the leaves, and how busily.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// Millionths of the rate of its NIC with which a rank sends.
+    senders: Vec<(LinkId, u32, u32)>,
+    receivers: Vec<(LinkId, u32, u32)>,
+}
+
+/// All of a NIC's rate, in millionths.
+const WHOLE: u32 = 1_000_000;
+
+impl Reach {
+    /// Adds the flows of one communication, whose connections are drawn by `choice`: each rank sends at
+    /// this part of its NIC's rate. `route` is scratch.
+    pub fn add(
+        &mut self,
+        wires: &Wires,
+        flows: &Flows,
+        part: f64,
+        choice: u64,
+        route: &mut Vec<LinkId>,
+    ) {
+        let part = (part * f64::from(WHOLE)).ceil().min(f64::from(WHOLE)) as u32;
+        let firsts = [self.senders.len(), self.receivers.len()];
+        for &edge in &flows.edges {
+            route_of(wires, edge, choice, route);
+            let (from, to, _) = edge;
+            self.senders
+                .extend(route.iter().map(|link| (*link, from, part)));
+            self.receivers
+                .extend(route.iter().map(|link| (*link, to, part)));
+        }
+        // A rank with several flows of one communication on a link sends once.
+        for (ranks, first) in [&mut self.senders, &mut self.receivers]
+            .into_iter()
+            .zip(firsts)
+        {
+            let mut added = ranks.split_off(first);
+            added.sort_unstable();
+            added.dedup();
+            ranks.append(&mut added);
+        }
+    }
+
+    /// At each link that is used, the most ranks that can keep it busy at once.
+    pub fn most(self) -> Vec<(LinkId, f64)> {
+        let (senders, receivers) = (ranks_on(self.senders), ranks_on(self.receivers));
+        // Both name the same links, in order.
+        senders
+            .iter()
+            .zip(&receivers)
+            .map(|(sent, received)| (sent.0, sent.1.min(received.1)))
+            .collect()
+    }
+}
+
+/// Ranks' worth of traffic on each link: no rank has more than one NIC's.
+fn ranks_on(mut ranks: Vec<(LinkId, u32, u32)>) -> Vec<(LinkId, f64)> {
+    ranks.sort_unstable();
+    let of_rank: Vec<(LinkId, u64)> = ranks
+        .chunk_by(|a, b| (a.0, a.1) == (b.0, b.1))
+        .map(|run| {
+            let parts: u64 = run.iter().map(|(_, _, part)| u64::from(*part)).sum();
+            (run[0].0, parts.min(u64::from(WHOLE)))
+        })
+        .collect();
+    of_rank
+        .chunk_by(|a, b| a.0 == b.0)
+        .map(|run| {
+            let parts: u64 = run.iter().map(|(_, part)| part).sum();
+            (run[0].0, parts as f64 / f64::from(WHOLE))
+        })
+        .collect()
+}
+
+/// The links above the leaves that a flow goes over.
+pub fn route_of(
+    wires: &Wires,
+    (from, to, by_rail): (u32, u32, bool),
+    choice: u64,
+    route: &mut Vec<LinkId>,
+) {
+    if by_rail {
+        wires.route_by_rail(from, to, choice, route);
+    } else {
+        wires.route(from, to, choice, route);
+    }
+    route.retain(|link| wires.level(*link) > Level::Leaf);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackflow_topology::Cluster;
+
+    fn cluster() -> Cluster {
+        let text = "cluster: { node: dgx-h100, gpus: 64, fabric: ib-two-tier }\n\
+                    workload: { training: { model: llama3-8b, stack: megatron-core-25.04, precision: bf16, sequence_length: 4096, \
+                    global_batch: 64, parallelism: { tensor: 1 } } }";
+        let files = |_: &str| Err(std::io::Error::other("no files"));
+        let scenario = rackflow_scenario::parse("test", text).expect("it parses");
+        scenario.resolve(&files).expect("it resolves").cluster
+    }
+
+    /// What leaves a rank is what arrives at one: in every pattern each rank of a regular group
+    /// sends as much as it receives, and the busiest sends all of its bytes.
+    #[test]
+    fn what_is_sent_is_received_and_no_rank_sends_more_than_its_bytes() {
+        let map = ClusterMap::new(&cluster()).expect("it nests");
+        for members in [1_u32, 2, 8] {
+            for domains in [2_u32, 3, 8] {
+                let gpus: Vec<u32> = (0..domains)
+                    .flat_map(|domain| (0..members).map(move |member| domain * 8 + member))
+                    .collect();
+                for pattern in Pattern::ALL {
+                    let flows = Flows::among(pattern, &gpus, &map);
+                    let sent = |gpu: u32| flows.edges.iter().filter(|edge| edge.0 == gpu).count();
+                    let received =
+                        |gpu: u32| flows.edges.iter().filter(|edge| edge.1 == gpu).count();
+                    let busiest = gpus.iter().map(|gpu| sent(*gpu)).max();
+                    assert_eq!(
+                        busiest,
+                        Some(flows.each as usize),
+                        "{pattern:?} {members} {domains}"
+                    );
+                    if pattern != Pattern::Neighbours {
+                        for gpu in &gpus {
+                            assert_eq!(sent(*gpu), received(*gpu), "{pattern:?} {gpu}");
+                        }
+                    }
+                    let inside = |edge: &(u32, u32, bool)| {
+                        map.place(edge.0).domain == map.place(edge.1).domain
+                    };
+                    assert!(!flows.edges.iter().any(inside), "{pattern:?} stays outside");
+                }
+            }
+        }
+    }
+
+    /// Uneven groups: every flow of a ring or a tree is there once for each column.
+    #[test]
+    fn uneven_groups_have_as_many_columns_as_their_emptiest_domain() {
+        let map = ClusterMap::new(&cluster()).expect("it nests");
+        let gpus = [0, 1, 2, 8, 9, 16, 17, 18, 19];
+        assert_eq!(Flows::among(Pattern::Ring, &gpus, &map).edges.len(), 6);
+        let relayed = Flows::among(Pattern::Relayed, &gpus, &map);
+        assert_eq!((relayed.each, relayed.edges.len()), (2, 18));
+        let pairs = Flows::among(Pattern::Pairs, &gpus, &map);
+        assert_eq!(pairs.edges.len(), 81 - 9 - 4 - 16);
+        assert_eq!(pairs.each, 7);
+        assert!(
+            Flows::among(Pattern::Tree, &gpus[..3], &map)
+                .edges
+                .is_empty()
+        );
+    }
+}
