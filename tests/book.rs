@@ -438,6 +438,63 @@ fn every_page_of_the_documentation_is_listed() {
     assert_eq!(unique, pages, "left: docs/SUMMARY.md, right: the folder");
 }
 
+/// The name under which a heading can be linked to: as GitHub and mdBook make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter_map(|c| match c {
+        ' ' => Some('-'),
+        '-' | '_' => Some(c),
+        c if c.is_alphanumeric() => Some(c.to_ascii_lowercase()),
+        _ => None,
+    });
+    kept.collect()
+}
+
+/// Where a page's links lead, without those to other sites.
+fn links(text: &str) -> Vec<String> {
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '\n']).next());
+    targets
+        .filter(|target| !target.contains("://") && !target.starts_with("mailto:"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut pages: Vec<PathBuf> = documentation()
+        .iter()
+        .filter(|name| name.ends_with(".md"))
+        .map(|name| root().join("docs").join(name))
+        .collect();
+    pages.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    let mut broken = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("a page");
+        for link in links(&text) {
+            let (path, fragment) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() {
+                page.clone()
+            } else {
+                page.with_file_name(path)
+            };
+            let found = match fs::read_to_string(&target) {
+                _ if fragment.is_empty() => target.exists(),
+                Ok(text) => text
+                    .lines()
+                    .filter(|line| line.starts_with('#'))
+                    .any(|line| anchor(line.trim_start_matches('#').trim()) == fragment),
+                Err(_) => false,
+            };
+            if !found {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 #[test]
 fn checks_and_excerpts_can_fail() {
     let report =
@@ -460,6 +517,8 @@ fn checks_and_excerpts_can_fail() {
     assert_eq!(found("```\nrackflow run my.yaml\n```\n").len(), 1);
     let page = "<!-- file: my.yaml -->\n```yaml\ncluster: {}\n```\n<!-- refused -->\n```sh\nrackflow check my.yaml\n```\n";
     assert_eq!(found(page), Vec::<String>::new());
+    assert_eq!(links("[a](b.md#c) [x](https://y)"), ["b.md#c"]);
+    assert_eq!(anchor("The `a` of b-c, d"), "the-a-of-b-c-d");
     assert_eq!(without_figures("Bubble   ▐█▌   -48.0 %"), "Bubble %");
     assert_eq!(plain("Bubble   ▐█▌   -48.0 %"), "Bubble -48.0 %");
 }

@@ -151,7 +151,10 @@ fn bench<Q: PendingSet>(c: &mut Criterion, name: &str) {
         .measurement_time(Duration::from_secs(1));
     for (kind, pending) in [
         (Increments::Exponential, 1_000),
+        (Increments::Exponential, 10_000),
         (Increments::Exponential, 100_000),
+        (Increments::Exponential, 1_000_000),
+        (Increments::Exponential, 10_000_000),
         (Increments::Uniform, 100_000),
         (Increments::Groups16, 100_000),
         (Increments::Ties16, 100_000),
