@@ -3,7 +3,7 @@
 use crate::cause::CommKind;
 use crate::crossing;
 use crate::error::PlanError;
-use crate::facts::{Facts, StageFacts};
+use crate::facts::{Facts, KernelFacts, StageFacts, Uplinks};
 use crate::layer::{self, Gradients, Sizes, stream};
 use crate::memory;
 use crate::placement::Placement;
@@ -16,7 +16,7 @@ use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::ClusterMap;
-use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, Precision, SimDuration};
 use rackflow_workload::{
     AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
 };
@@ -180,12 +180,14 @@ fn facts(
     let tokens = training.tokens() as f64;
     let seq = training.sequence_length;
     let mut executed = SegmentFlops::default();
+    let mut executions = vec![0_u64; segment_flops.len()];
     for program in programs {
         for task in &program.tasks {
             if let Work::Compute(id) = task.work {
-                let flops = segment_flops[id.0 as usize];
+                let flops = &segment_flops[id.0 as usize];
                 executed.model += flops.model;
                 executed.again += flops.again;
+                executions[id.0 as usize] += 1;
             }
         }
     }
@@ -215,6 +217,40 @@ fn facts(
         memory_capacity: accelerator.memory,
         micro_batches: training.micro_batches(),
         racks: map.racks(),
+        kernels: kernels(segment_flops, &executions, ranks),
+        nic_share: map.nic_share(),
+        uplinks: uplinks(map),
+    }
+}
+
+/// What the segments' kernels come to over a step, with `ranks` on each stage.
+fn kernels(segments: &[SegmentFlops], executions: &[u64], ranks: f64) -> Vec<KernelFacts> {
+    let mut found = BTreeMap::new();
+    for (segment, times) in segments.iter().zip(executions) {
+        for kernel in segment.kernels.iter().filter(|_| *times > 0) {
+            let sum = found.entry(kernel.key()).or_insert_with(|| KernelFacts {
+                launches: 0.0,
+                flops: 0.0,
+                bytes: 0.0,
+                seconds: 0.0,
+                ..*kernel
+            });
+            sum.add(kernel, *times as f64 * ranks);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn uplinks(map: &ClusterMap) -> Uplinks {
+    let share = |capacity: f64, over: f64| {
+        (capacity > 0.0)
+            .then(|| Bandwidth::from_bytes_per_sec((map.nic_share().as_f64() / over) as u64))
+    };
+    let leaf = share(map.leaf_capacity(), map.leaf_oversubscription());
+    let both = map.leaf_oversubscription() * map.spine_oversubscription();
+    Uplinks {
+        leaf,
+        pod: share(map.pod_capacity(), both),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::memory::MemoryUse;
 use rackflow_topology::Cluster;
-use rackflow_units::{Bytes, FlopRate, Precision};
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision};
 use rackflow_workload::Training;
 
 /// One pipeline stage.
@@ -12,6 +12,72 @@ pub struct StageFacts {
     pub layers: u64,
     /// Peak memory of one of its ranks.
     pub memory: MemoryUse,
+}
+
+/// What a kernel does, as far as pictures tell kernels apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelKind {
+    /// A matrix product; its shape is m, n, k.
+    Product,
+    /// Products of one launch, one for each expert; its shape is rows over all experts, n, k.
+    ExpertProduct,
+    /// Fused attention; its shape is query positions, key positions, heads.
+    Attention,
+    /// Whatever only streams memory; no shape.
+    Stream,
+}
+
+/// All kernels of one name, format and shape in one step, over all GPUs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KernelFacts {
+    /// The part of the step that they belong to ("attention forward").
+    pub label: &'static str,
+    /// What they do.
+    pub kind: KernelKind,
+    /// Format of the operands; none where nothing is multiplied.
+    pub precision: Option<Precision>,
+    /// Sizes, by kind.
+    pub shape: [u64; 3],
+    /// They compute what was computed before.
+    pub again: bool,
+    /// Launches.
+    pub launches: f64,
+    /// Tensor-core operations.
+    pub flops: f64,
+    /// Bytes read from and written to memory.
+    pub bytes: f64,
+    /// Time on the device, alone on all its SMs, in seconds.
+    pub seconds: f64,
+}
+
+impl KernelFacts {
+    /// What tells kernels apart.
+    pub(crate) fn key(&self) -> (&'static str, KernelKind, Option<Precision>, [u64; 3], bool) {
+        (
+            self.label,
+            self.kind,
+            self.precision,
+            self.shape,
+            self.again,
+        )
+    }
+
+    /// Counts `times` of these.
+    pub(crate) fn add(&mut self, other: &Self, times: f64) {
+        self.launches += other.launches * times;
+        self.flops += other.flops * times;
+        self.bytes += other.bytes * times;
+        self.seconds += other.seconds * times;
+    }
+}
+
+/// What one GPU may send over each tier of switches, one direction, if all send at once.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Uplinks {
+    /// From its leaf to the spines; none where there is one leaf.
+    pub leaf: Option<Bandwidth>,
+    /// From its pod to the cores; none where there is one pod.
+    pub pod: Option<Bandwidth>,
 }
 
 /// Constants of a plan that metrics are computed from. FLOPs are of the whole step, all GPUs.
@@ -49,4 +115,10 @@ pub struct Facts {
     pub micro_batches: u64,
     /// Racks, each a range of GPU indices.
     pub racks: Vec<std::ops::Range<u32>>,
+    /// Kernels of the step, by name, format and shape.
+    pub kernels: Vec<KernelFacts>,
+    /// Line rate of one GPU's share of its node's NICs, one direction.
+    pub nic_share: Bandwidth,
+    /// What a GPU may send beyond its leaf.
+    pub uplinks: Uplinks,
 }

@@ -28,7 +28,7 @@ pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
-pub use facts::{Facts, StageFacts};
+pub use facts::{Facts, KernelFacts, KernelKind, StageFacts, Uplinks};
 pub use memory::MemoryUse;
 pub use outlook::{
     Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, TrainingRun,

@@ -1,6 +1,7 @@
 //! Runs: pieces of a stage's program, built once and stamped for every micro-batch.
 
 use crate::cause::{Cause, CommKind};
+use crate::facts::{KernelFacts, KernelKind};
 use crate::kernel::{self, KernelCost};
 use crate::price::Prices;
 use crate::program::{
@@ -128,13 +129,15 @@ pub(crate) struct Context<'a> {
     level_sms: [u32; SEGMENT_LEVELS],
 }
 
-/// Tensor-core FLOPs of one segment.
-#[derive(Debug, Clone, Copy, Default)]
+/// Tensor-core FLOPs of one segment, and the kernels that they are done by.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct SegmentFlops {
     /// Model FLOPs, attention as the mask leaves it.
     pub model: f64,
     /// FLOPs executed again: recomputation, and the scores in flash attention's backward pass.
     pub again: f64,
+    /// Its kernels, once each.
+    pub kernels: Vec<KernelFacts>,
 }
 
 impl<'a> Context<'a> {
@@ -212,13 +215,16 @@ impl<'a> Context<'a> {
     fn segment(
         &mut self,
         label: &'static str,
-        ops: &[Operation],
+        ops: &[(&'static str, Operation)],
         besides: SimDuration,
         routed: bool,
         recompute: bool,
     ) -> SegmentId {
         let native = self.setup.training.recipe.gemm();
         let peak_native = self.accelerator.peak.get(native);
+        // The rate by which the cost model turns bytes into time of the memory.
+        let memory_rate =
+            self.accelerator.memory_bandwidth.as_f64() * self.accelerator.measured.memory;
         let mut time = [SimDuration::ZERO; SEGMENT_LEVELS];
         let mut memory_time = SimDuration::ZERO;
         let stack = &self.setup.training.stack;
@@ -234,7 +240,7 @@ impl<'a> Context<'a> {
                 None => causes.push((cause, span)),
             }
         };
-        for op in ops {
+        for (part, op) in ops {
             let cost = kernel::cost_with(op, self.accelerator, self.level_sms[0], self.options);
             time[0] += cost.time;
             memory_time += cost.memory_time;
@@ -260,6 +266,12 @@ impl<'a> Context<'a> {
             };
             flops.model += model;
             flops.again += executed - model;
+            flops.kernels.push(KernelFacts {
+                flops: executed,
+                bytes: cost.memory_time.as_secs_f64() * memory_rate,
+                seconds: cost.time.as_secs_f64(),
+                ..described(op, part, recompute)
+            });
             if recompute {
                 book(Cause::Recomputation, cost.time);
                 continue;
@@ -304,6 +316,51 @@ impl<'a> Context<'a> {
         });
         self.segment_flops.push(flops);
         SegmentId(self.segments.len() as u32 - 1)
+    }
+}
+
+/// What an operation is, for pictures of kernels.
+fn described(op: &Operation, label: &'static str, again: bool) -> KernelFacts {
+    let (kind, precision, shape, launches) = match *op {
+        Operation::Gemm {
+            m, n, k, precision, ..
+        } => (KernelKind::Product, Some(precision), [m, n, k], 1.0),
+        Operation::GroupedGemm {
+            m_total,
+            n,
+            k,
+            precision,
+            ..
+        } => (
+            KernelKind::ExpertProduct,
+            Some(precision),
+            [m_total, n, k],
+            1.0,
+        ),
+        Operation::Attention {
+            query_len,
+            kv_len,
+            heads,
+            precision,
+            ..
+        } => (
+            KernelKind::Attention,
+            Some(precision),
+            [query_len, kv_len, heads],
+            1.0,
+        ),
+        Operation::Stream { kernels, .. } => (KernelKind::Stream, None, [0; 3], f64::from(kernels)),
+    };
+    KernelFacts {
+        label,
+        kind,
+        precision,
+        shape,
+        again,
+        launches,
+        flops: 0.0,
+        bytes: 0.0,
+        seconds: 0.0,
     }
 }
 
@@ -368,7 +425,8 @@ fn host_time(op: &Operation, stack: &SoftwareStack) -> SimDuration {
 pub(crate) struct Builder<'c, 'a> {
     pub ctx: &'c mut Context<'a>,
     run: Run,
-    ops: Vec<Operation>,
+    /// Operations of the open segment, each with the label under which it came.
+    ops: Vec<(&'static str, Operation)>,
     waits: Vec<u32>,
     label: &'static str,
     routed: bool,
@@ -418,11 +476,12 @@ impl<'c, 'a> Builder<'c, 'a> {
     }
 
     pub fn op(&mut self, op: Operation) {
-        self.ops.push(op);
+        self.ops.push((self.label, op));
     }
 
     pub fn extend(&mut self, ops: impl IntoIterator<Item = Operation>) {
-        self.ops.extend(ops);
+        let label = self.label;
+        self.ops.extend(ops.into_iter().map(|op| (label, op)));
     }
 
     /// Ends the open segment, if there is one.

@@ -2,6 +2,7 @@
 
 use crate::claims::ClaimsArgs;
 use crate::collective::CollectiveArgs;
+use crate::plot::PlotArgs;
 use crate::validate;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -133,6 +134,18 @@ Examples:
 What is compared is GPU time per model FLOP, so runs of different sizes, batches and models stand on one
 footing; the differences by cause sum to the whole difference.")]
     Compare(CompareArgs),
+    /// Draw one picture of a report, a sweep or a scenario, as SVG or PNG
+    #[command(after_help = "\
+Examples:
+  rackflow plot roofline deepseek-v3-2048-h800 > roofline.svg
+  rackflow plot gantt results/report.json -o gantt.png
+  rackflow plot scaling out -o pictures           the folder of a sweep
+  rackflow plot scaling small.json medium.json large.json > scaling.svg
+  rackflow plot pareto serve-llama3-70b-8-h100 -o pareto.png
+
+A report holds all that pictures of one run need: `rackflow run SCENARIO --format json`. Pictures of many
+runs are made of a sweep, its folder, or several reports.")]
+    Plot(PlotArgs),
     /// Check scenarios without running them: is every name, unit and count right, and does it fit?
     Check {
         /// Scenario files, names of shipped scenarios, or `-` for standard input

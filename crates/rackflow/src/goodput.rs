@@ -22,16 +22,35 @@ enum Outcome {
 
 /// Searches each way's highest rate.
 pub fn run(args: &PlanArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
-    let attainment = args.attainment;
-    if !(0.0..=1.0).contains(&attainment) {
-        return Err(Failure::input(format_args!(
-            "--attainment is {attainment}; it must be between 0 and 1"
-        )));
-    }
     if !args.precision.is_empty() {
         return Err(Failure::input(
             "--precision belongs to training scenarios, and this one serves\n  hint: change `precision` in the scenario",
         ));
+    }
+    let plan = plan(input, args.attainment)?;
+    if let Some(folder) = &args.output {
+        let picture = plan.picture();
+        files::write_folder(
+            folder,
+            &[
+                ("plan.json", plan.to_json().as_bytes()),
+                ("pareto.svg", picture.svg().as_bytes()),
+                ("pareto.png", &picture.png()),
+            ],
+        )?;
+    }
+    files::print(&match args.format {
+        Format::Table => plan.render(&terminal::style(color)),
+        Format::Json => plan.to_json(),
+    })
+}
+
+/// The highest rate of each way to use the GPUs at which a share of requests is inside the objective.
+pub fn plan(input: &Input, attainment: f64) -> Result<ServingPlan, Failure> {
+    if !(0.0..=1.0).contains(&attainment) {
+        return Err(Failure::input(format_args!(
+            "--attainment is {attainment}; it must be between 0 and 1"
+        )));
     }
     let resolved = input::resolve_fleet(input, None)?;
     let slo = resolved.setup.slo;
@@ -67,22 +86,7 @@ pub fn run(args: &PlanArgs, input: &Input, color: ColorChoice) -> Result<(), Fai
             Outcome::Impossible(way) => impossible.push(way),
         }
     }
-    let plan = ServingPlan::of(&name, attainment, &tried, impossible);
-    if let Some(folder) = &args.output {
-        let picture = plan.picture();
-        files::write_folder(
-            folder,
-            &[
-                ("plan.json", plan.to_json().as_bytes()),
-                ("pareto.svg", picture.svg().as_bytes()),
-                ("pareto.png", &picture.png()),
-            ],
-        )?;
-    }
-    files::print(&match args.format {
-        Format::Table => plan.render(&terminal::style(color)),
-        Format::Json => plan.to_json(),
-    })
+    Ok(ServingPlan::of(&name, attainment, &tried, impossible))
 }
 
 fn search(way: &Candidate, trace: Option<&Path>, attainment: f64) -> Result<Outcome, Failure> {

@@ -18,6 +18,7 @@ mod input;
 mod jobs;
 mod messages;
 mod planner;
+mod plot;
 mod run;
 mod serve;
 mod sweep;
@@ -79,6 +80,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Validate {
             what: Validate::Kernels(args),
         } => files::print(&validate::kernels(args).map_err(Failure::from)?),
+        Command::Plot(args) => plot::plot(args),
         Command::Claims(args) => claims::claims(args),
         Command::Schema { of } => files::print(&schema(*of)),
         Command::Completions { shell } => {

@@ -130,7 +130,8 @@ pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
 )]
 pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
     let started = Instant::now();
-    let record = rackflow_simulator::simulate(plan);
+    let stages = trace::first_of_each_stage(plan);
+    let (record, timeline) = rackflow_simulator::simulate_traced(plan, &stages);
     let run = resolved.outlook.run.as_ref().map(|run| {
         rackflow_simulator::simulate_run(plan, record.step_time, run, resolved.setup.seed)
     });
@@ -147,6 +148,7 @@ pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
         economics: Some(resolved.outlook.economics),
         run,
         over_seeds,
+        timeline: Some(timeline),
     };
     summarize(&record, options).map_err(|error| {
         Failure::run(format_args!(

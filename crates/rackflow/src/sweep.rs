@@ -15,10 +15,11 @@ use filter::Filter;
 use folder::{CaseFile, Folder, Planned};
 use indicatif::{ProgressBar, ProgressStyle};
 use rackflow_report::sweep::{CaseFacts, Cell, Outcome, Table, figures, page, row, table};
-use rackflow_report::{Style, render_text};
+use rackflow_report::{Report, Style, render_text};
 use rackflow_scenario::{Case, Sweep};
 use rayon::prelude::*;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 
 /// Runs a sweep and writes its folder.
 pub fn sweep(args: &SweepArgs, color: ColorChoice) -> Result<(), Failure> {
@@ -176,25 +177,8 @@ fn progress(cases: usize) -> ProgressBar {
 
 /// Simulates one case and leaves its files; the last of them says that it is finished.
 fn run_case(folder: &Folder, case: &Case, planned: &Planned) -> Result<(), Failure> {
-    let simulated = planned.work.clone().and_then(|resolved| {
-        // A defect that one case meets must not take the others with it.
-        std::panic::catch_unwind(AssertUnwindSafe(|| {
-            let plan = run::plan(&resolved)?;
-            let mut report = run::simulate(&plan, resolved)?;
-            // The one value that differs between reruns.
-            report.engine.wall_s = 0.0;
-            Ok(report)
-        }))
-        .unwrap_or_else(|_| Err(Failure::run("the simulation failed, a defect of Rackflow")))
-        .map_err(|failure| match failure {
-            Failure::Run(text) | Failure::Input(text) => text,
-            Failure::ReaderGone => String::new(),
-        })
-    });
-    let facts = CaseFacts {
-        name: &case.name,
-        parameters: &[],
-    };
+    let simulated = planned.work.clone().and_then(simulate);
+    let facts = facts(&case.name);
     let finished = |status: &str, reason: Option<String>, metrics| CaseFile {
         hash: planned.hash.clone(),
         case: case.name.clone(),
@@ -221,6 +205,76 @@ fn run_case(folder: &Folder, case: &Case, planned: &Planned) -> Result<(), Failu
             folder.finish(&finished("infeasible", Some(reason.clone()), metrics))
         }
     }
+}
+
+/// Simulates what a case means, or says in the program's words why that failed.
+fn simulate(resolved: input::Resolved) -> Result<Report, String> {
+    // A defect that one case meets must not take the others with it.
+    std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let plan = run::plan(&resolved)?;
+        let mut report = run::simulate(&plan, resolved)?;
+        // The one value that differs between reruns.
+        report.engine.wall_s = 0.0;
+        Ok(report)
+    }))
+    .unwrap_or_else(|_| Err(Failure::run("the simulation failed, a defect of Rackflow")))
+    .map_err(|failure| match failure {
+        Failure::Run(text) | Failure::Input(text) => text,
+        Failure::ReaderGone => String::new(),
+    })
+}
+
+/// The results of a sweep, without a folder.
+pub fn results(input: &Input) -> Result<Table, Failure> {
+    let sweep = input::expand(input, None)?;
+    well_formed(&sweep)?;
+    let bar = progress(sweep.cases.len());
+    let rows = sweep
+        .cases
+        .par_iter()
+        .map(|case| {
+            let report = resolve(input, case).and_then(simulate);
+            let outcome = match &report {
+                Ok(report) => Outcome::Done(report),
+                Err(reason) => Outcome::Infeasible(one_line(reason)),
+            };
+            bar.inc(1);
+            let facts = CaseFacts {
+                name: &case.name,
+                parameters: &case.parameters,
+            };
+            row(&facts, &outcome, &sweep.parameters)
+        })
+        .collect();
+    bar.finish_and_clear();
+    Ok(table(&sweep.parameters, rows))
+}
+
+/// The results in the folder of an earlier sweep; none where there is no such folder.
+pub fn read_results(path: &Path) -> Result<Option<Table>, Failure> {
+    folder::read_results(path, with_choices)
+}
+
+fn facts(name: &str) -> CaseFacts<'_> {
+    CaseFacts {
+        name,
+        parameters: &[],
+    }
+}
+
+/// A row of the results: the identity stands first, then what was chosen, then what was measured.
+fn with_choices(parameters: &[String], chosen: &[(String, String)], metrics: &[Cell]) -> Vec<Cell> {
+    let (identity, metrics) = metrics.split_at(3.min(metrics.len()));
+    let chosen = parameters.iter().map(|name| {
+        let value = chosen.iter().find(|(path, _)| path == name);
+        value.map_or(Cell::Missing, |(_, value)| Cell::Text(value.clone()))
+    });
+    identity
+        .iter()
+        .cloned()
+        .chain(chosen)
+        .chain(metrics.iter().cloned())
+        .collect()
 }
 
 /// A message without its frame: "error: it does not fit" and what follows, on one line.
@@ -252,20 +306,11 @@ fn gather(folder: &Folder, sweep: &Sweep, planned: &[Planned]) -> Result<Table, 
         let Some(finished) = folder.read(&case.name).filter(|f| f.hash == planned.hash) else {
             continue;
         };
-        // The identity stands first, then what was chosen, then what was measured.
-        let (identity, metrics) = finished.metrics.split_at(3.min(finished.metrics.len()));
-        let chosen = sweep.parameters.iter().map(|name| {
-            let value = case.parameters.iter().find(|(path, _)| path == name);
-            value.map_or(Cell::Missing, |(_, value)| Cell::Text(value.clone()))
-        });
-        rows.push(
-            identity
-                .iter()
-                .cloned()
-                .chain(chosen)
-                .chain(metrics.iter().cloned())
-                .collect(),
-        );
+        rows.push(with_choices(
+            &sweep.parameters,
+            &case.parameters,
+            &finished.metrics,
+        ));
     }
     Ok(table(&sweep.parameters, rows))
 }

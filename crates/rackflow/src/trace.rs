@@ -57,17 +57,24 @@ pub fn traced(plan: &Plan, ranks: &[u32]) -> Result<Trace, Failure> {
     }
     let mut chosen = ranks.to_vec();
     if chosen.is_empty() {
-        let first = |stage| {
-            plan.placement.rank(Coordinates {
-                tensor: 0,
-                context: 0,
-                data: 0,
-                stage,
-            })
-        };
-        chosen.extend((0..plan.setup.training.parallelism.pipeline).map(first));
+        chosen = first_of_each_stage(plan);
     }
     Ok(simulate_traced(plan, &chosen).1)
+}
+
+/// The first rank of each pipeline stage.
+pub fn first_of_each_stage(plan: &Plan) -> Vec<u32> {
+    let first = |stage| {
+        plan.placement.rank(Coordinates {
+            tensor: 0,
+            context: 0,
+            data: 0,
+            stage,
+        })
+    };
+    (0..plan.setup.training.parallelism.pipeline)
+        .map(first)
+        .collect()
 }
 
 fn format_of(path: &Path) -> Result<Written, Failure> {

@@ -14,9 +14,11 @@ mod advice;
 mod causes;
 mod collective;
 pub mod compare;
+mod detail;
 mod elasticity;
 mod format;
 mod jobs;
+mod json;
 mod outlook;
 mod paint;
 mod planner;
@@ -34,6 +36,9 @@ pub mod trace;
 
 pub use causes::{Explanation, explain, key};
 pub use collective::{CollectiveReport, CollectiveTable};
+pub use detail::{
+    FormatPeak, Kernel, Kernels, LinkTier, Links, StageTimeline, Timeline, TrafficOf,
+};
 pub use elasticity::{Answer, Elasticities, Elasticity};
 pub use jobs::{JobInput, JobReport, JobsReport, summarize_jobs};
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};

@@ -7,7 +7,7 @@ use rackflow_plan::{Cause, Cost, Economics as Prices};
 use rackflow_simulator::{Record, Replication, RunRecord};
 use rackflow_topology::Component;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 const HOURS_PER_YEAR: f64 = 8766.0;
@@ -17,7 +17,7 @@ const HOURS_PER_YEAR: f64 = 8766.0;
 const REST_OF_RACK: f64 = 0.6;
 
 /// What the cluster draws and costs while it works.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Economics {
     /// Mean power of one accelerator over the step, in watts.
     pub gpu_watts: f64,
@@ -43,7 +43,7 @@ pub struct Economics {
 }
 
 /// A mean with its confidence interval over replications.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     /// Mean over the replications.
     pub mean: f64,
@@ -56,7 +56,7 @@ pub struct Estimate {
 }
 
 /// What a whole training run comes to.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// Runs simulated, each with its own random numbers.
     pub replications: u64,
@@ -99,7 +99,7 @@ pub struct Run {
 }
 
 /// How often a component interrupted the run.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ComponentCount {
     /// `gpu`, `hbm`, `nic`, `switch`, `host`, `software` or `planned`.
     pub component: String,
@@ -108,7 +108,7 @@ pub struct ComponentCount {
 }
 
 /// Checkpoints of a run. Times in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckpointReport {
     /// Size of one.
     pub bytes: u64,
@@ -131,7 +131,7 @@ pub struct CheckpointReport {
 /// What the run's tokens and compute are worth, by L(N, D) = E + A / N^alpha + B / D^beta with the
 /// constants of Besiroglu et al. 2024 (arXiv 2404.10102). It ranks runs; it is not the loss on other
 /// data. Parameters are those that a token meets, which understates a mixture of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScalingLawReport {
     /// Loss of this model after these tokens, in nats per token.
     pub loss: f64,

@@ -1,8 +1,9 @@
 //! The report as data. Every metric is defined here, at its field, and nowhere else.
 
+use crate::detail::{Kernels, Links, Timeline};
 use crate::outlook::{Economics, Run};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Version of the JSON document. It grows when a key is removed or changes its meaning; new keys
 /// do not change it.
@@ -12,7 +13,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 ///
 /// Rates are per second, sizes are in bytes, times are in seconds. Everything but
 /// `engine.wall_s` is the same on every run of the same scenario with the same seed.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// Version of this document's layout.
     pub schema_version: u32,
@@ -44,12 +45,24 @@ pub struct Report {
     pub published: Option<Comparison>,
     /// What the scenario's authors had to assume because no source says it.
     pub assumed: Vec<String>,
+    /// Peak memory of one GPU of each pipeline stage, first to last.
+    #[serde(default)]
+    pub memory_by_stage: Vec<Memory>,
+    /// Kernels of the step: the points of a roofline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Kernels>,
+    /// How busy the links are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<Links>,
+    /// What each pipeline stage does when; left out where it is too much for a page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Timeline>,
     /// How the simulation itself went.
     pub engine: Engine,
 }
 
 /// The model.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Model {
     /// Catalogue name.
     pub name: String,
@@ -65,7 +78,7 @@ pub struct Model {
 }
 
 /// The hardware.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Cluster {
     /// Catalogue name of the node.
     pub node: String,
@@ -86,7 +99,7 @@ pub struct Cluster {
 }
 
 /// A dense peak in two number formats, in FLOP/s.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Peak {
     /// In bf16, the literature's habit.
     pub bf16: f64,
@@ -95,7 +108,7 @@ pub struct Peak {
 }
 
 /// How the ranks divide the work.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// Tensor-parallel ranks.
     pub tensor: u32,
@@ -170,7 +183,7 @@ impl Plan {
 }
 
 /// What the whole cluster delivers.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Training {
     /// Wall time of one step.
     pub step_time_s: f64,
@@ -199,7 +212,7 @@ pub struct Training {
 }
 
 /// Step times of the same step under seeds that follow each other, the report's own included.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OverSeeds {
     /// How many seeds.
     pub seeds: u64,
@@ -233,7 +246,7 @@ impl OverSeeds {
 }
 
 /// Model FLOPs per second and GPU, in TFLOP/s.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TflopsPerGpu {
     /// Attention over what the causal mask leaves.
     pub causal: f64,
@@ -242,7 +255,7 @@ pub struct TflopsPerGpu {
 }
 
 /// One utilisation under the four conventions in use: which peak, and how attention is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ByConvention {
     /// Over the bf16 peak, attention over what the causal mask leaves.
     pub bf16_causal: f64,
@@ -255,7 +268,7 @@ pub struct ByConvention {
 }
 
 /// Peak memory of one GPU of the fullest pipeline stage, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
     /// Weights in the precision they are kept in for compute.
     pub weights: u64,
@@ -280,7 +293,7 @@ pub struct Memory {
 }
 
 /// What one rack delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rack {
     /// Position in the hall, counted from 0.
     pub id: u64,
@@ -295,7 +308,7 @@ pub struct Rack {
 }
 
 /// One step of the waterfall.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Loss {
     /// Stable machine name, such as `exposed_ep_spine`; `useful_math` for what is left.
     pub cause: String,
@@ -310,7 +323,7 @@ pub struct Loss {
 }
 
 /// One change that would make the step shorter.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// The losses it attacks, such as `bubble` or `exposed_ep`: causes of the waterfall, with the
     /// levels of one kind of communication taken together.
@@ -326,7 +339,7 @@ pub struct Change {
 }
 
 /// The simulation beside what was published.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// Where the published figures are from, and what convention they follow.
     pub source: String,
@@ -335,7 +348,7 @@ pub struct Comparison {
 }
 
 /// One published figure beside a simulated one.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Figure {
     /// What is compared: `step_time_s`, `model_tflops_per_gpu_causal`, `hfu_bf16_noncausal` and so on.
     pub metric: String,
@@ -348,7 +361,7 @@ pub struct Figure {
 }
 
 /// How the simulation itself went.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Engine {
     /// Events handled.
     pub events: u64,
@@ -365,9 +378,7 @@ pub struct Engine {
 impl Report {
     /// The report as one JSON document, indented, with a newline at the end.
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a report has only string keys");
-        json.push('\n');
-        json
+        crate::json::pretty(self)
     }
 
     /// The JSON Schema of [`Report::to_json`].

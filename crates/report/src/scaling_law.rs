@@ -8,7 +8,7 @@
 //! meets, which understates it: its other parameters help too, by how much is not settled.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Constants of L(N, D) = E + A / N^alpha + B / D^beta.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,7 +44,7 @@ pub const CHINCHILLA: ScalingLaw = ScalingLaw {
 };
 
 /// The model and the data that compute serves best.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ComputeOptimal {
     /// Training FLOPs, counted as 6 N D.
     pub flops: f64,

@@ -8,13 +8,13 @@ use rackflow_simulator::serving::{Phase, PoolRecord, ServingRecord, Spans, Work}
 use rackflow_topology::Level;
 use rackflow_workload::{Decoder, Role};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One simulated serving run, and what it means.
 ///
 /// Rates are per second, sizes are in bytes, times are in seconds. Everything but
 /// `engine.wall_s` is the same on every run of the same scenario with the same seed.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServingReport {
     /// Version of this document's layout.
     pub schema_version: u32,
@@ -40,7 +40,7 @@ pub struct ServingReport {
 }
 
 /// The model.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServedModel {
     /// Catalogue name.
     pub name: String,
@@ -51,7 +51,7 @@ pub struct ServedModel {
 }
 
 /// Equal replicas.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolReport {
     /// `both`, `prefill` or `decode`.
     pub role: String,
@@ -100,7 +100,7 @@ pub struct PoolReport {
 }
 
 /// Mean and quantiles of times. Quantiles are exact to three digits.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Latency {
     /// Mean.
     pub mean: f64,
@@ -113,7 +113,7 @@ pub struct Latency {
 }
 
 /// One figure of each kind of step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ByPhase {
     /// Steps with prompt tokens, whether or not others decode in them; null where there were none.
     pub prefill: Option<f64>,
@@ -122,7 +122,7 @@ pub struct ByPhase {
 }
 
 /// What the fleet delivers.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Serving {
     /// From the end of the warm-up to the last answer: what rates are over.
     pub window_s: f64,
@@ -178,7 +178,7 @@ pub struct Serving {
 }
 
 /// Bytes by level of the fabric.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ByLevel {
     /// Inside an NVLink domain.
     pub nvlink: f64,
@@ -191,7 +191,7 @@ pub struct ByLevel {
 }
 
 /// Mean seconds of a request by what it was doing.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Phases {
     /// On its way in, or waiting for its first step.
     pub queued: f64,
@@ -208,7 +208,7 @@ pub struct Phases {
 }
 
 /// KV cache: what was found, kept and moved.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Kv {
     /// Fraction of prompt tokens that HBM held already.
     pub hit_rate: f64,
@@ -231,7 +231,7 @@ pub struct Kv {
 }
 
 /// One tier of the KV store.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TierReport {
     /// What it is made of.
     pub medium: String,

@@ -5,10 +5,10 @@ use crate::paint::{Ink, Style};
 use crate::plot::{Axis, Kind, Lines, Picture, Series};
 use crate::serving::ServingReport;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the search found.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServingPlan {
     /// Name of the scenario.
     pub scenario: String,
@@ -23,7 +23,7 @@ pub struct ServingPlan {
 }
 
 /// One way to use the GPUs.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CandidateReport {
     /// In a few words.
     pub name: String,
@@ -47,7 +47,7 @@ pub struct CandidateReport {
 }
 
 /// Latency and pace at the highest rate.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PointAt {
     /// 99 % of requests see their first token in this time.
     pub ttft_p99_s: f64,
@@ -62,7 +62,7 @@ pub struct PointAt {
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// Which way.
     pub candidate: String,
@@ -77,7 +77,7 @@ pub struct Point {
 }
 
 /// A way that cannot run.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Impossible {
     /// In a few words.
     pub name: String,

@@ -2,13 +2,14 @@
 
 use crate::advice;
 use crate::causes::{explain, key};
+use crate::detail;
 use crate::outlook;
 use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
 use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
-use rackflow_simulator::{Record, RunRecord};
+use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::Fabric;
 use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
 use thiserror::Error;
@@ -26,6 +27,8 @@ pub struct Options {
     pub run: Option<RunRecord>,
     /// Step times in seconds under all seeds, where there are several.
     pub over_seeds: Vec<f64>,
+    /// What the first rank of each pipeline stage did.
+    pub timeline: Option<Trace>,
 }
 
 /// What was published about a run. Absent where the source does not say it.
@@ -118,6 +121,10 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             .map(|published| compare(&training, published)),
         training,
         assumed: facts.training.assumed.clone(),
+        memory_by_stage: memory_by_stage(facts),
+        kernels: Some(detail::kernels(facts, total.total_picos() as f64 * 1e-12)),
+        links: Some(detail::links(record)),
+        timeline: options.timeline.as_ref().and_then(detail::timeline),
         engine: Engine {
             events: record.engine.events,
             ranks_simulated: record.engine.entities,
@@ -366,7 +373,7 @@ fn training(record: &Record, total: &Accounts) -> Training {
         hfu_by_convention: hfu,
         bubble_fraction: fraction(total, [Cause::Bubble]),
         exposed_comm_fraction: fraction(total, exposed),
-        memory_per_gpu_bytes: memory(facts),
+        memory_per_gpu_bytes: fullest(&memory_by_stage(facts)),
         over_seeds: None,
     }
 }
@@ -377,25 +384,28 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
     picos as f64 / total.total_picos() as f64
 }
 
-fn memory(facts: &Facts) -> Memory {
+fn memory_by_stage(facts: &Facts) -> Vec<Memory> {
     let stages = facts.stages.iter().map(|stage| stage.memory).enumerate();
+    stages
+        .map(|(stage, of)| Memory {
+            weights: of.weights.get(),
+            gradients: of.gradients.get(),
+            optimizer: of.optimizer.get(),
+            activations: of.activations.get(),
+            buffers: of.buffers.get(),
+            reserved: of.reserved.get(),
+            total: of.total().get(),
+            capacity: facts.memory_capacity.get(),
+            stage: stage as u64,
+            stages: facts.stages.len() as u64,
+        })
+        .collect()
+}
+
+fn fullest(stages: &[Memory]) -> Memory {
     // The first of equally full stages, so that the report does not depend on their order.
-    let (stage, fullest) = stages
-        .rev()
-        .max_by_key(|(_, memory)| memory.total())
-        .unwrap_or((0, Default::default()));
-    Memory {
-        weights: fullest.weights.get(),
-        gradients: fullest.gradients.get(),
-        optimizer: fullest.optimizer.get(),
-        activations: fullest.activations.get(),
-        buffers: fullest.buffers.get(),
-        reserved: fullest.reserved.get(),
-        total: fullest.total().get(),
-        capacity: facts.memory_capacity.get(),
-        stage: stage as u64,
-        stages: facts.stages.len() as u64,
-    }
+    let fullest = stages.iter().rev().max_by_key(|memory| memory.total);
+    fullest.copied().expect("a plan has a stage")
 }
 
 fn racks(record: &Record) -> Vec<Rack> {

@@ -18,6 +18,7 @@ pub mod serving;
 mod state;
 mod step;
 mod trace;
+mod traffic;
 
 pub use jobs::{JobRecord, simulate_jobs};
 pub use record::{ClassRecord, EngineRecord, Record};
@@ -25,3 +26,4 @@ pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};
 pub use step::{simulate, simulate_in_islands, simulate_on_links, simulate_traced};
 pub use trace::{Message, Span, Trace, TracedPass, TracedRank};
+pub use traffic::{TierBytes, Traffic};

@@ -1,5 +1,6 @@
 //! What happened: the only bridge between the simulator and the reports.
 
+use crate::traffic::Traffic;
 use rackflow_plan::{Accounts, Facts, Fidelity};
 use rackflow_units::SimDuration;
 
@@ -12,6 +13,8 @@ pub struct ClassRecord {
     pub stage: u32,
     /// Where the time of one of them went; sums to the step time.
     pub accounts: Accounts,
+    /// What one of them sends.
+    pub traffic: Traffic,
 }
 
 /// How the run was done.

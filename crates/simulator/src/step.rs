@@ -17,6 +17,7 @@ use crate::ports::{self, Toggle};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
 use crate::trace::{Trace, Watch};
+use crate::traffic::{Traffic, traffic};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Crossing, Demand, FlowId, FlowNet};
 use rackflow_plan::{
@@ -84,6 +85,8 @@ pub(crate) struct Step<'p> {
     waiting: Cause,
     /// What is written down of chosen ranks, where anybody asked.
     watch: Option<Box<Watch>>,
+    /// What each entity sends.
+    traffic: Vec<Traffic>,
 }
 
 /// Who is in each communicator, in flat arrays.
@@ -232,6 +235,7 @@ impl<'p> Step<'p> {
         let tasks = |e: &Entity| programs[e.stage as usize].program.tasks.len();
         Self {
             watch: None,
+            traffic: traffic(plan, &entities, groups),
             plan,
             began,
             first_port,
@@ -897,7 +901,8 @@ impl<'p> Step<'p> {
             self.waiting
         };
         let mut classes = Vec::with_capacity(self.entities.len());
-        for (entity, mut state) in self.entities.iter().zip(self.states) {
+        let ranks = self.entities.iter().zip(self.states).zip(self.traffic);
+        for ((entity, mut state), traffic) in ranks {
             let compiled = &self.programs[entity.stage as usize];
             for (stream, tasks) in compiled.streams.iter().enumerate() {
                 assert_eq!(
@@ -921,6 +926,7 @@ impl<'p> Step<'p> {
                 ranks: entity.ranks,
                 stage: entity.stage,
                 accounts: state.accounts,
+                traffic,
             });
         }
         Record {

@@ -213,6 +213,45 @@ fn refuse_foreign(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What [`read_results`] needs of a manifest.
+#[derive(Deserialize)]
+struct Known {
+    parameters: Vec<String>,
+    cases: Vec<KnownCase>,
+}
+
+#[derive(Deserialize)]
+struct KnownCase {
+    case: String,
+    hash: String,
+}
+
+/// The table of the finished cases of a folder, each row made by `row` from the parameters of the
+/// sweep, those of the case, and what was measured. None where the folder holds no sweep.
+pub fn read_results(
+    path: &Path,
+    row: impl Fn(&[String], &[(String, String)], &[Cell]) -> Vec<Cell>,
+) -> Result<Option<Table>, Failure> {
+    let manifest = path.join(MANIFEST);
+    let Ok(text) = fs::read_to_string(&manifest) else {
+        return Ok(None);
+    };
+    let known: Known = serde_json::from_str(&text).map_err(|error| {
+        Failure::input(format_args!(
+            "{} is no manifest of a sweep: {error}",
+            manifest.display()
+        ))
+    })?;
+    let finished = known.cases.iter().filter_map(|entry| {
+        let path = path.join("cases").join(&entry.case).join("case.json");
+        let text = fs::read_to_string(path).ok()?;
+        let case: CaseFile = serde_json::from_str(&text).ok()?;
+        (case.hash == entry.hash).then(|| row(&known.parameters, &case.parameters, &case.metrics))
+    });
+    let rows = finished.collect();
+    Ok(Some(rackflow_report::sweep::table(&known.parameters, rows)))
+}
+
 /// What the program is, so that a newer one does not take up results of an older one.
 pub fn program() -> Result<String, Failure> {
     let path = std::env::current_exe()

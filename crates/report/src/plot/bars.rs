@@ -148,16 +148,19 @@ impl Bars {
             );
         }
         let middle = (left + right) / 2.0;
-        if self.limit.is_none() {
-            picture.words(
-                (middle, bottom + 14.0),
-                &self.axis.label,
-                size::SMALL,
-                style::FAINT,
-                Anchor::Middle,
-                false,
-            );
-        }
+        // A limit has its name under the chart; the axis's then stands at the left.
+        let (at, anchor) = match self.limit {
+            None => (middle, Anchor::Middle),
+            Some(_) => (left, Anchor::Start),
+        };
+        picture.words(
+            (at, bottom + 14.0),
+            &self.axis.label,
+            size::SMALL,
+            style::FAINT,
+            anchor,
+            false,
+        );
         let entries: Vec<(Ink, &str)> = self
             .legend
             .iter()

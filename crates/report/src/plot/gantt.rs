@@ -4,8 +4,10 @@ use super::picture::{Anchor, Picture, text_width};
 use super::scale::Axis;
 use super::style::{self, Ink, size};
 
-const ROW: f64 = 30.0;
-const BAR: f64 = 24.0;
+/// Height of a row where there are few, and where there are very many.
+const ROWS: (f64, f64) = (30.0, 9.0);
+/// Height that many rows share.
+const ROOM: f64 = 720.0;
 
 /// One piece of work.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,12 +45,15 @@ impl Gantt {
     /// Draws the chart.
     pub fn picture(&self) -> Picture {
         let top = Picture::heading_height(&self.title, &self.subtitle) + 16.0;
-        let bottom = top + ROW * self.rows.len() as f64;
+        let row = (ROOM / self.rows.len().max(1) as f64).clamp(ROWS.1, ROWS.0);
+        let bar = 0.8 * row;
+        let type_size = size::BODY.min(row - 1.0);
+        let bottom = top + row * self.rows.len() as f64;
         let mut picture = Picture::new(bottom + 84.0, &self.title, &self.subtitle);
         let names = self
             .rows
             .iter()
-            .map(|name| text_width(name, size::BODY, false));
+            .map(|name| text_width(name, type_size, false));
         let left = style::MARGIN + names.fold(0.0, f64::max) + 14.0;
         let right = style::WIDTH - style::MARGIN;
         let last = self.spans.iter().map(|span| span.end).fold(0.0, f64::max);
@@ -57,12 +62,12 @@ impl Gantt {
         let fitted = axis.fit(std::iter::empty());
         let x = |time: f64| left + fitted.place(time) * (right - left);
         for (i, name) in self.rows.iter().enumerate() {
-            let y = top + ROW * i as f64;
-            picture.rectangle(left, y, right - left, BAR, style::GRID.tint(0.6));
+            let y = top + row * i as f64;
+            picture.rectangle(left, y, right - left, bar, style::GRID.tint(0.6));
             picture.words(
-                (left - 12.0, y + BAR / 2.0),
+                (left - 12.0, y + bar / 2.0),
                 name,
-                size::BODY,
+                type_size,
                 style::TEXT,
                 Anchor::End,
                 false,
@@ -70,12 +75,12 @@ impl Gantt {
         }
         for span in &self.spans {
             let (a, b) = (x(span.start), x(span.end));
-            let y = top + ROW * span.row as f64;
+            let y = top + row * span.row as f64;
             // A hairline of the page between neighbours, where there is room for it.
             let width = if b - a > 3.0 { b - a - 0.6 } else { b - a };
-            picture.rectangle(a, y, width.max(0.3), BAR, span.ink);
-            if text_width(&span.label, size::SMALL, false) + 6.0 < b - a {
-                let at = ((a + b) / 2.0, y + BAR / 2.0);
+            picture.rectangle(a, y, width.max(0.3), bar, span.ink);
+            if bar > size::SMALL && text_width(&span.label, size::SMALL, true) + 4.0 < b - a {
+                let at = ((a + b) / 2.0, y + bar / 2.0);
                 picture.words(
                     at,
                     &span.label,

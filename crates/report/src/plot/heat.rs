@@ -1,7 +1,7 @@
 //! Values as shades in a grid: links, racks, ranks.
 
 use super::picture::{Anchor, Picture, text_width};
-use super::style::{self, Ink, size};
+use super::style::{self, size};
 
 /// A grid of values between 0 and 1.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -21,8 +21,6 @@ pub struct Heat {
     /// Below the chart.
     pub note: String,
 }
-
-const SHADE: Ink = Ink(0xd5, 0x5e, 0x00);
 
 impl Heat {
     /// Draws the grid.
@@ -57,20 +55,16 @@ impl Heat {
             for (j, value) in self.values.get(i).into_iter().flatten().enumerate() {
                 let x = left + cell * j as f64;
                 let Some(value) = value else { continue };
-                picture.rectangle(x, y, cell - 1.0, row - 1.0, SHADE.tint(0.06 + 0.94 * value));
+                picture.rectangle(x, y, cell - 1.0, row - 1.0, style::heat(*value));
                 let words = format!("{} %", crate::format::number(value * 100.0, 0));
                 if text_width(&words, size::SMALL, false) + 4.0 < cell {
-                    let ink = if *value > 0.55 {
-                        Ink(255, 255, 255)
-                    } else {
-                        style::TEXT
-                    };
+                    let ink = style::on_heat(*value);
                     let at = (x + cell / 2.0, y + row / 2.0);
                     picture.words(at, &words, size::SMALL, ink, Anchor::Middle, false);
                 }
             }
         }
-        let (low, high) = (SHADE.tint(0.06), SHADE);
+        let (low, high) = (style::heat(0.0), style::heat(1.0));
         picture.legend(
             left,
             bottom + 24.0,

@@ -33,6 +33,8 @@ pub struct Series {
     pub kind: Kind,
     /// Labels beside points, by position; empty ones are left out.
     pub labels: Vec<String>,
+    /// Radius of each mark, in pixels; the usual one where it is left out.
+    pub radii: Vec<f64>,
     /// Lower and upper bound of each point, drawn as a band.
     pub band: Vec<(f64, f64)>,
     /// Colour; the next of the palette where it is left out.
@@ -114,6 +116,7 @@ impl Lines {
         for (series, ink) in self.series.iter().zip(&inks) {
             curve(&mut picture, &frame, series, *ink);
         }
+        labels(&mut picture, &frame, &self.series);
         self.names(&mut picture, &frame, &inks);
         picture.words(
             (style::MARGIN, HEIGHT - 18.0),
@@ -211,11 +214,12 @@ impl Lines {
             .iter()
             .enumerate()
             .filter_map(|(i, series)| {
-                let last = series
-                    .points
-                    .iter()
-                    .rev()
-                    .find(|(x, y)| frame.x.holds(*x) && frame.y.holds(*y))?;
+                let inside = |(x, y): &&(f64, f64)| frame.x.holds(*x) && frame.y.holds(*y);
+                // Marks do not end anywhere; the first of them is the most important.
+                let last = match series.kind {
+                    Kind::Points => series.points.iter().find(inside)?,
+                    _ => series.points.iter().rev().find(inside)?,
+                };
                 (!series.name.is_empty()).then(|| (i, frame.place(*last).1))
             })
             .collect();
@@ -294,27 +298,71 @@ fn curve(picture: &mut Picture, frame: &Frame, series: &Series, ink: Ink) {
         _ => {}
     }
     if matches!(series.kind, Kind::Line | Kind::Points) {
-        for point in &points {
-            picture.disc(*point, 3.5, ink);
+        for (i, point) in points.iter().enumerate() {
+            picture.disc(*point, radius_of(series, i), ink);
         }
     }
-    for (label, at) in series.labels.iter().zip(&points) {
-        // Towards the inside of the frame.
-        let right = at.0 + 9.0 + text_width(label, size::SMALL, false);
-        let (x, anchor) = if right > frame.right {
-            (at.0 - 8.0, Anchor::End)
-        } else {
-            (at.0 + 8.0, Anchor::Start)
-        };
-        picture.words(
-            (x, at.1 - 9.0),
-            label,
-            size::SMALL,
-            style::FAINT,
-            anchor,
-            false,
-        );
+}
+
+/// Radius of a mark.
+const RADIUS: f64 = 3.5;
+
+/// What a label covers: left, top, right, bottom.
+type Covered = (f64, f64, f64, f64);
+
+/// Names points beside them, where a name covers neither another one nor a mark. Those of points
+/// that come first have the first choice; a name that finds no room is left out.
+fn labels(picture: &mut Picture, frame: &Frame, all: &[Series]) {
+    let mut taken: Vec<Covered> = Vec::new();
+    for series in all.iter().filter(|series| series.kind != Kind::Curve) {
+        for (i, point) in series.points.iter().enumerate() {
+            let (at, radius) = (frame.place(*point), radius_of(series, i));
+            taken.push((at.0 - radius, at.1 - radius, at.0 + radius, at.1 + radius));
+        }
     }
+    for series in all {
+        let named = series.labels.iter().zip(&series.points).enumerate();
+        for (i, (label, point)) in named.filter(|(_, (label, _))| !label.is_empty()) {
+            let at = frame.place(*point);
+            let (width, half) = (text_width(label, size::SMALL, false), size::SMALL * 0.6);
+            let off = radius_of(series, i) + 4.0;
+            let places = [
+                (at.0 + off, at.1, Anchor::Start),
+                (at.0 - off, at.1, Anchor::End),
+                (at.0 + 4.0, at.1 - off - half, Anchor::Start),
+                (at.0 + 4.0, at.1 + off + half, Anchor::Start),
+                (at.0 - 4.0, at.1 - off - half, Anchor::End),
+                (at.0 - 4.0, at.1 + off + half, Anchor::End),
+            ];
+            let covered = |&(x, y, anchor): &(f64, f64, Anchor)| {
+                let left = if anchor == Anchor::Start {
+                    x
+                } else {
+                    x - width
+                };
+                (left, y - half, left + width, y + half)
+            };
+            let free = |place: &&(f64, f64, Anchor)| {
+                let (left, top, right, bottom) = covered(place);
+                left >= frame.left
+                    && right <= frame.right
+                    && top >= frame.top
+                    && bottom <= frame.bottom
+                    && taken.iter().all(|other| {
+                        right < other.0 || left > other.2 || bottom < other.1 || top > other.3
+                    })
+            };
+            if let Some(place) = places.iter().find(free) {
+                taken.push(covered(place));
+                let (x, y, anchor) = *place;
+                picture.words((x, y), label, size::SMALL, style::FAINT, anchor, false);
+            }
+        }
+    }
+}
+
+fn radius_of(series: &Series, point: usize) -> f64 {
+    series.radii.get(point).copied().unwrap_or(RADIUS)
 }
 
 #[cfg(test)]

@@ -52,6 +52,21 @@ pub fn series(index: usize) -> Ink {
     SERIES[index % SERIES.len()]
 }
 
+/// Shade of a share of the darkest value that a picture shows: one hue, so that it stays readable in
+/// grey and for every colour vision.
+pub fn heat(share: f64) -> Ink {
+    LOST.tint(0.06 + 0.94 * share.clamp(0.0, 1.0))
+}
+
+/// Colour of words on a shade.
+pub fn on_heat(share: f64) -> Ink {
+    if share > 0.55 {
+        Ink(255, 255, 255)
+    } else {
+        TEXT
+    }
+}
+
 /// Heights of type, in pixels of the picture.
 pub mod size {
     /// The finding.

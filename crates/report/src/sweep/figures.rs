@@ -1,13 +1,14 @@
 //! Pictures of a sweep: curves over the number of GPUs where that varies, bars where it does not.
 
 use super::table::{Cell, Table};
-use crate::format::significant;
 use crate::plot::{Axis, Bar, Bars, Kind, Lines, Picture, Series, Ticks, style};
 
 /// A picture of a sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedPicture {
-    /// A name for a file.
+    /// What kind of picture it is, such as `scaling`.
+    pub kind: &'static str,
+    /// A name for a file: the kind and the facet.
     pub name: String,
     /// What it shows, the same for every facet.
     pub subject: &'static str,
@@ -123,7 +124,7 @@ pub fn figures(table: &Table) -> Vec<NamedPicture> {
     }
     for facet in &facets {
         let shown: Vec<&Curve> = curves.iter().filter(|c| c.facet == **facet).collect();
-        found.extend(money(table, facet, &shown));
+        found.extend(pareto(table, facet, &shown));
         found.extend(loss(table, facet, &shown));
     }
     found
@@ -261,6 +262,7 @@ fn over_gpus(
     }
     .picture();
     Some(NamedPicture {
+        kind: subject.name,
         name: file_name(subject.name, facet),
         subject: subject.heading,
         facet: facet.to_owned(),
@@ -344,6 +346,21 @@ fn leader(series: &[Series]) -> Option<(&Series, Point, Point)> {
         .max_by(|a, b| a.2.1.total_cmp(&b.2.1))
 }
 
+/// A figure for a title: three digits, and no zeros after the point.
+fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 99.95 => 0,
+        v if v >= 9.995 => 1,
+        _ => 2,
+    };
+    let text = crate::format::number(value, digits);
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
+}
+
 fn percent_of(fraction: f64) -> String {
     format!("{:.0} %", fraction * 100.0)
 }
@@ -352,8 +369,8 @@ fn scaling_title(series: &[Series]) -> String {
     leader(series).map_or_else(String::new, |(s, first, last)| {
         format!(
             "{} times the GPUs give {} times the FLOP/s on {}",
-            significant(last.0 / first.0),
-            significant(last.1 / first.1),
+            short(last.0 / first.0),
+            short(last.1 / first.1),
             s.name
         )
     })
@@ -363,10 +380,10 @@ fn utilisation_title(series: &[Series]) -> String {
     leader(series).map_or_else(String::new, |(s, first, last)| {
         format!(
             "At {} GPUs, {} of peak are left of the {} at {} on {}",
-            significant(last.0),
+            short(last.0),
             percent_of(last.1),
             percent_of(first.1),
-            significant(first.0),
+            short(first.0),
             s.name
         )
     })
@@ -377,8 +394,8 @@ fn rack_title(series: &[Series]) -> String {
         format!(
             "A rack of {} delivers {} PFLOP/s at {} GPUs",
             s.name,
-            significant(last.1),
-            significant(last.0)
+            short(last.1),
+            short(last.0)
         )
     })
 }
@@ -388,9 +405,9 @@ fn goodput_title(series: &[Series]) -> String {
         format!(
             "Failures leave {} of the time at {} GPUs and {} at {}, on {}",
             percent_of(first.1),
-            significant(first.0),
+            short(first.0),
             percent_of(last.1),
-            significant(last.0),
+            short(last.0),
             s.name
         )
     })
@@ -404,51 +421,130 @@ fn step_title(series: &[Series]) -> String {
     fastest.map_or_else(String::new, |(s, last)| {
         format!(
             "The shortest step at {} GPUs takes {} s, on {}",
-            significant(last.0),
-            significant(last.1),
+            short(last.0),
+            short(last.1),
             s.name
         )
     })
 }
 
-/// Dollars against days: the lower left is better, and a curve shows what haste costs.
-fn money(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
-    let mut series: Vec<Series> = curves
-        .iter()
-        .map(|curve| {
-            Series::line(
-                &curve.name,
-                points(table, curve, "days_to_train", "usd_to_train", 1e-6),
+/// What a Pareto front weighs against each other; of both, less is better.
+struct Tradeoff {
+    x: &'static str,
+    y: &'static str,
+    /// From the column's value to that of the axis.
+    of_x: fn(f64) -> f64,
+    of_y: fn(f64) -> f64,
+    x_label: &'static str,
+    y_label: &'static str,
+    heading: &'static str,
+    /// Both values of a point, in words.
+    words: fn(Point) -> String,
+}
+
+/// Where runs are simulated, their days and dollars; else what a steady cluster takes for tokens.
+const TRADEOFFS: [Tradeoff; 2] = [
+    Tradeoff {
+        x: "days_to_train",
+        y: "usd_to_train",
+        of_x: |days| days,
+        of_y: |usd| usd * 1e-6,
+        x_label: "days to train",
+        y_label: "million USD to train",
+        heading: "Pareto front: dollars against days",
+        words: |(x, y)| format!("{} days for {} M USD", short(x), short(y)),
+    },
+    Tradeoff {
+        x: "tokens_per_day",
+        y: "usd_per_million_tokens",
+        of_x: |tokens| 1e12 / tokens,
+        of_y: |usd| usd,
+        x_label: "days for a trillion tokens, while steps run",
+        y_label: "USD for a million tokens",
+        heading: "Pareto front: price against speed",
+        words: |(x, y)| {
+            format!(
+                "{} days a trillion tokens at {} USD a million",
+                short(x),
+                short(y)
             )
-        })
-        .filter(|series| !series.points.is_empty())
-        .collect();
-    tell_apart(&mut series);
-    let cheapest = series
-        .iter()
-        .flat_map(|s| s.points.iter().map(move |p| (s, *p)))
-        .min_by(|a, b| a.1.1.total_cmp(&b.1.1))?;
-    let title = format!(
-        "The cheapest run costs {} M USD and takes {} days, on {}",
-        significant(cheapest.1.1),
-        significant(cheapest.1.0),
-        cheapest.0.name
+        },
+    },
+];
+
+/// Price against time: the lower left is better, a curve shows what haste costs, and the front joins
+/// what nothing beats in both.
+fn pareto(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
+    let of = |tradeoff: &'static Tradeoff| {
+        let mut series: Vec<Series> = curves
+            .iter()
+            .map(|curve| {
+                let points = points(table, curve, tradeoff.x, tradeoff.y, 1.0);
+                let mut points: Vec<Point> = points
+                    .into_iter()
+                    .map(|(x, y)| ((tradeoff.of_x)(x), (tradeoff.of_y)(y)))
+                    .collect();
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                Series::line(&curve.name, points)
+            })
+            .filter(|series| !series.points.is_empty())
+            .collect();
+        tell_apart(&mut series);
+        (!series.is_empty()).then_some((tradeoff, series))
+    };
+    let (tradeoff, mut series) = TRADEOFFS.iter().find_map(of)?;
+    let front = front(&series);
+    let ((fast, from), (cheap, to)) = (front.first()?.clone(), front.last()?.clone());
+    let title = if from == to {
+        format!("{fast} is fastest and cheapest: {}", (tradeoff.words)(from))
+    } else {
+        format!(
+            "Between {} ({fast}) and {} ({cheap}), what is faster costs more",
+            (tradeoff.words)(from),
+            (tradeoff.words)(to)
+        )
+    };
+    let all: usize = series.iter().map(|s| s.points.len()).sum();
+    let note = format!(
+        "Each mark is one size of the cluster. The dashed front joins the {} of {all} that no other beats in both.",
+        front.len()
     );
+    let joined = front.into_iter().map(|(_, point)| point).collect();
+    series.push(Series::line("Pareto front", joined).drawn(Kind::Ideal));
     let picture = Lines {
         title,
         subtitle: subtitle(table, curves, facet),
-        x: Axis::log("days to train"),
-        y: Axis::log("million USD to train"),
+        x: Axis::log(tradeoff.x_label),
+        y: Axis::log(tradeoff.y_label),
         series,
-        note: "Each mark is one size of the cluster.".to_owned(),
+        note,
     }
     .picture();
     Some(NamedPicture {
-        name: file_name("dollars-days", facet),
-        subject: "Dollars against days",
+        kind: "pareto",
+        name: file_name("pareto", facet),
+        subject: tradeoff.heading,
         facet: facet.to_owned(),
         picture,
     })
+}
+
+/// The points that no other beats in both, the fastest first, with the names of their curves.
+fn front(series: &[Series]) -> Vec<(String, Point)> {
+    let mut all: Vec<(&str, Point)> = series
+        .iter()
+        .flat_map(|s| s.points.iter().map(|point| (s.name.as_str(), *point)))
+        .collect();
+    all.sort_by(|(_, a), (_, b)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let mut least = f64::INFINITY;
+    let mut front = Vec::new();
+    for (name, point) in all {
+        if point.1 < least {
+            least = point.1;
+            front.push((name.to_owned(), point));
+        }
+    }
+    front
 }
 
 /// Loss against cost: what a larger cluster buys in the same time.
@@ -481,7 +577,7 @@ fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
         .min_by(|a, b| a.2.1.total_cmp(&b.2.1))?;
     let title = format!(
         "{} times the money lowers the loss from {:.3} to {:.3}, on {}",
-        significant(last.0 / first.0),
+        short(last.0 / first.0),
         first.1,
         last.1,
         best.name
@@ -508,7 +604,8 @@ fn loss(table: &Table, facet: &str, curves: &[&Curve]) -> Option<NamedPicture> {
     }
     .picture();
     Some(NamedPicture {
-        name: file_name("loss-cost", facet),
+        kind: "loss",
+        name: file_name("loss", facet),
         subject: "Loss against cost",
         facet: facet.to_owned(),
         picture,
@@ -537,14 +634,14 @@ fn bars(table: &Table) -> Option<NamedPicture> {
         format!(
             "{} delivers {} times as much per rack as {}",
             best.0,
-            significant(best.1 / worst.1),
+            short(best.1 / worst.1),
             worst.0
         )
     } else {
-        format!("A rack delivers {} PFLOP/s", significant(best.1))
+        format!("A rack delivers {} PFLOP/s", short(best.1))
     };
     let bar = |(name, value, share): &(String, f64, f64)| {
-        let figure = format!("{}, {}", significant(*value), percent_of(*share));
+        let figure = format!("{}, {}", short(*value), percent_of(*share));
         Bar::new(name, *value, style::USEFUL, &figure)
     };
     let picture = Bars {
@@ -556,6 +653,7 @@ fn bars(table: &Table) -> Option<NamedPicture> {
     }
     .picture();
     Some(NamedPicture {
+        kind: "racks",
         name: "racks".to_owned(),
         subject: "Effective FLOP/s of one rack",
         facet: String::new(),

@@ -2,11 +2,12 @@
 
 use rackflow_plan::{
     Accounts, Cause, CommKind, Facts, Fidelity, Jitter, MemoryUse, RankOrder, Setup, StageFacts,
+    Uplinks,
 };
 use rackflow_scenario::Catalogue;
-use rackflow_simulator::{ClassRecord, EngineRecord, Record};
+use rackflow_simulator::{ClassRecord, EngineRecord, Record, Traffic};
 use rackflow_topology::{Cluster, Level};
-use rackflow_units::{Bytes, FlopRate, Precision, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
     Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero,
 };
@@ -67,6 +68,7 @@ pub fn even() -> Record {
             ranks: gpus,
             stage: 0,
             accounts: accounts(EVEN),
+            traffic: Traffic::default(),
         }],
         class_of_gpu: vec![0; gpus as usize],
         engine: EngineRecord {
@@ -87,6 +89,7 @@ pub fn uneven() -> Record {
         ranks: 128,
         stage: 15,
         accounts: accounts(LATE),
+        traffic: Traffic::default(),
     });
     for class in &mut record.class_of_gpu[gpus as usize - 128..] {
         *class = 1;
@@ -151,6 +154,9 @@ fn facts() -> Facts {
         memory_capacity: Bytes::new(80_000_000_000),
         micro_batches: 120,
         racks,
+        kernels: Vec::new(),
+        nic_share: Bandwidth::from_gigabits_per_sec(400),
+        uplinks: Uplinks::default(),
     }
 }
 
