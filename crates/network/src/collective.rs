@@ -135,6 +135,19 @@ struct Candidate {
     crossing: Crossing,
     /// Nothing is in flight on both ports at once: their times add up.
     serial: bool,
+    /// Which part of a rank's scale-up links it uses.
+    reach: Reach,
+}
+
+/// Which of a rank's scale-up links carry a candidate, where they are no switch's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Those to its neighbours on rings.
+    Rings,
+    /// All that lead to members.
+    Pairs,
+    /// One.
+    Link,
 }
 
 /// The rate on some of a rank's scale-up links, in millionths of all.
@@ -147,11 +160,11 @@ pub(crate) fn in_part(rate: Bandwidth, millionths: u32) -> Bandwidth {
 
 impl Candidate {
     /// The part of a rank's scale-up bandwidth that this way of moving data can use.
-    fn scale_up_part(&self, group: &GroupSpan) -> u32 {
-        if self.algorithm == Algorithm::Direct {
-            group.scale_up_pairs
-        } else {
-            group.scale_up_rings
+    fn scale_up_part(&self, group: &GroupSpan, links: &Links) -> u32 {
+        match self.reach {
+            Reach::Rings => group.scale_up_rings,
+            Reach::Pairs => group.scale_up_pairs,
+            Reach::Link => links.one_link,
         }
     }
 
@@ -167,7 +180,8 @@ impl Candidate {
             Engine::Copy => links.copy_rate(protocol),
             Engine::Switch => links.in_switch_rate(group.domains > 1)?,
         };
-        let nvlink_rate = in_part(nvlink_rate, self.scale_up_part(group));
+        let scale_up_part = self.scale_up_part(group, links);
+        let nvlink_rate = in_part(nvlink_rate, scale_up_part);
         let nic_rate = links.nic_rate(protocol);
         let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
         // What is not in flight on all edges at once has no pipeline to fill.
@@ -199,6 +213,7 @@ impl Candidate {
             level: group.level,
             wire_bytes_nvlink: wire_nvlink,
             wire_bytes_nic: wire_nic,
+            scale_up_part,
             over_leaf,
             over_pod,
             algorithm: self.algorithm,
@@ -226,6 +241,11 @@ pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Lin
 /// of nodes, a little under half of the link (NVIDIA/nccl `src/graph/tuning.cc`), so that two and
 /// three nodes run rings where a tree would send less.
 fn expected(demand: &Demand, group: &GroupSpan, links: &Links) -> SimDuration {
+    if demand.algorithm == Algorithm::Pxn {
+        // Taken wherever NVLink does not hold it up, whatever its hop costs.
+        let hop = links.nvlink_step(demand.protocol);
+        return SimDuration::from_picos(demand.duration().as_picos() - hop.as_picos());
+    }
     let halves = tree_halves(group.domains);
     if demand.algorithm != Algorithm::Tree || halves == 4 || !links.is_library() {
         return demand.duration();
@@ -245,11 +265,13 @@ pub fn tuned(op: CollectiveOp) -> &'static [Algorithm] {
             Algorithm::Tree,
             Algorithm::InSwitch,
             Algorithm::InSwitchTree,
+            Algorithm::InNetwork,
         ],
         CollectiveOp::AllGather | CollectiveOp::ReduceScatter | CollectiveOp::Broadcast => {
             &[Algorithm::Ring]
         }
-        CollectiveOp::AllToAll | CollectiveOp::SendRecv => &[Algorithm::Direct],
+        CollectiveOp::AllToAll => &[Algorithm::Pxn, Algorithm::Direct],
+        CollectiveOp::SendRecv => &[Algorithm::Direct],
     }
 }
 
@@ -301,8 +323,19 @@ pub fn collective_with(
         {
             (in_switch(group), &[Protocol::Simple])
         }
+        (Algorithm::InNetwork, CollectiveOp::AllReduce)
+            if across && links.in_network && group.rail_aligned =>
+        {
+            (in_network(group, links), &[Protocol::Simple])
+        }
         (Algorithm::Direct, CollectiveOp::AllToAll) => {
             (direct(group, links), &[Protocol::Ll, Protocol::Simple])
+        }
+        (Algorithm::Pxn, CollectiveOp::AllToAll) if across && group.rails > 1 => {
+            (by_rail(group, links), &[Protocol::Ll, Protocol::Simple])
+        }
+        (Algorithm::Hierarchical, CollectiveOp::AllToAll) if across && regular(group) => {
+            (rail_aligned(group), &Protocol::ALL)
         }
         (Algorithm::Direct, CollectiveOp::SendRecv) => (farthest(group), &Protocol::ALL),
         _ => return None,
@@ -345,6 +378,7 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
             level: path.level,
             wire_bytes_nvlink: nvlink,
             wire_bytes_nic: nic,
+            scale_up_part: links.one_link,
             over_leaf,
             over_pod,
             algorithm: Algorithm::Direct,
@@ -392,6 +426,7 @@ fn ring(group: &GroupSpan, passes: u64) -> Candidate {
         peers: 0,
         crossing: Crossing::ring(group),
         serial: false,
+        reach: Reach::Rings,
     }
 }
 
@@ -414,7 +449,13 @@ fn hierarchical(group: &GroupSpan, passes: u64) -> Candidate {
         peers: 0,
         crossing: Crossing::ring(group),
         serial: false,
+        reach: Reach::Rings,
     }
+}
+
+/// Whether all domains have the same members on the same rails.
+fn regular(group: &GroupSpan) -> bool {
+    group.rail_aligned && group.ranks_per_domain_max == group.ranks_per_domain_min
 }
 
 /// Whether members can be halved down to one, inside the domains and across.
@@ -460,6 +501,7 @@ fn tree(group: &GroupSpan) -> Candidate {
         peers: 0,
         crossing: Crossing::tree(group),
         serial: false,
+        reach: Reach::Rings,
     }
 }
 
@@ -485,6 +527,36 @@ fn in_switch(group: &GroupSpan) -> Candidate {
         peers: 0,
         crossing: Crossing::tree(group),
         serial: false,
+        reach: Reach::Rings,
+    }
+}
+
+/// The fabric's switches add up the slices of a column on their way to the top of their tree and
+/// copy the sum on the way down: a NIC sends its slice once. Inside the domain the scale-up switches
+/// reduce where they can, else every member sends its part of each slice to its owner.
+fn in_network(group: &GroupSpan, links: &Links) -> Candidate {
+    let (largest, smallest) = columns(group);
+    let switched = smallest > 1 && links.in_switch_rate(true).is_some();
+    Candidate {
+        algorithm: Algorithm::InNetwork,
+        engine: if switched {
+            Engine::Switch
+        } else {
+            Engine::Reduce
+        },
+        nvlink: if switched {
+            Share::of(smallest + 1, smallest)
+        } else {
+            Share::of(2 * (largest - 1), largest)
+        },
+        nic: Share::of(1, smallest),
+        nic_taken: Share::of(1, smallest),
+        nvlink_steps: if switched || largest == 1 { 0 } else { 2 },
+        nic_steps: 1,
+        nic_fill_steps: 1,
+        crossing: Crossing::in_network(group),
+        reach: Reach::Pairs,
+        ..in_switch(group)
     }
 }
 
@@ -513,8 +585,49 @@ fn direct(group: &GroupSpan, links: &Links) -> Candidate {
         nic_steps: u64::from(across),
         nic_fill_steps: 1,
         peers: n - 1,
-        crossing: Crossing::pairs(group),
+        crossing: Crossing::pairs_by_own_nic(group),
         serial: false,
+        reach: Reach::Pairs,
+    }
+}
+
+/// The same with what goes to another rail handed over NVLink first.
+fn by_rail(group: &GroupSpan, links: &Links) -> Candidate {
+    let n = u64::from(group.ranks);
+    let (largest, smallest) = columns(group);
+    let rails = u64::from(group.rails);
+    let plain = direct(group, links);
+    Candidate {
+        algorithm: Algorithm::Pxn,
+        nvlink: Share::of(
+            (largest - 1) * rails + (n - smallest) * (rails - 1),
+            n * rails,
+        ),
+        nvlink_steps: 1,
+        crossing: Crossing::pairs(group),
+        ..plain
+    }
+}
+
+/// First inside the domains, everything for one rail to its member there, then across by rail: few
+/// and large messages over the NICs. Frameworks build it from two communicators.
+fn rail_aligned(group: &GroupSpan) -> Candidate {
+    let (members, _) = columns(group);
+    let k = u64::from(group.domains);
+    let nic = Share::of(k - 1, k);
+    Candidate {
+        algorithm: Algorithm::Hierarchical,
+        engine: Engine::Copy,
+        nvlink: Share::of(members - 1, members),
+        nic,
+        nic_taken: nic,
+        nvlink_steps: members - 1,
+        nic_steps: k - 1,
+        peers: members + k - 2,
+        crossing: Crossing::pairs(group),
+        serial: true,
+        reach: Reach::Pairs,
+        ..hierarchical(group, 1)
     }
 }
 
@@ -546,6 +659,7 @@ fn chain(group: &GroupSpan) -> Candidate {
         peers: 0,
         crossing: Crossing::ring(group),
         serial: false,
+        reach: Reach::Rings,
     }
 }
 
@@ -566,6 +680,7 @@ fn farthest(group: &GroupSpan) -> Candidate {
         peers: 0,
         crossing: Crossing::of_level(group.level),
         serial: false,
+        reach: Reach::Link,
     }
 }
 

@@ -21,8 +21,12 @@ pub enum Algorithm {
     InSwitch,
     /// The switches reduce inside each domain, a double binary tree carries the slices across.
     InSwitchTree,
-    /// Every pair for itself.
+    /// The switches of the fabric reduce the slices (SHARP), those of the domain where they can.
+    InNetwork,
+    /// Every pair for itself, over its own NIC.
     Direct,
+    /// Over NVLink to the neighbour on the receiver's rail, and over its NIC (PXN).
+    Pxn,
     /// Once over the NIC to each visited domain, then forwarded over NVLink.
     Relayed,
 }
@@ -37,7 +41,9 @@ impl fmt::Display for Algorithm {
             Self::Tree => "tree",
             Self::InSwitch => "in-switch",
             Self::InSwitchTree => "in-switch tree",
+            Self::InNetwork => "in-network",
             Self::Direct => "direct",
+            Self::Pxn => "pxn",
             Self::Relayed => "relayed",
         })
     }
@@ -69,6 +75,9 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// All of a rank's scale-up bandwidth, in millionths.
+pub(crate) const WHOLE: u32 = 1_000_000;
+
 /// What a communication asks of one rank's ports, on idle links. Where ranks differ it is the
 /// busiest one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +94,8 @@ pub struct Demand {
     pub wire_bytes_nvlink: Bytes,
     /// Bytes out of the rank's share of the NICs.
     pub wire_bytes_nic: Bytes,
+    /// Part of a rank's scale-up bandwidth, in millionths, at which those could leave it.
+    pub scale_up_part: u32,
     /// Share of the bytes over NICs that leave their leaf, in millionths.
     pub over_leaf: u32,
     /// Of the bytes over NICs, the share that leave their pod, in millionths.
@@ -104,6 +115,7 @@ impl Demand {
         level: Level::Local,
         wire_bytes_nvlink: Bytes::ZERO,
         wire_bytes_nic: Bytes::ZERO,
+        scale_up_part: WHOLE,
         over_leaf: 0,
         over_pod: 0,
         algorithm: Algorithm::Local,

@@ -5,8 +5,8 @@
 //! kernel's own and a few hops. Constants are read off AIConfigurator's tables
 //! (ai-dynamo/aiconfigurator 095f58a, `custom_allreduce` and `deepep` of A100 to GB200).
 
-use crate::collective::stretched;
-use crate::demand::{Algorithm, Demand, Protocol};
+use crate::collective::{in_part, stretched};
+use crate::demand::{Algorithm, Demand, Protocol, WHOLE};
 use crate::exchange::distinct_bins;
 use crate::links::{Crossing, Links, Shape};
 use rackflow_topology::GroupSpan;
@@ -49,6 +49,7 @@ pub fn own_all_reduce(
         level: group.level,
         wire_bytes_nvlink: wire,
         wire_bytes_nic: Bytes::ZERO,
+        scale_up_part: WHOLE,
         over_leaf: 0,
         over_pod: 0,
         algorithm: Algorithm::Direct,
@@ -96,14 +97,16 @@ pub fn direct_exchange(
             + links.nic_step(group.level, Shape::Ring, Protocol::Ll);
     }
     let nic_time = links.nic_rate(Protocol::Simple).time_to_send(nic);
-    let [over_leaf, over_pod] = Crossing::pairs(group).millionths();
+    let crossing = Crossing::pairs_by_own_nic(group);
+    let [over_leaf, over_pod] = crossing.millionths();
     Demand {
         latency,
-        nvlink: links.expert.time_to_send(nvlink),
-        nic: stretched(nic_time, links.nic_slowdown(Crossing::pairs(group))),
+        nvlink: in_part(links.expert, group.scale_up_pairs).time_to_send(nvlink),
+        nic: stretched(nic_time, links.nic_slowdown(crossing)),
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,
+        scale_up_part: group.scale_up_pairs,
         over_leaf,
         over_pod,
         algorithm: Algorithm::Direct,

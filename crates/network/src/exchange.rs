@@ -114,14 +114,20 @@ pub fn expert_exchange(
         nic
     };
     let nic_time = links.nic_rate(protocol).time_to_send(taken);
-    let [over_leaf, over_pod] = Crossing::pairs(group).millionths();
+    let crossing = if relayed {
+        Crossing::pairs(group)
+    } else {
+        Crossing::pairs_by_own_nic(group)
+    };
+    let [over_leaf, over_pod] = crossing.millionths();
     Demand {
         latency,
         nvlink: nvlink_rate.time_to_send(nvlink),
-        nic: stretched(nic_time, links.nic_slowdown(Crossing::pairs(group))),
+        nic: stretched(nic_time, links.nic_slowdown(crossing)),
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,
+        scale_up_part: group.scale_up_pairs,
         over_leaf,
         over_pod,
         algorithm,

@@ -18,8 +18,8 @@ const WORK_PER_BYTE: u128 = 1_000_000_000_000 << RATE_SHIFT;
 const NIL: u32 = u32::MAX;
 /// The level of a link that holds nobody back.
 const FREE: u64 = u64::MAX;
-/// Longest route.
-const MOST_HOPS: usize = 16;
+/// Longest route: across a large torus.
+const MOST_HOPS: usize = 64;
 
 /// One directed link and who is on it.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +158,7 @@ impl FairNet {
     /// than `cap`. A flow over no links at all ends at once unless it has a cap.
     ///
     /// # Panics
-    /// When the weight is zero, the route is longer than 16 links or names one twice.
+    /// When the weight is zero, the route is longer than 64 links or names one twice.
     pub fn start(
         &mut self,
         route: &[LinkId],
@@ -174,7 +174,7 @@ impl FairNet {
     /// bytes alone, by what headers, flags and gaps take.
     ///
     /// # Panics
-    /// When the route is longer than 16 links or names one twice.
+    /// When the route is longer than 64 links or names one twice.
     pub fn start_busy(
         &mut self,
         route: &[LinkId],
@@ -210,7 +210,7 @@ impl FairNet {
             first: NIL,
             generation: 0,
             weight,
-            hops: u8::try_from(route.len()).expect("a route has at most 16 links"),
+            hops: u8::try_from(route.len()).expect("a route has at most 64 links"),
             live: true,
             affected: false,
         });

@@ -63,9 +63,9 @@ const SIMPLE: ProtocolCost = ProtocolCost {
 };
 /// Fixed cost of an in-switch reduction inside one domain, beyond the node's own.
 const IN_SWITCH_BASE_NS: u64 = 36_000;
-/// The same with a tree across domains.
+/// The same with a tree across domains, or with the reduction going on in the fabric.
 const IN_SWITCH_TREE_BASE_NS: u64 = 50_000;
-/// Rate of an in-switch reduction that feeds a tree, over that of one inside a domain.
+/// Rate of an in-switch reduction that feeds NICs, over that of one inside a domain.
 const IN_SWITCH_TREE_PAYLOAD: f64 = 0.85;
 /// Starting one more peer of an all-to-all.
 const PEER_NS: u64 = 370;
@@ -94,6 +94,10 @@ pub struct Links {
     pub(crate) expert: Bandwidth,
     collective_base: SimDuration,
     nvlink_latency: SimDuration,
+    /// One link of a rank's scale-up network over all of them, in millionths.
+    pub(crate) one_link: u32,
+    /// Whether the switches of the fabric reduce.
+    pub(crate) in_network: bool,
     nic_latency: SimDuration,
     tier_latency: [SimDuration; Level::ALL.len()],
     leaf_oversubscription: f64,
@@ -133,12 +137,33 @@ impl Crossing {
         }
     }
 
-    /// Every pair alike.
+    /// Every pair alike, by the receiver's rail where there are rails.
     pub(crate) fn pairs(group: &GroupSpan) -> Self {
         let pairs = group.pairs_remote.max(1) as f64;
         Self {
             leaf: group.pairs_over_leaf as f64 / pairs,
             pod: group.pairs_over_pod as f64 / pairs,
+        }
+    }
+
+    /// Every pair alike, each over its own NIC.
+    pub(crate) fn pairs_by_own_nic(group: &GroupSpan) -> Self {
+        Self {
+            leaf: group.pairs_over_leaf_by_own_nic as f64 / group.pairs_remote.max(1) as f64,
+            ..Self::pairs(group)
+        }
+    }
+
+    /// What meets in a switch goes on as one stream: one for each leaf and one for each pod of the
+    /// members of a column, which are one per domain.
+    pub(crate) fn in_network(group: &GroupSpan) -> Self {
+        let share = |switches: u32| match switches {
+            0 | 1 => 0.0,
+            _ => (f64::from(switches) / f64::from(group.domains)).min(1.0),
+        };
+        Self {
+            leaf: share(group.leaves),
+            pod: share(group.pods),
         }
     }
 
@@ -180,6 +205,9 @@ impl Links {
                 .scaled(scale_up.expert_efficiency.unwrap_or(scale_up.efficiency)),
             collective_base: scale_up.collective_base,
             nvlink_latency: scale_up.latency,
+            one_link: (map.scale_up_link().as_f64() / scale_up.bandwidth.as_f64() * 1e6).round()
+                as u32,
+            in_network: map.reduces_in_network(),
             nic_latency: nic.latency,
             tier_latency: Level::ALL.map(|level| map.tier_latency(level)),
             leaf_oversubscription: map.leaf_oversubscription(),
@@ -241,13 +269,14 @@ impl Links {
         let ns = match algorithm {
             Algorithm::Local => return SimDuration::ZERO,
             Algorithm::InSwitch => IN_SWITCH_BASE_NS,
-            Algorithm::InSwitchTree => IN_SWITCH_TREE_BASE_NS,
+            Algorithm::InSwitchTree | Algorithm::InNetwork => IN_SWITCH_TREE_BASE_NS,
             Algorithm::Relayed => EXCHANGE_BASE_NS,
             Algorithm::Ring
             | Algorithm::Hierarchical
             | Algorithm::RecursiveHalving
             | Algorithm::Tree
-            | Algorithm::Direct => self.cost(protocol).base,
+            | Algorithm::Direct
+            | Algorithm::Pxn => self.cost(protocol).base,
         };
         self.overhead(ns)
             + if self.library {

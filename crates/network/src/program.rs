@@ -9,9 +9,9 @@
 //! textbook's: a rank begins a step when it has sent and received all of the step before.
 
 use crate::collective::CollectiveOp;
-use crate::demand::{Algorithm, Demand, Protocol};
+use crate::demand::{Algorithm, Demand, Protocol, WHOLE};
 use crate::links::{Links, Shape};
-use rackflow_topology::GroupSpan;
+use rackflow_topology::{Axis, GroupSpan, Joined};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 
 /// Where a message leaves the domain's NVLink switches or reaches them.
@@ -25,6 +25,9 @@ pub enum Via {
     SwitchUp,
     /// Down from them. The receiver is the sender.
     SwitchDown,
+    /// Up and down a tree of the fabric's switches, which add up what meets in them and copy the
+    /// sum. The receiver names the tree: all edges to it share one, and have equal bytes.
+    Tree,
 }
 
 /// One flow of a pipelined program.
@@ -38,7 +41,8 @@ pub struct Edge {
     pub via: Via,
     /// Payload.
     pub bytes: Bytes,
-    /// For how long it keeps its sender's port busy at line rate, headers and flags included.
+    /// For how long it keeps the first link of its way busy at line rate, headers and flags
+    /// included.
     pub busy: SimDuration,
 }
 
@@ -200,12 +204,53 @@ impl Grid {
         self.domains * self.members
     }
 
+    /// The part of a rank's load that stays in its domain, of an all-to-all that also hands on what
+    /// goes to other rails.
+    fn of_own_domain(self, rails: u32, (bytes, busy): Load) -> Load {
+        let own = u128::from(self.members - 1) * u128::from(rails);
+        let handed = u128::from(self.ranks() - self.members) * u128::from(rails - 1);
+        let share = |whole: u64| (u128::from(whole) * own).div_ceil((own + handed).max(1)) as u64;
+        (
+            Bytes::new(share(bytes.get())),
+            SimDuration::from_picos(share(busy.as_picos())),
+        )
+    }
+
     fn split(self, rank: u32) -> (u32, u32) {
         (rank / self.members, rank % self.members)
     }
 
     fn rank(self, domain: u32, member: u32) -> u32 {
         domain % self.domains * self.members + member % self.members
+    }
+}
+
+/// What the edges inside a domain run on.
+struct Near<'a> {
+    joined: &'a Joined,
+    load: Load,
+    /// For how long what goes to one other member keeps its link busy.
+    pair: Load,
+}
+
+impl<'a> Near<'a> {
+    fn of(grid: Grid, joined: &'a Joined, load: Load, demand: &Demand, links: &Links) -> Self {
+        let others = u64::from(grid.members - 1).max(1);
+        let bytes = Bytes::new(load.0.get().div_ceil(others));
+        let busy = match joined {
+            Joined::Mesh => load.1,
+            // A link has its part of the port's rate, and the port no more than its own part.
+            _ => {
+                let part = u128::from(load.1.as_picos()) * u128::from(demand.scale_up_part);
+                let of = u128::from(others) * u128::from(links.one_link.clamp(1, WHOLE));
+                SimDuration::from_picos(part.div_ceil(of) as u64)
+            }
+        };
+        Self {
+            joined,
+            load,
+            pair: (bytes, busy),
+        }
     }
 }
 
@@ -237,14 +282,27 @@ impl Edges {
 
 impl Program {
     /// The collective that costs `demand` on idle links without tiers in its way, as flows that
-    /// share links with whatever else there is. `None` where the group is irregular or the
-    /// algorithm has no program.
-    pub fn pipelined(op: CollectiveOp, group: &GroupSpan, demand: &Demand) -> Option<Self> {
+    /// share links with whatever else there is, among members that are `joined` so. `None` where the
+    /// group is irregular or the algorithm has no such program: what pipelines nothing has a
+    /// [stepped](Self::stepped) one.
+    pub fn pipelined(
+        op: CollectiveOp,
+        group: &GroupSpan,
+        joined: &Joined,
+        links: &Links,
+        demand: &Demand,
+    ) -> Option<Self> {
         let grid = Grid::of(group)?;
-        if demand.algorithm == Algorithm::RecursiveHalving {
+        if Self::is_stepped(demand.algorithm, op) {
             return None;
         }
         let near = (demand.wire_bytes_nvlink, demand.nvlink);
+        // What PXN hands over is in the edges that leave the domain.
+        let near = match demand.algorithm {
+            Algorithm::Pxn => grid.of_own_domain(group.rails, near),
+            _ => near,
+        };
+        let near = &Near::of(grid, joined, near, demand, links);
         let far = (demand.wire_bytes_nic, demand.nic);
         let mut edges = Edges(Vec::new());
         for rank in 0..grid.ranks() {
@@ -256,28 +314,35 @@ impl Program {
                     ring(grid, rank, near, far, &mut edges)
                 }
                 (Algorithm::Tree, _) => {
-                    let (domain, member) = grid.split(rank);
-                    if grid.members > 1 {
-                        let last = grid.members - 1;
-                        edges.push(rank, grid.rank(domain, member + 1), Via::Route, near, 2);
-                        edges.push(rank, grid.rank(domain, member + last), Via::Route, near, 2);
-                    }
+                    up_and_down(grid, rank, near, &mut edges);
                     tree(grid, rank, far, &mut edges);
                 }
                 (Algorithm::InSwitch | Algorithm::InSwitchTree, _) => {
-                    edges.push(rank, rank, Via::SwitchUp, near, 1);
-                    edges.push(rank, rank, Via::SwitchDown, near, 1);
+                    edges.push(rank, rank, Via::SwitchUp, near.load, 1);
+                    edges.push(rank, rank, Via::SwitchDown, near.load, 1);
                     if grid.domains > 1 {
                         tree(grid, rank, far, &mut edges);
                     }
                 }
+                (Algorithm::InNetwork, _) => {
+                    if links.in_switch_rate(true).is_some() && grid.members > 1 {
+                        edges.push(rank, rank, Via::SwitchUp, near.load, 1);
+                        edges.push(rank, rank, Via::SwitchDown, near.load, 1);
+                    } else {
+                        pairs(grid, rank, near, &mut edges);
+                    }
+                    edges.push(rank, grid.split(rank).1, Via::Tree, far, 1);
+                }
                 (Algorithm::Direct, CollectiveOp::SendRecv) => {
                     if rank == 0 {
-                        let what = if grid.domains > 1 { far } else { near };
+                        let what = if grid.domains > 1 { far } else { near.load };
                         edges.push(0, grid.ranks() - 1, Via::Route, what, 1);
                     }
                 }
-                (Algorithm::Direct, _) => direct(grid, rank, near, far, &mut edges),
+                (Algorithm::Direct, _) => {
+                    direct(grid, rank, Via::Route, near, far, &mut edges);
+                }
+                (Algorithm::Pxn, _) => direct(grid, rank, Via::Rail, near, far, &mut edges),
                 (Algorithm::Relayed, _) => relayed(grid, rank, near, far, &mut edges),
                 (Algorithm::Local | Algorithm::RecursiveHalving, _) => {}
             }
@@ -288,8 +353,17 @@ impl Program {
         })
     }
 
+    /// Whether an algorithm works step after step, so that it has a [stepped](Self::stepped) program
+    /// and no pipelined one.
+    pub fn is_stepped(algorithm: Algorithm, op: CollectiveOp) -> bool {
+        matches!(
+            (algorithm, op),
+            (Algorithm::RecursiveHalving, _) | (Algorithm::Hierarchical, CollectiveOp::AllToAll)
+        )
+    }
+
     /// A textbook collective over `bytes`, step after step with one chunk: a ring, recursive halving
-    /// and doubling, or a hierarchy of rings. `None` where the group is irregular, or where halving
+    /// and doubling, a hierarchy of rings, or an all-to-all by shifts. `None` where the group is irregular, or where halving
     /// meets a number of ranks that is no power of two.
     pub fn stepped(
         algorithm: Algorithm,
@@ -309,7 +383,9 @@ impl Program {
             teams,
             bytes: bytes.get(),
             slice,
-            rate: if near(teams) {
+            rate: if near(teams) && op == CollectiveOp::AllToAll {
+                links.copy_rate(protocol)
+            } else if near(teams) {
                 links.nvlink_rate(protocol)
             } else {
                 links.nic_rate(protocol)
@@ -330,6 +406,10 @@ impl Program {
                 };
                 vec![phase(Pattern::Ring, all, whole)]
             }
+            Algorithm::Hierarchical if op == CollectiveOp::AllToAll && k > 1 => vec![
+                phase(Pattern::Shift, inside, whole),
+                phase(Pattern::Shift, across, whole),
+            ],
             Algorithm::Hierarchical if k > 1 && g > 1 => vec![
                 phase(Pattern::Ring, inside, whole),
                 phase(Pattern::Ring, across, column),
@@ -357,7 +437,11 @@ impl Program {
             CollectiveOp::Broadcast | CollectiveOp::SendRecv => return None,
         };
         Some(Self::Stepped {
-            lead: links.base(algorithm, protocol),
+            lead: links.base(algorithm, protocol)
+                + match op {
+                    CollectiveOp::AllToAll => links.peers(u64::from(k + g - 2)),
+                    _ => SimDuration::ZERO,
+                },
             ranks: grid.ranks(),
             phases: phases
                 .into_iter()
@@ -382,49 +466,107 @@ type Load = (Bytes, SimDuration);
 
 /// Rings enter and leave every domain on each member's NIC in turn. The NVLink edges of all rings
 /// out of one rank go to the same neighbour.
-fn ring(grid: Grid, rank: u32, near: Load, far: Load, edges: &mut Edges) {
+fn ring(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
     let (domain, member) = grid.split(rank);
-    if grid.members > 1 {
-        edges.push(rank, grid.rank(domain, member + 1), Via::Route, near, 1);
-    }
+    around(grid, rank, near, edges);
     if grid.domains > 1 {
         edges.push(rank, grid.rank(domain + 1, member), Via::Route, far, 1);
     }
 }
 
-fn chain(grid: Grid, rank: u32, near: Load, far: Load, edges: &mut Edges) {
+/// A rank's edges to its neighbours on rings through its domain: one ring behind switches, one per
+/// peer on a mesh, one per direction of every axis on a torus.
+fn around(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
     let (domain, member) = grid.split(rank);
-    if grid.members > 1 && (grid.domains > 1 || member + 1 < grid.members) {
-        edges.push(rank, grid.rank(domain, member + 1), Via::Route, near, 1);
+    if grid.members == 1 {
+        return;
+    }
+    let mut push = |to: u32, rings: u32| {
+        let bytes = Bytes::new(near.load.0.get().div_ceil(u64::from(rings)));
+        let to = grid.rank(domain, to);
+        edges.push(rank, to, Via::Route, (bytes, near.load.1), 1);
+    };
+    match near.joined {
+        Joined::Switched => push(member + 1, 1),
+        Joined::Mesh => {
+            for to in (0..grid.members).filter(|to| *to != member) {
+                push(to, grid.members - 1);
+            }
+        }
+        Joined::Torus(axes) => {
+            let used = || axes.iter().filter(|axis| axis.extent > 1);
+            let rings = used().map(|axis| 1 + u32::from(axis.closed)).sum();
+            let mut stride = 1;
+            for &Axis { extent, closed } in axes {
+                let at = member / stride % extent;
+                let neighbour =
+                    |at: u32, by: u32| member - at * stride + (at + by) % extent * stride;
+                if extent > 1 {
+                    push(neighbour(at, 1), rings);
+                }
+                if extent > 1 && closed {
+                    push(neighbour(at, extent - 1), rings);
+                }
+                stride *= extent;
+            }
+        }
+    }
+}
+
+/// A chain of a tree: half of what a rank sends goes up it, half down.
+fn up_and_down(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
+    let (domain, member) = grid.split(rank);
+    if *near.joined != Joined::Switched {
+        around(grid, rank, near, edges);
+    } else if grid.members > 1 {
+        let last = grid.members - 1;
+        edges.push(
+            rank,
+            grid.rank(domain, member + 1),
+            Via::Route,
+            near.load,
+            2,
+        );
+        edges.push(
+            rank,
+            grid.rank(domain, member + last),
+            Via::Route,
+            near.load,
+            2,
+        );
+    }
+}
+
+/// A rank's edges to all others of its domain.
+fn pairs(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
+    let (domain, member) = grid.split(rank);
+    for to in (0..grid.members).filter(|to| *to != member) {
+        edges.push(rank, grid.rank(domain, to), Via::Route, near.pair, 1);
+    }
+}
+
+fn chain(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
+    let (domain, member) = grid.split(rank);
+    if *near.joined != Joined::Switched || grid.domains > 1 || member + 1 < grid.members {
+        around(grid, rank, near, edges);
     }
     if domain + 1 < grid.domains {
         edges.push(rank, grid.rank(domain + 1, member), Via::Route, far, 1);
     }
 }
 
-fn direct(grid: Grid, rank: u32, near: Load, far: Load, edges: &mut Edges) {
+fn direct(grid: Grid, rank: u32, via: Via, near: &Near<'_>, far: Load, edges: &mut Edges) {
     let (domain, _) = grid.split(rank);
     let remote = grid.ranks() - grid.members;
-    for to in (0..grid.ranks()).filter(|to| *to != rank) {
-        if grid.split(to).0 == domain {
-            edges.push(rank, to, Via::Route, near, grid.members - 1);
-        } else {
-            edges.push(rank, to, Via::Rail, far, remote);
-        }
+    pairs(grid, rank, near, edges);
+    for to in (0..grid.ranks()).filter(|to| grid.split(*to).0 != domain) {
+        edges.push(rank, to, via, far, remote);
     }
 }
 
-fn relayed(grid: Grid, rank: u32, near: Load, far: Load, edges: &mut Edges) {
+fn relayed(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
     let (domain, member) = grid.split(rank);
-    for to in (0..grid.members).filter(|to| *to != member) {
-        edges.push(
-            rank,
-            grid.rank(domain, to),
-            Via::Route,
-            near,
-            grid.members - 1,
-        );
-    }
+    pairs(grid, rank, near, edges);
     for to in (0..grid.domains).filter(|to| *to != domain) {
         edges.push(
             rank,

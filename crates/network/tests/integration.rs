@@ -379,11 +379,12 @@ const NODES: [&str; 6] = [
     "mi300x-8",
     "gb200-nvl72",
 ];
-const FABRICS: [&str; 4] = [
+const FABRICS: [&str; 5] = [
     "ib-three-tier",
     "rail-optimized-three-tier",
     "roce-oversubscribed",
     "rail-optimized-xdr",
+    "rail-optimized-sharp",
 ];
 
 proptest! {
@@ -414,7 +415,7 @@ proptest! {
         let line = |rate: Bandwidth, bytes: Bytes| rate.time_to_send(bytes);
         let algorithms = [
             Algorithm::Ring, Algorithm::Hierarchical, Algorithm::Tree, Algorithm::InSwitch,
-            Algorithm::InSwitchTree, Algorithm::Direct,
+            Algorithm::InSwitchTree, Algorithm::InNetwork, Algorithm::Direct, Algorithm::Pxn,
         ];
         let size = Bytes::new(bytes);
         let all = algorithms.iter().filter_map(|a| collective_by(*a, op, size, &group, &scene.links));

@@ -107,8 +107,13 @@ pub enum AlgorithmName {
     RecursiveHalving,
     /// The scale-up switches reduce in flight (NVLS); a tree carries the sums across domains.
     InSwitch,
-    /// Every pair for itself.
+    /// The switches of the fabric reduce too (SHARP); a fabric says `in_network_reduction: true`.
+    #[value(alias = "sharp")]
+    InNetwork,
+    /// Every pair for itself, over its own NIC.
     Direct,
+    /// Over NVLink to the neighbour on the receiver's rail, and over its NIC.
+    Pxn,
     /// dispatch, combine: once to each domain, forwarded there.
     Relayed,
 }
@@ -264,7 +269,9 @@ fn table(
         AlgorithmName::RecursiveHalving => Algorithm::RecursiveHalving,
         AlgorithmName::InSwitch if group.domains() > 1 => Algorithm::InSwitchTree,
         AlgorithmName::InSwitch => Algorithm::InSwitch,
+        AlgorithmName::InNetwork => Algorithm::InNetwork,
         AlgorithmName::Direct => Algorithm::Direct,
+        AlgorithmName::Pxn => Algorithm::Pxn,
         AlgorithmName::Relayed => Algorithm::Relayed,
     };
     let algorithm = args.algorithm.map(wanted);

@@ -200,6 +200,9 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
         };
         parts.push(format!("{} {what}", s.pods));
     }
+    if s.in_network_reduction {
+        parts.push("switches reduce in flight".to_owned());
+    }
     page.entry("fabric", &parts.join("; "));
     page.entry(
         "switches",

@@ -172,6 +172,12 @@ impl PublishedCollective {
         if says("4x200G") || says("4xHDR200") {
             cluster.node.nic.count = 4;
         }
+        // What the switches were asked for, and not what they could do.
+        if self.algorithm.as_deref() == Some("SHARP")
+            && let Some(reduces) = cluster.fabric.reduces_mut()
+        {
+            *reduces = true;
+        }
         Some(cluster)
     }
 }

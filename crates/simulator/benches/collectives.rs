@@ -60,7 +60,8 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
     let (op, protocol) = (CollectiveOp::AllReduce, Protocol::Simple);
     let program = if pipelined {
         let demand = collective_with(algorithm, Some(protocol), op, SIZE, &span, &links);
-        Program::pipelined(op, &span, &demand.expect("it serves"))
+        let joined = map.joined(&gpus).expect("switched");
+        Program::pipelined(op, &span, &joined, &links, &demand.expect("it serves"))
     } else {
         Program::stepped(algorithm, op, SIZE, &span, &links, protocol)
     };

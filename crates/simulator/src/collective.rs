@@ -8,7 +8,7 @@ use rackflow_network::{
     Demand, ExchangeStyle, Links, Program, collective, collective_with, direct_exchange,
     expert_exchange, ranks_visited, tuned,
 };
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, LinkId, TopologyError, Wires};
+use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Joined, LinkId, TopologyError, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol};
@@ -75,9 +75,12 @@ pub struct Measurement {
 pub struct Group {
     links: Links,
     span: GroupSpan,
+    /// How members of a domain are joined, where flows know it.
+    joined: Option<Joined>,
     nvlink: Bandwidth,
+    /// One of a rank's links into its domain.
+    link: Bandwidth,
     nic: Bandwidth,
-    cluster: Cluster,
 }
 
 /// Why flows were not simulated.
@@ -89,9 +92,12 @@ pub enum NoFlows {
     /// Domains hold different numbers of ranks.
     #[error("NVLink domains hold different numbers of ranks")]
     Irregular,
-    /// Links of the scale-up network are not behind a switch.
-    #[error("a mesh or a torus has no switch, and only its price is modelled")]
-    NoSwitch,
+    /// Ranks on a torus that are not all of it.
+    #[error("the ranks are a part of a torus, and only its price is modelled")]
+    PartOfTorus,
+    /// Steps between ranks that are no neighbours, without a switch.
+    #[error("its steps are laid out behind switches only")]
+    Steps,
     /// More flows than a run should take.
     #[error("{flows} flows are more than {most}")]
     TooMany {
@@ -119,12 +125,14 @@ impl Group {
     /// When it has fewer GPUs.
     pub fn new(cluster: &Cluster, ranks: u32) -> Result<Self, TopologyError> {
         let map = ClusterMap::new(cluster)?;
+        let gpus: Vec<u32> = (0..ranks).collect();
         Ok(Self {
             links: Links::new(cluster, &map),
-            span: map.span(&(0..ranks).collect::<Vec<_>>()),
+            span: map.span(&gpus),
+            joined: map.joined(&gpus),
             nvlink: cluster.node.scale_up.bandwidth,
+            link: map.scale_up_link(),
             nic: map.nic_share(),
-            cluster: cluster.clone(),
         })
     }
 
@@ -177,6 +185,7 @@ impl Group {
         };
         let bound = self
             .nvlink
+            .scaled(f64::from(demand.scale_up_part) / 1e6)
             .time_to_send(demand.wire_bytes_nvlink)
             .max(self.nic.time_to_send(demand.wire_bytes_nic));
         Some(self.measurement(operation, bytes, &demand, demand.duration(), bound))
@@ -249,7 +258,7 @@ impl Group {
         // Exchanges have a flow for every pair.
         let ranks = u64::from(self.span.ranks);
         let flows = match (demand.algorithm, op) {
-            (Algorithm::Direct, CollectiveOp::AllToAll) => ranks * ranks,
+            (Algorithm::Direct | Algorithm::Pxn, CollectiveOp::AllToAll) => ranks * ranks,
             (Algorithm::Relayed, _) => {
                 ranks * u64::from(self.span.ranks_per_domain_max + self.span.domains)
             }
@@ -259,28 +268,31 @@ impl Group {
             let most = MOST_FLOWS;
             return Err(NoFlows::TooMany { flows, most });
         }
-        let program = match demand.algorithm {
-            Algorithm::RecursiveHalving => Program::stepped(
+        let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
+        let program = if Program::is_stepped(demand.algorithm, op) {
+            if *joined != Joined::Switched {
+                return Err(NoFlows::Steps);
+            }
+            let protocol = demand.protocol;
+            Program::stepped(
                 demand.algorithm,
                 op,
                 bytes,
                 &self.span,
                 &open.links,
-                demand.protocol,
-            ),
-            _ => Program::pipelined(op, &self.span, &demand),
+                protocol,
+            )
+        } else {
+            Program::pipelined(op, &self.span, joined, &open.links, &demand)
         };
         let program = program.ok_or(NoFlows::Irregular)?;
-        if !self.switched(wires) {
-            return Err(NoFlows::NoSwitch);
-        }
         let gpus: Vec<u32> = (0..self.span.ranks).collect();
         let task = Task {
             program: &program,
             gpus: &gpus,
             start: SimTime::ZERO,
         };
-        let outcome = run_flows(wires, (self.nvlink, self.nic), &[task]);
+        let outcome = run_flows(wires, (self.link, self.nic), &[task]);
         let bound = (0..)
             .map(LinkId)
             .zip(&outcome.carried)
@@ -290,19 +302,6 @@ impl Group {
             .unwrap_or(SimDuration::ZERO);
         let time = outcome.ends[0].since(SimTime::ZERO);
         Ok(self.measurement(operation, bytes, &demand, time, bound))
-    }
-
-    /// Whether a GPU has one link into its domain, which carries all that the domain lets it send.
-    fn switched(&self, wires: &Wires) -> bool {
-        let mut route = Vec::new();
-        if self.cluster.node.scale_up.domain < 2 || self.cluster.gpus < 2 {
-            return true;
-        }
-        wires.route(0, 1, 0, &mut route);
-        route.len() == 2
-            && route
-                .iter()
-                .all(|link| wires.bandwidth(*link) == self.nvlink)
     }
 
     /// A combine of one-sided kernels also waits for all that it asked for.

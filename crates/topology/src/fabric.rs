@@ -32,6 +32,28 @@ impl Fabric {
         }
     }
 
+    /// Whether the switches reduce in flight; none do between the groups of a Dragonfly+.
+    pub const fn reduces(&self) -> bool {
+        match self {
+            Self::FatTree(f) => f.in_network_reduction,
+            Self::RailOptimized(f) => f.in_network_reduction,
+            Self::MultiPlaneFatTree(f) => f.in_network_reduction,
+            Self::RailOnly(f) => f.in_network_reduction,
+            Self::DragonflyPlus(_) => false,
+        }
+    }
+
+    /// The same, to be changed; `None` where switches cannot.
+    pub fn reduces_mut(&mut self) -> Option<&mut bool> {
+        match self {
+            Self::FatTree(f) => Some(&mut f.in_network_reduction),
+            Self::RailOptimized(f) => Some(&mut f.in_network_reduction),
+            Self::MultiPlaneFatTree(f) => Some(&mut f.in_network_reduction),
+            Self::RailOnly(f) => Some(&mut f.in_network_reduction),
+            Self::DragonflyPlus(_) => None,
+        }
+    }
+
     /// How it is written in a scenario.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -108,6 +130,9 @@ pub struct FatTree {
     /// Whether packets are spread over all paths or a hash picks one per connection.
     #[serde(default)]
     pub routing: Routing,
+    /// Whether the switches reduce in flight for collectives that ask for it (SHARP).
+    #[serde(default)]
+    pub in_network_reduction: bool,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
@@ -141,6 +166,9 @@ pub struct RailOptimized {
     /// Whether packets are spread over all paths or a hash picks one per connection.
     #[serde(default)]
     pub routing: Routing,
+    /// Whether the switches reduce in flight for collectives that ask for it (SHARP).
+    #[serde(default)]
+    pub in_network_reduction: bool,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
@@ -164,6 +192,9 @@ pub struct MultiPlaneFatTree {
     /// Whether packets are spread over all paths or a hash picks one per connection.
     #[serde(default)]
     pub routing: Routing,
+    /// Whether the switches reduce in flight for collectives that ask for it (SHARP).
+    #[serde(default)]
+    pub in_network_reduction: bool,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,
@@ -195,6 +226,9 @@ pub struct RailOnly {
     /// Whether packets are spread over all paths or a hash picks one per connection.
     #[serde(default)]
     pub routing: Routing,
+    /// Whether the switches reduce in flight for collectives that ask for it (SHARP).
+    #[serde(default)]
+    pub in_network_reduction: bool,
     /// Time added by each switch on the way.
     #[serde(default = "default_hop")]
     pub hop: SimDuration,

@@ -202,6 +202,8 @@ pub(crate) struct Layout {
     pub leaf_oversubscription: f64,
     pub spine_oversubscription: f64,
     pub load_balance: f64,
+    /// Whether switches reduce in flight.
+    pub reduces: bool,
 }
 
 /// The fields that the kinds of fabric share.
@@ -458,6 +460,7 @@ impl Layout {
             leaf_oversubscription: tree.leaf_oversubscription,
             spine_oversubscription: tree.spine_oversubscription,
             load_balance: tree.load_balance,
+            reduces: cluster.fabric.reduces(),
         };
         layout.wire(&tree)?;
         Ok(layout)

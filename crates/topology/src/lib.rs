@@ -30,7 +30,7 @@ pub use fault::{
 };
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
-pub use map::{ClusterMap, GroupSpan, Inventory, Level, Path, Place};
+pub use map::{Axis, ClusterMap, GroupSpan, Inventory, Joined, Level, Path, Place};
 pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
 pub use reliability::{Component, FailureProfile};
 pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};

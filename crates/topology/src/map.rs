@@ -146,11 +146,36 @@ pub struct GroupSpan {
     pub pairs_over_leaf: u64,
     /// Of those, pairs in different pods.
     pub pairs_over_pod: u64,
+    /// Pairs on different leaves when every member uses its own NIC in place of that of the
+    /// neighbour on the receiver's rail.
+    pub pairs_over_leaf_by_own_nic: u64,
+    /// Rails or planes that every domain has members on, where all are on the same ones; else 1.
+    pub rails: u32,
     /// Part of a member's scale-up bandwidth, in millionths, that rings through its domain's
     /// members can use: all of it on switches, the links among members of a mesh or a torus.
     pub scale_up_rings: u32,
     /// The same for all pairs of a domain's members sending alike.
     pub scale_up_pairs: u32,
+}
+
+/// How the members of a domain reach each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Joined {
+    /// Over switches.
+    Switched,
+    /// By a link per pair.
+    Mesh,
+    /// As neighbours along these axes, numbered along the first axis first.
+    Torus(Vec<Axis>),
+}
+
+/// One axis of a torus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Axis {
+    /// Chips along it.
+    pub extent: u32,
+    /// Whether its last chip is a neighbour of its first.
+    pub closed: bool,
 }
 
 /// A cluster compiled for use in inner loops. Built once, then only read.
@@ -305,6 +330,37 @@ impl ClusterMap {
         self.layout.load_balance
     }
 
+    /// Whether the switches of the fabric reduce in flight.
+    pub fn reduces_in_network(&self) -> bool {
+        self.layout.reduces
+    }
+
+    /// One direction of one link inside a domain: all of a GPU's bandwidth behind switches, a part
+    /// of it on a mesh or a torus.
+    pub fn scale_up_link(&self) -> Bandwidth {
+        self.layout.scale_up_link
+    }
+
+    /// How the members of a group are joined inside their domains; `None` where they are not all
+    /// chips of a torus. `gpus` are in order.
+    pub fn joined(&self, gpus: &[u32]) -> Option<Joined> {
+        match &self.layout.shape {
+            Shape::Switched => Some(Joined::Switched),
+            Shape::Mesh => Some(Joined::Mesh),
+            Shape::Grid(grid) => {
+                let chips: u32 = grid.dims.iter().product();
+                let whole = gpus.is_sorted()
+                    && runs(gpus, |gpu| self.places[gpu as usize].domain)
+                        .all(|members| members.len() as u32 == chips);
+                let axis = |(extent, closed): (&u32, &bool)| Axis {
+                    extent: *extent,
+                    closed: *closed,
+                };
+                whole.then(|| Joined::Torus(grid.dims.iter().zip(&grid.wrap).map(axis).collect()))
+            }
+        }
+    }
+
     /// Capacity of one leaf's cables towards the spines, one direction, as load balancing leaves it;
     /// zero where there is one leaf.
     pub fn leaf_capacity(&self) -> f64 {
@@ -381,6 +437,8 @@ impl ClusterMap {
             pairs_remote: 0,
             pairs_over_leaf: 0,
             pairs_over_pod: 0,
+            pairs_over_leaf_by_own_nic: 0,
+            rails: 1,
             scale_up_rings: WHOLE,
             scale_up_pairs: WHOLE,
         };
@@ -473,6 +531,17 @@ impl ClusterMap {
         span.pods = distinct(&pod);
         let one_leaf = span.leaves == 1 && !by_leaf;
         span.pairs_over_leaf = if one_leaf { 0 } else { apart(&tier) };
+        span.pairs_over_leaf_by_own_nic = if self.layout.rails > 1 {
+            apart(&|gpu| place(gpu).leaf)
+        } else {
+            span.pairs_over_leaf
+        };
+        if rails > 1 && span.rail_aligned {
+            let mut used: Vec<u32> = first.iter().map(|gpu| place(*gpu).rail).collect();
+            used.sort_unstable();
+            used.dedup();
+            span.rails = used.len() as u32;
+        }
         span.pairs_over_pod = if span.pods == 1 { 0 } else { apart(&pod) };
         span.level = if span.pairs_over_pod > 0 {
             Level::Core

@@ -41,6 +41,8 @@ pub struct Survey {
     pub fabric: &'static str,
     /// `adaptive` or `ecmp`.
     pub routing: crate::Routing,
+    /// The switches of the fabric can reduce in flight.
+    pub in_network_reduction: bool,
     /// Trees that never meet outside a domain.
     pub planes: u32,
     /// Rails that have leaves of their own inside a tree.
@@ -184,6 +186,7 @@ impl Survey {
             nic_share_bytes_per_s: map.nic_share().bytes_per_sec(),
             fabric: cluster.fabric.kind(),
             routing: cluster.fabric.routing(),
+            in_network_reduction: cluster.fabric.reduces(),
             planes: layout.planes,
             rails: layout.rails,
             pods: layout.pods,

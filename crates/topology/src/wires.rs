@@ -536,6 +536,88 @@ impl Wires {
         out.push(to_gpu);
     }
 
+    /// The flows of a reduction in the switches and its way back: every GPU's links to its leaf and
+    /// from it, then each link between switches once, since what meets there is one stream. `choice`
+    /// tells trees apart: it picks the spine and the core. Calls `each` with the links of every flow,
+    /// first all that go up. Returns false, and calls nothing, where these GPUs have no switch in
+    /// common.
+    ///
+    /// # Panics
+    /// When there is no such GPU.
+    pub fn reduction_tree(
+        &self,
+        gpus: &[u32],
+        choice: u64,
+        mut each: impl FnMut(&[LinkId]),
+    ) -> bool {
+        let layout = &self.layout;
+        let leaf_of = |gpu: u32| layout.leaf(layout.port(gpu));
+        let Some(&first) = gpus.first() else {
+            return true;
+        };
+        let plane = layout.plane_of_leaf(leaf_of(first));
+        let mut leaves: Vec<u32> = gpus.iter().map(|gpu| leaf_of(*gpu)).collect();
+        leaves.sort_unstable();
+        leaves.dedup();
+        let mut pods: Vec<u32> = leaves
+            .iter()
+            .map(|leaf| layout.pod_of_leaf(*leaf))
+            .collect();
+        pods.dedup();
+        let apart = leaves
+            .iter()
+            .any(|leaf| layout.plane_of_leaf(*leaf) != plane);
+        if apart || (pods.len() > 1 && self.tiers.pair > 0) {
+            return false;
+        }
+        if leaves.len() == 1 {
+            leaves.clear();
+        }
+        if pods.len() == 1 {
+            pods.clear();
+        }
+        let tiers = &self.tiers;
+        let mut draw = Draw::new(self.seed, plane, u32::MAX, choice);
+        let spine = draw.below(tiers.spines.max(1));
+        let core = draw.below(tiers.cores.max(1));
+        let cable = draw.below(tiers.leaf_bundle().max(1));
+        let top = draw.below(tiers.spine_bundle().max(1));
+        let nic = |gpu: u32| (self.blocks.nics + layout.port(gpu)) as usize;
+        let spine_of = |pod: u32| self.spine(plane, pod, spine) as usize;
+        for &gpu in gpus {
+            let own = LinkId(self.first[gpu as usize + 1] - 1);
+            each(&[own, LinkId(self.first[nic(gpu) + 1] - 1)]);
+        }
+        for &leaf in &leaves {
+            let end = self.first[(self.blocks.leaves + leaf) as usize + 1];
+            each(&[LinkId(
+                end - tiers.uplinks + spine * tiers.leaf_bundle() + cable,
+            )]);
+        }
+        for &pod in &pods {
+            let end = self.first[spine_of(pod) + 1];
+            each(&[LinkId(
+                end - tiers.spine_uplinks + core * tiers.spine_bundle() + top,
+            )]);
+        }
+        for &pod in &pods {
+            let start = self.first[self.core(plane, spine, core) as usize];
+            each(&[LinkId(start + pod * tiers.spine_bundle() + top)]);
+        }
+        for &leaf in &leaves {
+            let pod = layout.pod_of_leaf(leaf);
+            let place = leaf - layout.leaves_of_pod(plane, pod).start;
+            let start = self.first[spine_of(pod)];
+            each(&[LinkId(start + place * tiers.leaf_bundle() + cable)]);
+        }
+        for &gpu in gpus {
+            let port = layout.port(gpu);
+            let to_gpu = self.first[nic(gpu)] + gpu - port * layout.gpus_per_port;
+            each(&[LinkId(self.down[port as usize]), LinkId(to_gpu)]);
+        }
+        true
+    }
+
     /// How many links each link of a route was chosen from.
     pub(crate) fn choices(&self, route: &[LinkId]) -> Vec<u64> {
         let tiers = &self.tiers;

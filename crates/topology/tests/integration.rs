@@ -21,6 +21,7 @@ fn map(cluster: &Cluster) -> ClusterMap {
 
 fn fat_tree(tiers: u32, radix: u32) -> FatTree {
     FatTree {
+        in_network_reduction: false,
         tiers,
         radix,
         spine_radix: None,
@@ -348,6 +349,7 @@ fn a_dragonfly_has_the_cables_of_its_groups() {
 #[test]
 fn planes_that_do_not_divide() {
     let fabric = Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
+        in_network_reduction: false,
         planes: 3,
         radix: 64,
         link: None,
@@ -493,6 +495,7 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     ..fat_tree(tiers, radix)
                 }),
                 1 => Fabric::RailOptimized(RailOptimized {
+                    in_network_reduction: false,
                     tiers,
                     radix,
                     rails: None,
@@ -504,6 +507,7 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     hop,
                 }),
                 2 => Fabric::RailOnly(RailOnly {
+                    in_network_reduction: false,
                     tiers,
                     radix,
                     rails: None,
@@ -525,6 +529,7 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
                     hop,
                 }),
                 _ => Fabric::MultiPlaneFatTree(MultiPlaneFatTree {
+                    in_network_reduction: false,
                     planes: 4,
                     radix,
                     link,

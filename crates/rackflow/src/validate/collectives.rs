@@ -161,6 +161,7 @@ fn forced(row: &PublishedCollective, group: &Group) -> Option<Algorithm> {
     match row.algorithm.as_deref()? {
         "Ring" => Some(Algorithm::Ring),
         "NVLSTree" => Some(in_switch),
+        "SHARP" => Some(Algorithm::InNetwork),
         // Measured where NVLS is enabled: small sizes may still take another.
         _ => None,
     }

@@ -1,13 +1,14 @@
 //! Programs of flows on the links of a cluster, run by the event loop.
 
 use rackflow_engine::{EventClass, EventId, EventQueue, Model, run};
-use rackflow_network::{FairNet, FlowId, Phase, Program, Via};
+use rackflow_network::{Edge, FairNet, FlowId, Phase, Program, Via};
 use rackflow_topology::{Level, LinkId, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
-/// The order at one instant: what has arrived, then what has left the wire, then what begins.
-const ARRIVED: EventClass = EventClass(0);
-const SENT: EventClass = EventClass(1);
+/// The order at one instant: what has left the wire, so that whoever begins a flow finds the net at
+/// that instant, then what has arrived, then what begins.
+const SENT: EventClass = EventClass(0);
+const ARRIVED: EventClass = EventClass(1);
 const BEGUN: EventClass = EventClass(2);
 
 /// A program, who runs it and from when on.
@@ -56,6 +57,27 @@ struct Sending {
     latency: SimDuration,
 }
 
+impl Sending {
+    /// A flow of a pipelined program: its task is done when all of them are.
+    fn of_task(task: u32) -> Self {
+        Self {
+            from: task,
+            to: NOBODY,
+            step: 0,
+            latency: SimDuration::ZERO,
+        }
+    }
+}
+
+/// Remembers what a flow is, and counts it.
+fn keep(kept: &mut Vec<Sending>, flows: &mut u64, flow: FlowId, sending: Sending) {
+    *flows += 1;
+    if kept.len() <= flow.slot() {
+        kept.resize(flow.slot() + 1, sending);
+    }
+    kept[flow.slot()] = sending;
+}
+
 /// The receiver of a flow whose arrival nobody waits for apart from its end.
 const NOBODY: u32 = u32::MAX;
 
@@ -90,7 +112,7 @@ struct TaskState<'a> {
 
 struct Runner<'a> {
     wires: &'a Wires,
-    /// Line rates of a GPU's NVLink port and of its share of the NICs.
+    /// Line rates of a GPU's link into its domain and of its share of the NICs.
     lines: (Bandwidth, Bandwidth),
     net: FairNet,
     tasks: Vec<TaskState<'a>>,
@@ -106,11 +128,12 @@ struct Runner<'a> {
     pending: Option<(SimTime, EventId)>,
     route: Vec<LinkId>,
     ended: Vec<FlowId>,
+    done: Vec<Sending>,
     flows: u64,
 }
 
-/// Runs the tasks together on the links of a cluster. `lines` are the line rates of a GPU's NVLink
-/// port and of its share of the NICs. Every message of every rank is a flow of its own.
+/// Runs the tasks together on the links of a cluster. `lines` are the line rates of one of a GPU's
+/// links into its domain and of its share of the NICs. Every message of every rank is a flow of its own.
 ///
 /// # Panics
 /// When a task names a GPU that the cluster does not have, or ranks cannot reach each other.
@@ -131,6 +154,7 @@ pub fn run_flows(wires: &Wires, lines: (Bandwidth, Bandwidth), tasks: &[Task<'_>
         pending: None,
         route: Vec::new(),
         ended: Vec::new(),
+        done: Vec::new(),
         flows: 0,
     };
     let mut queue = EventQueue::new();
@@ -179,12 +203,15 @@ impl Model for Runner<'_> {
             Event::Sent => {
                 self.pending = None;
                 let mut ended = std::mem::take(&mut self.ended);
+                let mut done = std::mem::take(&mut self.done);
                 self.net.advance(now, &mut ended);
-                for &flow in &ended {
-                    self.sent(now, self.sending[flow.slot()], queue);
-                }
-                ended.clear();
+                // What begins below takes the slots of what has ended.
+                done.extend(ended.drain(..).map(|flow| self.sending[flow.slot()]));
                 self.ended = ended;
+                for sending in done.drain(..) {
+                    self.sent(now, sending, queue);
+                }
+                self.done = done;
                 self.opened.clear();
             }
             Event::Begun { task } => self.begin(now, task),
@@ -214,20 +241,16 @@ impl Runner<'_> {
         match task.program {
             Program::Pipelined { edges, .. } => {
                 self.tasks[index as usize].open = edges.len() as u32;
-                for (number, edge) in edges.iter().enumerate() {
+                self.begin_trees(index, task.gpus, edges);
+                let along = |edge: &&Edge| edge.via != Via::Tree;
+                for (number, edge) in edges.iter().filter(along).enumerate() {
                     let (from, to) = (task.gpus[edge.from as usize], task.gpus[edge.to as usize]);
                     self.find_route(from, to, edge.via, number as u64);
                     let line = self.line();
                     let flow = self
                         .net
                         .start_busy(&self.route, edge.bytes, edge.busy, line);
-                    let sending = Sending {
-                        from: index,
-                        to: NOBODY,
-                        step: 0,
-                        latency: SimDuration::ZERO,
-                    };
-                    self.keep(flow, sending);
+                    self.keep(flow, Sending::of_task(index));
                 }
             }
             Program::Stepped { ranks, phases, .. } => {
@@ -252,6 +275,39 @@ impl Runner<'_> {
         }
     }
 
+    /// Starts the flows of the trees of the fabric's switches that a task asks for. A tree has more
+    /// flows than members: one more for each link between switches.
+    fn begin_trees(&mut self, index: u32, gpus: &[u32], edges: &[Edge]) {
+        let mut members: Vec<(u32, u32)> = edges
+            .iter()
+            .filter(|edge| edge.via == Via::Tree)
+            .map(|edge| (edge.to, gpus[edge.from as usize]))
+            .collect();
+        let Some(first) = edges.iter().find(|edge| edge.via == Via::Tree) else {
+            return;
+        };
+        members.sort_unstable();
+        let mut started = 0;
+        for tree in members.chunk_by(|a, b| a.0 == b.0) {
+            let gpus: Vec<u32> = tree.iter().map(|(_, gpu)| *gpu).collect();
+            let Self {
+                wires,
+                net,
+                sending,
+                flows,
+                lines,
+                ..
+            } = self;
+            let joined = wires.reduction_tree(&gpus, tree[0].0.into(), |route| {
+                let flow = net.start_busy(route, first.bytes, first.busy, lines.1);
+                keep(sending, flows, flow, Sending::of_task(index));
+                started += 1;
+            });
+            assert!(joined, "the members of a tree have a switch in common");
+        }
+        self.tasks[index as usize].open += started - members.len() as u32;
+    }
+
     fn tell(&mut self, now: SimTime) {
         if self.net.now() < now {
             let mut none = Vec::new();
@@ -267,6 +323,7 @@ impl Runner<'_> {
             Via::Rail => self
                 .wires
                 .route_by_rail(from, to, connection, &mut self.route),
+            Via::Tree => unreachable!("trees are begun as a whole"),
             Via::SwitchUp | Via::SwitchDown => self.switch_link(from, via == Via::SwitchUp),
         };
         assert!(reached, "GPU {from} cannot reach GPU {to}");
@@ -306,11 +363,7 @@ impl Runner<'_> {
     }
 
     fn keep(&mut self, flow: FlowId, sending: Sending) {
-        self.flows += 1;
-        if self.sending.len() <= flow.slot() {
-            self.sending.resize(flow.slot() + 1, sending);
-        }
-        self.sending[flow.slot()] = sending;
+        keep(&mut self.sending, &mut self.flows, flow, sending);
     }
 
     /// A rank begins its current step.

@@ -1,7 +1,7 @@
 //! KV caches on the move over the links, beside the traffic of the steps.
 
 use rackflow_engine::{EventClass, EventId, EventQueue};
-use rackflow_network::{Algorithm, Demand, FlowId, FlowNet, Protocol};
+use rackflow_network::{Algorithm, Demand, FlowId, FlowNet};
 use rackflow_topology::{ClusterMap, Level};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 use std::collections::VecDeque;
@@ -169,10 +169,8 @@ pub(super) fn demand(
         level,
         wire_bytes_nvlink: Bytes::new(sent_nvlink),
         wire_bytes_nic: Bytes::new(sent_nic),
-        over_leaf: 0,
-        over_pod: 0,
         algorithm: Algorithm::Direct,
-        protocol: Protocol::Simple,
+        ..Demand::NONE
     }
 }
 

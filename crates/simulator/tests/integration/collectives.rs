@@ -6,9 +6,9 @@ use rackflow_network::{
 };
 use rackflow_scenario::{Catalogue, ClusterChanges, catalogue_cluster};
 use rackflow_simulator::collective::{
-    ExpertKernels, Experts, Group, Operation, Outcome, Task, run_flows,
+    ExpertKernels, Experts, Group, NoFlows, Operation, Outcome, Task, run_flows,
 };
-use rackflow_topology::{Cluster, ClusterMap, Fabric, GroupSpan, Routing, Wires};
+use rackflow_topology::{Cluster, ClusterMap, Fabric, GroupSpan, Joined, Routing, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 /// Nodes of the catalogue on the default fabric; one node where nothing is said.
@@ -55,7 +55,11 @@ impl Scene {
     }
 
     fn lines(&self) -> (Bandwidth, Bandwidth) {
-        (self.cluster.node.scale_up.bandwidth, self.map.nic_share())
+        (self.map.scale_up_link(), self.map.nic_share())
+    }
+
+    fn joined(&self) -> Joined {
+        self.map.joined(&self.ranks).expect("whole domains")
     }
 
     fn run(&self, program: &Program) -> Outcome {
@@ -156,27 +160,159 @@ fn a_hierarchy_of_rings_takes_its_closed_form() {
     assert_eq!(time, near * 14 + far * 30);
 }
 
-const ALGORITHMS: [Algorithm; 7] = [
+/// First inside, a member of the domain at a time, then across, a domain at a time.
+#[test]
+fn a_rail_aligned_all_to_all_takes_its_closed_form() {
+    let scene = Scene::on("dgx-h100", 64, "rail-optimized");
+    let bytes: u64 = 64 << 20;
+    let near = wire(bytes / 8, scene.ideal.copy_rate(Protocol::Simple))
+        + scene.ideal.nvlink_step(Protocol::Simple);
+    let far = wire(bytes / 8, scene.ideal.nic_rate(Protocol::Simple))
+        + scene
+            .ideal
+            .nic_step(scene.map.level(0, 8), Shape::Ring, Protocol::Simple);
+    let time = scene.stepped(Algorithm::Hierarchical, CollectiveOp::AllToAll, bytes);
+    assert_eq!(time, near * 7 + far * 7);
+}
+
+/// S/g over the NIC once up and once down at once, however many nodes; (g+1)/g S over NVLink; one
+/// way to the top of the tree and back. Without NVLink switches that reduce, 2 (g-1)/g S over NVLink.
+#[test]
+fn a_reduction_in_the_fabric_takes_its_closed_form() {
+    for (node, nodes) in [("dgx-h100", 2_u32), ("dgx-h100", 48), ("dgx-a100", 48)] {
+        let scene = Scene::on(node, 8 * nodes, "rail-optimized-sharp");
+        let links = &scene.ideal;
+        let (span, op) = (scene.span(), CollectiveOp::AllReduce);
+        let bytes: u64 = 1 << 30;
+        let demand = collective_with(
+            Algorithm::InNetwork,
+            None,
+            op,
+            Bytes::new(bytes),
+            &span,
+            links,
+        )
+        .expect("the switches reduce");
+        let nic = wire(bytes / 8, links.nic_rate(Protocol::Simple));
+        let lead = links.nic_step(span.level, Shape::Tree, Protocol::Simple);
+        assert_eq!(demand.nic, nic);
+        let reduces = scene.cluster.node.scale_up.in_switch_reduction;
+        let steps = if reduces { 0 } else { 2 };
+        let lead = lead + links.nvlink_step(Protocol::Simple) * steps;
+        let near = if reduces {
+            assert_eq!(demand.wire_bytes_nvlink, Bytes::new(bytes / 8 * 9));
+            demand.nvlink
+        } else {
+            wire(bytes / 8 * 14, links.nvlink_rate(Protocol::Simple))
+        };
+        assert_eq!(demand.duration(), lead + nic.max(near));
+        let program = program(op, Bytes::new(bytes), &scene, links, &demand).expect("regular");
+        let time = scene.run(&program).ends[0].since(SimTime::ZERO);
+        let error = time.as_picos().abs_diff(demand.duration().as_picos());
+        assert!(error <= 8, "{nodes} nodes: {error} ps");
+    }
+}
+
+/// A leaf sends what its members add up to, once: where leaves are oversubscribed a reduction in
+/// the fabric does not notice, and a tree of hosts does.
+#[test]
+fn a_reduction_in_the_fabric_spares_its_upper_tiers() {
+    let mut cluster = cluster_of("dgx-h100", Some(512));
+    cluster.fabric = Catalogue::builtin()
+        .fabric("roce-oversubscribed")
+        .expect("a fabric")
+        .clone();
+    *cluster.fabric.reduces_mut().expect("a tree") = true;
+    let wires = Wires::new(&cluster, 3).expect("sound");
+    let group = Group::new(&cluster, 512).expect("sound");
+    let op = Operation::Collective(CollectiveOp::AllReduce);
+    let time = |algorithm| {
+        let size = Bytes::new(1 << 30);
+        let run = group.simulate(&wires, op, size, Some(algorithm), None);
+        let carried = run.expect("regular");
+        assert!(carried.time >= carried.bound);
+        carried.time.as_secs_f64()
+    };
+    let (in_network, tree) = (time(Algorithm::InNetwork), time(Algorithm::InSwitchTree));
+    assert!(tree > 2.0 * in_network, "{tree} s and {in_network} s");
+}
+
+/// What PXN hands over stays on its leaf: rails that are oversubscribed above it do not slow an
+/// all-to-all, and do where everyone uses its own NIC.
+#[test]
+fn messages_by_rail_stay_on_their_leaf() {
+    let mut cluster = cluster_of("dgx-h100", Some(256));
+    let Fabric::RailOptimized(fabric) = &mut cluster.fabric else {
+        panic!("rails")
+    };
+    fabric.leaf_oversubscription = 4.0;
+    let wires = Wires::new(&cluster, 3).expect("sound");
+    let group = Group::new(&cluster, 256).expect("sound");
+    let op = Operation::Collective(CollectiveOp::AllToAll);
+    let size = Bytes::new(1 << 30);
+    for simulated in [false, true] {
+        let time = |algorithm| {
+            let run = if simulated {
+                group.simulate(&wires, op, size, Some(algorithm), None).ok()
+            } else {
+                group.measure(op, size, Some(algorithm), None)
+            };
+            run.expect("it serves").time.as_secs_f64()
+        };
+        let (rail, own) = (time(Algorithm::Pxn), time(Algorithm::Direct));
+        assert!(
+            own > 2.0 * rail,
+            "{own} s and {rail} s, simulated: {simulated}"
+        );
+    }
+    let chosen = group.measure(op, size, None, None).expect("it serves");
+    assert_eq!(chosen.algorithm, Algorithm::Pxn);
+}
+
+/// Two ranks of a mesh or a torus have one link, however many others the chip has.
+#[test]
+fn a_message_has_one_link() {
+    for (node, link) in [("mi300x-8", 64e9), ("tpu-v5p-slice-64", 90e9)] {
+        let cluster = cluster_of(node, None);
+        let wires = Wires::new(&cluster, 3).expect("sound");
+        let group = Group::new(&cluster, cluster.gpus).expect("sound");
+        let op = Operation::Collective(CollectiveOp::SendRecv);
+        let size = Bytes::new(1 << 30);
+        let price = group.measure(op, size, None, None).expect("it serves");
+        let flows = group
+            .simulate(&wires, op, size, None, None)
+            .expect("it is laid out");
+        for row in [price, flows] {
+            assert!(row.algorithm_bandwidth < link, "{row:?}");
+            assert!(row.algorithm_bandwidth > 0.5 * link, "{row:?}");
+        }
+    }
+}
+
+const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::Ring,
     Algorithm::Hierarchical,
     Algorithm::RecursiveHalving,
     Algorithm::Tree,
     Algorithm::InSwitch,
     Algorithm::InSwitchTree,
+    Algorithm::InNetwork,
     Algorithm::Direct,
+    Algorithm::Pxn,
 ];
 
 fn program(
     op: CollectiveOp,
     bytes: Bytes,
-    group: &GroupSpan,
+    scene: &Scene,
     links: &Links,
     demand: &Demand,
 ) -> Option<Program> {
-    if demand.algorithm == Algorithm::RecursiveHalving {
-        return Program::stepped(demand.algorithm, op, bytes, group, links, demand.protocol);
+    let group = scene.span();
+    if Program::is_stepped(demand.algorithm, op) {
+        return Program::stepped(demand.algorithm, op, bytes, &group, links, demand.protocol);
     }
-    Program::pipelined(op, group, demand)
+    Program::pipelined(op, &group, &scene.joined(), links, demand)
 }
 
 proptest! {
@@ -186,7 +322,7 @@ proptest! {
     /// is the simulation of every flow, to the rounding of the flows of one port.
     #[test]
     fn a_price_is_the_simulation_of_its_flows(
-        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "dgx-b200", "gb200-nvl72", "hgx-a100-4x100g"][..]),
+        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "dgx-b200", "gb200-nvl72", "hgx-a100-4x100g", "mi300x-8", "tpu-v5p-slice-64"][..]),
         domains in 1_u32..6,
         op in prop::sample::select(&CollectiveOp::ALL[..]),
         algorithm in prop::sample::select(&ALGORITHMS[..]),
@@ -197,11 +333,15 @@ proptest! {
         let per_domain = cluster_of(node, None).node.scale_up.domain;
         let mut cluster = cluster_of(node, Some(per_domain * domains));
         match &mut cluster.fabric {
-            Fabric::RailOptimized(f) => f.load_balance = 1.0,
+            Fabric::RailOptimized(f) => (f.load_balance, f.in_network_reduction) = (1.0, true),
             other => panic!("{other:?}"),
         }
         let scene = Scene::of(cluster, per_domain * domains);
-        prop_assume!(algorithm != Algorithm::Direct || scene.ranks.len() < 100);
+        // Pairs on a torus are priced by its cuts, which are not laid out evenly.
+        let by_pairs = matches!(algorithm, Algorithm::Direct | Algorithm::Pxn | Algorithm::InNetwork);
+        prop_assume!(!by_pairs || (scene.ranks.len() < 100 && node != "tpu-v5p-slice-64"));
+        // Steps are laid out behind switches.
+        prop_assume!(scene.joined() == Joined::Switched || !Program::is_stepped(algorithm, op));
         let mut links = Links::new(&scene.cluster, &scene.map).without_tiers();
         if !library {
             links = links.without_library();
@@ -210,15 +350,18 @@ proptest! {
         let Some(demand) = collective_with(algorithm, Some(protocol), op, size, &span, &links) else {
             return Ok(());
         };
-        let Some(program) = program(op, size, &span, &links, &demand) else { return Ok(()) };
+        let Some(program) = program(op, size, &scene, &links, &demand) else { return Ok(()) };
         let outcome = scene.run(&program);
         let (time, price) = (outcome.ends[0].as_picos(), demand.duration().as_picos());
         // A picosecond per flow of a port or step, and a byte where a buffer does not divide.
-        let rounding = if algorithm == Algorithm::RecursiveHalving {
+        let rounding = if Program::is_stepped(algorithm, op) {
             let byte = wire(2, links.nic_rate(protocol)).as_picos();
-            20 * (byte + 1)
-        } else {
+            (20 + u64::from(span.ranks)) * (byte + 1)
+        } else if scene.joined() == Joined::Switched {
             span.ranks.into()
+        } else {
+            // One link of several has its part of the port's rate in millionths.
+            u64::from(span.ranks) + price / 400_000
         };
         prop_assert!(time.abs_diff(price) <= rounding, "{time} and {price} ps: {demand:?}");
     }
@@ -226,11 +369,17 @@ proptest! {
     /// Never faster than the busiest link: on any fabric, hashed or sprayed, oversubscribed or not.
     #[test]
     fn never_faster_than_the_busiest_link(
-        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "gb200-nvl72"][..]),
-        fabric in prop::sample::select(&["ib-two-tier", "rail-optimized", "roce-oversubscribed", "ib-three-tier"][..]),
+        node in prop::sample::select(&["dgx-h100", "hgx-h800", "dgx-a100", "gb200-nvl72", "mi300x-8", "tpu-v5p-slice-64", "hgx-a100-4x100g"][..]),
+        fabric in prop::sample::select(&[
+            "ib-two-tier", "rail-optimized", "rail-optimized-sharp", "roce-oversubscribed", "ib-three-tier",
+            "deepseek-mpft", "rail-only", "rail-only-two-tier", "dragonfly-plus",
+        ][..]),
         nodes in 1_u32..9,
+        small_switches in any::<bool>(),
         hashed in any::<bool>(),
-        operation in prop::sample::select(&[0_usize, 1, 2, 3, 4, 5, 6, 7][..]),
+        operation in 0_usize..8,
+        algorithm in prop::option::of(prop::sample::select(&ALGORITHMS[..])),
+        kernels in prop::sample::select(&[ExpertKernels::Normal, ExpertKernels::LowLatency, ExpertKernels::OneSided][..]),
         bytes in 1_u64..(1 << 32),
         seed in any::<u64>(),
     ) {
@@ -238,26 +387,43 @@ proptest! {
         prop_assume!(per_node * nodes <= 144);
         let mut cluster = cluster_of(node, Some(per_node * nodes));
         cluster.fabric = Catalogue::builtin().fabric(fabric).expect("a fabric").clone();
-        if hashed {
-            match &mut cluster.fabric {
-                Fabric::FatTree(f) => f.routing = Routing::Ecmp,
-                Fabric::RailOptimized(f) => f.routing = Routing::Ecmp,
-                other => panic!("{other:?}"),
+        let routing = if hashed { Routing::Ecmp } else { Routing::Adaptive };
+        // Small switches give few nodes several leaves and pods.
+        let radix = |radix: &mut u32| if small_switches { *radix = 16 };
+        match &mut cluster.fabric {
+            Fabric::FatTree(f) => { f.routing = routing; radix(&mut f.radix); }
+            Fabric::RailOptimized(f) => { f.routing = routing; radix(&mut f.radix); }
+            Fabric::MultiPlaneFatTree(f) => { f.routing = routing; radix(&mut f.radix); }
+            Fabric::RailOnly(f) => { f.routing = routing; radix(&mut f.radix); }
+            Fabric::DragonflyPlus(f) => {
+                f.routing = routing;
+                if small_switches {
+                    (f.radix, f.leaves_per_group) = (16, Some(4));
+                }
             }
         }
-        let wires = Wires::new(&cluster, seed).expect("sound");
+        if seed & 1 == 1 && let Some(reduces) = cluster.fabric.reduces_mut() {
+            *reduces = true;
+        }
+        // Some do not fit: eight planes of four NICs, or too many NICs for small switches.
+        let Ok(wires) = Wires::new(&cluster, seed) else { return Ok(()) };
         let group = Group::new(&cluster, per_node * nodes).expect("sound");
-        let experts = Experts { experts: 256, top_k: 8, bytes_per_token: Bytes::new(7168), max_domains: Some(4), kernels: ExpertKernels::Normal };
+        let experts = Experts { experts: 256, top_k: 8, bytes_per_token: Bytes::new(7168), max_domains: Some(4), kernels };
         let operation = match CollectiveOp::ALL.get(operation) {
             Some(op) => Operation::Collective(*op),
             None if operation == 6 => Operation::Dispatch(experts),
             None => Operation::Combine(experts),
         };
         let size = Bytes::new(bytes);
-        let price = group.measure(operation, size, None, None).expect("the library serves all");
-        prop_assert!(price.time >= price.bound);
-        let flows = group.simulate(&wires, operation, size, None, None).expect("the group is regular");
-        prop_assert!(flows.time >= flows.bound, "{flows:?}");
+        let Some(price) = group.measure(operation, size, algorithm, None) else {
+            prop_assert!(algorithm.is_some(), "the library serves all");
+            return Ok(());
+        };
+        prop_assert!(price.time >= price.bound, "{price:?}");
+        match group.simulate(&wires, operation, size, algorithm, None) {
+            Ok(flows) => prop_assert!(flows.time >= flows.bound, "{flows:?}"),
+            Err(why) => prop_assert_eq!(why, NoFlows::Steps),
+        }
     }
 }
 
@@ -309,7 +475,14 @@ fn two_jobs_share_the_tiers() {
             &span,
             &links,
         );
-        Program::pipelined(op, &span, &demand.expect("a ring")).expect("regular")
+        Program::pipelined(
+            op,
+            &span,
+            &Joined::Switched,
+            &links,
+            &demand.expect("a ring"),
+        )
+        .expect("regular")
     };
     let (a, b) = (program(&half), program(&other));
     let task = |program, gpus| Task {

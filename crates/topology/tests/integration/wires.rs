@@ -5,7 +5,7 @@ use crate::{any_cluster, map, quickest, relayed_loosely};
 use proptest::prelude::*;
 use rackflow_topology::{Cluster, ClusterGraph, Fabric, Level, LinkId, Routing, Vertex, Wires};
 use rackflow_units::SimDuration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn hashed(mut cluster: Cluster) -> Cluster {
     match &mut cluster.fabric {
@@ -174,5 +174,57 @@ fn every_fabric_of_the_catalogue_compiles() {
         let mut route = Vec::new();
         assert!(wires.route(3, 509, 0, &mut route), "{name}");
         walked(&wires, &route, 3, 509);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A reduction in the switches is a tree: every GPU climbs to the same switch, over links of
+    /// which each is taken once, and what comes down takes the same cables the other way.
+    #[test]
+    fn reductions_are_trees(
+        cluster in any_cluster(),
+        ecmp in any::<bool>(),
+        picks in prop::collection::btree_set(any::<u32>(), 1..40),
+        choice in any::<u64>(),
+    ) {
+        let cluster = if ecmp { hashed(cluster) } else { cluster };
+        let Ok(wires) = Wires::new(&cluster, 7) else { return Ok(()) };
+        let map = map(&cluster);
+        let gpus: BTreeSet<u32> = picks.iter().map(|pick| pick % cluster.gpus).collect();
+        let gpus: Vec<u32> = gpus.into_iter().collect();
+        let planes = matches!(cluster.fabric, Fabric::MultiPlaneFatTree(_) | Fabric::RailOnly(_));
+        let same_plane = !planes || gpus.iter().all(|gpu| map.place(*gpu).rail == map.place(gpus[0]).rail);
+        let groups = matches!(cluster.fabric, Fabric::DragonflyPlus(_));
+        let one_pod = gpus.iter().all(|gpu| map.pod(*gpu) == map.pod(gpus[0]));
+        let mut flows: Vec<Vec<LinkId>> = Vec::new();
+        let joined = wires.reduction_tree(&gpus, choice, |route| flows.push(route.to_vec()));
+        prop_assert_eq!(joined, same_plane && (one_pod || !groups));
+        if !joined {
+            prop_assert!(flows.is_empty());
+            return Ok(());
+        }
+        let (up, down) = flows.split_at(flows.len() / 2);
+        let ends = |flow: &[LinkId]| (wires.end_indices(flow[0])[0], wires.end_indices(flow[flow.len() - 1])[1]);
+        let next: BTreeMap<u32, u32> = up.iter().map(|flow| ends(flow)).collect();
+        prop_assert_eq!(next.len(), up.len(), "nobody sends up twice");
+        let top = |gpu: u32| {
+            let mut at = gpu;
+            for _ in 0..4 {
+                at = next.get(&at).copied().unwrap_or(at);
+            }
+            at
+        };
+        for gpu in &gpus {
+            prop_assert_eq!(top(*gpu), top(gpus[0]));
+        }
+        let back: BTreeMap<u32, u32> = down.iter().map(|flow| { let (a, b) = ends(flow); (b, a) }).collect();
+        prop_assert_eq!(next, back);
+        for flow in &flows {
+            for pair in flow.windows(2) {
+                prop_assert_eq!(wires.end_indices(pair[0])[1], wires.end_indices(pair[1])[0]);
+            }
+        }
     }
 }
