@@ -241,10 +241,9 @@ pub fn collective(op: CollectiveOp, bytes: Bytes, group: &GroupSpan, links: &Lin
 /// of nodes, a little under half of the link (NVIDIA/nccl `src/graph/tuning.cc`), so that two and
 /// three nodes run rings where a tree would send less.
 fn expected(demand: &Demand, group: &GroupSpan, links: &Links) -> SimDuration {
-    if demand.algorithm == Algorithm::Pxn {
-        // Taken wherever NVLink does not hold it up, whatever its hop costs.
-        let hop = links.nvlink_step(demand.protocol);
-        return SimDuration::from_picos(demand.duration().as_picos() - hop.as_picos());
+    // Taken wherever NVLink does not hold it up, whatever its hop costs.
+    if demand.algorithm == Algorithm::Pxn && demand.nvlink <= demand.nic {
+        return SimDuration::ZERO;
     }
     let halves = tree_halves(group.domains);
     if demand.algorithm != Algorithm::Tree || halves == 4 || !links.is_library() {
