@@ -62,11 +62,15 @@ pub fn expert_exchange(
         ExchangeStyle::AllToAll => {
             let local = (f64::from(group.ranks_per_domain_max) - 1.0) / n;
             let copies = top_k as f64;
-            (
-                Algorithm::Direct,
-                copies * local,
-                if domains > 1.0 { copies * remote } else { 0.0 },
-            )
+            let far = if domains > 1.0 { copies * remote } else { 0.0 };
+            // The library hands what goes to another rail to the neighbour there (PXN).
+            let rails = f64::from(group.rails);
+            let algorithm = if group.rails > 1 && domains > 1.0 {
+                Algorithm::Pxn
+            } else {
+                Algorithm::Direct
+            };
+            (algorithm, copies * local + far * (1.0 - 1.0 / rails), far)
         }
         ExchangeStyle::Relayed { max_domains } => {
             let reach = max_domains.map_or(domains, |max| f64::from(max.max(1)).min(domains));
@@ -114,11 +118,7 @@ pub fn expert_exchange(
         nic
     };
     let nic_time = links.nic_rate(protocol).time_to_send(taken);
-    let crossing = if relayed {
-        Crossing::pairs(group)
-    } else {
-        Crossing::pairs_by_own_nic(group)
-    };
+    let crossing = Crossing::pairs(group);
     let [over_leaf, over_pod] = crossing.millionths();
     Demand {
         latency,

@@ -234,16 +234,18 @@ struct Near<'a> {
 }
 
 impl<'a> Near<'a> {
-    fn of(grid: Grid, joined: &'a Joined, load: Load, demand: &Demand, links: &Links) -> Self {
+    fn of(grid: Grid, joined: &'a Joined, load: Load, demand: &Demand) -> Self {
         let others = u64::from(grid.members - 1).max(1);
         let bytes = Bytes::new(load.0.get().div_ceil(others));
         let busy = match joined {
             Joined::Mesh => load.1,
+            Joined::Switched { .. } => SimDuration::from_picos(load.1.as_picos().div_ceil(others)),
             // A link has its part of the port's rate, and the port no more than its own part.
-            _ => {
+            Joined::Torus(axes) => {
+                let links = 2 * axes.len() as u128;
                 let part = u128::from(load.1.as_picos()) * u128::from(demand.scale_up_part);
-                let of = u128::from(others) * u128::from(links.one_link.clamp(1, WHOLE));
-                SimDuration::from_picos(part.div_ceil(of) as u64)
+                let of = u128::from(others) * u128::from(WHOLE);
+                SimDuration::from_picos((part * links).div_ceil(of) as u64)
             }
         };
         Self {
@@ -289,7 +291,6 @@ impl Program {
         op: CollectiveOp,
         group: &GroupSpan,
         joined: &Joined,
-        links: &Links,
         demand: &Demand,
     ) -> Option<Self> {
         let grid = Grid::of(group)?;
@@ -302,7 +303,7 @@ impl Program {
             Algorithm::Pxn => grid.of_own_domain(group.rails, near),
             _ => near,
         };
-        let near = &Near::of(grid, joined, near, demand, links);
+        let near = &Near::of(grid, joined, near, demand);
         let far = (demand.wire_bytes_nic, demand.nic);
         let mut edges = Edges(Vec::new());
         for rank in 0..grid.ranks() {
@@ -325,7 +326,7 @@ impl Program {
                     }
                 }
                 (Algorithm::InNetwork, _) => {
-                    if links.in_switch_rate(true).is_some() && grid.members > 1 {
+                    if *joined == (Joined::Switched { reduces: true }) && grid.members > 1 {
                         edges.push(rank, rank, Via::SwitchUp, near.load, 1);
                         edges.push(rank, rank, Via::SwitchDown, near.load, 1);
                     } else {
@@ -487,7 +488,7 @@ fn around(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
         edges.push(rank, to, Via::Route, (bytes, near.load.1), 1);
     };
     match near.joined {
-        Joined::Switched => push(member + 1, 1),
+        Joined::Switched { .. } => push(member + 1, 1),
         Joined::Mesh => {
             for to in (0..grid.members).filter(|to| *to != member) {
                 push(to, grid.members - 1);
@@ -516,7 +517,7 @@ fn around(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
 /// A chain of a tree: half of what a rank sends goes up it, half down.
 fn up_and_down(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
     let (domain, member) = grid.split(rank);
-    if *near.joined != Joined::Switched {
+    if !near.joined.is_switched() {
         around(grid, rank, near, edges);
     } else if grid.members > 1 {
         let last = grid.members - 1;
@@ -547,7 +548,7 @@ fn pairs(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
 
 fn chain(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
     let (domain, member) = grid.split(rank);
-    if *near.joined != Joined::Switched || grid.domains > 1 || member + 1 < grid.members {
+    if !near.joined.is_switched() || grid.domains > 1 || member + 1 < grid.members {
         around(grid, rank, near, edges);
     }
     if domain + 1 < grid.domains {

@@ -9,7 +9,7 @@ use crate::program::{GroupSlot, Work};
 use crate::setup::Setup;
 use rackflow_network::{Algorithm, CollectiveOp, Demand, Program};
 use rackflow_topology::{
-    ClusterMap, Fabric, FaultyLink, GroupSpan, Level, LinkFault, LinkId, Routing, Wires,
+    ClusterMap, Fabric, FaultyLink, GroupSpan, Joined, Level, LinkFault, LinkId, Routing, Wires,
 };
 use rackflow_units::{Bytes, SimDuration};
 
@@ -24,19 +24,23 @@ pub enum Pattern {
     Pairs,
     /// To one member of each other domain, which forwards.
     Relayed,
+    /// One stream up from each leaf and one down for each column of members, which the switches
+    /// reduce: as a ring over the leaves asks of the links above them.
+    InNetwork,
     /// From each member to the next, in the order of ranks.
     Neighbours,
 }
 
 impl Pattern {
     /// Number of patterns.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
     /// All patterns.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Ring,
         Self::Tree,
         Self::Pairs,
         Self::Relayed,
+        Self::InNetwork,
         Self::Neighbours,
     ];
 
@@ -51,7 +55,8 @@ impl Pattern {
                 Some(Self::Ring)
             }
             Algorithm::Tree | Algorithm::InSwitchTree => Some(Self::Tree),
-            Algorithm::Direct => Some(Self::Pairs),
+            Algorithm::Direct | Algorithm::Pxn => Some(Self::Pairs),
+            Algorithm::InNetwork => Some(Self::InNetwork),
             Algorithm::Relayed => Some(Self::Relayed),
         }
     }
@@ -89,6 +94,7 @@ impl Flows {
             Pattern::Tree => Self::trees(&domains),
             Pattern::Pairs if gpus.len() * gpus.len() <= MOST_PAIRS => Self::pairs(&domains),
             Pattern::Pairs | Pattern::Relayed => Self::relayed(&domains),
+            Pattern::InNetwork => Self::in_network(&domains, map),
             Pattern::Neighbours => unreachable!("taken above"),
         }
     }
@@ -127,6 +133,24 @@ impl Flows {
         Self { each: 1, edges }
     }
 
+    fn in_network(domains: &[&[u32]], map: &ClusterMap) -> Self {
+        let mut edges = Vec::new();
+        for column in 0..columns(domains) {
+            let mut leaves: Vec<u32> = domains.iter().map(|domain| domain[column]).collect();
+            leaves.dedup_by_key(|gpu| map.place(*gpu).leaf);
+            if leaves.len() > 1 {
+                let next = leaves.iter().cycle().skip(1);
+                edges.extend(
+                    leaves
+                        .iter()
+                        .zip(next)
+                        .map(|(from, to)| (*from, *to, false)),
+                );
+            }
+        }
+        Self { each: 1, edges }
+    }
+
     fn trees(domains: &[&[u32]]) -> Self {
         let columns = columns(domains);
         let span = GroupSpan {
@@ -143,6 +167,8 @@ impl Flows {
             pairs_remote: 0,
             pairs_over_leaf: 0,
             pairs_over_pod: 0,
+            pairs_over_leaf_by_own_nic: 0,
+            rails: 1,
             scale_up_rings: 1_000_000,
             scale_up_pairs: 1_000_000,
         };
@@ -154,7 +180,7 @@ impl Flows {
             wire_bytes_nic: Bytes::new(PARTS),
             ..Demand::NONE
         };
-        let program = Program::pipelined(CollectiveOp::AllReduce, &span, &demand);
+        let program = Program::pipelined(CollectiveOp::AllReduce, &span, &Joined::PLAIN, &demand);
         let Some(Program::Pipelined { edges: all, .. }) = program else {
             return Self::rings(domains);
         };
@@ -478,9 +504,11 @@ mod tests {
                     let received =
                         |gpu: u32| flows.edges.iter().filter(|edge| edge.1 == gpu).count();
                     let busiest = gpus.iter().map(|gpu| sent(*gpu)).max();
+                    // Four nodes on a leaf: its switch has nobody to send to.
+                    let on_one_leaf = pattern == Pattern::InNetwork && domains < 8;
                     assert_eq!(
                         busiest,
-                        Some(flows.each as usize),
+                        Some(if on_one_leaf { 0 } else { flows.each as usize }),
                         "{pattern:?} {members} {domains}"
                     );
                     if pattern != Pattern::Neighbours {

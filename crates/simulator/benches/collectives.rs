@@ -61,7 +61,7 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
     let program = if pipelined {
         let demand = collective_with(algorithm, Some(protocol), op, SIZE, &span, &links);
         let joined = map.joined(&gpus).expect("switched");
-        Program::pipelined(op, &span, &joined, &links, &demand.expect("it serves"))
+        Program::pipelined(op, &span, &joined, &demand.expect("it serves"))
     } else {
         Program::stepped(algorithm, op, SIZE, &span, &links, protocol)
     };

@@ -270,7 +270,7 @@ impl Group {
         }
         let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
         let program = if Program::is_stepped(demand.algorithm, op) {
-            if *joined != Joined::Switched {
+            if !joined.is_switched() {
                 return Err(NoFlows::Steps);
             }
             let protocol = demand.protocol;
@@ -283,7 +283,7 @@ impl Group {
                 protocol,
             )
         } else {
-            Program::pipelined(op, &self.span, joined, &open.links, &demand)
+            Program::pipelined(op, &self.span, joined, &demand)
         };
         let program = program.ok_or(NoFlows::Irregular)?;
         let gpus: Vec<u32> = (0..self.span.ranks).collect();
@@ -365,7 +365,7 @@ impl Group {
             None | Some(Algorithm::Relayed) => ExchangeStyle::Relayed {
                 max_domains: experts.max_domains,
             },
-            Some(Algorithm::Direct) => ExchangeStyle::AllToAll,
+            Some(Algorithm::Direct | Algorithm::Pxn) => ExchangeStyle::AllToAll,
             Some(_) => return None,
         };
         if protocol.is_some_and(|protocol| protocol != Protocol::Simple) {

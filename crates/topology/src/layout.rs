@@ -202,8 +202,10 @@ pub(crate) struct Layout {
     pub leaf_oversubscription: f64,
     pub spine_oversubscription: f64,
     pub load_balance: f64,
-    /// Whether switches reduce in flight.
+    /// Whether the fabric's switches reduce in flight.
     pub reduces: bool,
+    /// Whether those of a domain do.
+    pub domain_reduces: bool,
 }
 
 /// The fields that the kinds of fabric share.
@@ -461,6 +463,7 @@ impl Layout {
             spine_oversubscription: tree.spine_oversubscription,
             load_balance: tree.load_balance,
             reduces: cluster.fabric.reduces(),
+            domain_reduces: node.scale_up.in_switch_reduction,
         };
         layout.wire(&tree)?;
         Ok(layout)

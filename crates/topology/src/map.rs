@@ -162,11 +162,24 @@ pub struct GroupSpan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
     /// Over switches.
-    Switched,
+    Switched {
+        /// The switches reduce in flight.
+        reduces: bool,
+    },
     /// By a link per pair.
     Mesh,
     /// As neighbours along these axes, numbered along the first axis first.
     Torus(Vec<Axis>),
+}
+
+impl Joined {
+    /// Over switches that reduce nothing.
+    pub const PLAIN: Self = Self::Switched { reduces: false };
+
+    /// Whether switches join them.
+    pub const fn is_switched(&self) -> bool {
+        matches!(self, Self::Switched { .. })
+    }
 }
 
 /// One axis of a torus.
@@ -345,7 +358,9 @@ impl ClusterMap {
     /// chips of a torus. `gpus` are in order.
     pub fn joined(&self, gpus: &[u32]) -> Option<Joined> {
         match &self.layout.shape {
-            Shape::Switched => Some(Joined::Switched),
+            Shape::Switched => Some(Joined::Switched {
+                reduces: self.layout.domain_reduces,
+            }),
             Shape::Mesh => Some(Joined::Mesh),
             Shape::Grid(grid) => {
                 let chips: u32 = grid.dims.iter().product();

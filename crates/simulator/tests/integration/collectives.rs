@@ -312,7 +312,7 @@ fn program(
     if Program::is_stepped(demand.algorithm, op) {
         return Program::stepped(demand.algorithm, op, bytes, &group, links, demand.protocol);
     }
-    Program::pipelined(op, &group, &scene.joined(), links, demand)
+    Program::pipelined(op, &group, &scene.joined(), demand)
 }
 
 proptest! {
@@ -341,7 +341,7 @@ proptest! {
         let by_pairs = matches!(algorithm, Algorithm::Direct | Algorithm::Pxn | Algorithm::InNetwork);
         prop_assume!(!by_pairs || (scene.ranks.len() < 100 && node != "tpu-v5p-slice-64"));
         // Steps are laid out behind switches.
-        prop_assume!(scene.joined() == Joined::Switched || !Program::is_stepped(algorithm, op));
+        prop_assume!(scene.joined().is_switched() || !Program::is_stepped(algorithm, op));
         let mut links = Links::new(&scene.cluster, &scene.map).without_tiers();
         if !library {
             links = links.without_library();
@@ -357,7 +357,7 @@ proptest! {
         let rounding = if Program::is_stepped(algorithm, op) {
             let byte = wire(2, links.nic_rate(protocol)).as_picos();
             (20 + u64::from(span.ranks)) * (byte + 1)
-        } else if scene.joined() == Joined::Switched {
+        } else if scene.joined().is_switched() {
             span.ranks.into()
         } else {
             // One link of several has its part of the port's rate in millionths.
@@ -475,14 +475,7 @@ fn two_jobs_share_the_tiers() {
             &span,
             &links,
         );
-        Program::pipelined(
-            op,
-            &span,
-            &Joined::Switched,
-            &links,
-            &demand.expect("a ring"),
-        )
-        .expect("regular")
+        Program::pipelined(op, &span, &Joined::PLAIN, &demand.expect("a ring")).expect("regular")
     };
     let (a, b) = (program(&half), program(&other));
     let task = |program, gpus| Task {
