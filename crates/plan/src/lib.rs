@@ -17,6 +17,7 @@ mod outlook;
 mod placement;
 mod price;
 mod program;
+pub mod replay;
 mod resource;
 mod run;
 pub mod schedule;

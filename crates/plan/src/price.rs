@@ -110,49 +110,7 @@ impl Prices {
             let price = |path| network::send_recv(bytes, path, links);
             return self.paths.iter().map(price).collect();
         };
-        let price = |(span, hop): &(GroupSpan, Path)| match *spec {
-            Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
-            Spec::OwnersInTurn(bytes, owners) => {
-                let one = network::collective(CollectiveOp::Broadcast, bytes, span, links);
-                Demand {
-                    latency: one.latency * owners,
-                    nvlink: one.nvlink * owners,
-                    nic: one.nic * owners,
-                    wire_bytes_nvlink: one.wire_bytes_nvlink * owners,
-                    wire_bytes_nic: one.wire_bytes_nic * owners,
-                    ..one
-                }
-            }
-            Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
-            Spec::Exchange {
-                tokens,
-                bytes_per_token,
-                top_k,
-                experts,
-                relayed,
-                limit,
-            } => {
-                let style = if relayed {
-                    // Groups of experts are laid out over the domains in order.
-                    let max_domains = limit.map(|limit| {
-                        (u64::from(span.domains) * limit.chosen).div_ceil(limit.groups) as u32
-                    });
-                    ExchangeStyle::Relayed { max_domains }
-                } else {
-                    ExchangeStyle::AllToAll
-                };
-                network::expert_exchange(
-                    tokens,
-                    bytes_per_token,
-                    top_k,
-                    experts,
-                    style,
-                    span,
-                    links,
-                )
-            }
-            Spec::Message(_) => unreachable!("messages have no communicator"),
-        };
+        let price = |(span, hop): &(GroupSpan, Path)| price_of(spec, span, hop, links);
         self.spans[slot as usize].iter().map(price).collect()
     }
 
@@ -185,8 +143,48 @@ fn links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
     }
 }
 
+/// What a collective asks of the links of a group that spans `span`, a ring through whose members has
+/// `hop` as its slowest hop.
+pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links) -> Demand {
+    match *spec {
+        Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
+        Spec::OwnersInTurn(bytes, owners) => {
+            let one = network::collective(CollectiveOp::Broadcast, bytes, span, links);
+            Demand {
+                latency: one.latency * owners,
+                nvlink: one.nvlink * owners,
+                nic: one.nic * owners,
+                wire_bytes_nvlink: one.wire_bytes_nvlink * owners,
+                wire_bytes_nic: one.wire_bytes_nic * owners,
+                ..one
+            }
+        }
+        Spec::RingStep(bytes) => network::send_recv(bytes, hop, links),
+        Spec::Exchange {
+            tokens,
+            bytes_per_token,
+            top_k,
+            experts,
+            relayed,
+            limit,
+        } => {
+            let style = if relayed {
+                // Groups of experts are laid out over the domains in order.
+                let max_domains = limit.map(|limit| {
+                    (u64::from(span.domains) * limit.chosen).div_ceil(limit.groups) as u32
+                });
+                ExchangeStyle::Relayed { max_domains }
+            } else {
+                ExchangeStyle::AllToAll
+            };
+            network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
+        }
+        Spec::Message(_) => unreachable!("messages have no communicator"),
+    }
+}
+
 /// What a group spans. A ring goes through all members in order; its slowest hop sets its pace.
-fn span_and_hop(map: &ClusterMap, members: &[u32]) -> (GroupSpan, Path) {
+pub(crate) fn span_and_hop(map: &ClusterMap, members: &[u32]) -> (GroupSpan, Path) {
     let hop = (0..members.len())
         .map(|i| map.path(members[i], members[(i + 1) % members.len()]))
         .max_by_key(|path| (path.level, path.latency))

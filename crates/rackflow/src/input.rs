@@ -178,6 +178,35 @@ pub struct ResolvedFleet {
     pub folder: PathBuf,
 }
 
+/// A scenario that replays an execution trace, before the trace is read.
+pub struct ResolvedReplay {
+    /// Where it says what.
+    pub written: Written,
+    /// What to replay, and where.
+    pub scenario: rackflow_scenario::ReplayScenario,
+    /// The trace that it names is relative to this folder.
+    pub folder: PathBuf,
+}
+
+/// Whether the text replays a trace; a faulty text does not.
+pub fn replays(input: &Input) -> bool {
+    rackflow_scenario::parse(&input.source, &input.text).is_ok_and(|scenario| scenario.replays())
+}
+
+/// Says what a scenario means that replays a trace, or everything that is wrong with it.
+pub fn resolve_replay(input: &Input) -> Result<ResolvedReplay, Failure> {
+    let scenario = rackflow_scenario::parse(&input.source, &input.text).map_err(refusal)?;
+    let written = scenario.written();
+    let scenario = scenario
+        .resolve_replay(&|path| read_beside(&input.folder, path))
+        .map_err(refusal)?;
+    Ok(ResolvedReplay {
+        written,
+        scenario,
+        folder: input.folder.clone(),
+    })
+}
+
 /// Whether the text is a serving scenario; a faulty text is none.
 pub fn serves(input: &Input) -> bool {
     rackflow_scenario::parse(&input.source, &input.text).is_ok_and(|scenario| scenario.serves())

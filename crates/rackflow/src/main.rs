@@ -19,6 +19,7 @@ mod jobs;
 mod messages;
 mod planner;
 mod plot;
+mod replay;
 mod run;
 mod serve;
 mod sweep;

@@ -6,6 +6,7 @@ use crate::files;
 use crate::input::{self, Input, Resolved};
 use crate::jobs;
 use crate::messages;
+use crate::replay;
 use crate::serve;
 use crate::sweep;
 use crate::terminal;
@@ -29,6 +30,14 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
             ));
         }
         return serve::run(args, &input, color);
+    }
+    if input::replays(&input) {
+        if traced.trace.is_some() || args.requests.is_some() {
+            return Err(Failure::input(
+                "--trace and --requests belong to other scenarios; this one replays a trace",
+            ));
+        }
+        return replay::run(args, &input, color);
     }
     if args.requests.is_some() {
         return Err(Failure::input(
@@ -80,6 +89,9 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
             }
             if input::serves(&text) {
                 return serve::check(&text);
+            }
+            if input::replays(&text) {
+                return replay::check(&text);
             }
             plan(&input::resolve(&text, None, None)?).map(|plan| in_short(&plan))
         });

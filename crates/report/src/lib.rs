@@ -23,6 +23,7 @@ mod outlook;
 mod paint;
 mod planner;
 pub mod plot;
+mod replay;
 mod report;
 mod requests;
 pub mod scaling_law;
@@ -44,6 +45,7 @@ pub use jobs::{JobInput, JobReport, JobsReport, summarize_jobs};
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;
 pub use planner::{PlanRow, PlanSearch, Reason};
+pub use replay::{Exposed, Replay, ReplayEngine, ReplayRack, ReplayReport, summarize_replay};
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds,
     Peak, Plan, Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,

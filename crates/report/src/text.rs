@@ -1,8 +1,10 @@
 //! The report for people: one screen of text.
 
 mod outlook;
+mod replay;
 mod serving;
 
+pub(crate) use replay::replay;
 pub use serving::render_serving_text;
 
 use crate::causes::{Family, family, purpose};

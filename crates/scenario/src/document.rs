@@ -6,7 +6,7 @@ use crate::schema;
 use crate::serving_text::ServingText;
 use rackflow_plan::Jitter;
 use rackflow_topology::LinkFault;
-use rackflow_units::{Bandwidth, SimDuration, Usd, UsdPerHour, UsdPerKilowattHour};
+use rackflow_units::{Bandwidth, Precision, SimDuration, Usd, UsdPerHour, UsdPerKilowattHour};
 use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -111,6 +111,89 @@ pub(crate) enum WorkloadText {
     Training(Box<TrainingText>),
     /// A model that answers requests.
     Serving(Box<ServingText>),
+    /// What somebody else's run did: its MLCommons Chakra execution traces are replayed.
+    Chakra(ChakraText),
+}
+
+/// A folder of execution traces, or that folder with how it is replayed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ChakraText(pub ChakraFields);
+
+/// Execution traces, and how they are replayed.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "ChakraFields")]
+pub(crate) struct ChakraFields {
+    /// Folder of the files `NAME.<rank>.et`, relative to the scenario.
+    pub traces: String,
+    /// Where the durations of kernels come from.
+    #[serde(default)]
+    pub kernels: KernelsText,
+    /// Number format of the matrix products: traces do not say it.
+    #[serde(default = "bf16")]
+    pub precision: Precision,
+}
+
+/// Where the durations of replayed kernels come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KernelsText {
+    /// As recorded; from operations and bytes where a kernel has no duration.
+    #[default]
+    Recorded,
+    /// From operations and bytes, on the accelerator of the cluster; as recorded where a kernel has
+    /// neither.
+    Roofline,
+}
+
+fn bf16() -> Precision {
+    Precision::Bf16
+}
+
+impl<'de> Deserialize<'de> for ChakraText {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shapes;
+
+        impl<'de> Visitor<'de> for Shapes {
+            type Value = ChakraText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a folder of traces, or { traces: folder/, kernels: roofline }")
+            }
+
+            fn visit_str<E: de::Error>(self, folder: &str) -> Result<ChakraText, E> {
+                Ok(ChakraText(ChakraFields {
+                    traces: folder.to_owned(),
+                    kernels: KernelsText::default(),
+                    precision: bf16(),
+                }))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ChakraText, A::Error> {
+                ChakraFields::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(ChakraText)
+            }
+        }
+
+        deserializer.deserialize_any(Shapes)
+    }
+}
+
+impl JsonSchema for ChakraText {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Chakra".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let fields = generator.subschema_for::<ChakraFields>();
+        schemars::json_schema!({
+            "description": "A folder of MLCommons Chakra execution traces, or how it is replayed.",
+            "anyOf": [
+                { "type": "string", "description": "Folder of the files NAME.<rank>.et, relative to the scenario." },
+                fields,
+            ],
+        })
+    }
 }
 
 /// One training step as its authors would describe it.

@@ -10,6 +10,7 @@
 //! gets the text from the caller.
 
 mod catalogue;
+mod chakra;
 mod check;
 mod cluster;
 pub mod collectives;
@@ -32,12 +33,13 @@ mod sweep;
 mod yaml;
 
 pub use catalogue::{Catalogue, Section};
+pub use chakra::{ChakraError, ChakraReader, chakra_file};
 pub use cluster::{ClusterChanges, catalogue_cluster, parse_cluster};
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use document::Published;
 pub use jobs::{Job, JobsScenario, has_jobs, parse_jobs};
 pub use refusal::Written;
-pub use resolve::{Scenario, parse};
+pub use resolve::{ReplayScenario, Scenario, parse};
 pub use schema::scenario_schema;
-pub use shipped::{shipped, shipped_jobs, shipped_sweeps, shipped_trace};
+pub use shipped::{shipped, shipped_chakra, shipped_jobs, shipped_sweeps, shipped_trace};
 pub use sweep::{Case, Sweep, expand, is_sweep};

@@ -24,7 +24,7 @@ impl Scenario {
         let economics = economics(&self.document().economics, accelerator, &mut findings);
         let run = match &self.document().workload {
             WorkloadText::Training(training) => training.run.as_ref(),
-            WorkloadText::Serving(_) => None,
+            WorkloadText::Serving(_) | WorkloadText::Chakra(_) => None,
         };
         let run = run.and_then(|text| run_of(text, &mut findings));
         findings.into_result(Outlook { economics, run })

@@ -1,5 +1,6 @@
 //! From what was typed to what was meant: names are looked up, defaults filled in, numbers checked.
 
+mod replay;
 mod serving;
 
 use crate::catalogue::{Catalogue, Section};
@@ -18,6 +19,8 @@ use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
 use rackflow_topology::{Accelerator, Cluster, Fabric, Node};
 use rackflow_workload::{Model, Parallelism, SoftwareStack, Training};
 use serde::de::DeserializeOwned;
+
+pub use replay::ReplayScenario;
 
 /// A scenario as typed: well-formed, with known keys and right types, its names not yet looked up.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +134,16 @@ impl Scenario {
         self
     }
 
+    /// What the scenario does, for a message that something else is needed.
+    fn not_this(&self, needed: &str) -> String {
+        let does = match self.document.workload {
+            WorkloadText::Training(_) => "trains",
+            WorkloadText::Serving(_) => "serves",
+            WorkloadText::Chakra(_) => "replays a trace",
+        };
+        format!("this scenario {does}; {needed} is needed")
+    }
+
     /// The same with the cluster that it imports in place, or `None` where it imports none.
     pub(crate) fn imported(&self, files: &Files<'_>) -> Result<Option<Self>, Vec<Diagnostic>> {
         let Some(tree) = import::imported(&self.source, &self.tree, files)? else {
@@ -154,7 +167,7 @@ impl Scenario {
         }
         let mut findings = self.findings();
         let WorkloadText::Training(text) = &self.document.workload else {
-            let found = findings.at("workload", "this scenario serves; a training one is needed");
+            let found = findings.at("workload", self.not_this("a training one"));
             return Err(vec![found.hint("write workload: { training: ... }")]);
         };
         let node = findings.node();

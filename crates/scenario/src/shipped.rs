@@ -20,6 +20,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
         "llama3-70b-512-tpu-v5p",
         "dead-rail-llama3-8b-64-h100",
+        "replay-chakra-8-h100",
         "serve-llama3-70b-8-h100",
         "deepseek-v3-100352-gb200-nvl72",
         "llama3-8b-64-h100",
@@ -61,4 +62,27 @@ pub fn shipped_trace(path: &str) -> Option<&'static str> {
     (path == "traces/documents-multi-turn.jsonl").then_some(include_str!(
         "../../../scenarios/traces/documents-multi-turn.jsonl"
     ))
+}
+
+/// The files of an execution trace that ships with a scenario, by the folder that the scenario gives.
+pub fn shipped_chakra(folder: &str) -> Option<&'static [(&'static str, &'static [u8])]> {
+    macro_rules! files {
+        ($($name:literal),*) => {
+            &[$((
+                $name,
+                include_bytes!(concat!("../../../scenarios/traces/chakra-data-parallel-8/", $name)),
+            )),*]
+        };
+    }
+    (folder.trim_end_matches('/') == "traces/chakra-data-parallel-8").then_some(files![
+        "comm_group.json",
+        "data-parallel.0.et",
+        "data-parallel.1.et",
+        "data-parallel.2.et",
+        "data-parallel.3.et",
+        "data-parallel.4.et",
+        "data-parallel.5.et",
+        "data-parallel.6.et",
+        "data-parallel.7.et"
+    ])
 }

@@ -12,6 +12,7 @@ mod jitter;
 mod jobs;
 mod ports;
 mod record;
+pub mod replay;
 mod run;
 mod search;
 pub mod serving;

@@ -3,6 +3,7 @@
 //! This crate does not know any hardware: it says what must be computed, read and sent, never how
 //! long that takes.
 
+pub mod chakra;
 mod check;
 mod counts;
 mod model;

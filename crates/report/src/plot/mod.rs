@@ -30,4 +30,4 @@ pub use roofline::roofline;
 pub use scale::{Axis, Scale, Ticks};
 pub use timeline::pipeline;
 pub use topology::topology;
-pub use waterfall::{serving_waterfall, waterfall};
+pub use waterfall::{replay_waterfall, serving_waterfall, waterfall};

@@ -3,6 +3,7 @@
 use super::picture::{Anchor, Picture};
 use super::style::{self, Ink, size};
 use crate::format::{number, percent};
+use crate::replay::ReplayReport;
 use crate::report::{Cluster, Loss, Report};
 use crate::serving::ServingReport;
 
@@ -49,6 +50,25 @@ pub fn serving_waterfall(report: &ServingReport) -> Picture {
         &report.scenario,
         &subtitle,
         &report.cluster,
+        &report.waterfall,
+    )
+}
+
+/// The same of a replayed trace.
+pub fn replay_waterfall(report: &ReplayReport) -> Picture {
+    let replay = &report.replay;
+    let subtitle = format!(
+        "{} ranks on {}, {} peak. Step {} s, {} % of peak.",
+        number(replay.ranks as f64, 0),
+        report.cluster.accelerator,
+        report.cluster.native_precision,
+        crate::format::significant(replay.step_time_s),
+        percent(replay.utilisation),
+    );
+    draw(
+        &report.scenario,
+        &subtitle,
+        &report.replayed(),
         &report.waterfall,
     )
 }

@@ -42,7 +42,7 @@ impl Scenario {
             found: Vec::new(),
         };
         let WorkloadText::Serving(text) = &self.document.workload else {
-            let found = findings.at("workload", "this scenario trains; a serving one is needed");
+            let found = findings.at("workload", self.not_this("a serving one"));
             return Err(vec![found.hint("write workload: { serving: ... }")]);
         };
         let setup = fleet(&self, text, files, &mut findings);

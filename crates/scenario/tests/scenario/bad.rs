@@ -35,6 +35,12 @@ fn refused(name: &str, text: &str) -> Vec<Diagnostic> {
             Err(diagnostics) => diagnostics,
         };
     }
+    if scenario.replays() {
+        return match scenario.resolve_replay(&files) {
+            Ok(_) => panic!("{name} is not refused"),
+            Err(diagnostics) => diagnostics,
+        };
+    }
     let setup = match scenario.resolve(&files) {
         Ok(setup) => setup,
         Err(diagnostics) => return diagnostics,

@@ -19,6 +19,8 @@ fn digest(text: &str) {
     if let Err(found) = parse("mutant.yaml", text).and_then(|scenario| {
         if scenario.serves() {
             scenario.resolve_serving(&files).map(|_| ())
+        } else if scenario.replays() {
+            scenario.resolve_replay(&files).map(|_| ())
         } else {
             scenario.resolve(&files).map(|_| ())
         }

@@ -1,4 +1,4 @@
-use rackflow_scenario::{parse, shipped};
+use rackflow_scenario::{parse, shipped, shipped_chakra};
 use std::io;
 
 /// None of the shipped scenarios names a file.
@@ -13,6 +13,14 @@ fn every_shipped_scenario_resolves() {
         let resolved = parse(&file, text).and_then(|scenario| {
             if scenario.serves() {
                 scenario.resolve_serving(&no_files).map(|setup| setup.name)
+            } else if scenario.replays() {
+                let name = |folder: String| {
+                    assert!(shipped_chakra(&folder).is_some(), "{folder} does not ship");
+                    (*name).to_owned()
+                };
+                scenario
+                    .resolve_replay(&no_files)
+                    .map(|replay| name(replay.traces))
             } else {
                 scenario.resolve(&no_files).map(|setup| setup.name)
             }
@@ -37,6 +45,9 @@ fn every_shipped_scenario_has_a_plan_that_fits() {
             if let Err(error) = rackflow_plan::serving::compile_fleet(setup) {
                 without.push(format!("{name}: {error} {error:?}"));
             }
+            continue;
+        }
+        if scenario.replays() {
             continue;
         }
         let setup = scenario.resolve(&no_files).expect("tested above");

@@ -8,6 +8,7 @@ mod folding;
 mod jobs;
 mod mechanisms;
 mod plans;
+mod replay;
 mod run;
 mod search;
 mod sharing;

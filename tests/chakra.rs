@@ -1,0 +1,183 @@
+//! Execution traces of MLCommons Chakra, as a user meets them.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn rackflow(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
+        .args(args)
+        .output()
+        .expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
+    (
+        output.status.code().expect("it exits"),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+fn json(args: &[&str]) -> Value {
+    let (status, out, err) = rackflow(args);
+    assert_eq!((status, err.as_str()), (0, ""), "{args:?}");
+    serde_json::from_str(&out).expect("the output is JSON")
+}
+
+/// A scratch folder that is gone with its value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let folder =
+            std::env::temp_dir().join(format!("rackflow-chakra-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("a scratch folder");
+        Self(folder)
+    }
+
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).expect("a scratch folder");
+        }
+        fs::write(&path, bytes).expect("a scratch file");
+        path.to_str().expect("a plain path").to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/traces/chakra-data-parallel-8")
+}
+
+/// A copy of the shipped trace, of so many ranks, beside a scenario that replays it.
+fn copy(scratch: &Scratch, ranks: u32, workload: &str) -> String {
+    for rank in 0..ranks {
+        let name = format!("data-parallel.{rank}.et");
+        let bytes = fs::read(shipped().join(&name)).expect("it ships");
+        scratch.file(&format!("t/{name}"), bytes);
+    }
+    let groups = fs::read(shipped().join("comm_group.json")).expect("it ships");
+    scratch.file("t/comm_group.json", groups);
+    scratch.file(
+        "replay.yaml",
+        format!("cluster: {{ node: dgx-h100, gpus: 8 }}\nworkload:\n  chakra: {workload}\n"),
+    )
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    let found = value.pointer(path).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("{path} is a number"))
+}
+
+#[test]
+fn the_shipped_trace_is_as_slow_as_its_slowest_rank() {
+    let report = json(&["run", "replay-chakra-8-h100", "--format", "json"]);
+    let step = number(&report, "/replay/step_time_s");
+    // Rank 5: (180 + 4 x 6,100 + 9,400 + 4 x 12,800 + 4,700 us) x 1.05, each rounded down.
+    let slowest = 189e-6 + 4.0 * 6_405e-6 + 9_870e-6 + 4.0 * 13_440e-6 + 4_935e-6;
+    // Only the last of its gradient all-reduces has no backward pass beside it: 436 MB, of which a
+    // GPU sends and receives 7/4 over NVLink at 250 to 480 GB/s.
+    let last = step - slowest;
+    let sent = 436e6 * 1.75;
+    assert!(sent / last > 250e9 && sent / last < 480e9, "{last} s");
+    let fractions: f64 = report["waterfall"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|loss| number(loss, "/fraction"))
+        .sum();
+    assert!((fractions - 1.0).abs() < 1e-12, "{fractions}");
+    let exposed = number(&report, "/replay/exposed_comm_fraction");
+    assert!(
+        (exposed - last / step).abs() < 1e-9,
+        "every rank waits for it alike"
+    );
+}
+
+#[test]
+fn the_roofline_takes_a_trace_to_hardware_that_it_never_saw() {
+    let scratch = Scratch::new("roofline");
+    let step = |node: &str| {
+        let text = format!(
+            "cluster: {{ node: {node}, gpus: 8 }}\nworkload:\n  chakra: {{ traces: t, kernels: roofline }}\n"
+        );
+        copy(&scratch, 8, "t");
+        let path = scratch.file("other.yaml", text);
+        number(
+            &json(&["run", &path, "--format", "json"]),
+            "/replay/step_time_s",
+        )
+    };
+    let (h100, gb200) = (step("dgx-h100"), step("gb200-nvl72"));
+    let gain = h100 / gb200;
+    // Between the gains of bandwidth and of dense bf16 FLOP/s: 8 / 3.35 TB/s and 2.5 / 0.99 PFLOP/s.
+    assert!(gain > 1.5 && gain < 2.6, "{gain}");
+}
+
+#[test]
+fn a_part_of_a_trace_is_replayed_and_says_so() {
+    let scratch = Scratch::new("part");
+    let path = copy(&scratch, 1, "t");
+    let report = json(&["run", &path, "--format", "json"]);
+    assert_eq!(number(&report, "/replay/ranks"), 1.0);
+    assert_eq!(number(&report, "/replay/ranks_missing"), 7.0);
+    let (_, text, _) = rackflow(&["run", &path]);
+    assert!(text.contains("taken to be always ready"), "{text}");
+    let (status, text, _) = rackflow(&["check", &path]);
+    assert_eq!(status, 0);
+    assert!(text.contains("1 ranks and 15 nodes"), "{text}");
+}
+
+#[test]
+fn what_is_wrong_with_a_trace_is_told_with_file_and_byte() {
+    let scratch = Scratch::new("wrong");
+    let refused = |path: &str, says: &str| {
+        let (status, out, err) = rackflow(&["run", path]);
+        assert_eq!((status, out.as_str()), (2, ""), "{err}");
+        assert!(err.contains(says), "{says:?} is not in {err}");
+    };
+    let path = copy(&scratch, 8, "t");
+    let whole = fs::read(shipped().join("data-parallel.3.et")).expect("it ships");
+    scratch.file("t/data-parallel.3.et", &whole[..700]);
+    refused(&path, "data-parallel.3.et: byte 6");
+    refused(&path, "cut off");
+    scratch.file("t/data-parallel.3.et", &whole);
+    let name = whole
+        .windows(9)
+        .position(|bytes| bytes == b"comm_type")
+        .expect("it has collectives");
+    let mut damaged = whole.clone();
+    damaged[name] = b'C';
+    scratch.file("t/data-parallel.3.et", &damaged);
+    refused(&path, "needs the attribute `comm_type`");
+    scratch.file("t/data-parallel.3.et", &whole);
+    fs::remove_file(scratch.0.join("t/comm_group.json")).expect("it is there");
+    refused(&path, "comm_group.json");
+    refused(
+        &copy(&scratch, 8, "nowhere"),
+        "the folder is relative to the scenario",
+    );
+    scratch.file("t/other.0.et", &whole);
+    refused(
+        &copy(&scratch, 8, "t"),
+        "several runs: data-parallel, other",
+    );
+    let small = "cluster: { node: dgx-h100, gpus: 4 }\nworkload:\n  chakra: t\n";
+    fs::remove_file(scratch.0.join("t/other.0.et")).expect("it is there");
+    refused(
+        &scratch.file("small.yaml", small),
+        "speaks of rank 4 and the cluster has 4 GPUs",
+    );
+    let jittery = "cluster: { node: dgx-h100, gpus: 8 }\nworkload:\n  chakra: t\nsimulation: { jitter: typical }\n";
+    refused(
+        &scratch.file("jittery.yaml", jittery),
+        "`jitter` says nothing of a trace",
+    );
+}
