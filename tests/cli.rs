@@ -128,6 +128,11 @@ fn every_shipped_scenario_runs_and_its_report_holds_together() {
             .iter()
             .map(|rack| rack["effective_flops"].as_f64().expect("a rate"))
             .sum();
+        if let Some(replayed) = report["replay"]["tflops_per_gpu"].as_f64() {
+            let whole = replayed * 1e12 * gpus as f64;
+            assert!((effective / whole - 1.0).abs() < 1e-9, "{name}");
+            continue;
+        }
         let Some(model) = report["training"]["model_tflops_per_gpu"]["causal"].as_f64() else {
             let serving = &report["serving"];
             for key in [

@@ -2,6 +2,7 @@
 
 use crate::cause::{Cause, CommKind};
 use rackflow_units::SimDuration;
+use rackflow_workload::chakra::Payload;
 
 /// A queue of one rank: its tasks run in order, and beside those of the other streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -206,6 +207,8 @@ pub struct Segment {
     pub routed: bool,
     /// How `time[0]` is booked; sums to it.
     pub causes: Vec<(Cause, SimDuration)>,
+    /// Tensor-core operations that it executes.
+    pub flops: f64,
 }
 
 /// One kind of communication of the plan.
@@ -219,4 +222,6 @@ pub struct Transfer {
     pub sms: u32,
     /// Fraction of the memory bandwidth that it takes while it runs at full rate.
     pub memory_share: f64,
+    /// What it carries, for traces that others read.
+    pub payload: Payload,
 }

@@ -11,6 +11,7 @@ use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_workload::chakra::{Exchange, Payload, PayloadKind, TraceOp};
 use rackflow_workload::{
     AttentionKernel, CudaGraphs, Direction, GroupLimit, Operation, SoftwareStack,
 };
@@ -37,6 +38,41 @@ pub(crate) enum Spec {
     },
     /// One message to a peer.
     Message(Bytes),
+}
+
+impl Spec {
+    /// The same in the words of traces.
+    fn carries(&self) -> PayloadKind {
+        let buffer = |op, bytes| PayloadKind::Buffer(op, bytes);
+        match *self {
+            Self::Collective(op, bytes) => match op {
+                CollectiveOp::AllReduce => buffer(TraceOp::AllReduce, bytes),
+                CollectiveOp::AllGather => buffer(TraceOp::AllGather, bytes),
+                CollectiveOp::ReduceScatter => buffer(TraceOp::ReduceScatter, bytes),
+                CollectiveOp::AllToAll => buffer(TraceOp::AllToAll, bytes),
+                CollectiveOp::Broadcast => buffer(TraceOp::Broadcast, bytes),
+                CollectiveOp::SendRecv => PayloadKind::Message(bytes),
+            },
+            Self::OwnersInTurn(bytes, turns) => PayloadKind::Turns(bytes, turns),
+            Self::RingStep(bytes) => PayloadKind::RingStep(bytes),
+            Self::Exchange {
+                tokens,
+                bytes_per_token,
+                top_k,
+                experts,
+                relayed,
+                limit,
+            } => PayloadKind::Exchange(Exchange {
+                tokens,
+                bytes_per_token,
+                top_k,
+                experts,
+                relayed,
+                limit: limit.map(|limit| (limit.chosen, limit.groups)),
+            }),
+            Self::Message(bytes) => PayloadKind::Message(bytes),
+        }
+    }
 }
 
 /// One future task; `deps` are indices of earlier nodes of the same run.
@@ -187,12 +223,15 @@ impl<'a> Context<'a> {
         };
         let index = (0..self.specs.len()).find(same).unwrap_or_else(|| {
             let mut demands = self.prices.demands(&spec, slot);
+            let mut payload = Payload::plain(spec.carries());
             // Copies that run beside their product hold no SMs.
             if matches!(spec, Spec::Collective(..) | Spec::OwnersInTurn(..)) && sms > 0 {
-                slow_down(&mut demands, self.setup.training.stack.collective_slowdown);
+                payload.slowdown = slowdown(self.setup.training.stack.collective_slowdown);
+                slow_down(&mut demands, payload.slowdown);
             }
             if matches!(spec, Spec::Exchange { relayed: true, .. }) {
                 let overhead = self.setup.training.stack.dispatch_overhead;
+                payload.overhead = overhead;
                 let across = demands
                     .iter_mut()
                     .filter(|demand| demand.nic > SimDuration::ZERO);
@@ -203,6 +242,7 @@ impl<'a> Context<'a> {
                 kind,
                 sms,
                 memory_share: self.prices.memory_share(&demands),
+                payload,
             });
             self.demands.push(demands);
             self.specs.push((spec, slot));
@@ -313,6 +353,7 @@ impl<'a> Context<'a> {
             launch,
             routed,
             causes,
+            flops: flops.model + flops.again,
         });
         self.segment_flops.push(flops);
         SegmentId(self.segments.len() as u32 - 1)
@@ -389,14 +430,19 @@ fn model_fraction(op: &Operation) -> f64 {
     }
 }
 
-/// The bytes of a collective inside training take `factor` times as long as alone (kept in
-/// 1,024ths); its latency does not grow.
-fn slow_down(demands: &mut [Demand], factor: f64) {
-    const ONE: u64 = 1_024;
-    let factor = (factor.max(1.0) * ONE as f64).round() as u64;
+/// Of [`slow_down`]: this is 1.
+const SLOWDOWN_ONE: u64 = 1_024;
+
+fn slowdown(factor: f64) -> u64 {
+    (factor.max(1.0) * SLOWDOWN_ONE as f64).round() as u64
+}
+
+/// The bytes of a collective inside training take `factor` 1,024ths of the time that they take alone;
+/// its latency does not grow.
+fn slow_down(demands: &mut [Demand], factor: u64) {
     for demand in demands {
-        demand.nvlink = demand.nvlink.scale(factor, ONE);
-        demand.nic = demand.nic.scale(factor, ONE);
+        demand.nvlink = demand.nvlink.scale(factor, SLOWDOWN_ONE);
+        demand.nic = demand.nic.scale(factor, SLOWDOWN_ONE);
     }
 }
 

@@ -48,6 +48,7 @@ Examples:
   rackflow run deepseek-v3-2048-h800 --format json | jq .training.mfu
   rackflow run my.yaml -o results             also writes results/report.txt, .json and waterfall.svg
   rackflow run my.yaml --trace step.pftrace   a timeline, for https://ui.perfetto.dev
+  rackflow run my.yaml --chakra traces/       execution traces, for other simulators
   cat my.yaml | rackflow run -
 
 A plan that does not fit into memory is refused with the arithmetic and a plan that would fit.")]
@@ -252,6 +253,17 @@ pub struct TraceArgs {
         requires = "trace"
     )]
     pub trace_ranks: Vec<u32>,
+    /// Write execution traces of MLCommons Chakra into this folder, one file per rank
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub chakra: Option<PathBuf>,
+    /// Ranks whose execution traces are written [default: all]
+    #[arg(
+        long,
+        value_name = "RANK,...",
+        value_delimiter = ',',
+        requires = "chakra"
+    )]
+    pub chakra_ranks: Vec<u32>,
 }
 
 /// Which cases to run, and where their results go.

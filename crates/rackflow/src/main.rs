@@ -6,6 +6,7 @@
 
 mod args;
 mod catalogue;
+mod chakra;
 mod claims;
 mod collective;
 mod columns;

@@ -1,6 +1,7 @@
 //! `run` and `check`: from a scenario to its report, or to what is wrong with it.
 
 use crate::args::{Fidelity, Format, RunArgs, TraceArgs};
+use crate::chakra;
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input, Resolved};
@@ -24,7 +25,7 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
         return jobs::run(args, &input, color);
     }
     if input::serves(&input) {
-        if traced.trace.is_some() {
+        if traced.trace.is_some() || traced.chakra.is_some() {
             return Err(Failure::input(
                 "a trace shows a training step; this scenario serves",
             ));
@@ -32,9 +33,9 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
         return serve::run(args, &input, color);
     }
     if input::replays(&input) {
-        if traced.trace.is_some() || args.requests.is_some() {
+        if traced.trace.is_some() || traced.chakra.is_some() || args.requests.is_some() {
             return Err(Failure::input(
-                "--trace and --requests belong to other scenarios; this one replays a trace",
+                "--trace, --chakra and --requests belong to other scenarios; this one replays a trace",
             ));
         }
         return replay::run(args, &input, color);
@@ -48,6 +49,9 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
     let plan = plan(&resolved)?;
     if let Some(path) = &traced.trace {
         trace::write(&plan, path, &traced.trace_ranks)?;
+    }
+    if let Some(folder) = &traced.chakra {
+        chakra::write(&plan, folder, &traced.chakra_ranks)?;
     }
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {

@@ -12,6 +12,7 @@
 
 mod advice;
 mod causes;
+mod chakra;
 mod collective;
 pub mod compare;
 mod detail;
@@ -36,6 +37,7 @@ mod topology;
 pub mod trace;
 
 pub use causes::{Explanation, explain, key};
+pub use chakra::ChakraExport;
 pub use collective::{CollectiveReport, CollectiveTable};
 pub use detail::{
     FormatPeak, Kernel, Kernels, LinkTier, Links, StageTimeline, Timeline, TrafficOf,
@@ -45,7 +47,7 @@ pub use jobs::{JobInput, JobReport, JobsReport, summarize_jobs};
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;
 pub use planner::{PlanRow, PlanSearch, Reason};
-pub use replay::{Exposed, Replay, ReplayEngine, ReplayRack, ReplayReport, summarize_replay};
+pub use replay::{Exposed, Replay, ReplayEngine, ReplayReport, summarize_replay};
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds,
     Peak, Plan, Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,

@@ -2,7 +2,7 @@
 
 use crate::format::{number, percent, seconds};
 use crate::paint::Style;
-use crate::report::{Cluster, Loss, Peak, SCHEMA_VERSION};
+use crate::report::{Cluster, Loss, Peak, Rack, SCHEMA_VERSION};
 use crate::summarize::{ReportError, fabric};
 use crate::text;
 use rackflow_plan::replay::{CommunicationKind, ReplayCounts, ReplayPlan};
@@ -21,8 +21,8 @@ pub struct ReplayReport {
     pub cluster: Cluster,
     /// What was replayed, and how long it took.
     pub replay: Replay,
-    /// What each rack delivers.
-    pub racks: Vec<ReplayRack>,
+    /// What each rack delivers; its GPUs are those that were replayed.
+    pub racks: Vec<Rack>,
     /// From peak to useful operations: where the time of all replayed ranks went. The fractions sum
     /// to 1.
     pub waterfall: Vec<Loss>,
@@ -60,19 +60,6 @@ pub struct Replay {
     pub utilisation: f64,
     /// Fraction of the ranks' time spent waiting for communication that nothing hides.
     pub exposed_comm_fraction: f64,
-}
-
-/// What one rack delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct ReplayRack {
-    /// Position in the hall, counted from 0.
-    pub id: u64,
-    /// Its ranks that were replayed.
-    pub ranks: u64,
-    /// Operations per second that they contribute.
-    pub effective_flops: f64,
-    /// Their dense peak.
-    pub peak_flops: f64,
 }
 
 /// Waiting for one kind of communication.
@@ -200,7 +187,7 @@ fn cluster(plan: &ReplayPlan) -> Cluster {
     }
 }
 
-fn racks(plan: &ReplayPlan, record: &ReplayRecord, peak: f64) -> Vec<ReplayRack> {
+fn racks(plan: &ReplayPlan, record: &ReplayRecord, peak: f64) -> Vec<Rack> {
     let step = record.step_time.as_picos() as f64;
     plan.racks
         .iter()
@@ -211,14 +198,17 @@ fn racks(plan: &ReplayPlan, record: &ReplayRecord, peak: f64) -> Vec<ReplayRack>
                 .filter(|(rank, _)| gpus.contains(&rank.rank))
                 .map(|(_, accounts)| accounts.picos(ReplayCause::Useful) as f64 / step)
                 .collect();
-            ReplayRack {
+            let gpus = useful.len() as f64;
+            let sum: f64 = useful.iter().sum();
+            Rack {
                 id: id as u64,
-                ranks: useful.len() as u64,
-                effective_flops: useful.iter().sum::<f64>() * peak,
-                peak_flops: useful.len() as f64 * peak,
+                gpus: useful.len() as u64,
+                effective_flops: sum * peak,
+                peak_flops: gpus * peak,
+                fraction: sum / gpus.max(1.0),
             }
         })
-        .filter(|rack| rack.ranks > 0)
+        .filter(|rack| rack.gpus > 0)
         .collect()
 }
 

@@ -25,6 +25,8 @@ pub use jobs::{JobRecord, simulate_jobs};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};
-pub use step::{simulate, simulate_in_islands, simulate_on_links, simulate_traced};
-pub use trace::{Message, Span, Trace, TracedPass, TracedRank};
+pub use step::{
+    simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
+};
+pub use trace::{Executed, Execution, Message, Span, Trace, TracedPass, TracedRank};
 pub use traffic::{TierBytes, Traffic};

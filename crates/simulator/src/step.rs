@@ -16,7 +16,7 @@ use crate::jitter::KernelJitter;
 use crate::ports::{self, Toggle};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
-use crate::trace::{Trace, Watch};
+use crate::trace::{Execution, Trace, Watch};
 use crate::traffic::{Traffic, traffic};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Crossing, Demand, FlowId, FlowNet};
@@ -154,20 +154,53 @@ pub fn simulate_in_islands(plan: &Plan) -> Record {
 /// The same with every link of the fabric in the net, also those that are wide enough for all: for
 /// the test that this changes nothing.
 pub fn simulate_on_links(plan: &Plan) -> Record {
-    run(plan, LEAST_FOR_ISLANDS, Keep::All, &[]).0
+    run(plan, LEAST_FOR_ISLANDS, Keep::All, Watched::None).0
 }
 
 fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
-    run(plan, least_for_islands, Keep::Narrow, &[]).0
+    run(plan, least_for_islands, Keep::Narrow, Watched::None).0
 }
 
 /// The same, and what the given ranks did when. Where ranks are folded, each is shown by the one
 /// that stands for it.
 pub fn simulate_traced(plan: &Plan, ranks: &[u32]) -> (Record, Trace) {
-    run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, ranks)
+    let (record, seen) = run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, Watched::Ranks(ranks));
+    let trace = match seen {
+        Seen::Trace(trace) => trace,
+        _ => Trace::default(),
+    };
+    (record, trace)
 }
 
-fn run(plan: &Plan, least_for_islands: usize, keep: Keep, traced: &[u32]) -> (Record, Trace) {
+/// The same, and what every rank did when.
+pub fn simulate_executed(plan: &Plan) -> (Record, Execution) {
+    match run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, Watched::All) {
+        (record, Seen::Execution(execution)) => (record, execution),
+        _ => unreachable!("all ranks are watched"),
+    }
+}
+
+/// What is written down.
+#[derive(Clone, Copy)]
+enum Watched<'r> {
+    None,
+    Ranks(&'r [u32]),
+    All,
+}
+
+/// What was written down.
+enum Seen {
+    Nothing,
+    Trace(Trace),
+    Execution(Execution),
+}
+
+fn run(
+    plan: &Plan,
+    least_for_islands: usize,
+    keep: Keep,
+    watched: Watched<'_>,
+) -> (Record, Seen) {
     let health = ports::health(plan);
     let (mut folded, fabric) = fabric::lay_out(&[plan], &health, keep);
     let folding = folded.pop().expect("one plan is folded");
@@ -188,17 +221,28 @@ fn run(plan: &Plan, least_for_islands: usize, keep: Keep, traced: &[u32]) -> (Re
         SimTime::ZERO,
     );
     step.net = net;
-    if !traced.is_empty() {
-        let chosen = traced
-            .iter()
-            .map(|rank| folding.class_of_rank[*rank as usize]);
-        step.watch = Some(Box::new(Watch::new(folding.entities.len(), chosen)));
-    }
+    let count = folding.entities.len();
+    step.watch = match watched {
+        Watched::None => None,
+        Watched::Ranks([]) => None,
+        Watched::Ranks(ranks) => {
+            let chosen = ranks
+                .iter()
+                .map(|rank| folding.class_of_rank[*rank as usize]);
+            Some(Box::new(Watch::new(count, chosen)))
+        }
+        Watched::All => Some(Box::new(Watch::new(count, 0..count as u32))),
+    };
     step.run();
-    let trace = step.watch.take().map_or_else(Trace::default, |watch| {
-        watch.trace(plan, traced, &folding.entities, &folding.class_of_rank)
-    });
-    (step.record(folding.class_of_rank), trace)
+    let classes = &folding.class_of_rank;
+    let seen = match (step.watch.take(), watched) {
+        (Some(watch), Watched::Ranks(ranks)) => {
+            Seen::Trace(watch.trace(plan, ranks, &folding.entities, classes))
+        }
+        (Some(watch), _) => Seen::Execution(watch.execution(plan, &folding.entities, classes)),
+        (None, _) => Seen::Nothing,
+    };
+    (step.record(folding.class_of_rank), seen)
 }
 
 impl<'p> Step<'p> {

@@ -1,6 +1,6 @@
 //! What chosen ranks did, and when. A trace is for people: no figure of a report is made from it.
 
-use crate::fold::Entity;
+use crate::fold::{Entity, ONE};
 use crate::state::{Active, What};
 use rackflow_plan::{PassKind, Plan, Stream, TransferId, Work};
 use rackflow_units::{Bytes, SimTime};
@@ -74,6 +74,29 @@ pub struct Message {
     pub from: (usize, usize),
     /// Who received it, and as which span.
     pub to: (usize, usize),
+}
+
+/// What every rank did when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Execution {
+    /// Class of each rank.
+    pub class_of_rank: Vec<u32>,
+    /// Ranks that did the same at the same time.
+    pub classes: Vec<Executed>,
+    /// Some ranks have more tokens for their experts than others.
+    pub uneven: bool,
+}
+
+/// What the ranks of one class did when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Executed {
+    /// Their pipeline stage.
+    pub stage: u32,
+    /// Expert load over the mean, in 65,536ths.
+    pub load: u64,
+    /// Start and end of each task of the stage's program; of a communication, from when all its ranks
+    /// were there.
+    pub times: Vec<(SimTime, SimTime)>,
 }
 
 /// Writes down what watched entities do.
@@ -160,6 +183,24 @@ impl Watch {
         }
     }
 
+    /// When each entity did what, where all are watched.
+    pub fn execution(&self, plan: &Plan, entities: &[Entity], class_of_rank: &[u32]) -> Execution {
+        let mut classes = Vec::with_capacity(entities.len());
+        for (entity, position) in entities.iter().zip(&self.position) {
+            let watched = position.map(|position| &self.watched[position]);
+            classes.push(Executed {
+                stage: entity.stage,
+                load: entity.load,
+                times: watched.map_or_else(Vec::new, |watched| watched.times(plan, entity.stage)),
+            });
+        }
+        Execution {
+            class_of_rank: class_of_rank.to_vec(),
+            uneven: entities.iter().any(|entity| entity.load != ONE),
+            classes,
+        }
+    }
+
     /// What was seen, in the terms of the plan.
     pub fn trace(
         &self,
@@ -202,6 +243,26 @@ impl Watch {
 }
 
 impl Watched {
+    /// Start and end of each task. Each stream works in the order of the program.
+    fn times(&self, plan: &Plan, stage: u32) -> Vec<(SimTime, SimTime)> {
+        let tasks = &plan.programs[stage as usize].tasks;
+        let mut times = vec![(SimTime::ZERO, SimTime::ZERO); tasks.len()];
+        for (task, start, end) in &self.computed {
+            times[*task as usize] = (*start, *end);
+        }
+        let mut of_stream: Vec<Vec<usize>> = vec![Vec::new(); Stream::COUNT];
+        for (index, task) in tasks.iter().enumerate() {
+            of_stream[task.stream as usize].push(index);
+        }
+        let mut next = [0; Stream::COUNT];
+        for done in &self.communicated {
+            let stream = done.stream as usize;
+            times[of_stream[stream][next[stream]]] = (done.start, done.end);
+            next[stream] += 1;
+        }
+        times
+    }
+
     fn rank(&self, plan: &Plan, rank: u32, stage: u32) -> TracedRank {
         let program = &plan.programs[stage as usize];
         let computed = self.computed.iter().map(|(task, start, end)| {

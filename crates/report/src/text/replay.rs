@@ -1,6 +1,6 @@
 //! The report of a replayed trace, for people.
 
-use super::{Ink, Page, SMALLEST_ROW, Style, waterfall};
+use super::{Ink, Page, SMALLEST_ROW, Style, racks, waterfall};
 use crate::format::{number, percent, seconds};
 use crate::replay::ReplayReport;
 use rackflow_topology::Level;
@@ -30,6 +30,7 @@ pub(crate) fn replay(report: &ReplayReport, style: &Style) -> String {
         })
         .collect();
     page.line(&format!("  {}", figures.join("     ")));
+    racks(&mut page, &report.racks);
     waterfall(&mut page, &report.replayed(), &report.waterfall);
     exposed(&mut page, report);
     let engine = &report.engine;

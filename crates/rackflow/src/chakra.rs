@@ -1,0 +1,60 @@
+//! `run --chakra`: the plan as execution traces, one file per rank, for other simulators.
+
+use crate::failure::Failure;
+use crate::files;
+use rackflow_plan::Plan;
+use rackflow_report::ChakraExport;
+use rackflow_simulator::simulate_executed;
+use std::fs;
+use std::path::Path;
+
+/// Traces of all ranks together are at most so large: more than most disks, and than any simulator
+/// that reads them takes.
+const LARGEST: u64 = 16 << 30;
+
+/// Simulates `plan` and writes the traces of `ranks`, or of all.
+pub fn write(plan: &Plan, folder: &Path, ranks: &[u32]) -> Result<(), Failure> {
+    let all = plan.placement.ranks();
+    if let Some(wrong) = ranks.iter().find(|rank| **rank >= all) {
+        return Err(Failure::input(format_args!(
+            "there is no rank {wrong} to write: the ranks of this scenario are 0 to {}",
+            all - 1
+        )));
+    }
+    let mut chosen: Vec<u32> = if ranks.is_empty() {
+        (0..all).collect()
+    } else {
+        ranks.to_vec()
+    };
+    chosen.sort_unstable();
+    chosen.dedup();
+    let (_, execution) = simulate_executed(plan);
+    let export = ChakraExport::new(plan, &execution);
+    let first = export.rank(chosen[0]).len() as u64;
+    let size = first.saturating_mul(chosen.len() as u64);
+    if size > LARGEST {
+        return Err(Failure::input(format_args!(
+            "the traces of {} ranks would take about {} GB\n  \
+             hint: name some, such as --chakra-ranks 0,1,2,3; the others are then taken to be always ready",
+            chosen.len(),
+            size / 1_000_000_000
+        )));
+    }
+    fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
+    let name = &plan.setup.name;
+    let mut bytes = 0;
+    for rank in &chosen {
+        let file = export.rank(*rank);
+        bytes += file.len();
+        files::write_atomically(&folder.join(format!("{name}.{rank}.et")), &file)?;
+    }
+    let communicators = export.communicators();
+    files::write_atomically(&folder.join("comm_group.json"), communicators.as_bytes())?;
+    files::tell(&format!(
+        "wrote {} traces ({:.1} MB) and comm_group.json into {}",
+        chosen.len(),
+        bytes as f64 / 1e6,
+        folder.display()
+    ));
+    Ok(())
+}
