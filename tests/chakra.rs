@@ -181,3 +181,119 @@ fn what_is_wrong_with_a_trace_is_told_with_file_and_byte() {
         "`jitter` says nothing of a trace",
     );
 }
+
+/// Plans whose traces exercise every kind of task: collectives of each kind, stages, rings, experts
+/// through a dispatch library and unevenly loaded, ranks that differ, a host that holds kernels up.
+const ROUND_TRIPS: [(&str, &str, &str); 4] = [
+    (
+        "stages",
+        "{ node: dgx-h100, gpus: 16, fabric: rail-optimized }",
+        "
+    model: { like: llama3-8b, layers: 8 }
+    stack: megatron-core-25.04
+    precision: bf16
+    sequence_length: 8192
+    global_batch: 16
+    parallelism: { tensor: 2, pipeline: 2, virtual_pipeline: 2 }",
+    ),
+    (
+        "shards",
+        "{ node: dgx-h100, gpus: 16, fabric: rail-optimized }",
+        "
+    model: { like: llama3-8b, layers: 4 }
+    stack: torchtitan-2024
+    precision: bf16
+    sequence_length: 16384
+    global_batch: 8
+    parallelism: { context: 2, zero: 3 }
+    recompute: full
+simulation: { jitter: typical, stragglers: [{ gpu: 3, slowdown: 1.2 }] }",
+    ),
+    (
+        "experts",
+        "{ node: hgx-h800, gpus: 32, fabric: rail-optimized }",
+        "
+    model: { like: deepseek-v3, layers: 6 }
+    stack: deepseek-hai-llm
+    precision: fp8_blockwise
+    sequence_length: 4096
+    global_batch: 64
+    parallelism: { pipeline: 2, expert: 16, zero: 3 }
+    schedule: dualpipe
+    recompute: full
+    routing: { lognormal: { sigma: 0.3 } }",
+    ),
+    (
+        "host",
+        "{ node: dgx-h100, gpus: 8 }",
+        "
+    model: { like: llama3-8b, layers: 4, hidden: 1024, ffn: 2048 }
+    stack: torchtitan-eager-2024
+    precision: bf16
+    sequence_length: 1024
+    global_batch: 8
+    parallelism: { zero: 3 }",
+    ),
+];
+
+#[test]
+fn an_exported_plan_takes_as_long_when_it_is_replayed() {
+    for (name, cluster, training) in ROUND_TRIPS {
+        let scratch = Scratch::new(name);
+        let text = format!("cluster: {cluster}\nworkload:\n  training:{training}\n");
+        let plan = scratch.file(&format!("{name}.yaml"), text);
+        let traces = scratch.0.join("traces");
+        let folder = traces.to_str().expect("a plain path");
+        let (status, out, err) = rackflow(&["run", &plan, "--format", "json", "--chakra", folder]);
+        assert_eq!(status, 0, "{name}: {err}");
+        assert!(err.contains("comm_group.json"), "{err}");
+        let ran: Value = serde_json::from_str(&out).expect("the output is JSON");
+        let text = format!("cluster: {cluster}\nworkload: {{ chakra: traces }}\n");
+        let replay = scratch.file("replay.yaml", text);
+        let replayed = json(&["run", &replay, "--format", "json"]);
+        let (before, after) = (
+            number(&ran, "/training/step_time_s"),
+            number(&replayed, "/replay/step_time_s"),
+        );
+        // To the picosecond: kernels as they ran, everything else simulated anew.
+        let picos = |seconds: f64| (seconds * 1e12).round() as u64;
+        assert_eq!(picos(before), picos(after), "{name}");
+        assert_eq!(number(&replayed, "/replay/ranks_missing"), 0.0);
+    }
+}
+
+#[test]
+fn chosen_ranks_are_written_and_others_refused() {
+    let scratch = Scratch::new("chosen");
+    let folder = scratch.0.to_str().expect("a plain path");
+    let quickstart = "quickstart-llama3-8b-8-h100";
+    let (status, _, err) = rackflow(&[
+        "run",
+        quickstart,
+        "--chakra",
+        folder,
+        "--chakra-ranks",
+        "1,5",
+    ]);
+    assert_eq!(status, 0, "{err}");
+    let mut names: Vec<String> = fs::read_dir(&scratch.0)
+        .expect("the folder")
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    names.sort();
+    let rank = |rank: u32| format!("{quickstart}.{rank}.et");
+    assert_eq!(names, ["comm_group.json".to_owned(), rank(1), rank(5)]);
+    let (status, _, err) =
+        rackflow(&["run", quickstart, "--chakra", folder, "--chakra-ranks", "8"]);
+    assert_eq!(status, 2);
+    assert!(err.contains("there is no rank 8"), "{err}");
+    let (status, _, err) = rackflow(&["run", "replay-chakra-8-h100", "--chakra", folder]);
+    assert_eq!(status, 2);
+    assert!(err.contains("this one replays a trace"), "{err}");
+}

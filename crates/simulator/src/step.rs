@@ -195,12 +195,7 @@ enum Seen {
     Execution(Execution),
 }
 
-fn run(
-    plan: &Plan,
-    least_for_islands: usize,
-    keep: Keep,
-    watched: Watched<'_>,
-) -> (Record, Seen) {
+fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) -> (Record, Seen) {
     let health = ports::health(plan);
     let (mut folded, fabric) = fabric::lay_out(&[plan], &health, keep);
     let folding = folded.pop().expect("one plan is folded");
