@@ -5,7 +5,8 @@ use crate::schema;
 use rackflow_units::SimDuration;
 use rackflow_workload::serving::{KvFormat, ServingParallelism, WeightFormat};
 use rackflow_workload::{
-    Arrivals, Decoder, KvTier, KvTransfer, Length, Preemption, Router, Scheduler, Sessions, Slo,
+    Arrivals, BatchWait, Decoder, KvTier, KvTransfer, Length, Preemption, Router, Scheduler,
+    Sessions, Slo,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -108,6 +109,11 @@ pub(crate) struct EngineText {
     pub preemption: Option<Preemption>,
     /// Requests beyond this many waiting are turned away.
     pub max_queue: Option<u32>,
+    /// Steps of decoding from one look at the door to the next; the stack's where it is left out.
+    #[schemars(range(min = 1))]
+    pub poll_interval: Option<u32>,
+    /// Prompts wait for company while others decode.
+    pub batch_wait: Option<BatchWait>,
 }
 
 /// How a replica spreads its experts and overlaps its communication.

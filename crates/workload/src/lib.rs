@@ -23,8 +23,8 @@ pub use model::{
 pub use operation::{Direction, Operation};
 pub use requests::{Arrivals, Length, Request, RequestPlan, Segment, Sessions, Shapes};
 pub use serving_engine::{
-    Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role, Router,
-    Scheduler, Slo,
+    BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role,
+    Router, Scheduler, Slo,
 };
 pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
 pub use trace::{Trace, TraceError};

@@ -1,7 +1,7 @@
 //! What a serving engine is told: its scheduler, its limits, its cache, how it decodes, and how
 //! requests find a replica.
 
-use crate::serving::Speculation;
+use crate::serving::{ServingStack, Speculation};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,19 @@ pub enum Scheduler {
     /// A batch is filled, run until its last answer is complete, and only then replaced
     /// (FasterTransformer). Answers that are complete stay in the batch as padding.
     Static,
+}
+
+impl Scheduler {
+    /// The scheduler of the engine that a stack is a release of, by the engine's name.
+    pub fn of(stack: &str) -> Self {
+        if stack.starts_with("sglang") || stack.starts_with("deepseek") {
+            Self::Sglang
+        } else if stack.starts_with("tensorrt") {
+            Self::TensorrtLlm
+        } else {
+            Self::Vllm
+        }
+    }
 }
 
 /// What becomes of a request whose blocks are taken away.
@@ -69,6 +82,46 @@ pub struct EngineConfig {
     /// Requests beyond this many waiting are turned away at the door.
     #[serde(default)]
     pub max_queue: Option<u32>,
+    /// Steps of decoding from one look at the door to the next, while somebody runs; 1 for before
+    /// each step. A step with prompt tokens is followed by a look.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub poll_interval: u32,
+    /// Prompts are held back until enough of them wait; `None` for never.
+    #[serde(default)]
+    pub batch_wait: Option<BatchWait>,
+}
+
+/// Prompts that wait for company while others decode (TensorRT-LLM's `batch_wait_timeout_iters` and
+/// `batch_wait_max_tokens_ratio`).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchWait {
+    /// Steps that they wait at most.
+    #[schemars(range(min = 1))]
+    pub steps: u32,
+    /// Part of the token budget that ends the wait when waiting prompts reach it.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub budget: f64,
+}
+
+impl EngineConfig {
+    /// What a release does where nothing else is said, on a replica of `groups` attention groups:
+    /// the limits of a stack count for one group.
+    pub fn of(stack: &ServingStack, groups: u32) -> Self {
+        let limits = &stack.limits;
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let all = |value: u64| narrow(value.saturating_mul(u64::from(groups.max(1))));
+        Self {
+            scheduler: Scheduler::of(&stack.name),
+            max_num_batched_tokens: all(limits.max_batched_tokens),
+            max_num_seqs: all(limits.max_sequences),
+            chunked_prefill: limits.chunked_prefill,
+            block_size: narrow(limits.block_tokens),
+            poll_interval: narrow(limits.poll_interval),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for EngineConfig {
@@ -82,8 +135,14 @@ impl Default for EngineConfig {
             prefix_caching: true,
             preemption: recompute(),
             max_queue: None,
+            poll_interval: one(),
+            batch_wait: None,
         }
     }
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn vllm() -> Scheduler {

@@ -273,7 +273,7 @@ impl Instance {
             0.0
         };
         let on_gpu = busy + bubble_of_head;
-        let time = self.with_host(on_gpu, &pass.parts, units as f64, share.sequences, decoding);
+        let time = self.with_host(on_gpu, &pass.parts, units as f64, &share);
         self.book(&pass, on_gpu, time, micro, fill)
     }
 
@@ -472,20 +472,17 @@ impl Instance {
     }
 
     /// The GPU's time, with what the host adds [s].
-    fn with_host(
-        &self,
-        on_gpu: f64,
-        parts: &Parts,
-        units: f64,
-        sequences: f64,
-        decoding: bool,
-    ) -> f64 {
+    fn with_host(&self, on_gpu: f64, parts: &Parts, units: f64, share: &Share) -> f64 {
         let stack = &self.deployment.stack;
+        let reads = share.prompts.new > 0.0;
+        let fits = stack
+            .graph_tokens
+            .is_none_or(|most| share.tokens() <= most as f64);
         let capture = if stack.decode_graphs == GraphCapture::Persistent {
             GraphCapture::Persistent
-        } else if !decoding {
+        } else if reads && fits {
             stack.prefill_graphs
-        } else if sequences <= stack.graph_sequences as f64 {
+        } else if !reads && share.sequences <= stack.graph_sequences as f64 {
             stack.decode_graphs
         } else {
             GraphCapture::None
@@ -496,10 +493,21 @@ impl Instance {
             GraphCapture::Piecewise => 2.0 * self.layers,
             GraphCapture::Full | GraphCapture::Persistent => 1.0,
         };
+        let eager = if capture == GraphCapture::None {
+            self.mixture_layers * stack.eager_mixture.as_secs_f64()
+        } else {
+            0.0
+        };
         let slower = self.kernels.host_slowdown();
-        let launches = calls * stack.launch.as_secs_f64() * slower;
-        let elapsed = on_gpu.max(launches);
+        let launches = (calls * stack.launch.as_secs_f64() + eager) * slower;
+        let elapsed = on_gpu.max(launches) + self.allocation(share.tokens()) * slower;
+        let prompts = if reads {
+            stack.prompt_overhead.as_secs_f64()
+        } else {
+            0.0
+        };
         let host = (stack.step_overhead.as_secs_f64()
+            + prompts
             + units * stack.sequence_overhead.as_secs_f64())
             * slower;
         if stack.overlapped_scheduling {
@@ -512,6 +520,17 @@ impl Instance {
             )
         } else {
             elapsed + host
+        }
+    }
+
+    /// Time in which the driver hands out memory for a step that is larger than what is kept [s].
+    fn allocation(&self, tokens: f64) -> f64 {
+        match self.deployment.stack.allocation {
+            Some(kept) if tokens > kept.kept_tokens as f64 => {
+                let bytes = tokens * memory::activations_per_token(&self.deployment);
+                self.layers * bytes / kept.rate.as_f64()
+            }
+            _ => 0.0,
         }
     }
 

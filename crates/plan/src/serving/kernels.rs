@@ -65,6 +65,7 @@ impl Kernels {
                     KernelLibrary::Vllm => Library::Vllm,
                     KernelLibrary::Sglang => Library::Sglang,
                     KernelLibrary::TensorRtLlm => Library::TensorRtLlm,
+                    KernelLibrary::Cublas11 => Library::Cublas11,
                 },
                 load: match deployment.duty {
                     Duty::Burst => Load::Burst,

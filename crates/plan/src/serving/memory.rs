@@ -103,9 +103,14 @@ fn weights(d: &Deployment) -> f64 {
 /// Activations of the largest step on one rank [bytes]: what two neighbouring kernels read and
 /// write, and logits in 32 bits.
 fn activations(d: &Deployment) -> f64 {
+    let logits = (d.stack.limits.max_sequences * d.model.vocab) as f64 * 4.0;
+    d.max_batched_tokens as f64 * activations_per_token(d) + logits
+}
+
+/// What two neighbouring kernels read and write for one token on one rank [bytes].
+pub(super) fn activations_per_token(d: &Deployment) -> f64 {
     let model = &d.model;
     let tensor = f64::from(d.parallelism.tensor);
-    let tokens = d.max_batched_tokens as f64;
     let dense = model.ffn as f64 / tensor;
     let routed = model.moe.as_ref().map_or(0.0, |moe| {
         (moe.top_k * (moe.expert_ffn + model.hidden)) as f64
@@ -113,8 +118,7 @@ fn activations(d: &Deployment) -> f64 {
             + moe.shared_ffn as f64 / tensor
     });
     let widest = (3.0 * dense).max(2.0 * routed);
-    let logits = (d.stack.limits.max_sequences * model.vocab) as f64 * 4.0;
-    tokens * (6.0 * model.hidden as f64 + widest) * 2.0 + logits
+    (6.0 * model.hidden as f64 + widest) * 2.0
 }
 
 /// What one GPU holds.

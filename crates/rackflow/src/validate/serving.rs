@@ -5,7 +5,6 @@
 //! that positive is always too slow. Every figure here is computed from rows that are shown; rows that
 //! are left out are counted with their reasons.
 
-mod closed_loop;
 mod predict;
 
 use super::summary::{
@@ -75,15 +74,14 @@ struct Row {
     figures: Vec<Figure>,
 }
 
-/// The figure by which a row with several is scored; the others are shown beside it.
+/// From the request to its last token: follows from two published figures, is shown beside them and
+/// does not count a third time.
 const LATENCY: &str = "request_latency_ms";
 
 impl Row {
-    /// Whether this figure counts in the summaries: the latency of a whole request where it is known,
-    /// else all.
+    /// Whether this figure counts in the summaries: what the source published does.
     fn scores(&self, figure: &Figure) -> bool {
-        self.not_scored.is_none()
-            && (figure.name == LATENCY || self.figures.iter().all(|other| other.name != LATENCY))
+        self.not_scored.is_none() && figure.name != LATENCY
     }
 }
 

@@ -3,12 +3,16 @@
 //! What a source does not say is filled in by a rule about the source, its engine, the checkpoint
 //! or the hardware, and noted in [`ServingSetup::assumed`]. No rule looks at a single run.
 
+mod inferencemax;
+
 use super::{ReadError, json_lines};
 use crate::Catalogue;
+use rackflow_plan::serving::{FleetSetup, PoolSetup};
 use rackflow_topology::Cluster;
 use rackflow_workload::serving::{
     Deployment, KvFormat, ServingParallelism, ServingPrecision, WeightFormat,
 };
+use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Router, Slo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -136,6 +140,13 @@ impl ServingRun {
         }
     }
 
+    /// Whether InferenceMAX (now InferenceX) measured it: its end-to-end runs ask for 1,024 or 8,192
+    /// tokens each way.
+    pub fn by_inferencemax(&self) -> bool {
+        let its = |tokens| tokens == 1024 || tokens == 8192;
+        self.kind.starts_with("e2e") && its(self.isl) && its(self.osl)
+    }
+
     /// Whether the model routes tokens to experts.
     pub fn family(&self, catalogue: &Catalogue) -> &'static str {
         match model(&self.model).and_then(|name| catalogue.model(name)) {
@@ -161,6 +172,8 @@ pub struct Pool {
     pub deployment: Deployment,
     /// How many there are.
     pub replicas: u32,
+    /// With which limits and habits.
+    pub engine: EngineConfig,
 }
 
 /// A run as deployments.
@@ -177,6 +190,50 @@ pub struct ServingSetup {
     /// The source did not record what decides the answer, so that the row is simulated and shown but
     /// not scored: why.
     pub not_scored: Option<&'static str>,
+}
+
+impl ServingSetup {
+    /// The fleet that answers `requests`: what a scenario with this plan means, each pool with the
+    /// habits of its stack.
+    pub fn fleet(&self, name: &str, requests: RequestPlan) -> FleetSetup {
+        let mut cluster = self.cluster.clone();
+        let mut pools = Vec::new();
+        let mut end = 0;
+        let sides = match &self.prefill {
+            None => vec![(Role::Both, &self.decode)],
+            Some(prefill) => vec![(Role::Prefill, prefill), (Role::Decode, &self.decode)],
+        };
+        for (role, pool) in sides {
+            let gpus = pool.deployment.parallelism.gpus();
+            // A replica begins a node where it does not share one.
+            let first_gpu = u32::next_multiple_of(end, gpus.clamp(1, cluster.node.gpus));
+            end = first_gpu.saturating_add(gpus.saturating_mul(pool.replicas));
+            pools.push(PoolSetup {
+                role,
+                cluster: 0,
+                first_gpu,
+                replicas: pool.replicas,
+                deployment: pool.deployment.clone(),
+                engine: pool.engine,
+            });
+        }
+        cluster.gpus = end
+            .div_ceil(cluster.node.gpus)
+            .saturating_mul(cluster.node.gpus);
+        FleetSetup {
+            name: name.to_owned(),
+            clusters: vec![cluster],
+            pools,
+            requests,
+            decoder: Decoder::Autoregressive,
+            router: Router::LeastRequests,
+            transfer: KvTransfer::default(),
+            store: Vec::new(),
+            slo: Slo::default(),
+            assumed: self.assumed.iter().map(|&text| text.to_owned()).collect(),
+            seed: 0,
+        }
+    }
 }
 
 /// The catalogue's name of a model.
@@ -445,12 +502,16 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
             plan.tensor = 1;
         }
         let mut deployment = Deployment::new(model.clone(), formats, plan, stack.clone());
-        if run.kind.starts_with("e2e") {
-            server_arguments(&mut deployment, has_fp4, run.concurrency, assumed);
+        let mut engine = EngineConfig::of(stack, plan.data);
+        if run.kind == "e2e_agg" && run.by_inferencemax() {
+            assumed.push("server: as InferenceMAX's script for this model and engine starts it");
+            let group = inferencemax::arguments(run, name, has_fp4, &plan, &mut engine);
+            deployment.max_batched_tokens = group.unwrap_or(deployment.max_batched_tokens);
         }
         Ok(Pool {
             deployment,
             replicas,
+            engine,
         })
     };
     let (decode, prefill) = match split(&run.parallelism) {
@@ -491,38 +552,6 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         prefill,
         assumed,
     })
-}
-
-/// What InferenceMAX's scripts, from which the database has its end-to-end points, pass to the
-/// engines (SemiAnalysisAI/InferenceX, `benchmarks/`).
-fn server_arguments(
-    deployment: &mut Deployment,
-    blackwell: bool,
-    concurrency: Option<u64>,
-    assumed: &mut Vec<&'static str>,
-) {
-    let limits = &mut deployment.stack.limits;
-    match deployment.stack.name.as_str() {
-        name if name.starts_with("tensorrt") => {
-            assumed.push("server: tokens are streamed in tens");
-            limits.stream_interval = 10;
-        }
-        name if name.starts_with("sglang") => {
-            assumed.push(
-                "server: prompts in steps of up to 32,768 tokens; on Blackwell, new requests are \
-                 looked for every 10 steps, from 16 in flight on every 30",
-            );
-            limits.max_batched_tokens = 32_768;
-            if blackwell {
-                limits.poll_interval = if concurrency.unwrap_or(0) < 16 {
-                    10
-                } else {
-                    30
-                };
-            }
-        }
-        _ => {}
-    }
 }
 
 /// The two pools of `P:2x(TP8 ...) D:1x(TP16 ...)`: how many of what.

@@ -13,9 +13,7 @@ use rackflow_plan::serving::{FleetError, FleetSetup, PoolSetup};
 use rackflow_topology::Cluster;
 use rackflow_units::SimDuration;
 use rackflow_workload::serving::{Deployment, ServingParallelism, ServingPrecision, ServingStack};
-use rackflow_workload::{
-    Decoder, EngineConfig, KvTransfer, Preemption, RequestPlan, Role, Scheduler, Shapes,
-};
+use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Shapes};
 
 pub(crate) const SERVING: &str = "workload.serving";
 const MODEL: &str = "workload.serving.model";
@@ -156,52 +154,46 @@ impl Base<'_> {
         }
     }
 
-    /// The pool's own settings, then the workload's, then the stack's. The stack counts for one
-    /// attention group.
+    /// The pool's own settings, then the workload's, then the stack's.
     fn engine(&self, own: &EngineText, parallelism: &ServingParallelism) -> EngineConfig {
         let shared = &self.text.engine;
-        let limits = &self.deployment.stack.limits;
-        let groups = u64::from(parallelism.data.max(1));
-        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let habit = EngineConfig::of(&self.deployment.stack, parallelism.data);
         EngineConfig {
             scheduler: own
                 .scheduler
                 .or(shared.scheduler)
-                .unwrap_or_else(|| scheduler_of(&self.deployment.stack.name)),
+                .unwrap_or(habit.scheduler),
             max_num_batched_tokens: own
                 .max_num_batched_tokens
                 .or(shared.max_num_batched_tokens)
-                .unwrap_or_else(|| narrow(limits.max_batched_tokens * groups)),
+                .unwrap_or(habit.max_num_batched_tokens),
             max_num_seqs: own
                 .max_num_seqs
                 .or(shared.max_num_seqs)
-                .unwrap_or_else(|| narrow(limits.max_sequences * groups)),
+                .unwrap_or(habit.max_num_seqs),
             chunked_prefill: own
                 .chunked_prefill
                 .or(shared.chunked_prefill)
-                .unwrap_or(limits.chunked_prefill),
+                .unwrap_or(habit.chunked_prefill),
             block_size: own
                 .block_size
                 .or(shared.block_size)
-                .unwrap_or_else(|| narrow(limits.block_tokens)),
-            prefix_caching: own.prefix_caching.or(shared.prefix_caching).unwrap_or(true),
+                .unwrap_or(habit.block_size),
+            prefix_caching: own
+                .prefix_caching
+                .or(shared.prefix_caching)
+                .unwrap_or(habit.prefix_caching),
             preemption: own
                 .preemption
                 .or(shared.preemption)
-                .unwrap_or(Preemption::Recompute),
+                .unwrap_or(habit.preemption),
             max_queue: own.max_queue.or(shared.max_queue),
+            poll_interval: own
+                .poll_interval
+                .or(shared.poll_interval)
+                .unwrap_or(habit.poll_interval),
+            batch_wait: own.batch_wait.or(shared.batch_wait),
         }
-    }
-}
-
-/// The scheduler of the engine that a stack is a release of, by the engine's name.
-fn scheduler_of(stack: &str) -> Scheduler {
-    if stack.starts_with("sglang") || stack.starts_with("deepseek") {
-        Scheduler::Sglang
-    } else if stack.starts_with("tensorrt") {
-        Scheduler::TensorrtLlm
-    } else {
-        Scheduler::Vllm
     }
 }
 

@@ -364,7 +364,7 @@ impl<'a, 's> Serving<'a, 's> {
         let full = chosen
             .config
             .max_queue
-            .is_some_and(|most| chosen.waiting.len() >= most as usize);
+            .is_some_and(|most| chosen.waiting.len() + chosen.unseen.len() >= most as usize);
         if !fits || full || !chosen.could_hold(live.all_tokens().min(pool.kv_tokens)) {
             self.record.refused += 1;
             return false;
@@ -498,7 +498,7 @@ impl<'a, 's> Serving<'a, 's> {
 
     fn wait(&mut self, id: u32, queue: &mut EventQueue<Event>) {
         let index = self.lives[id].prefill_replica;
-        let first = self.replicas[index as usize].enqueue(id, &self.lives, false);
+        let first = self.replicas[index as usize].receive(id, &self.lives);
         self.stir(index, first, queue);
     }
 
@@ -709,6 +709,7 @@ impl<'a, 's> Serving<'a, 's> {
         if replica.prefilling.is_empty() {
             replica.count_calm(run.steps);
         }
+        replica.count_looks(run.steps, !replica.prefilling.is_empty());
         let inside = now > self.window_start;
         let mut prefilling = std::mem::take(&mut replica.prefilling);
         for &(id, tokens) in &prefilling {

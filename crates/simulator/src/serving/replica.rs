@@ -41,6 +41,10 @@ pub(super) struct Replica {
     pub blocks: Blocks,
     /// By priority, then by arrival; what was pushed out is first in its class.
     pub waiting: VecDeque<u32>,
+    /// At the door: the engine has not looked since they came.
+    pub unseen: VecDeque<u32>,
+    /// Steps of decoding since it looked.
+    since_look: u64,
     /// In the order of admission.
     pub running: Vec<u32>,
     /// Requests with room reserved whose cache has not arrived.
@@ -55,6 +59,10 @@ pub(super) struct Replica {
     pub decide: bool,
     /// Somebody was pushed out for this step.
     preempted: bool,
+    /// Prompts are held back in this step.
+    holds: bool,
+    /// Steps for which they have been, since one was last admitted.
+    held_back: u64,
     /// Decode steps since SGLang's ratio was set back.
     calm: u64,
     stall: SimDuration,
@@ -101,6 +109,8 @@ impl Replica {
             decoder,
             blocks: Blocks::new(total, config.prefix_caching, tiers),
             waiting: VecDeque::new(),
+            unseen: VecDeque::new(),
+            since_look: 0,
             running: Vec::new(),
             reserved: 0,
             incoming: VecDeque::new(),
@@ -110,6 +120,8 @@ impl Replica {
             run: None,
             decide: false,
             preempted: false,
+            holds: false,
+            held_back: 0,
             calm: 0,
             stall: SimDuration::ZERO,
             swap_time_per_token,
@@ -192,6 +204,41 @@ impl Replica {
         place == 0
     }
 
+    /// A new request; `true` where it may change what the next step does.
+    pub fn receive(&mut self, id: u32, lives: &Lives) -> bool {
+        if self.config.poll_interval <= 1 || self.running.is_empty() {
+            return self.enqueue(id, lives, false) || self.config.batch_wait.is_some();
+        }
+        self.unseen.push_back(id);
+        self.unseen.len() == 1
+    }
+
+    /// Looks at the door when it is time (SGLang's `--scheduler-recv-interval`).
+    fn look(&mut self, lives: &Lives) {
+        let every = u64::from(self.config.poll_interval);
+        if !self.running.is_empty() && self.since_look < every {
+            return;
+        }
+        self.since_look = 0;
+        while let Some(id) = self.unseen.pop_front() {
+            self.enqueue(id, lives, false);
+        }
+    }
+
+    /// Steps have ended: how long ago it looked, and for how long prompts were held back. A step of
+    /// prompts is followed by a look.
+    pub fn count_looks(&mut self, steps: u64, prompts: bool) {
+        if self.holds {
+            self.held_back += steps - 1;
+        }
+        let every = u64::from(self.config.poll_interval.max(1));
+        self.since_look = if prompts {
+            every
+        } else {
+            (self.since_look + steps - 1) % every + 1
+        };
+    }
+
     /// Room for a cache that will come from a prefill replica.
     pub fn reserve(&mut self, live: &mut Live) -> bool {
         if self.running.len() as u32 + self.reserved >= self.config.max_num_seqs {
@@ -226,6 +273,8 @@ impl Replica {
         self.prefilling.clear();
         self.decoding.clear();
         self.preempted = false;
+        self.holds = false;
+        self.look(lives);
         match self.config.scheduler {
             Scheduler::Vllm | Scheduler::TensorrtLlm | Scheduler::Orca => {
                 self.plan_together(lives, now);
@@ -281,9 +330,30 @@ impl Replica {
             }
             index += 1;
         }
-        if !self.preempted {
+        if !self.preempted && !self.holds_back(lives) {
             self.admit(budget, lives, now);
         }
+    }
+
+    /// Whether waiting prompts wait for more of them. Nothing but decoding is worth waiting beside.
+    fn holds_back(&mut self, lives: &Lives) -> bool {
+        let Some(wait) = self.config.batch_wait else {
+            return false;
+        };
+        let enough = f64::from(self.config.max_num_batched_tokens) * wait.budget;
+        let ready = || {
+            let tokens = self.waiting.iter().map(|id| lives[*id].rest() as f64);
+            tokens.sum::<f64>() >= enough
+        };
+        let alone = self.decoding.is_empty() || !self.prefilling.is_empty();
+        let full = self.running.len() >= self.config.max_num_seqs as usize;
+        self.holds = !(alone
+            || full
+            || self.waiting.is_empty()
+            || self.held_back >= u64::from(wait.steps)
+            || ready());
+        self.held_back += u64::from(self.holds);
+        self.holds
     }
 
     /// Takes waiting requests as long as tokens, places and blocks last.
@@ -338,6 +408,7 @@ impl Replica {
         }
         self.waiting.pop_front();
         self.running.push(id);
+        self.held_back = 0;
         let live = &mut lives[id];
         self.blocks.share(&live.chain[..hit as usize]);
         let taken = self.blocks.take(fresh);
@@ -602,6 +673,14 @@ impl Replica {
             .map(|id| u64::from(lives[*id].output - lives[*id].generated))
             .min()
             .unwrap_or(1);
+        // Who is at the door comes in with the next look, who is held back when the wait is over.
+        let mut most = most;
+        if !self.unseen.is_empty() {
+            most = most.min(u64::from(self.config.poll_interval) - self.since_look);
+        }
+        if let (Some(wait), true) = (self.config.batch_wait, self.holds) {
+            most = most.min(u64::from(wait.steps) - self.held_back + 1);
+        }
         let fits = |steps: u64| {
             let growth: u64 = self
                 .decoding

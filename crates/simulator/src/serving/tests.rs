@@ -10,8 +10,8 @@ use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, RequestRate, SimDuration, SimTime};
 use rackflow_workload::serving::{Draft, Speculation};
 use rackflow_workload::{
-    Arrivals, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Length, Medium, Preemption,
-    Request, RequestPlan, Role, Router, Scheduler, Sessions, Shapes, Slo,
+    Arrivals, BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Length, Medium,
+    Preemption, Request, RequestPlan, Role, Router, Scheduler, Sessions, Shapes, Slo,
 };
 
 const GPUS: u32 = 2;
@@ -514,9 +514,11 @@ fn engines() -> impl Strategy<Value = EngineConfig> {
         1u32..33,
         any::<bool>(),
         any::<bool>(),
+        1u32..7,
+        prop::option::of((1u32..9, 0.0..1.0f64)),
     )
         .prop_map(
-            |(scheduler, tokens, seqs, chunked, block, caching, swap)| EngineConfig {
+            |(scheduler, tokens, seqs, chunked, block, caching, swap, poll, wait)| EngineConfig {
                 scheduler,
                 max_num_batched_tokens: tokens,
                 max_num_seqs: seqs,
@@ -529,6 +531,8 @@ fn engines() -> impl Strategy<Value = EngineConfig> {
                     Preemption::Recompute
                 },
                 max_queue: None,
+                poll_interval: poll,
+                batch_wait: wait.map(|(steps, budget)| BatchWait { steps, budget }),
             },
         )
 }

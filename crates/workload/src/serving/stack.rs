@@ -1,6 +1,6 @@
 //! What a named, dated release of a serving engine does with the hardware.
 
-use rackflow_units::{Bytes, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -54,6 +54,19 @@ pub enum KernelLibrary {
     Sglang,
     /// Those of TensorRT-LLM.
     TensorRtLlm,
+    /// cuBLAS 11, as PyTorch 2.0 for CUDA 11.8 brought it, and attention written for Ampere.
+    Cublas11,
+}
+
+/// Memory for activations is kept for steps of the size that was profiled at the start. A larger step
+/// finds none, and the framework asks the driver for it, layer by layer, while the GPU waits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Allocation {
+    /// Tokens of the largest step whose memory is kept.
+    pub kept_tokens: u64,
+    /// Bytes of activations that the driver hands out and takes back per second.
+    pub rate: Bandwidth,
 }
 
 /// What is fused into a neighbour among the small kernels of a layer.
@@ -81,12 +94,9 @@ pub struct SchedulerLimits {
     pub chunked_prefill: bool,
     /// Tokens of one block of the cache.
     pub block_tokens: u64,
-    /// Steps from one look at the queue of new requests to the next, while sequences run.
+    /// Steps of decoding from one look at the door to the next, while sequences run.
     #[serde(default = "one")]
     pub poll_interval: u64,
-    /// Tokens of a request that are collected before they are sent to the client.
-    #[serde(default = "one")]
-    pub stream_interval: u64,
 }
 
 fn one() -> u64 {
@@ -110,10 +120,24 @@ pub struct ServingStack {
     pub prefill_graphs: GraphCapture,
     /// Most sequences that a captured step holds; larger ones are launched eagerly.
     pub graph_sequences: u64,
+    /// Most tokens of a step with prompts that graphs of pieces hold; larger ones are launched
+    /// eagerly. Left out: any.
+    #[serde(default)]
+    pub graph_tokens: Option<u64>,
+    /// Host time of one mixture layer that no graph holds: routing, sorting tokens by expert,
+    /// quantising them and calling the experts, each an operation of the framework.
+    #[serde(default)]
+    pub eager_mixture: SimDuration,
     /// Host time of a step: scheduling, building inputs, sampling, returning tokens.
     pub step_overhead: SimDuration,
     /// The same for each sequence of the step.
     pub sequence_overhead: SimDuration,
+    /// Host time of a step with prompts beyond that of a step that generates.
+    #[serde(default)]
+    pub prompt_overhead: SimDuration,
+    /// What steps cost for which the engine has kept no memory; `None`: nothing.
+    #[serde(default)]
+    pub allocation: Option<Allocation>,
     /// The host prepares the next step while the GPU runs this one, so that only what is longer
     /// than the GPU's time shows.
     pub overlapped_scheduling: bool,

@@ -1,117 +1,130 @@
-//! What the simulator says about one published serving run.
+//! What the simulator says about one published serving run: the row becomes a fleet and its requests,
+//! and the fleet is run as `rackflow run` runs one.
 
-use super::closed_loop::{self, Arrivals, Load, Served};
-use rackflow_plan::serving::{Duty, Instance, PrefillChunk, StepBatch};
-use rackflow_scenario::published::serving::{Pool, ServingRun, ServingSetup};
-use rackflow_topology::{Cluster, ClusterMap};
+use rackflow_plan::serving::{Duty, FleetSetup, compile_fleet};
+use rackflow_scenario::published::serving::{ServingRun, ServingSetup};
+use rackflow_simulator::serving::{Fleet, NoSink, serve};
+use rackflow_units::{RequestRate, SimDuration};
+use rackflow_workload::{Arrivals, Length, RequestPlan, Scheduler, Shapes};
 
 /// What comes out; absent is not asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Predicted {
     /// Output tokens per second and GPU.
     pub out_tok_s_per_gpu: Option<f64>,
-    /// Time to first token [s].
+    /// Mean time to first token [s].
     pub ttft_s: Option<f64>,
-    /// Time per output token after the first [s].
+    /// Mean time per output token after the first [s].
     pub tpot_s: Option<f64>,
 }
 
 /// Why nothing comes out, and what it is in this row.
 pub type Refused = (&'static str, String);
 
-/// Most steps of one row: what takes more is not compared.
-const MOST_STEPS: u64 = 4_000_000;
+/// Most output tokens of one row: what has more is not compared.
+const MOST_TOKENS: u64 = 256_000_000;
 
 pub fn predict(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
-    match run.kind.as_str() {
-        "static_batch" | "phase_latency" | "ttft_bs1" => static_batch(run, setup),
-        "serving" => maximum_load(run, setup),
-        "online" => online(run, setup),
-        "e2e_agg" => aggregated(run, setup),
-        "e2e_disagg" => disaggregated(run, setup),
-        other => Err(("kind not known", other.to_owned())),
-    }
+    let fleet = match run.kind.as_str() {
+        "static_batch" | "phase_latency" | "ttft_bs1" => static_batch(run, setup)?,
+        "serving" => maximum_load(run, setup)?,
+        "online" => online(run, setup)?,
+        "e2e_agg" => closed_loop(run, setup)?,
+        "e2e_disagg" if setup.prefill.is_some() => closed_loop(run, setup)?,
+        "e2e_disagg" => return Err(("parallel plan not understood", run.parallelism.clone())),
+        other => return Err(("kind not known", other.to_owned())),
+    };
+    let batch = match run.kind.as_str() {
+        // It ran, so the cache held it, whatever the engine kept free.
+        "static_batch" | "phase_latency" | "ttft_bs1" => run.batch.unwrap_or(1).max(1),
+        _ => 0,
+    };
+    simulate(run, fleet, batch)
 }
 
-fn instance(pool: &Pool, cluster: &Cluster) -> Result<Instance, Refused> {
-    let map =
-        ClusterMap::new(cluster).map_err(|error| ("the cluster is refused", error.to_string()))?;
-    let gpus: Vec<u32> = (0..pool.deployment.parallelism.gpus()).collect();
-    Instance::new(&pool.deployment, cluster, &map, &gpus)
-        .map_err(|error| ("the plan is refused", error.to_string()))
-}
-
-/// All prompts in one step, then steps of generation in lockstep.
-fn static_batch(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
-    let batch = run.batch.unwrap_or(1).max(1);
-    if batch.saturating_mul(run.isl) > 100_000_000 || run.osl > 1_000_000 {
-        return Err(("too large to be simulated", String::new()));
+/// The path of `rackflow run`, from the meaning of a scenario to its record. The cache holds `batch`
+/// requests at least.
+fn simulate(run: &ServingRun, setup: FleetSetup, batch: u64) -> Result<Predicted, Refused> {
+    let plan = compile_fleet(setup).map_err(|error| ("the plan is refused", error.to_string()))?;
+    let mut fleet = Fleet::of(&plan);
+    let pool = &mut fleet.pools[0];
+    let block = u64::from(pool.engine.block_size);
+    let each = (run.isl + run.osl).next_multiple_of(block);
+    pool.kv_tokens = pool.kv_tokens.max(batch.saturating_mul(each));
+    let record = serve(&fleet, None, &mut NoSink)
+        .map_err(|error| ("no request could be served", error.to_string()))?;
+    if record.refused > 0 {
+        return Err((
+            "the cache does not hold one request",
+            format!(
+                "{} of {} tokens",
+                run.isl + run.osl,
+                plan.instances[0].kv_capacity_tokens()
+            ),
+        ));
     }
-    // A benchmark of seconds after a pause.
-    setup.decode.deployment.duty = Duty::Burst;
-    // The engine is built for this batch: its activations are those of these prompts, in pieces.
-    setup.decode.deployment.max_batched_tokens = (batch * run.isl).clamp(1, 16_384);
-    let instance = instance(&setup.decode, &setup.cluster)?;
-    let stack = &setup.decode.deployment.stack;
-    let prompts = vec![
-        PrefillChunk {
-            new_tokens: run.isl.max(1),
-            cached_tokens: 0,
-        };
-        batch as usize
-    ];
-    let prefill = instance
-        .step(&StepBatch::prefill(&prompts))
-        .time
-        .as_secs_f64();
-    let steps = run.osl.saturating_sub(1);
-    let mut generation = 0.0;
-    let stride = (steps / 64).max(1);
-    let mut done = 0;
-    while done < steps {
-        let span = stride.min(steps - done);
-        let context = run.isl + done + span.div_ceil(2);
-        let step = instance.step(&StepBatch::decode(batch, batch * context));
-        generation += step.time.as_secs_f64() * span as f64;
-        done += span;
-    }
-    let total = prefill + generation + stack.request_overhead.as_secs_f64();
-    let gpus = f64::from(setup.decode.deployment.parallelism.gpus());
+    let rate = record.output_tokens as f64 / record.window.as_secs_f64();
     Ok(Predicted {
-        out_tok_s_per_gpu: Some((batch * run.osl) as f64 / total / gpus),
-        ttft_s: Some(prefill + stack.request_overhead.as_secs_f64()),
-        tpot_s: (steps > 0).then(|| generation / steps as f64),
+        out_tok_s_per_gpu: Some(rate / f64::from(run.n_gpus.max(1))),
+        ttft_s: Some(record.ttft.mean_s()),
+        tpot_s: (record.tpot.count() > 0).then(|| record.tpot.mean_s()),
     })
 }
 
-fn sized(run: &ServingRun, requests: u64) -> Result<(), Refused> {
-    let steps = requests.saturating_mul(run.osl.max(1)) / 8;
-    if run.isl == 0 || run.osl == 0 || steps > MOST_STEPS * 64 {
+/// So many requests, with lengths of `spread` of the stated ones and more.
+fn requests(
+    run: &ServingRun,
+    arrivals: Arrivals,
+    count: u64,
+    spread: impl Fn(u32) -> Length,
+) -> Result<RequestPlan, Refused> {
+    let tokens = |stated: u64| u32::try_from(stated).ok().filter(|tokens| *tokens > 0);
+    let too_large = count.saturating_mul(run.osl) > MOST_TOKENS || run.isl > 10_000_000;
+    let (Some(input), Some(output), false) = (tokens(run.isl), tokens(run.osl), too_large) else {
         return Err(("too large to be simulated", String::new()));
-    }
-    Ok(())
+    };
+    Ok(RequestPlan {
+        shapes: Shapes::Drawn {
+            input: spread(input),
+            output: spread(output),
+            sessions: None,
+            count,
+        },
+        arrivals: Some(arrivals),
+        rate_scale: 1.0,
+        warm_up: SimDuration::ZERO,
+        priorities: 1,
+    })
+}
+
+/// All prompts in one step, then steps of generation in lockstep.
+fn static_batch(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refused> {
+    let batch = run.batch.unwrap_or(1).max(1);
+    let prompts = batch.saturating_mul(run.isl);
+    let (Ok(prompts), Ok(sequences)) = (u32::try_from(prompts), u32::try_from(batch)) else {
+        return Err(("too large to be simulated", String::new()));
+    };
+    let deployment = &mut setup.decode.deployment;
+    // A benchmark of seconds after a pause.
+    deployment.duty = Duty::Burst;
+    // The engine is built for this batch: its activations are those of these prompts, in pieces.
+    deployment.max_batched_tokens = u64::from(prompts).clamp(1, 16_384);
+    let requests = requests(run, Arrivals::Burst {}, batch, Length::Fixed)?;
+    let mut fleet = setup.fleet(&run.id, requests);
+    let engine = &mut fleet.pools[0].engine;
+    engine.scheduler = Scheduler::Static;
+    engine.max_num_batched_tokens = prompts;
+    engine.max_num_seqs = sequences;
+    Ok(fleet)
 }
 
 /// Every request waits from the start; the engine takes as many at a time as it can.
-fn maximum_load(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
+fn maximum_load(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refused> {
     setup
         .assumed
         .push("batch: as many sequences as the cache and the engine's limit hold");
-    let requests = requests_of(run);
-    sized(run, requests)?;
-    let instance = instance(&setup.decode, &setup.cluster)?;
-    let served = closed_loop::aggregated(
-        &instance,
-        &Load {
-            requests,
-            concurrency: u64::MAX,
-            arrivals: Arrivals::AtOnce,
-            isl: run.isl,
-            osl: run.osl,
-            spread: 1.0,
-        },
-    )?;
-    Ok(predicted(run, &served))
+    let requests = requests(run, Arrivals::Burst {}, requests_of(run), Length::Fixed)?;
+    Ok(setup.fleet(&run.id, requests))
 }
 
 /// Requests that the TensorRT-LLM overview sends for each pair of lengths (perf-overview.md, v0.14 to
@@ -127,87 +140,52 @@ fn requests_of(run: &ServingRun) -> u64 {
 }
 
 /// Poisson arrivals at the published rate; `INF` is all at once. The source sends 500 requests.
-fn online(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
+fn online(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refused> {
     const REQUESTS: u64 = 500;
-    sized(run, REQUESTS)?;
     let arrivals = match run.qps.as_deref() {
-        Some("INF") => Arrivals::AtOnce,
+        Some("INF") => Arrivals::Burst {},
         Some(text) => match text.parse::<f64>() {
-            Ok(rate) if rate > 0.0 && rate.is_finite() => Arrivals::Poisson(rate),
+            Ok(rate) if rate > 0.0 && rate.is_finite() => Arrivals::Poisson {
+                rate: RequestRate::from_per_sec(rate),
+            },
             _ => return Err(("request rate not understood", text.to_owned())),
         },
         None => return Err(("no request rate", String::new())),
     };
     setup
         .assumed
-        .push("lengths: as stated on average, uneven as a Poisson stream of prompts");
-    let instance = instance(&setup.decode, &setup.cluster)?;
-    let served = closed_loop::aggregated(
-        &instance,
-        &Load {
-            requests: REQUESTS,
-            concurrency: u64::MAX,
-            arrivals,
-            isl: run.isl,
-            osl: run.osl,
-            spread: 0.5,
-        },
-    )?;
-    Ok(predicted(run, &served))
+        .push("lengths: as stated on average, uniform from half of it to one and a half");
+    let requests = requests(run, arrivals, REQUESTS, |stated| Length::Uniform {
+        min: stated.div_ceil(2),
+        max: stated.saturating_add(stated / 2),
+    })?;
+    Ok(setup.fleet(&run.id, requests))
 }
 
-/// A closed loop at the published number of requests in flight, lengths from 0.8 of the stated ones up
-/// as InferenceMAX draws them.
-fn closed(run: &ServingRun) -> Result<Load, Refused> {
+/// A closed loop at the published number of requests in flight, and ten times as many requests.
+/// InferenceMAX draws lengths from 0.8 of the stated ones up; others ask for what they state.
+fn closed_loop(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refused> {
     let Some(concurrency) = run.concurrency.or(run.batch).filter(|c| *c > 0) else {
         return Err(("no number of requests in flight", String::new()));
     };
-    // InferenceMAX sends ten times as many requests as are in flight.
-    let requests = (concurrency.min(100_000) * 10).clamp(16, 60_000);
-    sized(run, requests)?;
-    Ok(Load {
-        requests,
-        concurrency,
-        arrivals: Arrivals::AtOnce,
-        isl: run.isl,
-        osl: run.osl,
-        spread: 0.8,
-    })
-}
-
-fn aggregated(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
-    let load = closed(run)?;
-    setup
-        .assumed
-        .push("lengths: uniform from 0.8 of the stated ones; no speculation; no prefix in common");
-    let instance = instance(&setup.decode, &setup.cluster)?;
-    let served = closed_loop::aggregated(&instance, &load)?;
-    Ok(predicted(run, &served))
-}
-
-fn disaggregated(run: &ServingRun, setup: &mut ServingSetup) -> Result<Predicted, Refused> {
-    let load = closed(run)?;
-    setup
-        .assumed
-        .push("lengths: uniform from 0.8 of the stated ones; no speculation; no prefix in common");
-    let Some(prefill) = &setup.prefill else {
-        return Err(("parallel plan not understood", run.parallelism.clone()));
-    };
-    let served = closed_loop::disaggregated(
-        &instance(prefill, &setup.cluster)?,
-        prefill.replicas,
-        &instance(&setup.decode, &setup.cluster)?,
-        setup.decode.replicas,
-        &load,
-        setup.cluster.node.nic.rate.as_f64(),
-    )?;
-    Ok(predicted(run, &served))
-}
-
-fn predicted(run: &ServingRun, served: &Served) -> Predicted {
-    Predicted {
-        out_tok_s_per_gpu: Some(served.out_tok_s / f64::from(run.n_gpus.max(1))),
-        ttft_s: Some(served.mean_ttft_s),
-        tpot_s: Some(served.mean_tpot_s),
-    }
+    let drawn = run.by_inferencemax();
+    setup.assumed.push(if drawn {
+        "lengths: uniform from 0.8 of the stated ones; no speculation; no prefix in common"
+    } else {
+        "lengths: as stated, all alike; no speculation; no prefix in common"
+    });
+    let concurrency = u32::try_from(concurrency).unwrap_or(u32::MAX);
+    let arrivals = Arrivals::ClosedLoop { concurrency };
+    let count = (u64::from(concurrency.min(100_000)) * 10).clamp(16, 60_000);
+    let requests = requests(run, arrivals, count, |stated| {
+        if drawn {
+            Length::Uniform {
+                min: (f64::from(stated) * 0.8) as u32,
+                max: stated,
+            }
+        } else {
+            Length::Fixed(stated)
+        }
+    })?;
+    Ok(setup.fleet(&run.id, requests))
 }
