@@ -154,12 +154,22 @@ fn online(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refu
     };
     setup
         .assumed
-        .push("lengths: as stated on average, uniform from half of it to one and a half");
-    let requests = requests(run, arrivals, REQUESTS, |stated| Length::Uniform {
-        min: stated.div_ceil(2),
-        max: stated.saturating_add(stated / 2),
-    })?;
+        .push("lengths: as stated on average, as uneven as ShareGPT's conversations");
+    let requests = requests(run, arrivals, REQUESTS, uneven)?;
     Ok(setup.fleet(&run.id, requests))
+}
+
+/// Log-normal lengths with this mean, cut at 1,024 tokens as vLLM's benchmark of ShareGPT cuts its
+/// conversations. Their spread is assumed.
+fn uneven(mean: u32) -> Length {
+    const SIGMA: f64 = 0.8;
+    // exp(-SIGMA^2 / 2)
+    const MEDIAN_OVER_MEAN: f64 = 0.726;
+    Length::LogNormal {
+        median: ((f64::from(mean) * MEDIAN_OVER_MEAN).round() as u32).max(1),
+        sigma: SIGMA,
+        max: mean.max(1024),
+    }
 }
 
 /// A closed loop at the published number of requests in flight, and ten times as many requests.
