@@ -209,6 +209,10 @@ pub(crate) struct RequestsText {
     /// What happens before this is simulated and not measured.
     #[serde(default)]
     pub warm_up: Option<SimDuration>,
+    /// The measured window ends so long after the warm-up; with the last answer, where it is left
+    /// out. Requests keep coming until all that came inside are answered.
+    #[serde(default)]
+    pub measure_for: Option<SimDuration>,
     /// Priority classes in equal shares; 1 for none.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1000))]

@@ -153,6 +153,9 @@ pub struct RequestPlan {
     pub rate_scale: f64,
     /// What happens before this is simulated and not measured.
     pub warm_up: SimDuration,
+    /// Length of the measured window after it; to the last answer where it is `None`. What comes
+    /// later is simulated as long as a measured request is not answered.
+    pub measure_for: Option<SimDuration>,
     /// Priority classes in equal shares; 1 for none. Class 0 is served first.
     pub priorities: u32,
 }

@@ -345,6 +345,7 @@ fn requests(text: &RequestsText) -> RequestPlan {
         arrivals: text.arrivals,
         rate_scale: text.rate_scale,
         warm_up: text.warm_up.unwrap_or(SimDuration::ZERO),
+        measure_for: text.measure_for,
         priorities: text.priorities,
     }
 }

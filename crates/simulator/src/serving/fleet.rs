@@ -155,6 +155,8 @@ const CHOOSE: EventClass = EventClass(2);
 enum Event {
     /// The warm-up is over.
     WarmedUp,
+    /// The measured window is over.
+    WindowClosed,
     /// The steps under way of this replica have ended.
     StepsEnded(u32),
     /// A flow has ended.
@@ -196,16 +198,24 @@ pub fn serve(
             Event::WarmedUp,
         );
     }
+    if serving.window_end < SimTime::MAX {
+        queue.schedule(serving.window_end, ENDED, Event::WindowClosed);
+    }
     let first = serving.source.closed_loop().unwrap_or(1);
     for _ in 0..first {
         serving.pull(&mut queue)?;
     }
     let mut events = 0;
+    let mut all = true;
     while let Some((_, event)) = queue.pop() {
         serving.handle(event, &mut queue)?;
         events += 1;
+        if queue.now() > serving.window_end && serving.all_measured() {
+            all = false;
+            break;
+        }
     }
-    serving.finish(events)
+    serving.finish(events, all)
 }
 
 struct Serving<'a, 's> {
@@ -227,6 +237,9 @@ struct Serving<'a, 's> {
     routing: RandomStream,
     luck: RandomStream,
     window_start: SimTime,
+    window_end: SimTime,
+    /// Measured requests that are not answered.
+    measured_live: u64,
     last_end: SimTime,
     numbered: u64,
     record: ServingRecord,
@@ -290,6 +303,10 @@ impl<'a, 's> Serving<'a, 's> {
             routing: root.derive("router"),
             luck: root.derive("acceptance"),
             window_start: SimTime::ZERO,
+            window_end: fleet.requests.measure_for.map_or(SimTime::MAX, |span| {
+                SimTime::ZERO + fleet.requests.warm_up + span
+            }),
+            measured_live: 0,
             last_end: SimTime::ZERO,
             numbered: 0,
             record: empty_record(fleet),
@@ -315,6 +332,11 @@ impl<'a, 's> Serving<'a, 's> {
     fn handle(&mut self, event: Event, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
         match event {
             Event::WarmedUp => self.warmed_up(queue),
+            Event::WindowClosed => {
+                for index in 0..self.replicas.len() as u32 {
+                    self.cut_short(index, queue);
+                }
+            }
             Event::StepsEnded(replica) => self.steps_ended(replica, queue)?,
             Event::FlowEnded(slot) => self.flow_ended(slot, queue)?,
             Event::Arrived(request) => {
@@ -343,7 +365,7 @@ impl<'a, 's> Serving<'a, 's> {
         let now = queue.now();
         let mut live = Live::new(self.numbered, now, request);
         self.numbered += 1;
-        live.measured = now >= self.window_start && self.warm(now);
+        live.measured = now >= self.window_start && self.warm(now) && now < self.window_end;
         if matches!(self.fleet.decoder, Decoder::FullDiffusion { .. }) {
             live.target = 0;
         }
@@ -369,6 +391,7 @@ impl<'a, 's> Serving<'a, 's> {
             self.record.refused += 1;
             return false;
         }
+        self.measured_live += u64::from(live.measured);
         live.prefill_replica = replica;
         live.decode_replica = replica;
         self.load(replica, &live, true);
@@ -710,7 +733,7 @@ impl<'a, 's> Serving<'a, 's> {
             replica.count_calm(run.steps);
         }
         replica.count_looks(run.steps, !replica.prefilling.is_empty());
-        let inside = now > self.window_start;
+        let inside = now > self.window_start && now <= self.window_end;
         let mut prefilling = std::mem::take(&mut replica.prefilling);
         for &(id, tokens) in &prefilling {
             self.prefilled(index, id, tokens, inside, queue)?;
@@ -719,10 +742,15 @@ impl<'a, 's> Serving<'a, 's> {
         self.replicas[index as usize].prefilling = prefilling;
         let mut decoding = std::mem::take(&mut self.replicas[index as usize].decoding);
         let straddles = run.start < self.window_start;
-        let counted = match (inside, straddles) {
-            (false, _) => 0,
-            (true, true) => 1,
-            (true, false) => run.steps,
+        let counted = if now <= self.window_start || run.start >= self.window_end {
+            0
+        } else if now > self.window_end {
+            // All but the last, which ends outside.
+            run.steps - 1
+        } else if straddles {
+            1
+        } else {
+            run.steps
         };
         for &id in &decoding {
             self.decoded(index, id, run.steps, counted, queue)?;
@@ -739,14 +767,57 @@ impl<'a, 's> Serving<'a, 's> {
         Ok(())
     }
 
-    /// Books the steps that end now: of those that began before the window only what is inside.
+    /// Whether no measured request and no step of the measured window is left.
+    fn all_measured(&self) -> bool {
+        let outside = |run: &Run| run.start >= self.window_end;
+        let mut replicas = self.replicas.iter();
+        self.measured_live == 0 && replicas.all(|replica| replica.run.as_ref().is_none_or(outside))
+    }
+
+    /// Whether what ends now ends inside the measured window.
+    fn measures(&self, now: SimTime) -> bool {
+        now > self.window_start && now <= self.window_end
+    }
+
+    /// Books the steps that end now. Of several steps that end after the window the last is booked
+    /// apart: the others are inside.
     fn book(&mut self, index: u32, now: SimTime) {
+        let run = self.replicas[index as usize].run.as_mut();
+        let run = run.expect("steps were under way");
+        if run.start >= self.window_end {
+            return;
+        }
+        let (start, stall, decode, steps) = (run.start, run.stall, run.decode, run.steps);
+        if now <= self.window_end || steps == 1 {
+            return self.book_run(index, now);
+        }
+        let (n, context) = decode;
+        let before = steps - 1;
+        run.steps = before;
+        let pool = self.replicas[index as usize].pool;
+        let model = self.fleet.pools[pool].model;
+        let middle = start + stall + self.tables[pool].time(model, n, context, before);
+        self.book_run(index, middle);
+        let run = self.replicas[index as usize].run.as_mut();
+        let run = run.expect("as before");
+        (run.start, run.stall, run.steps) = (middle, SimDuration::ZERO, 1);
+        run.decode = (n, context + n * before);
+        self.book_run(index, now);
+        let run = self.replicas[index as usize].run.as_mut();
+        let run = run.expect("as before");
+        (run.start, run.stall, run.decode, run.steps) = (start, stall, decode, steps);
+    }
+
+    /// Books steps: of those that begin before the window or end after it only what is inside.
+    fn book_run(&mut self, index: u32, now: SimTime) {
+        let counts = self.measures(now);
+        let late = now > self.window_end;
         let replica = &mut self.replicas[index as usize];
         let pool = &self.fleet.pools[replica.pool];
         let run = replica.run.as_ref().expect("steps were under way");
         let straddles = run.start < self.window_start;
         let mut booked = Work::default();
-        let direct = !straddles && !run.flow && run.stall == SimDuration::ZERO;
+        let direct = !straddles && !late && !run.flow && run.stall == SimDuration::ZERO;
         let is_prefill = !replica.prefilling.is_empty();
         let into = if direct {
             if is_prefill {
@@ -786,7 +857,7 @@ impl<'a, 's> Serving<'a, 's> {
                 booked.causes.book_times(Cause::MemoryBound, nominal, gpus);
                 booked.causes.book_times(Cause::Contention, stretched, gpus);
             }
-            let inside = now.saturating_since(start);
+            let inside = now.min(self.window_end).saturating_since(start);
             if booked.time_ps != u128::from(inside.as_picos()) {
                 booked = scaled(&booked, inside, gpus);
             }
@@ -799,7 +870,7 @@ impl<'a, 's> Serving<'a, 's> {
                 into.add(&booked);
             }
         }
-        if now > self.window_start {
+        if counts {
             let (n, context) = run.decode;
             let (context, steps) = if straddles {
                 (context + n * (run.steps - 1), 1)
@@ -1033,6 +1104,7 @@ impl<'a, 's> Serving<'a, 's> {
         if !request.measured {
             return;
         }
+        self.measured_live -= 1;
         let record = &mut self.record;
         record.measured += 1;
         record.input_tokens += u64::from(request.input_tokens);
@@ -1252,7 +1324,9 @@ impl<'a, 's> Serving<'a, 's> {
         let posting = self.fleet.transfer.per_message * piece.messages;
         let bytes = piece.bytes / u64::from(pairs);
         let demand = network::demand((&from.wires, &to.wires), level, bytes, posting);
-        self.record.kv.sent[level as usize] += piece.bytes;
+        if now <= self.window_end {
+            self.record.kv.sent[level as usize] += piece.bytes;
+        }
         moving.active = pairs;
         let network = self.network.as_mut().expect("two pools have a network");
         for pair in 0..pairs {
@@ -1279,10 +1353,12 @@ impl<'a, 's> Serving<'a, 's> {
         self.free_transfers.push(transfer);
         let id = moving.request;
         self.transfer_of[id as usize] = NO_TRANSFER;
-        if let Some(computed) = moving.computed_at {
-            self.record.kv.exposed.add(now.since(computed));
+        if now <= self.window_end {
+            if let Some(computed) = moving.computed_at {
+                self.record.kv.exposed.add(now.since(computed));
+            }
+            self.record.kv.transfers += 1;
         }
-        self.record.kv.transfers += 1;
         let live = &mut self.lives[id];
         let source = &mut self.replicas[moving.source as usize];
         source.leave(live, false);
@@ -1327,9 +1403,14 @@ impl<'a, 's> Serving<'a, 's> {
         kv.exposed = Spans::new();
     }
 
-    fn finish(mut self, events: u64) -> Result<ServingRecord, ServeError> {
-        assert_eq!(self.lives.len(), 0, "every request is answered or refused");
-        let window = self.last_end.saturating_since(self.window_start);
+    /// `all`: the run went to its end; else whoever came after the window may be left.
+    fn finish(mut self, events: u64, all: bool) -> Result<ServingRecord, ServeError> {
+        assert!(
+            !all || self.lives.len() == 0,
+            "every request is answered or refused"
+        );
+        let end = self.last_end.min(self.window_end);
+        let window = end.saturating_since(self.window_start);
         self.record.window = window;
         self.record.events = events;
         if self.record.measured == 0 || window == SimDuration::ZERO {
@@ -1340,7 +1421,7 @@ impl<'a, 's> Serving<'a, 's> {
         }
         for (index, pool) in self.record.pools.iter_mut().enumerate() {
             for replica in self.replicas.iter().filter(|replica| replica.pool == index) {
-                assert_eq!(replica.blocks.used(), 0, "no block leaks");
+                assert!(!all || replica.blocks.used() == 0, "no block leaks");
                 let mut accounts = Accounts::default();
                 accounts.add(&replica.prefill.causes, 1);
                 accounts.add(&replica.decode.causes, 1);

@@ -93,6 +93,7 @@ fn requests(
         arrivals: Some(arrivals),
         rate_scale: 1.0,
         warm_up: SimDuration::ZERO,
+        measure_for: None,
         priorities: 1,
     })
 }

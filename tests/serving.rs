@@ -1,0 +1,334 @@
+//! Serving as a user writes it: every setting of a serving scenario by way of the command line, and
+//! published runs beside it.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn rackflow(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
+        .args(args)
+        .output()
+        .expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
+    (
+        output.status.code().expect("it exits"),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+fn scratch(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("serving-{test}"));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a scratch folder");
+    folder
+}
+
+/// A small service with these lines in place of its own.
+fn scenario(cluster: &str, model: &str, serving: &str, requests: &str) -> String {
+    format!(
+        "cluster: {cluster}\nworkload:\n  serving:\n    {model}\n    stack: vllm-0.10\n{serving}    requests:\n{requests}"
+    )
+}
+
+const ONE: &str = "{ node: hgx-h100, gpus: 1 }";
+const SMALL: &str = "model: llama3-8b\n    precision: { weights: bf16 }";
+const FEW: &str = "      arrivals: { poisson: { rate: 20 requests/s } }\n      input: { fixed: 200 }\n      output: { fixed: 20 }\n      count: 60\n";
+
+fn run_with(folder: &Path, text: &str, more: &[&str]) -> Value {
+    let path = folder.join("serving.yaml");
+    fs::write(&path, text).expect("a scratch file");
+    let mut args = vec![
+        "run",
+        path.to_str().expect("a plain path"),
+        "--format",
+        "json",
+    ];
+    args.extend(more);
+    let (status, out, err) = rackflow(&args);
+    assert_eq!(status, 0, "{err}\n{text}");
+    serde_json::from_str(&out).expect("a report")
+}
+
+/// What holds for every run: whoever came was answered or refused, and the waterfall is whole.
+fn holds(report: &Value, text: &str) {
+    let serving = &report["serving"];
+    let answered = serving["requests_answered"].as_u64().expect("a count");
+    assert!(answered > 0, "{text}");
+    let losses = report["waterfall"].as_array().expect("a waterfall");
+    let sum: f64 = losses
+        .iter()
+        .filter_map(|loss| loss["fraction"].as_f64())
+        .sum();
+    assert!((sum - 1.0).abs() < 1e-9, "{text}: {sum}");
+    for key in ["ttft_s", "tpot_s", "e2e_s"] {
+        for quantile in ["mean", "p50", "p90", "p99"] {
+            assert!(
+                serving[key][quantile].as_f64().is_some(),
+                "{key}.{quantile}"
+            );
+        }
+    }
+}
+
+#[test]
+fn requests_come_and_look_as_a_scenario_says() {
+    let folder = scratch("requests");
+    let lengths = "      input: { fixed: 200 }\n      output: { fixed: 20 }\n      count: 60\n";
+    for arrivals in [
+        "{ gamma: { rate: 20 requests/s, cv: 3 } }",
+        "{ constant: { rate: 20 requests/s } }",
+        "{ closed_loop: { concurrency: 4 } }",
+        "{ burst: {} }",
+    ] {
+        let text = scenario(
+            ONE,
+            SMALL,
+            "",
+            &format!("      arrivals: {arrivals}\n{lengths}"),
+        );
+        let report = run_with(&folder, &text, &[]);
+        holds(&report, &text);
+        assert_eq!(report["serving"]["requests_answered"], 60);
+    }
+    let arrivals = "      arrivals: { poisson: { rate: 20 requests/s } }\n      count: 60\n";
+    for shape in [
+        "      input: { uniform: { min: 10, max: 400 } }\n      output: { log_normal: { median: 20, sigma: 1, max: 90 } }\n",
+        "      input: { fixed: 50 }\n      output: { fixed: 20 }\n      sessions: { turns: { uniform: { min: 2, max: 4 } }, think_time: 100 ms, system_prompt: 300 }\n",
+        "      input: { fixed: 50 }\n      output: { fixed: 20 }\n      priorities: 3\n      rate_scale: 2\n      warm_up: 500 ms\n      measure_for: 1 s\n",
+    ] {
+        let text = scenario(ONE, SMALL, "", &format!("{arrivals}{shape}"));
+        holds(&run_with(&folder, &text, &[]), &text);
+    }
+}
+
+#[test]
+fn a_measured_window_ends_where_it_is_told() {
+    let folder = scratch("window");
+    let requests = "      arrivals: { poisson: { rate: 20 requests/s } }\n      input: { fixed: 200 }\n      output: { fixed: 20 }\n      count: 1000\n      warm_up: 2 s\n      measure_for: 10 s\n";
+    let report = run_with(&folder, &scenario(ONE, SMALL, "", requests), &[]);
+    let serving = &report["serving"];
+    assert_eq!(serving["window_s"], 10.0);
+    let measured = serving["requests_measured"].as_f64().expect("a count");
+    assert!((150.0..250.0).contains(&measured), "{measured}");
+    // In a steady state what goes out per second is what comes in.
+    let rate = serving["output_tokens_per_s"].as_f64().expect("a rate");
+    assert!((rate / (measured * 2.0) - 1.0).abs() < 0.1, "{rate}");
+}
+
+#[test]
+fn traces_in_every_form_are_replayed() {
+    let folder = scratch("traces");
+    let share = r#"[{"id": "a", "conversations": [{"from": "human", "value": "What is a rack, and how many GPUs does it hold?"}, {"from": "gpt", "value": "A frame of steel with some seventy-two of them, and their switches."}]},
+{"id": "b", "conversations": [{"from": "human", "value": "And a rail?"}, {"from": "gpt", "value": "The NICs of one rank of every node."}]}]"#;
+    for (name, body, count) in [
+        (
+            "azure.csv",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n",
+            2,
+        ),
+        (
+            "mooncake.jsonl",
+            "{\"timestamp\": 0, \"input_length\": 1600, \"output_length\": 20, \"hash_ids\": [1, 2, 3, 4]}\n{\"timestamp\": 900, \"input_length\": 1500, \"output_length\": 20, \"hash_ids\": [1, 2, 9]}\n",
+            2,
+        ),
+        ("sharegpt.json", share, 2),
+    ] {
+        fs::write(folder.join(name), body).expect("a scratch file");
+        let arrivals = if name == "sharegpt.json" {
+            "      arrivals: { burst: {} }\n"
+        } else {
+            ""
+        };
+        let text = scenario(ONE, SMALL, "", &format!("      trace: {name}\n{arrivals}"));
+        let report = run_with(&folder, &text, &[]);
+        holds(&report, &text);
+        assert_eq!(report["serving"]["requests_answered"], count, "{name}");
+        if name == "mooncake.jsonl" {
+            // Two shared blocks of 512 tokens.
+            let hit = report["serving"]["kv"]["hit_rate"]
+                .as_f64()
+                .expect("a rate");
+            assert!((hit - 1024.0 / 3100.0).abs() < 0.01, "{hit}");
+        }
+    }
+    fs::write(
+        folder.join("damaged.jsonl"),
+        "{\"timestamp\": 0, \"input_length\": -3}\n",
+    )
+    .expect("a file");
+    let path = folder.join("damaged.yaml");
+    fs::write(
+        &path,
+        scenario(ONE, SMALL, "", "      trace: damaged.jsonl\n"),
+    )
+    .expect("a file");
+    let (status, _, err) = rackflow(&["run", path.to_str().expect("a plain path")]);
+    assert_eq!(status, 2, "{err}");
+    assert!(err.contains("damaged.jsonl:1"), "{err}");
+}
+
+#[test]
+fn engines_do_what_their_users_know() {
+    let folder = scratch("engines");
+    for engine in [
+        "{ scheduler: vllm, max_num_batched_tokens: 128 }",
+        "{ scheduler: sglang, poll_interval: 10 }",
+        "{ scheduler: tensorrt_llm, chunked_prefill: false, batch_wait: { steps: 20, budget: 0.9 } }",
+        "{ scheduler: orca, max_num_seqs: 8 }",
+        "{ scheduler: static, max_num_seqs: 8 }",
+        "{ preemption: swap, block_size: 32, prefix_caching: false }",
+        "{ max_queue: 2, max_num_seqs: 1 }",
+    ] {
+        let text = scenario(ONE, SMALL, &format!("    engine: {engine}\n"), FEW);
+        let report = run_with(&folder, &text, &[]);
+        holds(&report, &text);
+        let serving = &report["serving"];
+        let ended = serving["requests_answered"].as_u64().expect("a count")
+            + serving["requests_refused"].as_u64().expect("a count");
+        assert_eq!(ended, 60, "{engine}");
+    }
+    for decoder in [
+        "{ speculative: { draft: n_gram, draft_tokens: 3, acceptance: 0.6 } }",
+        "{ block_diffusion: { block: 8, steps: 4 } }",
+        "{ full_diffusion: { tokens_per_step: 4, refresh_every: 2 } }",
+    ] {
+        let text = scenario(ONE, SMALL, &format!("    decoder: {decoder}\n"), FEW);
+        holds(&run_with(&folder, &text, &[]), &text);
+    }
+}
+
+#[test]
+fn models_formats_and_tiers_are_served() {
+    let folder = scratch("models");
+    for (cluster, model, serving) in [
+        // Grouped queries in 4 bits, a latent cache with sparse attention, a sliding window.
+        (
+            "{ node: dgx-b200, gpus: 1 }",
+            "model: llama3-8b\n    precision: { weights: int4, kv: fp8 }",
+            "",
+        ),
+        (
+            "{ node: dgx-b200, gpus: 1 }",
+            "model: llama3-8b\n    precision: { weights: nvfp4, kv: fp4 }",
+            "",
+        ),
+        (
+            "{ node: hgx-h200, gpus: 8 }",
+            "model: deepseek-v3.2\n    precision: { weights: fp8_block, kv: fp8 }",
+            "    parallelism: { data: 8, expert: 8 }\n    experts: { redundant: 32, imbalance: 1.2, two_batch_overlap: true }\n",
+        ),
+        (
+            "{ node: hgx-h100, gpus: 1 }",
+            "model: gpt-oss-20b\n    precision: { weights: bf16, experts: mxfp4 }",
+            "",
+        ),
+        (
+            "{ node: hgx-h100, gpus: 4 }",
+            "model: llama3-8b\n    precision: { weights: bf16 }",
+            "    parallelism: { tensor: 1, pipeline: 2 }\n    router: least_tokens\n",
+        ),
+        (
+            "{ node: hgx-h100, gpus: 2 }",
+            "model: llama3-8b\n    precision: { weights: bf16 }",
+            "    disaggregation:\n      prefill: { parallelism: { tensor: 1 } }\n      decode: { parallelism: { tensor: 1 }, node: hgx-h200 }\n      transfer: { layer_by_layer: false, per_message: 1 us }\n",
+        ),
+        (
+            ONE,
+            "model: llama3-8b\n    precision: { weights: bf16 }",
+            "    router: cache_aware\n    store:\n      - { medium: host_dram, capacity: 1 GB, read: 40 GB/s, latency: 20 us }\n      - { medium: cxl, capacity: 2 GB, read: 20 GB/s, latency: 40 us, eviction: fifo }\n      - { medium: local_ssd, capacity: 4 GB, read: 6 GB/s, latency: 100 us }\n      - { medium: remote, capacity: 1 TB, read: 10 GB/s, latency: 80 us }\n",
+        ),
+    ] {
+        let text = scenario(cluster, model, serving, FEW);
+        holds(&run_with(&folder, &text, &[]), &text);
+    }
+}
+
+#[test]
+fn every_request_is_written_as_csv_and_parquet() {
+    let folder = scratch("records");
+    let text = scenario(ONE, SMALL, "", FEW);
+    for kind in ["csv", "parquet"] {
+        let path = folder.join(format!("requests.{kind}"));
+        run_with(
+            &folder,
+            &text,
+            &["--requests", path.to_str().expect("a plain path")],
+        );
+        let bytes = fs::read(&path).expect("it was written");
+        if kind == "csv" {
+            let lines = String::from_utf8(bytes).expect("text");
+            assert_eq!(lines.lines().count(), 61);
+            assert!(lines.starts_with("request,"), "{lines}");
+        } else {
+            assert_eq!(
+                (&bytes[..4], &bytes[bytes.len() - 4..]),
+                (&b"PAR1"[..], &b"PAR1"[..])
+            );
+        }
+    }
+}
+
+#[test]
+fn published_serving_runs_are_compared() {
+    let (status, out, err) = rackflow(&[
+        "validate", "serving", "--filter", "GPT-J", "--format", "json",
+    ]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let found: Value = serde_json::from_str(&out).expect("one document");
+    let kinds = &found["summary"]["by_kind"];
+    for kind in ["static_batch", "ttft_bs1"] {
+        let error = kinds[kind]["median_abs_error"].as_f64().expect("an error");
+        assert!(error > 0.0 && error < 0.25, "{kind}: {error}");
+    }
+    // Every error of a summary follows from the rows that are shown.
+    let mut errors: Vec<f64> = found["rows"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .filter(|row| row["kind"] == "ttft_bs1")
+        .flat_map(|row| row["figures"].as_array().expect("figures"))
+        .map(|figure| {
+            let (a, b) = (&figure["simulated"], &figure["measured"]);
+            (a.as_f64().expect("a time") / b.as_f64().expect("a time"))
+                .ln()
+                .abs()
+        })
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    let rows = kinds["ttft_bs1"]["rows"].as_u64().expect("a count") as usize;
+    assert_eq!(errors.len(), rows);
+    let median = kinds["ttft_bs1"]["median_abs_error"]
+        .as_f64()
+        .expect("an error");
+    assert!(errors[0] <= median && median <= errors[rows - 1]);
+    // The published first and later tokens are scored apart; what follows from both is only shown.
+    let (_, out, _) = rackflow(&[
+        "validate",
+        "serving",
+        "--filter",
+        "gpt_oss_120b_b200_sxm_vllm",
+        "--format",
+        "json",
+    ]);
+    let found: Value = serde_json::from_str(&out).expect("one document");
+    let kind = &found["summary"]["by_kind"]["e2e_agg"];
+    let rows = found["rows"].as_array().expect("rows").len();
+    assert_eq!(kind["rows"], 2 * rows);
+    assert_eq!(kind["by_figure"]["request_latency_ms"]["rows"], rows);
+}
+
+#[test]
+fn faulty_published_runs_are_refused_at_their_line() {
+    let folder = scratch("faulty");
+    let path = folder.join("runs.jsonl");
+    fs::write(&path, "\n{\"id\": \"a\"}\n").expect("a file");
+    let name = path.to_str().expect("a plain path");
+    let (status, out, err) = rackflow(&["validate", "serving", "--data", name]);
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(err.contains("2"), "{err}");
+    let (status, _, _) = rackflow(&["validate", "serving", "--filter", "no such row"]);
+    assert_eq!(status, 2);
+}
