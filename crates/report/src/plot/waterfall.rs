@@ -75,7 +75,8 @@ pub fn replay_waterfall(report: &ReplayReport) -> Picture {
 
 fn draw(scenario: &str, subtitle: &str, cluster: &Cluster, waterfall: &[Loss]) -> Picture {
     let rows = rows(waterfall);
-    let title = format!("Where the peak goes: {scenario}");
+    let title = finding(&rows, &cluster.native_precision.to_string());
+    let subtitle = &format!("{scenario}: {subtitle}");
     let top = Picture::heading_height(&title, subtitle) + 34.0;
     let bottom = top + ROW * rows.len() as f64;
     let mut picture = Picture::new(bottom + 64.0, &title, subtitle);
@@ -132,6 +133,40 @@ fn draw(scenario: &str, subtitle: &str, cluster: &Cluster, waterfall: &[Loss]) -
     ];
     picture.legend(style::MARGIN + NAMES, bottom + 30.0, &meaning);
     picture
+}
+
+/// What is left of the peak, and the two losses that take most of it.
+fn finding(rows: &[Row<'_>], precision: &str) -> String {
+    let mut losses: Vec<&Row<'_>> = rows.iter().filter(|row| row.loss).collect();
+    losses.sort_by(|a, b| (b.to - b.from).total_cmp(&(a.to - a.from)));
+    let losses: Vec<String> = losses
+        .iter()
+        .take(2)
+        .map(|row| {
+            format!(
+                "{} {} %",
+                in_a_sentence(row.name),
+                percent(row.to - row.from)
+            )
+        })
+        .collect();
+    let useful = rows.last().map_or(0.0, |row| row.to - row.from);
+    let useful = format!("{} % of the {precision} peak is useful", percent(useful));
+    if losses.is_empty() {
+        return useful;
+    }
+    format!("{useful}; lost: {}", losses.join(", "))
+}
+
+/// A name without its capital, unless it is an abbreviation.
+fn in_a_sentence(name: &str) -> String {
+    let mut letters = name.chars();
+    match (letters.next(), letters.next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            format!("{}{}", first.to_lowercase(), &name[first.len_utf8()..])
+        }
+        _ => name.to_owned(),
+    }
 }
 
 fn rows(waterfall: &[Loss]) -> Vec<Row<'_>> {
