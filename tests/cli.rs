@@ -547,6 +547,7 @@ fn help_teaches_by_example() {
 
 #[test]
 fn the_documented_schemas_are_those_of_the_program() {
+    check_file("docs/sweep.schema.json", &fine(&["schema", "sweep"]));
     check_file("docs/report.schema.json", &fine(&["schema", "report"]));
     check_file(
         "docs/serving_report.schema.json",

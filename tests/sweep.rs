@@ -233,6 +233,45 @@ fn a_killed_sweep_goes_on_and_loses_nothing() {
     assert_eq!(contents(&out), contents(&whole));
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_sweep_writes_up_what_is_finished_and_goes_on() {
+    let many = SMALL
+        .replace("gpus: [8, 16, 32]", "gpus: 8")
+        .replace("precision: [bf16, fp8]", "precision: bf16")
+        + "simulation: { seed: { from: 1, to: 40, step: 1 } }\n";
+    let (folder, file) = scratch("sweep-interrupted", &many);
+    let out = folder.join("out");
+    let args = ["sweep", text(&file), "-o", text(&out), "--jobs", "1"];
+    let child = command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let cases = || fs::read_dir(out.join("cases")).map_or(0, Iterator::count);
+    while cases() < 2 {
+        sleep(Duration::from_millis(1));
+    }
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.expect("kill starts").success());
+    let output = child.wait_with_output().expect("the child is gone");
+    let message = String::from_utf8_lossy(&output.stderr);
+    // A machine that is fast enough has nothing left to stop.
+    if output.status.success() {
+        assert_eq!(rows(&out).len(), 40);
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("the same command goes on"), "{message}");
+    let before = rows(&out).len();
+    assert!((1..40).contains(&before), "{before}");
+    assert!(out.join("report.html").exists());
+    fine(&args);
+    assert_eq!(rows(&out).len(), 40);
+}
+
 #[test]
 fn a_changed_scenario_runs_again_what_it_changes() {
     let (folder, file) = scratch("sweep-changed", SMALL);

@@ -475,6 +475,8 @@ pub enum Kind {
 pub enum Document {
     /// What `run` reads.
     Scenario,
+    /// What `sweep` reads: a scenario whose fields may hold several values.
+    Sweep,
     /// What `run --format json` writes of a training scenario.
     Report,
     /// What `run --format json` writes of a serving scenario.

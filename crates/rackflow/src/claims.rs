@@ -10,9 +10,13 @@ mod serving;
 mod training;
 
 use crate::failure::Failure;
+use crate::input::Input;
 use crate::{files, input, run, serve};
 use clap::{Args, ValueEnum};
 use rackflow_report::{Report, ServingReport};
+use rackflow_scenario::Sweep;
+use rackflow_units::SimDuration;
+use rackflow_workload::{Arrivals, Shapes};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -96,6 +100,8 @@ const DETTMERS: &str = "T. Dettmers, Why AGI Will Not Happen";
 struct Lab {
     reports: BTreeMap<&'static str, Report>,
     served: BTreeMap<&'static str, ServingReport>,
+    sweeps: BTreeMap<&'static str, (Input, Sweep)>,
+    cases: BTreeMap<String, Report>,
 }
 
 impl Lab {
@@ -108,6 +114,46 @@ impl Lab {
             self.reports.insert(scenario, report);
         }
         Ok(&self.reports[scenario])
+    }
+
+    /// The report of the case of a shipped sweep with these choices.
+    fn case(&mut self, sweep: &'static str, choices: &[(&str, &str)]) -> Result<&Report, Failure> {
+        if !self.sweeps.contains_key(sweep) {
+            let input = input::read(sweep)?;
+            let expanded = input::expand(&input, None)?;
+            self.sweeps.insert(sweep, (input, expanded));
+        }
+        let (input, expanded) = &self.sweeps[sweep];
+        let chosen = |case: &&rackflow_scenario::Case| {
+            choices.iter().all(|(name, value)| {
+                let mut parameters = case.parameters.iter();
+                parameters.any(|(known, chosen)| known == name && chosen == value)
+            })
+        };
+        let case = expanded.cases.iter().find(chosen).ok_or_else(|| {
+            Failure::run(format_args!("the sweep {sweep} has no case {choices:?}"))
+        })?;
+        let key = format!("{sweep} {}", case.name);
+        if !self.cases.contains_key(&key) {
+            let resolved = input::resolve_case(input, case)?;
+            let plan = run::plan(&resolved)?;
+            let report = run::simulate(&plan, resolved)?;
+            self.cases.insert(key.clone(), report);
+        }
+        Ok(&self.cases[&key])
+    }
+
+    /// A shipped serving scenario with so many users who each wait for their answer.
+    fn with_users(&self, scenario: &'static str, users: u32) -> Result<ServingReport, Failure> {
+        let mut resolved = input::resolve_fleet(&input::read(scenario)?, None)?;
+        let requests = &mut resolved.setup.requests;
+        requests.arrivals = Some(Arrivals::ClosedLoop { concurrency: users });
+        if let Shapes::Drawn { count, .. } = &mut requests.shapes {
+            // Long enough for the batch to be full most of the time.
+            *count = u64::from(3 * users).max(24);
+        }
+        requests.warm_up = SimDuration::ZERO;
+        serve::report_of(resolved)
     }
 
     /// The report of a shipped serving scenario.

@@ -96,6 +96,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
 fn schema(of: Document) -> String {
     let schema = match of {
         Document::Scenario => rackflow_scenario::scenario_schema(),
+        Document::Sweep => rackflow_scenario::sweep_schema(),
         Document::Report => rackflow_report::Report::schema(),
         Document::ServingReport => rackflow_report::ServingReport::schema(),
     };

@@ -83,7 +83,11 @@ fn with_requests(
 
 /// Simulates a serving scenario.
 pub fn report(input: &Input) -> Result<ServingReport, Failure> {
-    let resolved = input::resolve_fleet(input, None)?;
+    report_of(input::resolve_fleet(input, None)?)
+}
+
+/// Simulates what a serving scenario means.
+pub fn report_of(resolved: ResolvedFleet) -> Result<ServingReport, Failure> {
     let trace = trace_path(&resolved);
     simulate(&compile(resolved)?, trace.as_deref(), &mut NoSink)
 }

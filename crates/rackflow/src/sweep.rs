@@ -2,6 +2,7 @@
 
 mod filter;
 mod folder;
+mod interrupt;
 
 use crate::args::{Format, SweepArgs};
 use crate::columns::lay_out;
@@ -14,6 +15,7 @@ use clap::ColorChoice;
 use filter::Filter;
 use folder::{CaseFile, Folder, Planned};
 use indicatif::{ProgressBar, ProgressStyle};
+use interrupt::Interrupt;
 use rackflow_report::sweep::{CaseFacts, Cell, Outcome, Table, figures, page, row, table};
 use rackflow_report::{Report, Style, render_text};
 use rackflow_scenario::{Case, Sweep};
@@ -48,9 +50,16 @@ pub fn sweep(args: &SweepArgs, color: ColorChoice) -> Result<(), Failure> {
         cases.map(|case| plan(&input, case, &program)).collect()
     });
     folder.plan(&args.scenario, &sweep, &planned)?;
-    threads.install(|| run_all(&folder, &sweep, &planned, &selected))?;
+    let left = threads.install(|| run_all(&folder, &sweep, &planned, &selected))?;
     let results = gather(&folder, &sweep, &planned)?;
     write(&mut folder, &args.scenario, &results)?;
+    if left > 0 {
+        return Err(Failure::Run(format!(
+            "error: stopped with {left} {} to go; {} finished\n  hint: the same command goes on from here",
+            if left == 1 { "case" } else { "cases" },
+            results.rows.len()
+        )));
+    }
     files::print(&match args.format {
         Format::Table => summary(&folder, &sweep, &results, color),
         Format::Json => json(&results),
@@ -134,13 +143,14 @@ fn plan(input: &Input, case: &Case, program: &str) -> Planned {
     }
 }
 
-/// Runs what is selected and not finished.
+/// Runs what is selected and not finished, and returns how many cases an interrupt left.
 fn run_all(
     folder: &Folder,
     sweep: &Sweep,
     planned: &[Planned],
     selected: &[bool],
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
+    let interrupt = Interrupt::listen()?;
     let open: Vec<(&Case, &Planned)> = sweep
         .cases
         .iter()
@@ -159,13 +169,17 @@ fn run_all(
         ));
     }
     let bar = progress(open.len());
-    let result = open.into_par_iter().try_for_each(|(case, planned)| {
+    let left = open.into_par_iter().map(|(case, planned)| {
+        if interrupt.asked() {
+            return Ok(1);
+        }
         run_case(folder, case, planned)?;
         bar.inc(1);
-        Ok(())
+        Ok(0)
     });
+    let left = left.try_reduce(|| 0, |a, b| Ok(a + b));
     bar.finish_and_clear();
-    result
+    left
 }
 
 /// A bar with the time that is left, on a terminal only.

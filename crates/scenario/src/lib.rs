@@ -42,4 +42,4 @@ pub use refusal::Written;
 pub use resolve::{ReplayScenario, Scenario, parse};
 pub use schema::scenario_schema;
 pub use shipped::{shipped, shipped_chakra, shipped_jobs, shipped_sweeps, shipped_trace};
-pub use sweep::{Case, Sweep, expand, is_sweep};
+pub use sweep::{Case, Sweep, expand, is_sweep, sweep_schema};

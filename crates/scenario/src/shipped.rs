@@ -18,6 +18,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama4-32k-h100",
         "deepseek-v3-2048-gb200-nvl72",
         "deepseek-v3-2048-gb200-nvl72-nvfp4",
+        "dense-33b-2048-h800",
         "llama3-70b-512-tpu-v5p",
         "dead-rail-llama3-8b-64-h100",
         "replay-chakra-8-h100",

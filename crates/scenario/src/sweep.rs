@@ -733,5 +733,8 @@ fn plain(text: &str) -> String {
     if out.is_empty() { "x".to_owned() } else { out }
 }
 
+mod schema;
 #[cfg(test)]
 mod tests;
+
+pub use schema::sweep_schema;

@@ -26,6 +26,18 @@ pub fn claims() -> Vec<Claim> {
             try_it: |_| distance(),
         },
         Claim {
+            id: "larger-caches-are-slower",
+            claim: "The larger a memory, the slower and dearer each of its bytes; computing is cheap beside it",
+            source: DETTMERS,
+            try_it: |_| caches(),
+        },
+        Claim {
+            id: "inference-aware-attention",
+            claim: "Attention that was designed for inference reads a fraction of the cache and decodes the faster",
+            source: FU,
+            try_it: |_| attention_kinds(),
+        },
+        Claim {
             id: "exponential-resources",
             claim: "Linear progress needs exponential resources",
             source: DETTMERS,
@@ -98,6 +110,112 @@ fn distance() -> Result<Finding, Failure> {
             Verdict::DoesNot
         },
         command: "rackflow show gb200-nvl72".to_owned(),
+    })
+}
+
+/// Energy of reading one byte, by what holds it, in picojoules, and of one 16-bit multiply-add.
+///
+/// SRAM: M. Horowitz, "Computing's energy problem", ISSCC 2014, figure 1.1.9, 45 nm, 64-bit accesses of 10, 20
+/// and 100 pJ; multiply-add: the same, 1.1 pJ for the product and 0.4 pJ for the sum. HBM2: M. O'Connor et al.,
+/// "Fine-grained DRAM", MICRO 2017, about 3.9 pJ per bit. Optics: a pluggable transceiver of 1.6 Tbit/s takes 30 W
+/// (NVIDIA, GTC 2025), one at each end.
+const PICOJOULES: [(&str, f64); 5] = [
+    ("8 KB of SRAM", 10.0 / 8.0),
+    ("32 KB", 20.0 / 8.0),
+    ("1 MB", 100.0 / 8.0),
+    ("HBM", 3.9 * 8.0),
+    ("another rack over optics", 2.0 * 30.0 / 1.6e12 * 8.0 * 1e12),
+];
+const MULTIPLY_ADD_PICOJOULES: f64 = 1.1 + 0.4;
+
+fn caches() -> Result<Finding, Failure> {
+    let node = Catalogue::builtin()
+        .node("gb200-nvl72")
+        .ok_or_else(|| Failure::run("the catalogue has no gb200-nvl72"))?;
+    let accelerator = &node.accelerator;
+    let nic = node.nic.rate.as_f64() * f64::from(node.nic.count) / f64::from(node.gpus);
+    // Picoseconds per byte of one GPU.
+    let times = [
+        ("L2", kernel::cache_bandwidth(accelerator).as_f64()),
+        ("HBM", accelerator.memory_bandwidth.as_f64()),
+        ("NVLink", node.scale_up.bandwidth.as_f64()),
+        ("the NIC", nic),
+    ]
+    .map(|(name, rate)| (name, 1e12 / rate));
+    let words = |rows: &[(&str, f64)], unit: &str| {
+        let parts = rows
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.2} {unit}"));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    let rises = |rows: &[(&str, f64)]| rows.windows(2).all(|pair| pair[0].1 < pair[1].1);
+    let dearest = PICOJOULES[PICOJOULES.len() - 1].1;
+    Ok(Finding {
+        simulated: format!(
+            "time of a byte on a GB200: {}. Energy of a byte, by what is published: {}. A 16-bit multiply-add takes \
+             {MULTIPLY_ADD_PICOJOULES:.1} pJ: a byte from another rack costs as much as {:.0} of them",
+            words(&times, "ps"),
+            words(&PICOJOULES, "pJ"),
+            dearest / MULTIPLY_ADD_PICOJOULES
+        ),
+        verdict: if rises(&times) && rises(&PICOJOULES) {
+            Verdict::Holds
+        } else {
+            Verdict::DoesNot
+        },
+        command: "rackflow claims --filter larger-caches".to_owned(),
+    })
+}
+
+fn attention_kinds() -> Result<Finding, Failure> {
+    const SEQUENCES: u64 = 32;
+    const CONTEXT: f64 = 32_768.0;
+    const HEADS: u64 = 128;
+    let accelerator = Catalogue::builtin()
+        .accelerator("h100-sxm")
+        .ok_or_else(|| Failure::run("the catalogue has no h100-sxm"))?;
+    let options = kernel::ServingOptions::default();
+    let heads = |kv_heads: u64| {
+        let op = kernel::DecodeAttention {
+            sequences: SEQUENCES,
+            context: CONTEXT,
+            queries: 1,
+            heads: HEADS,
+            kv_heads,
+            head_dim: 128,
+            kv: Precision::Bf16,
+            window: None,
+        };
+        let cost = kernel::decode_attention(&op, accelerator, accelerator.sms, &options);
+        (4 * kv_heads * 128, cost.time.as_secs_f64() * 1e3)
+    };
+    let latent = kernel::LatentDecode {
+        sequences: SEQUENCES,
+        context: CONTEXT,
+        queries: 1,
+        heads: HEADS,
+        latent: 512,
+        rope: 64,
+        kv: Precision::Bf16,
+    };
+    let cost = kernel::latent_decode(&latent, accelerator, accelerator.sms, &options);
+    let (all, grouped) = (heads(HEADS), heads(8));
+    let latent = (2 * (512 + 64), cost.time.as_secs_f64() * 1e3);
+    let words = |(bytes, time): (u64, f64)| format!("{bytes} bytes of cache a token, {time:.2} ms");
+    Ok(Finding {
+        simulated: format!(
+            "one layer of {HEADS} heads on one H100, {SEQUENCES} sequences of {CONTEXT:.0} tokens: {} with a key and value for each head, \
+             {} with eight groups, {} with one latent; holds where each is more than four times as fast as the first",
+            words(all),
+            words(grouped),
+            words(latent)
+        ),
+        verdict: if all.1 > 4.0 * grouped.1 && all.1 > 4.0 * latent.1 {
+            Verdict::Holds
+        } else {
+            Verdict::DoesNot
+        },
+        command: "rackflow claims --filter inference-aware".to_owned(),
     })
 }
 

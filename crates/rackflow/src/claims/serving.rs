@@ -2,9 +2,11 @@
 
 use super::{Claim, DETTMERS, FU, Finding, Lab, Verdict, percent};
 use crate::failure::Failure;
-use rackflow_report::ServingReport;
+use crate::{goodput, input};
+use rackflow_report::{CandidateReport, ServingReport};
 
 const LLAMA: &str = "serve-llama3-70b-8-h100";
+const APART: &str = "serve-llama3-70b-8-h100-disaggregated";
 const ONE_BY_ONE: &str = "serve-qwen3-8b-autoregressive";
 const DIFFUSION: &str = "serve-qwen3-8b-diffusion";
 const MEGAKERNEL: &str = "serve-qwen3-8b-megakernel";
@@ -21,6 +23,12 @@ pub fn claims() -> Vec<Claim> {
             claim: "Decode runs under 5 % MFU, while it keeps about 70 % of the memory bandwidth busy",
             source: FU,
             try_it: decode,
+        },
+        Claim {
+            id: "larger-batches",
+            claim: "Larger batches turn the FLOPs that decoding leaves idle into tokens",
+            source: FU,
+            try_it: batches,
         },
         Claim {
             id: "diffusion-decoding",
@@ -45,6 +53,24 @@ pub fn claims() -> Vec<Claim> {
             claim: "Large deployments need very many users to be efficient; one node serves a 300B-class model almost as well",
             source: DETTMERS,
             try_it: one_node,
+        },
+        Claim {
+            id: "users-to-be-efficient",
+            claim: "A large deployment is efficient with very many users only, one node with few",
+            source: DETTMERS,
+            try_it: users,
+        },
+        Claim {
+            id: "kv-cache-on-the-move",
+            claim: "Moving KV caches from prefill to decode is what distributed serving must hide",
+            source: DETTMERS,
+            try_it: movement,
+        },
+        Claim {
+            id: "one-near-optimal-layout",
+            claim: "Of the ways to lay out replicas and their KV caches, one is near-optimal and the others are not",
+            source: DETTMERS,
+            try_it: layout,
         },
         Claim {
             id: "phones-as-a-cluster",
@@ -178,6 +204,149 @@ fn one_node(lab: &mut Lab) -> Result<Finding, Failure> {
             Verdict::DoesNot
         },
         command: format!("rackflow run {ONE_NODE}"),
+    })
+}
+
+fn batches(lab: &mut Lab) -> Result<Finding, Failure> {
+    let mut words = Vec::new();
+    let mut rates = Vec::new();
+    for users in [1, 16, 64, 256] {
+        let report = lab.with_users(LLAMA, users)?;
+        let (mfu, _) = utilisation(&report)?;
+        let serving = &report.serving;
+        rates.push(serving.output_tokens_per_s_per_gpu);
+        words.push(format!(
+            "{users}: {:.0} tokens/s per GPU, {:.0} to each, MFU {} in decode",
+            serving.output_tokens_per_s_per_gpu,
+            serving.tokens_per_s_per_user,
+            percent(mfu)
+        ));
+    }
+    let gain = rates[rates.len() - 1] / rates[0];
+    Ok(Finding {
+        simulated: format!(
+            "Llama 3 70B on 8 H100 by users at a time: {}. {gain:.0} times the tokens for the same GPUs; holds from 10 on",
+            words.join("; ")
+        ),
+        verdict: if gain >= 10.0 {
+            Verdict::Holds
+        } else {
+            Verdict::DoesNot
+        },
+        command: "rackflow claims --filter larger-batches".to_owned(),
+    })
+}
+
+/// Users at a time that are tried.
+const USERS: [u32; 7] = [2, 8, 32, 128, 512, 2048, 8192];
+/// A price that is at most this many times the lowest counts as efficient.
+const EFFICIENT: f64 = 1.5;
+
+/// The fewest users of those tried with whom a deployment is efficient, and the price then.
+fn fewest(lab: &Lab, scenario: &'static str, tried: &[u32]) -> Result<(u32, f64), Failure> {
+    let mut prices = Vec::new();
+    for users in tried {
+        let report = lab.with_users(scenario, *users)?;
+        let price = report.serving.usd_per_million_output_tokens;
+        let price = price.ok_or_else(|| {
+            Failure::run(format_args!("{scenario} has accelerators without a price"))
+        })?;
+        prices.push((*users, price));
+    }
+    let lowest = prices
+        .iter()
+        .map(|(_, price)| *price)
+        .fold(f64::INFINITY, f64::min);
+    let efficient = prices
+        .into_iter()
+        .find(|(_, price)| *price <= EFFICIENT * lowest);
+    efficient.ok_or_else(|| Failure::run("nobody was tried"))
+}
+
+fn users(lab: &mut Lab) -> Result<Finding, Failure> {
+    // More users than its cache holds wait outside a single node.
+    let (few, price) = fewest(lab, ONE_NODE, &USERS[..5])?;
+    let (many, low) = fewest(lab, POOL, &USERS)?;
+    Ok(Finding {
+        simulated: format!(
+            "users at a time, of {USERS:?}, from which on a token costs at most {EFFICIENT} times its lowest price: {few} for GLM-4.6 on one \
+             node of eight H100, at {price:.2} dollars per million tokens, and {many} for eight nodes with wide experts, at {low:.2}. \
+             Holds where the pool needs more than eight times as many, as it has eight times the GPUs",
+        ),
+        verdict: if many > 8 * few {
+            Verdict::Holds
+        } else if many > few {
+            Verdict::HoldsWhen
+        } else {
+            Verdict::DoesNot
+        },
+        command: "rackflow claims --filter users-to-be".to_owned(),
+    })
+}
+
+fn movement(lab: &mut Lab) -> Result<Finding, Failure> {
+    let report = lab.serving(H800)?;
+    let serving = &report.serving;
+    let moved = &serving.kv.transfer_bytes;
+    let bytes = moved.nvlink + moved.leaf + moved.spine + moved.core;
+    let each = bytes / serving.kv.transfers.max(1) as f64;
+    let exposed = serving.kv.exposed_transfer_s;
+    let share = exposed.mean / serving.ttft_s.mean;
+    Ok(Finding {
+        simulated: format!(
+            "DeepSeek-V3 with prefill and decode apart on H800 nodes: {:.0} MB of cache move per request. Layer by layer behind the \
+             prefill, {:.2} ms of it remain in a mean time to first token of {:.0} ms ({}; p99 {:.2} ms). Hidden is taken as less than \
+             a tenth",
+            each * 1e-6,
+            exposed.mean * 1e3,
+            serving.ttft_s.mean * 1e3,
+            percent(share),
+            exposed.p99 * 1e3
+        ),
+        verdict: if share < 0.1 {
+            Verdict::HoldsWhen
+        } else {
+            Verdict::Holds
+        },
+        command: format!("rackflow run {H800}"),
+    })
+}
+
+/// Share of the best that still counts as near-optimal.
+const NEAR: f64 = 0.9;
+
+fn layout(_: &mut Lab) -> Result<Finding, Failure> {
+    // Replicas that do everything, and prefill and decode apart, under the same load.
+    let mut ways = Vec::new();
+    for scenario in [LLAMA, APART] {
+        let plan = goodput::plan(&input::read(scenario)?, 0.95)?;
+        ways.extend(plan.candidates);
+    }
+    let rate = |way: &CandidateReport| way.goodput_requests_per_s_per_gpu;
+    ways.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+    let [best, second, ..] = ways.as_slice() else {
+        return Err(Failure::run("there is one layout only"));
+    };
+    let near = ways.iter().filter(|way| rate(way) >= NEAR * rate(best));
+    let near = near.count();
+    let worst = ways.last().map_or(0.0, rate);
+    Ok(Finding {
+        simulated: format!(
+            "Llama 3 70B on 8 H100 in {} layouts, by the requests per second that each bears inside the objective: {} bears {:.2} per \
+             GPU, {} {} of it, the worst {}; {near} within a tenth of the best",
+            ways.len(),
+            best.name,
+            rate(best),
+            second.name,
+            percent(rate(second) / rate(best)),
+            percent(worst / rate(best))
+        ),
+        verdict: match near {
+            1 => Verdict::Holds,
+            2 => Verdict::HoldsWhen,
+            _ => Verdict::DoesNot,
+        },
+        command: format!("rackflow plan {LLAMA}"),
     })
 }
 
