@@ -331,6 +331,12 @@ fn simulated(kind: Kind, input: &Input) -> Result<Source, Failure> {
             input.source, input.source
         )));
     }
+    if input::replays(input) {
+        return Err(Failure::input(format_args!(
+            "{} replays a trace, of which no picture is made\n  hint: `rackflow run` prints what it finds",
+            input.source
+        )));
+    }
     if input::serves(input) {
         if kind == Kind::Pareto {
             let plan = goodput::plan(input, ATTAINMENT)?;
