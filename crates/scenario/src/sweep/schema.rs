@@ -3,9 +3,6 @@
 use crate::schema::scenario_schema;
 use serde_json::{Map, Value, json};
 
-/// Schemas longer than this are written once and referred to.
-const SHORT: usize = 160;
-
 /// The JSON Schema of the YAML that [`crate::expand`] reads.
 ///
 /// It asks for no field, because an axis may give what the rest of the file leaves out.
@@ -70,16 +67,15 @@ fn vary(schema: &mut Value, definitions: &mut Map<String, Value>) {
     }
 }
 
-/// A value, a list of values, or a range.
-fn several(value: Value, definitions: &mut Map<String, Value>) -> Value {
-    let description = value.get("description").cloned();
-    let one = if value.to_string().len() <= SHORT {
-        value
-    } else {
-        let name = format!("Value{}", definitions.len() + 1);
-        definitions.insert(name.clone(), value);
-        json!({ "$ref": format!("#/$defs/{name}") })
-    };
+/// A value, a list of values, or a range. What is asked of many fields is written once.
+fn several(mut value: Value, definitions: &mut Map<String, Value>) -> Value {
+    let mut schema = json!({});
+    for words in ["description", "default"] {
+        if let Some(own) = value.as_object_mut().and_then(|own| own.remove(words)) {
+            schema[words] = own;
+        }
+    }
+    let one = json!({ "$ref": defined("Value", value, definitions) });
     let list = json!({ "type": "array", "items": one, "minItems": 1 });
     let each = json!({
         "type": "object",
@@ -87,11 +83,23 @@ fn several(value: Value, definitions: &mut Map<String, Value>) -> Value {
         "properties": { "each": list },
         "additionalProperties": false,
     });
-    let mut schema = json!({ "anyOf": [one, list, { "$ref": "#/$defs/SweepRange" }, each] });
-    if let Some(description) = description {
-        schema["description"] = description;
-    }
+    let choice = json!({ "anyOf": [one, list, { "$ref": "#/$defs/SweepRange" }, each] });
+    schema["$ref"] = defined("Several", choice, definitions);
     schema
+}
+
+/// Where a schema is defined: under a name of its own, or the one that an equal schema has.
+fn defined(name: &str, schema: Value, definitions: &mut Map<String, Value>) -> Value {
+    if let (Some(target), Some(1)) = (schema.get("$ref"), schema.as_object().map(Map::len)) {
+        return target.clone();
+    }
+    let known = definitions.iter().find(|(_, known)| **known == schema);
+    let name = known.map_or_else(
+        || format!("{name}{}", definitions.len() + 1),
+        |(name, _)| name.clone(),
+    );
+    definitions.entry(name.clone()).or_insert(schema);
+    format!("#/$defs/{name}").into()
 }
 
 fn range() -> Value {
