@@ -272,6 +272,83 @@ fn every_request_is_written_as_csv_and_parquet() {
 }
 
 #[test]
+fn services_are_swept() {
+    let folder = scratch("sweep");
+    let path = folder.join("sweep.yaml");
+    let text = scenario(
+        "{ node: hgx-h100, gpus: 4 }",
+        SMALL,
+        "    parallelism: { tensor: [1, 2, 4] }\n",
+        FEW,
+    );
+    fs::write(&path, &text).expect("a scratch file");
+    let output = folder.join("out");
+    let args = [
+        "sweep",
+        path.to_str().expect("a plain path"),
+        "--output",
+        output.to_str().expect("a plain path"),
+        "--format",
+        "json",
+    ];
+    let (status, out, err) = rackflow(&args);
+    assert_eq!(status, 0, "{err}");
+    let cases = serde_json::from_str::<Value>(&out).expect("a table")["cases"].clone();
+    let cases = cases.as_array().expect("cases");
+    assert_eq!(cases.len(), 3);
+    let tpot = |case: &Value| case["tpot_mean_s"].as_f64().expect("a time");
+    assert!(tpot(&cases[0]) > tpot(&cases[1]) && tpot(&cases[1]) > tpot(&cases[2]));
+    let name = cases[0]["case"].as_str().expect("a name");
+    let alone = fs::read_to_string(output.join("cases").join(name).join("report.json"));
+    let alone: Value = serde_json::from_str(&alone.expect("a report")).expect("JSON");
+    assert_eq!(alone["serving"]["tpot_s"]["mean"], cases[0]["tpot_mean_s"]);
+    for file in [
+        "results.csv",
+        "results.parquet",
+        "report.html",
+        "figures/services.svg",
+    ] {
+        assert!(output.join(file).exists(), "{file}");
+    }
+    // What is finished is not run again, and gives the same.
+    let (_, again, told) = rackflow(&args);
+    assert_eq!(out, again);
+    assert!(told.contains("3 of 3 cases are finished already"), "{told}");
+}
+
+#[test]
+fn services_are_compared() {
+    let folder = scratch("compare");
+    let [a, b] = [1, 2].map(|tensor| {
+        let path = folder.join(format!("tensor-{tensor}.yaml"));
+        let plan = format!("    parallelism: {{ tensor: {tensor} }}\n    replicas: 1\n");
+        let text = scenario("{ node: hgx-h100, gpus: 2 }", SMALL, &plan, FEW);
+        fs::write(&path, text).expect("a scratch file");
+        path.to_str().expect("a plain path").to_owned()
+    });
+    let (status, out, err) = rackflow(&["compare", &a, &b, "--format", "json"]);
+    assert_eq!(status, 0, "{err}");
+    let found: Value = serde_json::from_str(&out).expect("a comparison");
+    let causes = found["causes"].as_array().expect("causes");
+    let sum: f64 = causes.iter().filter_map(|c| c["difference"].as_f64()).sum();
+    let total = found["total"]["difference"].as_f64().expect("a number");
+    assert!(
+        (sum - total).abs() < 1e-9 * total.abs().max(1.0),
+        "{sum} {total}"
+    );
+    let settings = found["settings"].as_array().expect("settings");
+    assert!(
+        settings.iter().any(|s| s["name"] == "both parallelism"),
+        "{settings:?}"
+    );
+    let (_, text, _) = rackflow(&["compare", &a, &b]);
+    assert!(text.contains("GPU-milliseconds per token"), "{text}");
+    let (status, _, err) = rackflow(&["compare", &a, "quickstart-llama3-8b-8-h100"]);
+    assert_eq!(status, 2);
+    assert!(err.contains("trains and the other serves"), "{err}");
+}
+
+#[test]
 fn published_serving_runs_are_compared() {
     let (status, out, err) = rackflow(&[
         "validate", "serving", "--filter", "GPT-J", "--format", "json",

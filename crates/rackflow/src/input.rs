@@ -227,6 +227,23 @@ pub fn resolve_fleet(input: &Input, seed: Option<u64>) -> Result<ResolvedFleet, 
     })
 }
 
+/// The same for one case of a sweep.
+pub fn resolve_fleet_case(
+    input: &Input,
+    case: &rackflow_scenario::Case,
+) -> Result<ResolvedFleet, Failure> {
+    let scenario = case.scenario().map_err(refusal)?;
+    let written = scenario.written();
+    let setup = scenario
+        .resolve_serving(&|path| read_beside(&input.folder, path))
+        .map_err(refusal)?;
+    Ok(ResolvedFleet {
+        written,
+        setup,
+        folder: input.folder.clone(),
+    })
+}
+
 /// All that is wrong with a text.
 pub fn refusal(found: Vec<rackflow_scenario::Diagnostic>) -> Failure {
     let texts: Vec<String> = found.iter().map(ToString::to_string).collect();

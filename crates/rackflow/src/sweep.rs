@@ -10,18 +10,22 @@ use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input};
 use crate::run;
+use crate::serve;
 use crate::terminal;
 use clap::ColorChoice;
 use filter::Filter;
 use folder::{CaseFile, Folder, Planned};
 use indicatif::{ProgressBar, ProgressStyle};
 use interrupt::Interrupt;
+use rackflow_plan::serving::FleetPlan;
+use rackflow_report::summarize_serving;
 use rackflow_report::sweep::{CaseFacts, Cell, Outcome, Table, figures, page, row, table};
-use rackflow_report::{Report, Style, render_text};
+use rackflow_report::{Report, ServingReport, Style, render_serving_text, render_text};
 use rackflow_scenario::{Case, Sweep};
+use rackflow_simulator::serving::NoSink;
 use rayon::prelude::*;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs a sweep and writes its folder.
 pub fn sweep(args: &SweepArgs, color: ColorChoice) -> Result<(), Failure> {
@@ -103,37 +107,103 @@ fn well_formed(sweep: &Sweep) -> Result<(), Failure> {
             }
         }
     }
-    if found.is_empty() {
-        Ok(())
+    if !found.is_empty() {
+        return Err(Failure::Input(found.join("\n\n")));
+    }
+    let serves = |case: &Case| case.scenario().is_ok_and(|scenario| scenario.serves());
+    let services = sweep.cases.iter().filter(|case| serves(case)).count();
+    if services != 0 && services != sweep.cases.len() {
+        return Err(Failure::input(
+            "some cases train and others serve: they have no column in common",
+        ));
+    }
+    Ok(())
+}
+
+/// What a case does.
+#[derive(Clone)]
+pub enum Work {
+    /// It trains.
+    Trains(Box<input::Resolved>),
+    /// It serves; and the trace that it reads.
+    Serves(Box<FleetPlan>, Option<PathBuf>),
+}
+
+/// What came of a case.
+enum Ran {
+    Trained(Box<Report>),
+    Served(Box<ServingReport>),
+}
+
+impl Ran {
+    fn outcome(&self) -> Outcome<'_> {
+        match self {
+            Self::Trained(report) => Outcome::Done(report),
+            Self::Served(report) => Outcome::Served(report),
+        }
+    }
+
+    /// As text and as JSON.
+    fn written(&self) -> (String, String) {
+        let style = Style::default();
+        match self {
+            Self::Trained(report) => (render_text(report, &style), report.to_json()),
+            Self::Served(report) => (render_serving_text(report, &style), report.to_json()),
+        }
+    }
+}
+
+/// Why a case has no result, in the kind of row that its sweep has.
+fn unable(case: &Case, reason: &str) -> Outcome<'static> {
+    let reason = one_line(reason);
+    if case.scenario().is_ok_and(|scenario| scenario.serves()) {
+        Outcome::Unserved(reason)
     } else {
-        Err(Failure::Input(found.join("\n\n")))
+        Outcome::Infeasible(reason)
+    }
+}
+
+/// A failure in the program's words.
+fn said(failure: Failure) -> String {
+    match failure {
+        Failure::Run(text) | Failure::Input(text) => text,
+        Failure::ReaderGone => String::new(),
     }
 }
 
 /// What a case means, or why it cannot be simulated.
-fn resolve(input: &Input, case: &Case) -> Result<input::Resolved, String> {
-    let resolved = input::resolve_case(input, case).and_then(|resolved| {
+fn resolve(input: &Input, case: &Case) -> Result<Work, String> {
+    let work = || -> Result<Work, Failure> {
+        if case.scenario().is_ok_and(|scenario| scenario.serves()) {
+            let resolved = input::resolve_fleet_case(input, case)?;
+            let trace = serve::trace_path(&resolved);
+            return Ok(Work::Serves(Box::new(serve::compile(resolved)?), trace));
+        }
+        let resolved = input::resolve_case(input, case)?;
         run::plan(&resolved)?;
-        Ok(resolved)
-    });
-    resolved.map_err(|failure| match failure {
-        Failure::Run(text) | Failure::Input(text) => text,
-        Failure::ReaderGone => String::new(),
-    })
+        Ok(Work::Trains(Box::new(resolved)))
+    };
+    work().map_err(said)
 }
 
 /// Resolves a case and names all that its result depends on.
 fn plan(input: &Input, case: &Case, program: &str) -> Planned {
     match resolve(input, case) {
-        Ok(resolved) => {
-            let meant = format!(
-                "{:?}{:?}{:?}",
-                resolved.setup, resolved.published, resolved.outlook
-            );
+        Ok(work) => {
+            let meant = match &work {
+                Work::Trains(resolved) => format!(
+                    "{:?}{:?}{:?}",
+                    resolved.setup, resolved.published, resolved.outlook
+                ),
+                Work::Serves(plan, trace) => {
+                    let text = trace.as_ref().and_then(|path| std::fs::read(path).ok());
+                    format!("{:?}{}", plan.setup, content(text.as_deref()))
+                }
+            };
             let hash = folder::hash([program, &case.name, &meant]);
             Planned {
                 hash,
-                work: Ok(resolved),
+                work: Ok(work),
             }
         }
         Err(reason) => Planned {
@@ -141,6 +211,13 @@ fn plan(input: &Input, case: &Case, program: &str) -> Planned {
             work: Err(reason),
         },
     }
+}
+
+/// What a trace holds, for the hash of a case that reads it.
+fn content(text: Option<&[u8]>) -> String {
+    text.map_or_else(String::new, |text| {
+        folder::hash([&*String::from_utf8_lossy(text)])
+    })
 }
 
 /// Runs what is selected and not finished, and returns how many cases an interrupt left.
@@ -202,40 +279,41 @@ fn run_case(folder: &Folder, case: &Case, planned: &Planned) -> Result<(), Failu
         metrics,
     };
     match &simulated {
-        Ok(report) => {
-            folder.write_case(
-                &case.name,
-                "report.txt",
-                &render_text(report, &Style::default()),
-            )?;
-            folder.write_case(&case.name, "report.json", &report.to_json())?;
+        Ok(ran) => {
+            let (text, json) = ran.written();
+            folder.write_case(&case.name, "report.txt", &text)?;
+            folder.write_case(&case.name, "report.json", &json)?;
             folder.write_case(&case.name, "scenario.yaml", &case.to_yaml())?;
-            let metrics = row(&facts, &Outcome::Done(report), &[]);
+            let metrics = row(&facts, &ran.outcome(), &[]);
             folder.finish(&finished("done", None, metrics))
         }
         Err(reason) => {
             folder.write_case(&case.name, "scenario.yaml", &case.to_yaml())?;
-            let metrics = row(&facts, &Outcome::Infeasible(one_line(reason)), &[]);
+            let metrics = row(&facts, &unable(case, reason), &[]);
             folder.finish(&finished("infeasible", Some(reason.clone()), metrics))
         }
     }
 }
 
 /// Simulates what a case means, or says in the program's words why that failed.
-fn simulate(resolved: input::Resolved) -> Result<Report, String> {
+fn simulate(work: Work) -> Result<Ran, String> {
     // A defect that one case meets must not take the others with it.
-    std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let plan = run::plan(&resolved)?;
-        let mut report = run::simulate(&plan, resolved)?;
-        // The one value that differs between reruns.
-        report.engine.wall_s = 0.0;
-        Ok(report)
+    std::panic::catch_unwind(AssertUnwindSafe(|| match work {
+        Work::Trains(resolved) => {
+            let plan = run::plan(&resolved)?;
+            let mut report = run::simulate(&plan, *resolved)?;
+            // The one value that differs between reruns.
+            report.engine.wall_s = 0.0;
+            Ok(Ran::Trained(Box::new(report)))
+        }
+        Work::Serves(plan, trace) => {
+            let record = serve::record(&plan, trace.as_deref(), &mut NoSink)?;
+            let report = summarize_serving(&plan, &record, 0.0).map_err(Failure::run)?;
+            Ok(Ran::Served(Box::new(report)))
+        }
     }))
     .unwrap_or_else(|_| Err(Failure::run("the simulation failed, a defect of Rackflow")))
-    .map_err(|failure| match failure {
-        Failure::Run(text) | Failure::Input(text) => text,
-        Failure::ReaderGone => String::new(),
-    })
+    .map_err(said)
 }
 
 /// The results of a sweep, without a folder.
@@ -247,10 +325,10 @@ pub fn results(input: &Input) -> Result<Table, Failure> {
         .cases
         .par_iter()
         .map(|case| {
-            let report = resolve(input, case).and_then(simulate);
-            let outcome = match &report {
-                Ok(report) => Outcome::Done(report),
-                Err(reason) => Outcome::Infeasible(one_line(reason)),
+            let ran = resolve(input, case).and_then(simulate);
+            let outcome = match &ran {
+                Ok(ran) => ran.outcome(),
+                Err(reason) => unable(case, reason),
             };
             bar.inc(1);
             let facts = CaseFacts {
@@ -418,32 +496,46 @@ const MOST_ROWS: usize = 60;
 fn summary(folder: &Folder, sweep: &Sweep, results: &Table, color: ColorChoice) -> String {
     let done = |row: &usize| results.text(*row, "status") == "done";
     let all = 0..results.rows.len();
+    let served = results
+        .columns
+        .iter()
+        .any(|column| column.name == "ttft_mean_s");
+    let figures: &[(&str, &str, f64, usize)] = if served {
+        &[
+            (">tokens/s", "output_tokens_per_s", 1.0, 0),
+            (">per GPU", "output_tokens_per_s_per_gpu", 1.0, 1),
+            (">per user", "tokens_per_s_per_user", 1.0, 1),
+            (">TTFT s", "ttft_mean_s", 1.0, 3),
+            (">TPOT ms", "tpot_mean_s", 1e3, 1),
+            (">USD/M", "usd_per_million_output_tokens", 1.0, 3),
+        ]
+    } else {
+        &[
+            (">step s", "step_time_s", 1.0, 3),
+            (">EFLOP/s", "effective_flops", 1e-18, 4),
+            (">PFLOP/s per rack", "effective_flops_per_rack", 1e-15, 2),
+            (">MFU bf16 %", "mfu_bf16_noncausal", 100.0, 1),
+            (">MFU native %", "mfu_native_causal", 100.0, 1),
+        ]
+    };
     let rows: Vec<Vec<String>> = all
         .clone()
         .filter(done)
         .take(MOST_ROWS)
         .map(|row| {
-            let real = |name: &str| results.real(row, name).unwrap_or_default();
-            vec![
-                results.text(row, "case"),
-                format!("{:.3}", real("step_time_s")),
-                format!("{:.4}", real("effective_flops") * 1e-18),
-                format!("{:.2}", real("effective_flops_per_rack") * 1e-15),
-                format!("{:.1}", real("mfu_bf16_noncausal") * 100.0),
-                format!("{:.1}", real("mfu_native_causal") * 100.0),
-                results.text(row, "largest_loss"),
-            ]
+            let value = |(_, column, scale, digits): &(&str, &str, f64, usize)| {
+                let value = results.real(row, column).unwrap_or_default() * scale;
+                format!("{value:.digits$}")
+            };
+            let mut cells = vec![results.text(row, "case")];
+            cells.extend(figures.iter().map(value));
+            cells.push(results.text(row, "largest_loss"));
+            cells
         })
         .collect();
-    let head = [
-        "case",
-        ">step s",
-        ">EFLOP/s",
-        ">PFLOP/s per rack",
-        ">MFU bf16 %",
-        ">MFU native %",
-        "largest loss",
-    ];
+    let mut head = vec!["case"];
+    head.extend(figures.iter().map(|(title, ..)| *title));
+    head.push("largest loss");
     let width = terminal::style(color).width;
     let mut out = lay_out(&head, &rows, width);
     let ran = all.clone().filter(done).count();

@@ -4,6 +4,8 @@
 //! differences by cause. Runs of different work are put on one footing first: what is compared is GPU
 //! time per model FLOP, whose inverse is the effective FLOP/s of one GPU.
 
+pub mod serving;
+
 use crate::causes::{Family, family};
 use crate::format::{number, percent, seconds, significant};
 use schemars::JsonSchema;
@@ -121,7 +123,8 @@ pub struct Setting {
     pub b: String,
 }
 
-/// What a cause costs in both runs, in GPU-seconds per 10^15 model FLOPs.
+/// What a cause costs in both runs, in GPU-seconds per 10^15 model FLOPs; of serving, in
+/// GPU-milliseconds per output token.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct CauseDifference {
     /// Machine name of the cause.

@@ -1,9 +1,9 @@
 //! The folder of a sweep. Every file in it is whole or absent, and a case is finished when its
 //! `case.json` is there with the hash of all that the case depends on; that file is written last.
 
+use super::Work;
 use crate::failure::Failure;
 use crate::files;
-use crate::input::Resolved;
 use rackflow_report::sweep::{Cell, Table};
 use rackflow_scenario::Sweep;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub struct Planned {
     /// 128 bits, in hexadecimal.
     pub hash: String,
     /// What to simulate.
-    pub work: Result<Resolved, String>,
+    pub work: Result<Work, String>,
 }
 
 /// The record that a case is finished.

@@ -4,14 +4,19 @@ use super::table::{Cell, Column, ColumnKind, Table};
 use crate::causes::{Family, family};
 use crate::outlook::{Economics, Run};
 use crate::report::Report;
+use crate::serving::ServingReport;
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome<'r> {
-    /// It ran.
+    /// It trained.
     Done(&'r Report),
-    /// It cannot be simulated, and why: one line.
+    /// It served.
+    Served(&'r ServingReport),
+    /// It trains and cannot be simulated, and why: one line.
     Infeasible(String),
+    /// It serves and cannot be simulated, and why: one line.
+    Unserved(String),
 }
 
 /// What a row needs besides the report.
@@ -23,17 +28,15 @@ pub struct CaseFacts<'c> {
     pub parameters: &'c [(String, String)],
 }
 
-type Get = fn(&Report) -> Cell;
-
-struct Metric {
+struct Metric<R: 'static> {
     name: &'static str,
     kind: ColumnKind,
     unit: &'static str,
     meaning: &'static str,
-    get: Get,
+    get: fn(&R) -> Cell,
 }
 
-const fn text(name: &'static str, meaning: &'static str, get: Get) -> Metric {
+const fn text<R>(name: &'static str, meaning: &'static str, get: fn(&R) -> Cell) -> Metric<R> {
     Metric {
         name,
         kind: ColumnKind::Text,
@@ -43,7 +46,7 @@ const fn text(name: &'static str, meaning: &'static str, get: Get) -> Metric {
     }
 }
 
-const fn count(name: &'static str, meaning: &'static str, get: Get) -> Metric {
+const fn count<R>(name: &'static str, meaning: &'static str, get: fn(&R) -> Cell) -> Metric<R> {
     Metric {
         name,
         kind: ColumnKind::Count,
@@ -53,7 +56,12 @@ const fn count(name: &'static str, meaning: &'static str, get: Get) -> Metric {
     }
 }
 
-const fn real(name: &'static str, unit: &'static str, meaning: &'static str, get: Get) -> Metric {
+const fn real<R>(
+    name: &'static str,
+    unit: &'static str,
+    meaning: &'static str,
+    get: fn(&R) -> Cell,
+) -> Metric<R> {
     Metric {
         name,
         kind: ColumnKind::Real,
@@ -108,7 +116,7 @@ fn rack_effective(report: &Report) -> f64 {
 }
 
 /// Everything that is known of a case that ran, in the order of the table.
-const METRICS: &[Metric] = &[
+const METRICS: &[Metric<Report>] = &[
     text("model", "What is trained.", |r| word(&r.model.name)),
     real("parameters", "", "Parameters, all.", |r| {
         Cell::Real(r.model.parameters)
@@ -467,9 +475,178 @@ const IDENTITY: [(&str, &str); 3] = [
     ("reason", "Why it is infeasible."),
 ];
 
-/// Every column of a sweep that varies `parameters`: identity, then one text column for each
-/// parameter, then the metrics.
+/// Everything that is known of a case that served, in the order of the table.
+const SERVED: &[Metric<ServingReport>] = &[
+    text("model", "What is served.", |r| word(&r.model.name)),
+    text("accelerator", "Catalogue name of the accelerator.", |r| {
+        word(&r.cluster.accelerator)
+    }),
+    text("node", "Catalogue name of the node.", |r| {
+        word(&r.cluster.node)
+    }),
+    count("gpus", "Accelerators of the cluster.", |r| {
+        whole(r.cluster.gpus)
+    }),
+    text("stack", "Serving stack of the last pool.", |r| {
+        r.pools
+            .last()
+            .map_or(Cell::Missing, |pool| word(&pool.stack))
+    }),
+    real(
+        "requests_per_s",
+        "1/s",
+        "Requests answered per second.",
+        |r| Cell::Real(r.serving.requests_per_s),
+    ),
+    real(
+        "output_tokens_per_s",
+        "1/s",
+        "Tokens of answers per second.",
+        |r| Cell::Real(r.serving.output_tokens_per_s),
+    ),
+    real(
+        "output_tokens_per_s_per_gpu",
+        "1/s",
+        "The same per GPU.",
+        |r| Cell::Real(r.serving.output_tokens_per_s_per_gpu),
+    ),
+    real(
+        "output_tokens_per_s_per_rack",
+        "1/s",
+        "The same per full rack.",
+        |r| Cell::Real(r.serving.output_tokens_per_s_per_rack),
+    ),
+    real(
+        "tokens_per_s_per_user",
+        "1/s",
+        "What one user sees: 1 over mean TPOT.",
+        |r| Cell::Real(r.serving.tokens_per_s_per_user),
+    ),
+    real("ttft_mean_s", "s", "Time to the first token, mean.", |r| {
+        Cell::Real(r.serving.ttft_s.mean)
+    }),
+    real(
+        "ttft_p99_s",
+        "s",
+        "Time to the first token, 99th percentile.",
+        |r| Cell::Real(r.serving.ttft_s.p99),
+    ),
+    real("tpot_mean_s", "s", "Time per token after it, mean.", |r| {
+        Cell::Real(r.serving.tpot_s.mean)
+    }),
+    real(
+        "tpot_p99_s",
+        "s",
+        "Time per token after it, 99th percentile.",
+        |r| Cell::Real(r.serving.tpot_s.p99),
+    ),
+    real(
+        "e2e_mean_s",
+        "s",
+        "From arrival to the last token, mean.",
+        |r| Cell::Real(r.serving.e2e_s.mean),
+    ),
+    real(
+        "e2e_p99_s",
+        "s",
+        "From arrival to the last token, 99th percentile.",
+        |r| Cell::Real(r.serving.e2e_s.p99),
+    ),
+    real(
+        "slo_attainment",
+        "",
+        "Share of requests inside every limit of `slo`.",
+        |r| known(r.serving.slo_attainment),
+    ),
+    real("mfu_prefill", "", "MFU of steps with prompts.", |r| {
+        known(r.serving.mfu.prefill)
+    }),
+    real("mfu_decode", "", "MFU of steps that only decode.", |r| {
+        known(r.serving.mfu.decode)
+    }),
+    real(
+        "mbu_prefill",
+        "",
+        "Memory-bandwidth utilisation of steps with prompts.",
+        |r| known(r.serving.mbu.prefill),
+    ),
+    real(
+        "mbu_decode",
+        "",
+        "Memory-bandwidth utilisation of steps that only decode.",
+        |r| known(r.serving.mbu.decode),
+    ),
+    real(
+        "kv_hit_rate",
+        "",
+        "Share of prompt tokens that HBM held.",
+        |r| Cell::Real(r.serving.kv.hit_rate),
+    ),
+    real(
+        "kv_occupancy_mean",
+        "",
+        "Share of the cache in use, mean.",
+        |r| Cell::Real(r.serving.kv.occupancy_mean),
+    ),
+    count(
+        "preemptions",
+        "Requests whose blocks were taken away.",
+        |r| whole(r.serving.kv.preemptions),
+    ),
+    count("requests_refused", "Requests turned away.", |r| {
+        whole(r.serving.requests_refused)
+    }),
+    real(
+        "usd_per_million_output_tokens",
+        "USD",
+        "Rent per million output tokens.",
+        |r| known(r.serving.usd_per_million_output_tokens),
+    ),
+    real(
+        "joules_per_output_token",
+        "J",
+        "Energy of the racks per output token.",
+        |r| Cell::Real(r.serving.joules_per_output_token),
+    ),
+    real("share_idle", "", "Share of GPU time without a step.", |r| {
+        let idle = r.waterfall.iter().filter(|loss| loss.cause == "idle");
+        Cell::Real(idle.map(|loss| loss.fraction).sum())
+    }),
+    text(
+        "largest_loss",
+        "Machine name of the largest loss of the waterfall.",
+        |r| {
+            let losses = r
+                .waterfall
+                .iter()
+                .filter(|loss| loss.cause != "useful_math");
+            let largest = losses.max_by(|a, b| a.fraction.total_cmp(&b.fraction));
+            largest.map_or(Cell::Missing, |loss| word(&loss.cause))
+        },
+    ),
+    count("events", "Events that the simulation handled.", |r| {
+        whole(r.engine.events)
+    }),
+    count("seed", "Root of the random streams.", |r| {
+        whole(r.engine.seed)
+    }),
+];
+
+// The number of cells tells rows of the two kinds apart.
+const _: () = assert!(METRICS.len() != SERVED.len());
+
+/// Every column of a sweep of training runs that varies `parameters`: identity, then one text column
+/// for each parameter, then the metrics.
 pub fn columns(parameters: &[String]) -> Vec<Column> {
+    columns_of(parameters, METRICS)
+}
+
+/// The same of a sweep of services.
+pub fn serving_columns(parameters: &[String]) -> Vec<Column> {
+    columns_of(parameters, SERVED)
+}
+
+fn columns_of<R>(parameters: &[String], metrics: &[Metric<R>]) -> Vec<Column> {
     let fixed = |name: &str, kind, unit, meaning| Column {
         name: name.to_owned(),
         kind,
@@ -487,7 +664,7 @@ pub fn columns(parameters: &[String]) -> Vec<Column> {
             "As the sweep says it.",
         )
     });
-    let metrics = METRICS
+    let metrics = metrics
         .iter()
         .map(|m| fixed(m.name, m.kind, m.unit, m.meaning));
     identity.chain(chosen).chain(metrics).collect()
@@ -501,25 +678,35 @@ fn parameter(name: &str) -> String {
 /// One row, under [`columns`] of the same parameters.
 pub fn row(case: &CaseFacts<'_>, outcome: &Outcome<'_>, parameters: &[String]) -> Vec<Cell> {
     let (status, reason) = match outcome {
-        Outcome::Done(_) => ("done", Cell::Missing),
-        Outcome::Infeasible(reason) => ("infeasible", word(reason)),
+        Outcome::Done(_) | Outcome::Served(_) => ("done", Cell::Missing),
+        Outcome::Infeasible(reason) | Outcome::Unserved(reason) => ("infeasible", word(reason)),
     };
     let mut cells = vec![word(case.name), word(status), reason];
     for name in parameters {
         let chosen = case.parameters.iter().find(|(path, _)| path == name);
         cells.push(chosen.map_or(Cell::Missing, |(_, value)| word(value)));
     }
-    cells.extend(METRICS.iter().map(|metric| match outcome {
-        Outcome::Done(report) => (metric.get)(report),
-        Outcome::Infeasible(_) => Cell::Missing,
-    }));
+    match outcome {
+        Outcome::Done(report) => cells.extend(METRICS.iter().map(|metric| (metric.get)(report))),
+        Outcome::Served(report) => cells.extend(SERVED.iter().map(|metric| (metric.get)(report))),
+        Outcome::Infeasible(_) => cells.extend(METRICS.iter().map(|_| Cell::Missing)),
+        Outcome::Unserved(_) => cells.extend(SERVED.iter().map(|_| Cell::Missing)),
+    }
     cells
 }
 
-/// The columns as a Markdown table, for the documentation.
+/// The columns as Markdown tables, for the documentation.
 pub fn describe() -> String {
+    format!(
+        "{}\nOf services, after the same first columns:\n\n{}",
+        described(columns(&[])),
+        described(serving_columns(&[]).split_off(IDENTITY.len()))
+    )
+}
+
+fn described(columns: Vec<Column>) -> String {
     let mut out = String::from("| column | type | unit | meaning |\n|---|---|---|---|\n");
-    for column in columns(&[]) {
+    for column in columns {
         let kind = match column.kind {
             ColumnKind::Count => "int64",
             ColumnKind::Real => "double",
@@ -533,10 +720,13 @@ pub fn describe() -> String {
     out
 }
 
-/// A table of rows made by [`row`].
+/// A table of rows made by [`row`], all of training runs or all of services.
 pub fn table(parameters: &[String], rows: Vec<Vec<Cell>>) -> Table {
-    Table {
-        columns: columns(parameters),
-        rows,
-    }
+    let served = IDENTITY.len() + parameters.len() + SERVED.len();
+    let columns = if rows.first().is_some_and(|row| row.len() == served) {
+        serving_columns(parameters)
+    } else {
+        columns(parameters)
+    };
+    Table { columns, rows }
 }

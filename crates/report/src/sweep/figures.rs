@@ -105,6 +105,9 @@ const SUBJECTS: &[Subject] = &[
 /// Every picture that the table has figures for.
 pub fn figures(table: &Table) -> Vec<NamedPicture> {
     let curves = curves(table);
+    if table.columns.iter().any(|column| column.name == USER) {
+        return services(table, &curves).into_iter().collect();
+    }
     let sizes = |curve: &Curve| curve.rows.len();
     if curves.iter().map(sizes).max().unwrap_or(0) < 2 {
         return bars(table).into_iter().collect();
@@ -131,6 +134,56 @@ pub fn figures(table: &Table) -> Vec<NamedPicture> {
 }
 
 const GPUS: &str = "sweep.cluster.gpus";
+const USER: &str = "tokens_per_s_per_user";
+
+/// What one user sees against what one GPU delivers, a mark for each service.
+fn services(table: &Table, curves: &[Curve]) -> Option<NamedPicture> {
+    let mut series: Vec<Series> = curves
+        .iter()
+        .map(|curve| {
+            // A single case has a name of its own, such as `tensor=2`.
+            let name = match (curve.rows.as_slice(), curve.facet.as_str()) {
+                ([row], _) => table.text(*row, "case"),
+                (_, "") => curve.name.clone(),
+                (_, facet) => format!("{}, {facet}", curve.name),
+            };
+            let marks = points(table, curve, USER, "output_tokens_per_s_per_gpu", 1.0);
+            Series::line(&name, marks).drawn(Kind::Points)
+        })
+        .filter(|series| !series.points.is_empty())
+        .collect();
+    tell_apart(&mut series);
+    let all = series
+        .iter()
+        .flat_map(|s| s.points.iter().map(move |p| (s, p)));
+    let (best, most) = all.max_by(|a, b| a.1.1.total_cmp(&b.1.1))?;
+    let title = format!(
+        "{} delivers most: {} tokens/s per GPU at {} per user",
+        best.name,
+        short(most.1),
+        short(most.0)
+    );
+    let shown: Vec<&Curve> = curves.iter().collect();
+    let picture = Lines {
+        title,
+        subtitle: format!(
+            "{}; each mark is one case; towards the upper right is better",
+            subtitle(table, &shown, "")
+        ),
+        x: Axis::linear("tokens/s per user"),
+        y: Axis::linear("output tokens/s per GPU"),
+        series,
+        note: String::new(),
+    }
+    .picture();
+    Some(NamedPicture {
+        kind: "services",
+        name: "services".to_owned(),
+        subject: "What one user sees, and what one GPU delivers",
+        facet: String::new(),
+        picture,
+    })
+}
 
 /// Splits the cases into curves. The first choice names the curve, the others the facet; what the
 /// number of GPUs decides (a batch that grows with it) names neither.

@@ -101,6 +101,15 @@ const SHOWN: &[&str] = &[
     "share_exposed_ep",
     "share_exposed_dp",
     "share_bubble",
+    "requests_per_s",
+    "output_tokens_per_s",
+    "output_tokens_per_s_per_gpu",
+    "tokens_per_s_per_user",
+    "ttft_mean_s",
+    "tpot_mean_s",
+    "slo_attainment",
+    "usd_per_million_output_tokens",
+    "share_idle",
     "largest_loss",
 ];
 

@@ -5,7 +5,7 @@ mod figures;
 mod html;
 mod table;
 
-pub use columns::{CaseFacts, Outcome, columns, describe, row, table};
+pub use columns::{CaseFacts, Outcome, columns, describe, row, serving_columns, table};
 pub use figures::{NamedPicture, figures};
 pub use html::page;
 pub use table::{Cell, Column, ColumnKind, Table};
