@@ -122,3 +122,193 @@ fn jobs_that_cannot_be_are_refused_where_they_are_written() {
     let (_, _, err) = run_text("overlap", &overlapping);
     assert!(err.contains("GPU 0 is taken already"), "{err}");
 }
+
+const MIXED: &str = include_str!("../scenarios/serving-beside-training-roce.yaml");
+
+/// The jobs of a report in JSON.
+fn report_of(name: &str, text: &str) -> serde_json::Value {
+    let (status, out, err) = run_text(name, text);
+    assert_eq!((status, err.as_str()), (0, ""), "{name}");
+    serde_json::from_str(&out).expect("the output is JSON")
+}
+
+#[test]
+fn caches_on_the_move_and_gradients_slow_each_other_where_they_meet() {
+    let apart = MIXED.replace("placement: scattered", "placement: packed");
+    let (beside, apart) = (report_of("beside", MIXED), report_of("apart", &apart));
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let of = |report: &serde_json::Value, job: usize, kind: &str, key: &str| {
+        number(&report["jobs"][job][kind][key])
+    };
+    // Both jobs feel it where they share leaves.
+    let waits = |report| {
+        [
+            of(report, 0, "serving", "kv_wait_alone_s"),
+            of(report, 0, "serving", "kv_wait_s"),
+        ]
+    };
+    let [alone, together] = waits(&beside);
+    assert!(together > 1.1 * alone, "{alone} {together}");
+    assert!(number(&beside["jobs"][1]["slowdown"]) > 1.002);
+    // On leaves of their own neither does.
+    let [alone, together] = waits(&apart);
+    assert_eq!(alone, together);
+    for job in 0..2 {
+        assert_eq!(number(&apart["jobs"][job]["slowdown"]), 1.0);
+    }
+    // All that was asked was answered, and moved once.
+    let serving = &beside["jobs"][0]["serving"]["report"]["serving"];
+    assert_eq!(
+        serving["requests"]["answered"],
+        apart["jobs"][0]["serving"]["report"]["serving"]["requests"]["answered"]
+    );
+}
+
+#[test]
+fn jobs_that_serve_only_share_a_fabric_too_and_order_does_not_matter() {
+    let jobs = MIXED.find("jobs:").expect("it has jobs");
+    let (head, list) = MIXED.split_at(jobs);
+    let second = list.find("  - name: pretraining").expect("two jobs");
+    let (first, rest) = list["jobs:\n".len()..].split_at(second - "jobs:\n".len());
+    let swapped = format!("{head}jobs:\n{rest}{first}");
+    let (_, out, _) = run_text("swapped", &swapped);
+    assert!(out.contains("\"pretraining\""), "{out}");
+    let other = first.replace("name: chat", "name: search");
+    let both = format!("{head}jobs:\n{first}{other}");
+    let report = report_of("both", &both);
+    assert_eq!(report["jobs"].as_array().map(Vec::len), Some(2));
+    for job in 0..2 {
+        let slowdown = report["jobs"][job]["slowdown"].as_f64().expect("a number");
+        assert!((1.0..2.0).contains(&slowdown), "{slowdown}");
+    }
+}
+
+#[test]
+fn a_serving_job_beside_others_is_refused_where_it_cannot_be() {
+    for (name, from, to, says) in [
+        (
+            "node",
+            "prefill: { replicas: 4,",
+            "prefill: { node: dgx-a100, replicas: 4,",
+            "beside other jobs both pools sit on the nodes of the cluster",
+        ),
+        (
+            "large",
+            "decode: { replicas: 4,",
+            "decode: { replicas: 9,",
+            "prefill and decode need 104 GPUs, but the cluster has 64",
+        ),
+        (
+            "model",
+            "model: llama3-70b",
+            "model: llama3-70",
+            "unknown model `llama3-70`",
+        ),
+    ] {
+        let (status, out, err) = run_text(name, &MIXED.replace(from, to));
+        assert_eq!((status, out.as_str()), (2, ""), "{name}");
+        assert!(err.contains(says), "{name}: {err}");
+        assert!(err.contains("jobs.yaml:"), "{name} names its place: {err}");
+    }
+}
+
+/// What is slow or broken is named, and its cost stands beside it.
+fn disturbed(name: &str, text: &str) -> (Vec<String>, f64, f64) {
+    let report = report_of(name, text);
+    let disturbed = &report["disturbed"];
+    let number = |key: &str| disturbed[key].as_f64().expect("a number");
+    let faults = disturbed["faults"].as_array().expect("a list");
+    (
+        faults
+            .iter()
+            .map(|fault| fault.as_str().expect("words").to_owned())
+            .collect(),
+        number("undisturbed_time_s"),
+        number("time_s"),
+    )
+}
+
+#[test]
+fn slow_gpus_and_faulty_links_are_named_with_what_they_cost_a_step() {
+    for (name, text, says) in [
+        (
+            "rail",
+            include_str!("../scenarios/dead-rail-llama3-8b-64-h100.yaml"),
+            "rail 3 is dead",
+        ),
+        (
+            "flapping",
+            include_str!("../scenarios/flapping-nic-llama3-8b-64-h100.yaml"),
+            "the NIC of GPU 9 is down for 5.000 ms every 100.0 ms",
+        ),
+        (
+            "slow",
+            include_str!("../scenarios/slow-gpu-llama3-8b-64-h100.yaml"),
+            "GPU 9 computes 1.1 times as long",
+        ),
+    ] {
+        let (faults, without, with) = disturbed(name, text);
+        assert_eq!(faults, [says]);
+        assert!(with > without, "{name}: {with} {without}");
+        assert!(with < 1.2 * without, "{name}: {with} {without}");
+    }
+    let (_, text, _) = rackflow(&["run", "slow-gpu-llama3-8b-64-h100"]);
+    assert!(
+        text.contains("GPU 9 computes 1.1 times as long. A step takes"),
+        "{text}"
+    );
+}
+
+#[test]
+fn faults_slow_serving_too() {
+    let disaggregated = "cluster: { node: dgx-h100, gpus: 32, fabric: rail-optimized }\n\
+        workload:\n  serving:\n    model: llama3-70b\n    stack: vllm-0.10\n    \
+        precision: { weights: fp8, kv: bf16 }\n    disaggregation:\n      \
+        prefill: { replicas: 2, parallelism: { tensor: 8 } }\n      \
+        decode: { replicas: 2, parallelism: { tensor: 8 } }\n      \
+        transfer: { layer_by_layer: false }\n    requests:\n      input: { fixed: 8192 }\n      \
+        output: { fixed: 16 }\n      arrivals: { poisson: { rate: 3 requests/s } }\n      count: 40\n\
+        simulation:\n";
+    for (name, fault, says) in [
+        (
+            "dead",
+            "  links: [{ link: { rail: 3 }, state: down }]\n",
+            "rail 3 is dead",
+        ),
+        (
+            "half",
+            "  links: [{ link: { nic: 1 }, state: { degraded: 0.25 } }]\n",
+            "the NIC of GPU 1 works at 25.0 % of the rate",
+        ),
+        (
+            "flap",
+            "  links: [{ link: { nic: 1 }, state: { flapping: { every: 20 ms, down: 10 ms } } }]\n",
+            "the NIC of GPU 1 is down for 10.00 ms every 20.00 ms",
+        ),
+        (
+            "hot",
+            "  stragglers: [{ gpu: 17, slowdown: 1.5 }]\n",
+            "GPU 17 computes 1.5 times as long",
+        ),
+    ] {
+        let (faults, without, with) = disturbed(name, &format!("{disaggregated}{fault}"));
+        assert_eq!(faults, [says]);
+        assert!(with > 1.0005 * without, "{name}: {with} {without}");
+    }
+    for (name, fault, says) in [
+        (
+            "nobody",
+            "  stragglers: [{ gpu: 32, slowdown: 1.5 }]\n",
+            "there is no GPU 32",
+        ),
+        (
+            "norail",
+            "  links: [{ link: { rail: 8 }, state: down }]\n",
+            "there is no rail 8",
+        ),
+    ] {
+        let (status, _, err) = run_text(name, &format!("{disaggregated}{fault}"));
+        assert_eq!(status, 2, "{name}");
+        assert!(err.contains(says), "{name}: {err}");
+    }
+}

@@ -485,6 +485,75 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What arrives is what was sent, over every link: the rates of a flow, each for as long as it
+        /// lasted, sum to its bytes when it ends, however often others come and go and links change.
+        #[test]
+        fn bytes_sent_are_bytes_received(
+            acts in prop::collection::vec((act(), 0..60_000_u64), 1..25),
+            whole in prop::collection::vec(1e10..2e11_f64, LINKS as usize),
+        ) {
+            let mut net = FlowNet::with_links(ENDPOINTS as usize, &whole);
+            let mut changed = Vec::new();
+            // Flow, its bytes, and those that have arrived.
+            let mut under_way: Vec<(FlowId, Sent, f64)> = Vec::new();
+            let mut now = SimTime::ZERO;
+            let mut ended = 0;
+            let pass = |net: &FlowNet, under_way: &mut Vec<(FlowId, Sent, f64)>, from: SimTime, to: SimTime| {
+                let seconds = to.since(from).as_secs_f64();
+                for (id, sent, arrived) in under_way.iter_mut() {
+                    let full = sent.bytes as f64 / ((sent.nic + LATENCY) as f64 * 1e-12);
+                    *arrived += net.rate(*id) * full * seconds;
+                }
+            };
+            let mut acts = acts.into_iter();
+            let mut coming = acts.next().map(|(act, after)| (act, now + SimDuration::from_picos(after)));
+            loop {
+                let next_end = under_way.iter().map(|(id, ..)| net.ends(*id)).min();
+                let act_at = coming.as_ref().map(|(_, at)| *at);
+                match (next_end, act_at) {
+                    (Some(end), at) if end < SimTime::MAX && at.is_none_or(|at| end <= at) => {
+                        pass(&net, &mut under_way, now, end);
+                        now = end;
+                        let index = under_way.iter().position(|(id, ..)| net.ends(*id) == end).expect("it is there");
+                        let (id, sent, arrived) = under_way.remove(index);
+                        net.finish(now, id, &mut changed);
+                        ended += 1;
+                        let bytes = sent.bytes as f64;
+                        // Ends are rounded up to a picosecond, at a full rate of at most 5e11 bytes per second.
+                        prop_assert!((arrived - bytes).abs() < 1.0 + 1e-5 * bytes, "{arrived} of {bytes}");
+                    }
+                    (_, Some(at)) => {
+                        pass(&net, &mut under_way, now, at);
+                        now = at;
+                        match coming.take().expect("something comes").0 {
+                            Act::Start(sent) => {
+                                let demand = Demand {
+                                    latency: SimDuration::from_picos(LATENCY),
+                                    nic: SimDuration::from_picos(sent.nic),
+                                    ..Demand::NONE
+                                };
+                                let crossing = Crossing { bytes: sent.bytes, links: &sent.links };
+                                let id = net.start_over(now, &[sent.endpoint], &demand, crossing, &mut changed);
+                                under_way.push((id, sent, 0.0));
+                            }
+                            Act::Capacity(link, part) => {
+                                net.set_capacity(now, Port::Shared(link), part.max(0.05), &mut changed);
+                            }
+                            Act::Port(port, part) => net.set_capacity(now, Port::Nic(port), part, &mut changed),
+                            Act::End(_) => {}
+                        }
+                        coming = acts.next().map(|(act, after)| (act, now + SimDuration::from_picos(after)));
+                    }
+                    _ => break,
+                }
+            }
+            prop_assert!(under_way.is_empty(), "every flow ends; {ended} did");
+        }
+    }
+
+    proptest! {
         #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// The incremental net and the obvious one agree after every change; no link is ever

@@ -74,7 +74,7 @@ impl Plan {
 pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
     let host = ClusterMap::new(setup.host())?;
-    let may_block = crossing::may_block(setup, &host);
+    let may_block = crossing::may_block(setup.host(), &setup.faults, &host);
     // Whoever shares the cluster may come to meet this job on any link.
     let shared = may_block && setup.seats.is_some();
     let plan = compile_on(setup, &host, shared)?;
@@ -204,6 +204,8 @@ fn facts(
         scenario: setup.name.clone(),
         cluster: setup.cluster.clone(),
         training: training.clone(),
+        faults: setup.faults.clone(),
+        stragglers: setup.stragglers.clone(),
         parameters: model.parameters_total() as f64,
         active_parameters: model.parameters_active() as f64,
         model_flops_noncausal: noncausal,

@@ -6,10 +6,10 @@
 
 use crate::compile::Plan;
 use crate::program::{GroupSlot, Work};
-use crate::setup::Setup;
 use rackflow_network::{Algorithm, CollectiveOp, Demand, Program};
 use rackflow_topology::{
-    ClusterMap, Fabric, FaultyLink, GroupSpan, Joined, Level, LinkFault, LinkId, Routing, Wires,
+    Cluster, ClusterMap, Fabric, FaultyLink, GroupSpan, Joined, Level, LinkFault, LinkId, Routing,
+    Wires,
 };
 use rackflow_units::{Bytes, SimDuration};
 
@@ -348,14 +348,16 @@ impl Plan {
 /// Whether links above the leaves of this cluster may be asked for more than they carry: where tiers
 /// are narrower than what is below them, where hashes pick paths, where groups are joined directly,
 /// and where a leaf is not whole.
-pub(crate) fn may_block(setup: &Setup, map: &ClusterMap) -> bool {
-    let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
-    let fabric = &setup.host().fabric;
+pub fn may_block(host: &Cluster, faults: &[LinkFault], map: &ClusterMap) -> bool {
     map.leaf_oversubscription() > 1.0
         || map.spine_oversubscription() > 1.0
-        || fabric.routing() == Routing::Ecmp
-        || matches!(fabric, Fabric::DragonflyPlus(_))
-        || setup.faults.iter().any(leaf)
+        || host.fabric.routing() == Routing::Ecmp
+        || matches!(host.fabric, Fabric::DragonflyPlus(_))
+        || faults.iter().any(is_of_leaf)
+}
+
+fn is_of_leaf(fault: &LinkFault) -> bool {
+    matches!(fault.link, FaultyLink::LeafUplinks(_))
 }
 
 /// Whether this plan asks a link above the leaves for more than it carries when every rank that
@@ -363,8 +365,7 @@ pub(crate) fn may_block(setup: &Setup, map: &ClusterMap) -> bool {
 /// prices.
 pub(crate) fn blocks(plan: &Plan, map: &ClusterMap) -> bool {
     let setup = &plan.setup;
-    let leaf = |fault: &LinkFault| matches!(fault.link, FaultyLink::LeafUplinks(_));
-    if setup.faults.iter().any(leaf) {
+    if setup.faults.iter().any(is_of_leaf) {
         return true;
     }
     let Ok(wires) = Wires::routed(setup.host(), Routing::Adaptive, 0) else {

@@ -1,7 +1,8 @@
 //! What a report must say about a plan besides what the simulation measures.
 
 use crate::memory::MemoryUse;
-use rackflow_topology::Cluster;
+use crate::setup::Straggler;
+use rackflow_topology::{Cluster, LinkFault};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision};
 use rackflow_workload::Training;
 
@@ -89,6 +90,10 @@ pub struct Facts {
     pub cluster: Cluster,
     /// The work.
     pub training: Training,
+    /// Dead, slow and flapping links.
+    pub faults: Vec<LinkFault>,
+    /// Slower devices.
+    pub stragglers: Vec<Straggler>,
     /// Parameters, all.
     pub parameters: f64,
     /// Parameters that one token meets.

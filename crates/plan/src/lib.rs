@@ -27,7 +27,7 @@ mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{Plan, compile};
-pub use crossing::{Flows, Pattern, Reach, Sender, route_of};
+pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, KernelFacts, KernelKind, StageFacts, Uplinks};
 pub use memory::MemoryUse;

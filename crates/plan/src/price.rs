@@ -91,7 +91,11 @@ impl Prices {
         }
         Self {
             // Flows that run over the links of the tiers may be faster than their average.
-            links: links(setup, map, crossing::may_block(setup, map)),
+            links: links(
+                setup,
+                map,
+                crossing::may_block(setup.host(), &setup.faults, map),
+            ),
             spans,
             span_classes: Vec::new(),
             paths: Vec::new(),

@@ -19,7 +19,7 @@ pub struct Input {
     pub source: String,
     pub text: String,
     /// Files that the scenario names are relative to this folder.
-    folder: PathBuf,
+    pub folder: PathBuf,
 }
 
 /// A scenario as meant.

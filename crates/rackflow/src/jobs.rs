@@ -5,19 +5,22 @@ use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input};
 use crate::run;
+use crate::serve;
 use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::Plan;
-use rackflow_report::{JobInput, JobsReport, Style, plot, summarize_jobs};
-use rackflow_scenario::Job;
-use rackflow_simulator::{JobRecord, simulate_jobs};
-use std::path::Path;
+use rackflow_plan::serving::{FleetPlan, compile_fleet};
+use rackflow_report::{JobInput, JobRun, JobsReport, Style, WorkReport, plot, summarize_jobs};
+use rackflow_scenario::{Job, JobWork};
+use rackflow_simulator::serving::Rows;
+use rackflow_simulator::{JobOutcome, simulate_mixed};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Simulates the jobs beside each other, and each alone on its seats.
 pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
     let jobs = input::resolve_jobs(input, args.seed, run::fidelity(args))?;
-    let plans = plans(&jobs)?;
+    let plans = plans(input, &jobs)?;
     let report = simulate(input, &jobs, &plans)?;
     if let Some(folder) = &args.output {
         write(folder, &report)?;
@@ -31,47 +34,114 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
 /// Says whether the jobs could be run.
 pub fn check(input: &Input) -> Result<String, Failure> {
     let jobs = input::resolve_jobs(input, None, None)?;
-    let plans = plans(&jobs)?;
+    let plans = plans(input, &jobs)?;
     let each: Vec<String> = jobs
         .iter()
         .zip(&plans)
-        .map(|(job, plan)| format!("{}: {}", job.name, run::in_short(plan)))
+        .map(|(job, plan)| match plan {
+            Compiled::Training(plan) => format!("{}: {}", job.name, run::in_short(plan)),
+            Compiled::Serving(plan, _) => format!("{}: {}", job.name, serve::in_short(plan)),
+        })
         .collect();
     Ok(each.join("; "))
 }
 
-fn plans(jobs: &[Job]) -> Result<Vec<Plan>, Failure> {
-    jobs.iter()
-        .map(|job| {
-            let setup = &job.setup;
+/// A job whose work is compiled.
+enum Compiled {
+    Training(Box<Plan>),
+    Serving(Box<FleetPlan>, Option<PathBuf>),
+}
+
+fn plans(input: &Input, jobs: &[Job]) -> Result<Vec<Compiled>, Failure> {
+    jobs.iter().map(|job| compiled(input, job)).collect()
+}
+
+fn compiled(input: &Input, job: &Job) -> Result<Compiled, Failure> {
+    match &job.work {
+        JobWork::Training(setup) => {
             let plan =
                 rackflow_plan::compile(setup).and_then(|plan| plan.check_memory().map(|()| plan));
-            plan.map_err(|error| Failure::Input(job.written.refusal(setup, &error).to_string()))
+            plan.map(|plan| Compiled::Training(Box::new(plan)))
+                .map_err(|error| Failure::Input(job.written.refusal(setup, &error).to_string()))
+        }
+        JobWork::Serving(setup) => {
+            let trace = serve::trace_beside(setup, &input.folder);
+            if let Some(path) = &trace {
+                drop(serve::rows(path)?);
+            }
+            let plan = compile_fleet((**setup).clone());
+            plan.map(|plan| Compiled::Serving(Box::new(plan), trace))
+                .map_err(|error| {
+                    Failure::Input(job.written.fleet_refusal(setup, &error).to_string())
+                })
+        }
+    }
+}
+
+/// Simulates jobs beside each other.
+fn beside(plans: &[&Compiled]) -> Result<Vec<JobOutcome>, Failure> {
+    let traces: Vec<Option<Box<dyn Fn() -> Rows<'static>>>> = plans
+        .iter()
+        .map(|plan| match plan {
+            Compiled::Serving(_, Some(path)) => {
+                let path = path.clone();
+                // It could be read when the plans were made.
+                let rows =
+                    move || serve::rows(&path).unwrap_or_else(|_| Box::new(std::iter::empty()));
+                Some(Box::new(rows) as Box<dyn Fn() -> Rows<'static>>)
+            }
+            _ => None,
         })
-        .collect()
+        .collect();
+    let jobs: Vec<rackflow_simulator::Job<'_>> = plans
+        .iter()
+        .zip(&traces)
+        .map(|(plan, trace)| match plan {
+            Compiled::Training(plan) => rackflow_simulator::Job::Training(plan),
+            Compiled::Serving(plan, _) => rackflow_simulator::Job::Serving(plan, trace.as_deref()),
+        })
+        .collect();
+    simulate_mixed(&jobs).map_err(Failure::input)
 }
 
 #[allow(
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-fn simulate(input: &Input, jobs: &[Job], plans: &[Plan]) -> Result<JobsReport, Failure> {
+fn simulate(input: &Input, jobs: &[Job], plans: &[Compiled]) -> Result<JobsReport, Failure> {
     let started = Instant::now();
-    let together = simulate_jobs(plans);
-    let alone: Vec<JobRecord> = plans
-        .iter()
-        .flat_map(|plan| simulate_jobs(std::slice::from_ref(plan)))
-        .collect();
+    let together = beside(&plans.iter().collect::<Vec<_>>())?;
+    let mut alone = Vec::new();
+    for plan in plans {
+        alone.extend(beside(&[plan])?);
+    }
     let wall_s = started.elapsed().as_secs_f64();
     let inputs: Vec<JobInput<'_>> = jobs
         .iter()
+        .zip(plans)
         .zip(together.iter().zip(&alone))
-        .map(|(job, (together, alone))| JobInput {
+        .map(|((job, plan), outcomes)| JobInput {
             name: job.name.clone(),
             placement: job.placement,
-            setup: &job.setup,
-            together,
-            alone,
+            work: match (plan, outcomes) {
+                (
+                    Compiled::Training(plan),
+                    (JobOutcome::Training(together), JobOutcome::Training(alone)),
+                ) => JobRun::Training {
+                    setup: &plan.setup,
+                    together,
+                    alone,
+                },
+                (
+                    Compiled::Serving(plan, _),
+                    (JobOutcome::Serving(together), JobOutcome::Serving(alone)),
+                ) => JobRun::Serving {
+                    plan,
+                    together,
+                    alone,
+                },
+                _ => unreachable!("what trains has trained, and what serves has served"),
+            },
         })
         .collect();
     summarize_jobs(&input::stem(&input.source), &inputs, wall_s).map_err(|error| {
@@ -90,10 +160,11 @@ fn write(folder: &Path, report: &JobsReport) -> Result<(), Failure> {
         .iter()
         .enumerate()
         .map(|(index, job)| {
-            (
-                format!("waterfall-{}.svg", index + 1),
-                plot::waterfall(&job.report).svg(),
-            )
+            let picture = match &job.work {
+                WorkReport::Training(work) => plot::waterfall(&work.report),
+                WorkReport::Serving(work) => plot::serving_waterfall(&work.report),
+            };
+            (format!("waterfall-{}.svg", index + 1), picture.svg())
         })
         .collect();
     let mut all: Vec<(&str, &[u8])> = vec![

@@ -13,7 +13,7 @@ use crate::sweep;
 use crate::terminal;
 use crate::trace;
 use clap::ColorChoice;
-use rackflow_plan::Plan;
+use rackflow_plan::{Plan, Setup};
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
 use std::path::Path;
 use std::time::Instant;
@@ -166,11 +166,26 @@ pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
         over_seeds,
         timeline: Some(timeline),
     };
-    summarize(&record, options).map_err(|error| {
+    let mut report = summarize(&record, options).map_err(|error| {
         Failure::run(format_args!(
             "the simulation contradicts itself, which is a defect of Rackflow: {error}"
         ))
-    })
+    })?;
+    if let Some(disturbed) = &mut report.disturbed {
+        disturbed.undisturbed_time_s = undisturbed(&plan.setup);
+    }
+    Ok(report)
+}
+
+/// The step time where nothing is slow or broken, in seconds.
+fn undisturbed(setup: &Setup) -> Option<f64> {
+    let whole = Setup {
+        stragglers: Vec::new(),
+        faults: Vec::new(),
+        ..setup.clone()
+    };
+    let plan = rackflow_plan::compile(&whole).ok()?;
+    Some(rackflow_simulator::simulate(&plan).step_time.as_secs_f64())
 }
 
 /// Writes the report in every form.

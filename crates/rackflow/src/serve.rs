@@ -6,7 +6,7 @@ use crate::files;
 use crate::input::{self, Input, ResolvedFleet};
 use crate::terminal;
 use clap::ColorChoice;
-use rackflow_plan::serving::{FleetPlan, compile_fleet};
+use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_report::{
     RequestsCsv, RequestsParquet, ServingReport, Style, plot, render_serving_text,
     summarize_serving,
@@ -100,6 +100,11 @@ pub fn check(input: &Input) -> Result<String, Failure> {
         drop(rows(path)?);
     }
     let plan = compile(resolved)?;
+    Ok(in_short(&plan))
+}
+
+/// What a fleet comes to: its replicas and their caches.
+pub fn in_short(plan: &FleetPlan) -> String {
     let parts: Vec<String> = plan
         .setup
         .pools
@@ -115,13 +120,18 @@ pub fn check(input: &Input) -> Result<String, Failure> {
             )
         })
         .collect();
-    Ok(parts.join("; "))
+    parts.join("; ")
 }
 
 /// The trace that the scenario names, relative to its folder.
 pub fn trace_path(resolved: &ResolvedFleet) -> Option<PathBuf> {
-    match &resolved.setup.requests.shapes {
-        Shapes::Trace { path, .. } => Some(resolved.folder.join(path)),
+    trace_beside(&resolved.setup, &resolved.folder)
+}
+
+/// The trace that a fleet's requests come from, relative to this folder.
+pub fn trace_beside(setup: &FleetSetup, folder: &Path) -> Option<PathBuf> {
+    match &setup.requests.shapes {
+        Shapes::Trace { path, .. } => Some(folder.join(path)),
         Shapes::Drawn { .. } => None,
     }
 }
@@ -133,7 +143,8 @@ pub fn compile(resolved: ResolvedFleet) -> Result<FleetPlan, Failure> {
         .map_err(|error| Failure::Input(resolved.written.fleet_refusal(&setup, &error).to_string()))
 }
 
-fn rows(path: &Path) -> Result<Rows<'static>, Failure> {
+/// The rows of a trace.
+pub fn rows(path: &Path) -> Result<Rows<'static>, Failure> {
     match File::open(path) {
         Ok(file) => Ok(Box::new(Trace::new(BufReader::with_capacity(1 << 16, file)))),
         Err(error) => shipped(path).ok_or_else(|| {
@@ -184,11 +195,19 @@ fn simulate(
     let started = Instant::now();
     let record = record(plan, trace, sink)?;
     let wall_s = started.elapsed().as_secs_f64();
-    summarize_serving(plan, &record, wall_s).map_err(|error| {
+    let mut report = summarize_serving(plan, &record, wall_s).map_err(|error| {
         Failure::run(format_args!(
             "the simulation contradicts itself, which is a defect of Rackflow: {error}"
         ))
-    })
+    })?;
+    if let Some(disturbed) = &mut report.disturbed {
+        let mut whole = plan.clone();
+        whole.setup.faults.clear();
+        whole.setup.stragglers.clear();
+        let record = self::record(&whole, trace, &mut NoSink)?;
+        disturbed.undisturbed_time_s = Some(record.e2e.mean_s());
+    }
+    Ok(report)
 }
 
 /// Writes the report in every form.

@@ -16,6 +16,7 @@ mod chakra;
 mod collective;
 pub mod compare;
 mod detail;
+mod disturbed;
 mod elasticity;
 mod format;
 mod jobs;
@@ -42,8 +43,12 @@ pub use collective::{CollectiveReport, CollectiveTable};
 pub use detail::{
     FormatPeak, Kernel, Kernels, LinkTier, Links, StageTimeline, Timeline, TrafficOf,
 };
+pub use disturbed::Disturbed;
 pub use elasticity::{Answer, Elasticities, Elasticity};
-pub use jobs::{JobInput, JobReport, JobsReport, summarize_jobs};
+pub use jobs::{
+    JobInput, JobReport, JobRun, JobsReport, ServingBeside, TrainingBeside, WorkReport,
+    summarize_jobs,
+};
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;
 pub use planner::{PlanRow, PlanSearch, Reason};

@@ -1,6 +1,7 @@
 //! The report as data. Every metric is defined here, at its field, and nowhere else.
 
 use crate::detail::{Kernels, Links, Timeline};
+use crate::disturbed::Disturbed;
 use crate::outlook::{Economics, Run};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct Report {
     /// Beside what was published, where the scenario says what that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<Comparison>,
+    /// Slow GPUs and faulty links, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturbed: Option<Disturbed>,
     /// What the scenario's authors had to assume because no source says it.
     pub assumed: Vec<String>,
     /// Peak memory of one GPU of each pipeline stage, first to last.

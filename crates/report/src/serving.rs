@@ -1,5 +1,6 @@
 //! What a serving run means. Every metric is defined here, at its field, and nowhere else.
 
+use crate::disturbed::Disturbed;
 use crate::report::{Cluster, Engine, Loss, Peak, Rack, SCHEMA_VERSION};
 use crate::summarize::{self, ReportError};
 use rackflow_plan::Accounts;
@@ -33,6 +34,9 @@ pub struct ServingReport {
     /// From peak to effective: where all GPU-seconds of the window went. The first entry is the
     /// useful work, the others are losses; the fractions sum to 1.
     pub waterfall: Vec<Loss>,
+    /// Slow GPUs and faulty links, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturbed: Option<Disturbed>,
     /// What the scenario's authors had to assume because no source says it.
     pub assumed: Vec<String>,
     /// How the simulation itself went. `ranks_simulated` counts replicas.
@@ -287,6 +291,11 @@ pub fn summarize_serving(
         serving: serving(plan, record),
         racks: racks(plan, record),
         waterfall: summarize::waterfall(&total),
+        disturbed: Disturbed::of(
+            &plan.setup.faults,
+            &plan.setup.stragglers,
+            record.e2e.mean_s(),
+        ),
         assumed: plan.setup.assumed.clone(),
         engine: Engine {
             events: record.events,

@@ -3,6 +3,7 @@
 use crate::advice;
 use crate::causes::{explain, key};
 use crate::detail;
+use crate::disturbed::Disturbed;
 use crate::outlook;
 use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
@@ -120,6 +121,11 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             .published
             .map(|published| compare(&training, published)),
         training,
+        disturbed: Disturbed::of(
+            &facts.faults,
+            &facts.stragglers,
+            record.step_time.as_secs_f64(),
+        ),
         assumed: facts.training.assumed.clone(),
         memory_by_stage: memory_by_stage(facts),
         kernels: Some(detail::kernels(facts, total.total_picos() as f64 * 1e-12)),

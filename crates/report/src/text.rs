@@ -128,6 +128,9 @@ fn header(page: &mut Page<'_>, report: &Report) {
         &format!("{}, recomputing {}", plan.precision, plan.recompute),
     );
     page.entry("software", &plan.stack);
+    if let Some(disturbed) = &report.disturbed {
+        page.entry("faults", &disturbed.sentence("a step"));
+    }
 }
 
 /// The plan as the field writes it: "TP 8 · PP 16 · DP 128, 1F1B".

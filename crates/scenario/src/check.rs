@@ -39,6 +39,19 @@ pub(crate) fn serving_text(text: &ServingText, findings: &mut Findings<'_>) {
 /// Reports everything else that keeps `setup` from being simulated.
 pub(crate) fn serving(setup: &FleetSetup, findings: &mut Findings<'_>) {
     serving::fleet(setup, findings);
+    let gpus = setup.clusters.iter().map(|cluster| cluster.gpus).sum();
+    work::stragglers(findings, gpus, &setup.stragglers);
+    match setup.clusters.as_slice() {
+        [cluster] => work::links(cluster, &setup.faults, findings),
+        _ if !setup.faults.is_empty() => {
+            let found = findings.at(
+                "simulation.links",
+                "links are those of one cluster, and the pools are on clusters of their own",
+            );
+            findings.report(found.hint("give both pools the cluster's node, or leave `links` out"));
+        }
+        _ => {}
+    }
 }
 
 /// A whole number that must be at least 1 and at most `limit`; says so at `path` where it is not.

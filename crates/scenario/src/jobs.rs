@@ -7,8 +7,9 @@ use crate::import;
 use crate::refusal::Written;
 use crate::resolve::{Files, Findings, Scenario};
 use crate::yaml::{self, Key, Node as Tree, Value};
+use rackflow_plan::serving::FleetSetup;
 use rackflow_plan::{Fidelity, Seats, Setup};
-use rackflow_topology::Cluster;
+use rackflow_topology::{Cluster, LinkFault};
 
 /// A scenario of several jobs, its names not yet looked up.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,10 +28,38 @@ pub struct Job {
     pub name: String,
     /// How its accelerators were chosen, as it is written in a scenario.
     pub placement: &'static str,
-    /// What it runs, and on which seats.
-    pub setup: Setup,
+    /// What it does, and on which seats.
+    pub work: JobWork,
     /// Where each part of it is written.
     pub written: Written,
+}
+
+/// What a job does.
+#[derive(Debug, Clone)]
+pub enum JobWork {
+    /// It trains.
+    Training(Box<Setup>),
+    /// It answers requests.
+    Serving(Box<FleetSetup>),
+}
+
+impl JobWork {
+    /// A cluster of the job's size.
+    fn cluster(&self) -> &Cluster {
+        match self {
+            Self::Training(setup) => &setup.cluster,
+            Self::Serving(setup) => &setup.clusters[0],
+        }
+    }
+
+    fn sit(&mut self, at: Seats, links: &[LinkFault]) {
+        let (seats, faults) = match self {
+            Self::Training(setup) => (&mut setup.seats, &mut setup.faults),
+            Self::Serving(setup) => (&mut setup.seats, &mut setup.faults),
+        };
+        *seats = Some(at);
+        *faults = links.to_vec();
+    }
 }
 
 /// Whether a text describes several jobs. What is no YAML does not.
@@ -202,11 +231,25 @@ impl JobsScenario {
         let scenario = Scenario::of_tree(self.source.clone(), tree, Some(&job.name))?
             .simulated_with(self.seed, self.fidelity);
         let written = scenario.written();
-        let setup = scenario.resolve(files)?;
+        let work = if scenario.serves() {
+            let setup = scenario.resolve_serving(files)?;
+            if setup.clusters.len() > 1 {
+                let found = Diagnostic::error(
+                    &self.source,
+                    self.tree
+                        .place(&format!("{path}.workload.serving.disaggregation")),
+                    "beside other jobs both pools sit on the nodes of the cluster",
+                );
+                return Err(vec![found.hint("leave `node` of the pools out")]);
+            }
+            JobWork::Serving(Box::new(setup))
+        } else {
+            JobWork::Training(Box::new(scenario.resolve(files)?))
+        };
         Ok(Job {
             name: job.name.clone(),
             placement: written_placement(&job.placement),
-            setup,
+            work,
             written,
         })
     }
@@ -216,7 +259,7 @@ impl JobsScenario {
         let Some(first) = jobs.first() else { return };
         let cluster = Cluster {
             gpus: self.document.cluster.gpus,
-            ..first.setup.cluster.clone()
+            ..first.work.cluster().clone()
         };
         crate::check::cluster(&cluster, findings);
         if !findings.is_clean() {
@@ -230,11 +273,11 @@ impl JobsScenario {
                     for gpu in &gpus {
                         free[*gpu as usize] = false;
                     }
-                    job.setup.seats = Some(Seats {
+                    let seats = Seats {
                         cluster: cluster.clone(),
                         gpus,
-                    });
-                    job.setup.faults = self.document.simulation.links.clone();
+                    };
+                    job.work.sit(seats, &self.document.simulation.links);
                 }
                 Err(message) => {
                     let found = findings.at(&format!("jobs.{index}.placement"), message);

@@ -37,7 +37,7 @@ pub use chakra::{ChakraError, ChakraReader, chakra_file};
 pub use cluster::{ClusterChanges, catalogue_cluster, parse_cluster};
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use document::Published;
-pub use jobs::{Job, JobsScenario, has_jobs, parse_jobs};
+pub use jobs::{Job, JobWork, JobsScenario, has_jobs, parse_jobs};
 pub use refusal::Written;
 pub use resolve::{ReplayScenario, Scenario, parse};
 pub use schema::scenario_schema;

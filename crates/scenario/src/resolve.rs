@@ -8,8 +8,8 @@ use crate::check;
 use crate::decode::{self, DecodeError, shorten};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::document::{
-    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, TrainingText,
-    WorkloadText,
+    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, StragglerText,
+    TrainingText, WorkloadText,
 };
 use crate::huggingface;
 use crate::import;
@@ -77,6 +77,16 @@ impl Scenario {
             document,
             case: case.map(str::to_owned),
         })
+    }
+
+    /// GPUs that compute more slowly than the others.
+    fn stragglers(&self) -> Vec<Straggler> {
+        let simulation = &self.document.simulation;
+        let meant = |straggler: &StragglerText| Straggler {
+            gpu: straggler.gpu,
+            slowdown: straggler.slowdown,
+        };
+        simulation.stragglers.iter().map(meant).collect()
     }
 
     pub(crate) fn findings(&self) -> Findings<'_> {
@@ -204,14 +214,7 @@ impl Scenario {
                 RankOrderText::DataBeforePipeline => RankOrder::DataBeforePipeline,
                 RankOrderText::PipelineBeforeData => RankOrder::PipelineBeforeData,
             },
-            stragglers: simulation
-                .stragglers
-                .iter()
-                .map(|straggler| Straggler {
-                    gpu: straggler.gpu,
-                    slowdown: straggler.slowdown,
-                })
-                .collect(),
+            stragglers: self.stragglers(),
             seeds: simulation.seeds.unwrap_or(1),
             jitter: simulation.jitter.0,
             seats: None,

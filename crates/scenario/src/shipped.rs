@@ -22,6 +22,8 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama3-70b-512-tpu-v5p",
         "dead-rail-llama3-8b-64-h100",
         "replay-chakra-8-h100",
+        "flapping-nic-llama3-8b-64-h100",
+        "slow-gpu-llama3-8b-64-h100",
         "serve-llama3-70b-8-h100",
         "deepseek-v3-100352-gb200-nvl72",
         "llama3-8b-64-h100",
@@ -41,7 +43,10 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
 
 /// Name and text of each scenario of several jobs that ships with the program.
 pub fn shipped_jobs() -> &'static [(&'static str, &'static str)] {
-    shipped!["two-jobs-oversubscribed-roce"]
+    shipped![
+        "two-jobs-oversubscribed-roce",
+        "serving-beside-training-roce",
+    ]
 }
 
 /// Name and text of each sweep that ships with the program.

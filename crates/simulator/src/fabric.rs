@@ -7,9 +7,10 @@
 //! differ in what their communicators meet are told apart, and this goes on until nothing splits.
 
 use crate::fold::{Folding, fold};
-use rackflow_plan::{Fidelity, Pattern, Plan, Reach, Sender, route_of};
-use rackflow_topology::{ClusterMap, FlappingPorts, Health, LinkId, Vertex, Wires};
+use rackflow_plan::{Fidelity, Flows, Pattern, Plan, Reach, Sender, route_of};
+use rackflow_topology::{Cluster, ClusterMap, FlappingPorts, Health, LinkId, Vertex, Wires};
 use rustc_hash::FxHashMap;
+use std::rc::Rc;
 
 /// What a communication has on the fabric: flows that carry alike.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,6 +67,10 @@ pub(crate) struct Fabric {
     pub jobs: Vec<JobLinks>,
     /// Links of each leaf that flaps.
     pub of_leaf: FxHashMap<u32, Vec<u32>>,
+    /// For flows that come with requests.
+    pub roads: Option<Rc<Roads>>,
+    /// Links that those may use.
+    pinned: FxHashMap<LinkId, u32>,
 }
 
 /// Which links are kept.
@@ -77,10 +82,63 @@ pub(crate) enum Keep {
     All,
 }
 
-/// Folds the jobs, and lays their flows out over the fabric.
-pub(crate) fn lay_out(plans: &[&Plan], health: &Health, keep: Keep) -> (Vec<Folding>, Fabric) {
-    let on_fabric = plans.iter().any(|plan| plan.on_fabric) || keep == Keep::All;
-    if !on_fabric {
+/// Where jobs run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site<'a> {
+    /// The whole cluster.
+    pub host: &'a Cluster,
+    /// From which hashed paths follow.
+    pub seed: u64,
+    /// Flows run over links.
+    pub on_fabric: bool,
+    pub keep: Keep,
+    /// Flows that may come at any time: those of serving jobs follow their requests.
+    pub visitors: &'a [Flows],
+}
+
+impl<'a> Site<'a> {
+    /// One training step alone.
+    pub fn of(plan: &'a Plan, keep: Keep) -> Self {
+        Self {
+            host: plan.setup.host(),
+            seed: plan.setup.seed,
+            on_fabric: plan.on_fabric || keep == Keep::All,
+            keep,
+            visitors: &[],
+        }
+    }
+}
+
+/// The way of flows that come with requests over the links that may hold them back.
+#[derive(Debug)]
+pub(crate) struct Roads {
+    wires: Wires,
+    link_of: FxHashMap<LinkId, u32>,
+}
+
+impl Roads {
+    /// Links, with how many of these flows go over each.
+    pub fn of(&self, flows: &Flows) -> Vec<(u32, u32)> {
+        let (mut route, mut links) = (Vec::new(), Vec::<u32>::new());
+        for edge in &flows.edges {
+            route_of(&self.wires, *edge, VISITORS, &mut route);
+            links.extend(
+                route
+                    .iter()
+                    .filter_map(|link| self.link_of.get(link).copied()),
+            );
+        }
+        links.sort_unstable();
+        links
+            .chunk_by(|a, b| a == b)
+            .map(|run| (run[0], run.len() as u32))
+            .collect()
+    }
+}
+
+/// Folds the jobs that train, and lays all flows out over the fabric.
+pub(crate) fn lay_out(site: Site<'_>, plans: &[&Plan], health: &Health) -> (Vec<Folding>, Fabric) {
+    if !site.on_fabric {
         let folded: Vec<Folding> = plans
             .iter()
             .map(|plan| fold(plan, health, &[], false))
@@ -94,8 +152,15 @@ pub(crate) fn lay_out(plans: &[&Plan], health: &Health, keep: Keep) -> (Vec<Fold
             },
         );
     }
-    let layout = Layout::new(plans, health, keep);
-    layout.fold(plans, health)
+    let map = ClusterMap::new(site.host).expect("the plans were compiled on this cluster");
+    let wires = Wires::new(site.host, site.seed).expect("the plans were compiled on this cluster");
+    let layout = Layout::new(site, plans, health, (&map, &wires));
+    let (folded, mut fabric) = layout.fold(plans, health);
+    if !site.visitors.is_empty() {
+        let link_of = std::mem::take(&mut fabric.pinned);
+        fabric.roads = Some(Rc::new(Roads { wires, link_of }));
+    }
+    (folded, fabric)
 }
 
 /// The flows of one sender: on every link so many.
@@ -114,38 +179,42 @@ struct Layout {
     capacity: FxHashMap<LinkId, f64>,
     /// The leaf whose flapping uplink it is.
     flapping: FxHashMap<LinkId, u32>,
+    /// Kept links that visitors may use: none of them stands for another.
+    pinned: Vec<LinkId>,
 }
 
-/// Messages have connections of their own.
+/// Messages, and flows that come with requests, have connections of their own.
 const MESSAGES: u64 = 64;
+const VISITORS: u64 = 128;
 
 impl Layout {
-    fn new(plans: &[&Plan], health: &Health, keep: Keep) -> Self {
-        let first = plans.first().expect("there is a job");
-        let host = first.setup.host();
-        let map = ClusterMap::new(host).expect("the plan was compiled on this cluster");
-        let wires =
-            Wires::new(host, first.setup.seed).expect("the plan was compiled on this cluster");
+    fn new(
+        site: Site<'_>,
+        plans: &[&Plan],
+        health: &Health,
+        (map, wires): (&ClusterMap, &Wires),
+    ) -> Self {
         let mut layout = Self {
             jobs: Vec::new(),
             uses: Vec::new(),
             capacity: FxHashMap::default(),
             flapping: FxHashMap::default(),
+            pinned: Vec::new(),
         };
         let mut reach = Reach::default();
         let (mut route, mut links) = (Vec::new(), Vec::new());
         for plan in plans {
             let mut laid = Vec::new();
             let uses = &mut layout.uses;
-            plan.crossings(&map, &mut |sender, flows, _| {
+            plan.crossings(map, &mut |sender, flows, _| {
                 let choice = match sender {
                     Sender::Group { at, .. } => plan.slots[at] as u64,
                     Sender::Message { forward, .. } => MESSAGES + u64::from(forward),
                 };
-                reach.add(&wires, flows, 1.0, choice, &mut route);
+                reach.add(wires, flows, 1.0, choice, &mut route);
                 links.clear();
                 for edge in &flows.edges {
-                    route_of(&wires, *edge, choice, &mut route);
+                    route_of(wires, *edge, choice, &mut route);
                     links.extend_from_slice(&route);
                 }
                 links.sort_unstable();
@@ -164,20 +233,30 @@ impl Layout {
             });
             layout.jobs.push(laid);
         }
-        layout.keep(&wires, &map, health, reach, keep, host.node.nic.efficiency);
+        for flows in site.visitors {
+            reach.add(wires, flows, 1.0, VISITORS, &mut route);
+            for edge in &flows.edges {
+                route_of(wires, *edge, VISITORS, &mut route);
+                layout.pinned.extend_from_slice(&route);
+            }
+            layout.pinned.sort_unstable();
+            layout.pinned.dedup();
+        }
+        layout.keep(site, (map, wires), health, reach);
+        let capacity = &layout.capacity;
+        layout.pinned.retain(|link| capacity.contains_key(link));
         layout
     }
 
     /// Chooses the links that may hold flows back.
     fn keep(
         &mut self,
-        wires: &Wires,
-        map: &ClusterMap,
+        site: Site<'_>,
+        (map, wires): (&ClusterMap, &Wires),
         health: &Health,
         reach: Reach,
-        keep: Keep,
-        efficiency: f64,
     ) {
+        let efficiency = site.host.node.nic.efficiency;
         let rate = map.nic_share().as_f64();
         for (link, ranks) in reach.most() {
             let (from, to) = wires.ends(link);
@@ -189,7 +268,7 @@ impl Layout {
             let carries = wires.bandwidth(link).as_f64() * part.unwrap_or(1.0);
             let flaps = leaf.filter(|leaf| flapping(health, *leaf));
             let narrow = ranks * rate > carries * (1.0 + 1e-9);
-            if narrow || flaps.is_some() || keep == Keep::All {
+            if narrow || flaps.is_some() || site.keep == Keep::All {
                 self.capacity.insert(link, carries * efficiency);
             }
             if let Some(leaf) = flaps {
@@ -236,26 +315,37 @@ impl Layout {
             }
         }
         on.sort_unstable();
-        let mut known: FxHashMap<(u64, Option<u32>, Users), u32> = FxHashMap::default();
+        let mut known: FxHashMap<(u64, Apart, Users), u32> = FxHashMap::default();
         let mut classes = Classes::default();
-        for run in on.chunk_by(|a, b| a.0 == b.0) {
-            let link = run[0].0;
-            let users: Users = run
-                .chunk_by(|a, b| a.1 == b.1)
-                .map(|same| (same[0].1, same.iter().map(|(_, _, flows)| flows).sum()))
-                .collect();
-            let (capacity, flaps) = (self.capacity[&link], self.flapping.get(&link).copied());
+        let mut add = |link: LinkId, users: Users| {
+            let capacity = self.capacity[&link];
+            let apart = Apart {
+                flaps: self.flapping.get(&link).copied(),
+                pinned: self.pinned.binary_search(&link).ok().map(|_| link),
+            };
             let next = known.len() as u32;
             let class = *known
-                .entry((capacity.to_bits(), flaps, users.clone()))
+                .entry((capacity.to_bits(), apart, users.clone()))
                 .or_insert(next);
             classes.of_link.insert(link, class);
             if class == next {
                 classes.links.push(SharedLink {
                     capacity,
-                    flaps,
+                    apart,
                     users,
                 });
+            }
+        };
+        for run in on.chunk_by(|a, b| a.0 == b.0) {
+            let users: Users = run
+                .chunk_by(|a, b| a.1 == b.1)
+                .map(|same| (same[0].1, same.iter().map(|(_, _, flows)| flows).sum()))
+                .collect();
+            add(run[0].0, users);
+        }
+        for link in &self.pinned {
+            if on.binary_search_by_key(link, |(link, _, _)| *link).is_err() {
+                add(*link, Users::new());
             }
         }
         classes
@@ -314,23 +404,26 @@ impl Layout {
         };
         let mut uses: FxHashMap<User, Vec<(u32, u32)>> = FxHashMap::default();
         // Of links that the same flows are on the narrowest holds them back.
-        let mut known: FxHashMap<(Option<u32>, &Users), u32> = FxHashMap::default();
+        let mut known: FxHashMap<(Apart, &Users), u32> = FxHashMap::default();
         for SharedLink {
             capacity,
-            flaps,
+            apart,
             users,
         } in &classes.links
         {
             let next = fabric.capacities.len() as u32;
-            let link = *known.entry((*flaps, users)).or_insert(next);
+            let link = *known.entry((*apart, users)).or_insert(next);
             if link < next {
                 let narrowest = &mut fabric.capacities[link as usize];
                 *narrowest = narrowest.min(*capacity);
                 continue;
             }
             fabric.capacities.push(*capacity);
-            if let Some(leaf) = flaps {
-                fabric.of_leaf.entry(*leaf).or_default().push(link);
+            if let Some(leaf) = apart.flaps {
+                fabric.of_leaf.entry(leaf).or_default().push(link);
+            }
+            if let Some(wire) = apart.pinned {
+                fabric.pinned.insert(wire, link);
             }
             for (user, flows) in users {
                 uses.entry(*user).or_default().push((link, *flows));
@@ -378,9 +471,17 @@ struct Classes {
 struct SharedLink {
     /// What it carries, in bytes per second.
     capacity: f64,
+    apart: Apart,
+    users: Users,
+}
+
+/// What tells a link from others that are used alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Apart {
     /// The leaf that it flaps with.
     flaps: Option<u32>,
-    users: Users,
+    /// Itself, where visitors may use it.
+    pinned: Option<LinkId>,
 }
 
 /// Who has how many flows on a link.

@@ -1,16 +1,21 @@
 //! Several jobs on one fabric, side by side.
 //!
-//! Every job repeats its step. Each has a clock and a queue of its own; the net is one, and the
-//! job with the earliest event goes next. A flow of one job that changes the rate of another's
-//! moves the end of that flow in the other's queue.
+//! A job that trains repeats its step, and a job that serves answers its requests. Each has a clock
+//! and a queue of its own; the net is one, and the job with the earliest event goes next. A flow of
+//! one job that changes the rate of another's moves the end of that flow in the other's queue.
 
-use crate::fabric::{self, JobLinks, Keep};
+use crate::fabric::{self, Fabric, JobLinks, Keep, Site};
 use crate::fold::Folding;
 use crate::ports::{self, Toggle};
 use crate::record::Record;
+use crate::serving::{
+    Fleet, Ground, Rows, ServeError, ServingRecord, ServingRun, all_gpus, visitors,
+};
 use crate::step::Step;
-use rackflow_network::FlowNet;
-use rackflow_plan::Plan;
+use rackflow_network::{FlowId, FlowNet};
+use rackflow_plan::serving::FleetPlan;
+use rackflow_plan::{Flows, Plan, may_block};
+use rackflow_topology::{Cluster, ClusterMap, Health, LinkFault};
 use rackflow_units::{SimDuration, SimTime};
 
 /// What happened to one job beside the others.
@@ -27,14 +32,378 @@ pub struct JobRecord {
     pub steps: u64,
 }
 
+/// The rows of the trace of a serving job, from its beginning.
+pub type Trace<'r> = dyn Fn() -> Rows<'static> + 'r;
+
+/// A job beside others.
+#[derive(Clone, Copy)]
+pub enum Job<'a> {
+    /// It repeats its step.
+    Training(&'a Plan),
+    /// It answers its requests, those of the trace where there is one, and begins again while others
+    /// need company.
+    Serving(&'a FleetPlan, Option<&'a Trace<'a>>),
+}
+
+/// What became of a job.
+#[derive(Debug, Clone)]
+pub enum JobOutcome {
+    /// It trained.
+    Training(Box<JobRecord>),
+    /// It served: its first run.
+    Serving(Box<ServingRecord>),
+}
+
 /// Steps of the slowest job that count.
 const COUNTED: usize = 3;
 /// Records of a job that are kept; of more steps only the times are.
 const KEPT: usize = 16;
 
-struct Job<'p> {
+/// Simulates jobs that train and share a cluster until each has run a few steps beside the others.
+///
+/// # Panics
+/// When the plans do not sit in one cluster, or as [`crate::simulate`].
+pub fn simulate_jobs(plans: &[Plan]) -> Vec<JobRecord> {
+    let jobs: Vec<Job<'_>> = plans.iter().map(Job::Training).collect();
+    let outcomes = simulate_mixed(&jobs).expect("only serving fails");
+    outcomes
+        .into_iter()
+        .map(|outcome| match outcome {
+            JobOutcome::Training(record) => *record,
+            JobOutcome::Serving(_) => unreachable!("all jobs train"),
+        })
+        .collect()
+}
+
+/// Simulates jobs that share a cluster until each that trains has run a few steps beside the others
+/// and each that serves has answered its requests.
+///
+/// # Errors
+/// As [`serving::serve`].
+///
+/// # Panics
+/// When the jobs do not sit in one cluster, or as [`crate::simulate`].
+pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
+    let Some(first) = jobs.first() else {
+        return Ok(Vec::new());
+    };
+    let (host, faults, seed) = first.place();
+    let same = |job: &Job<'_>| job.place().0 == host;
+    assert!(jobs.iter().all(same), "jobs share one cluster");
+    let fleets: Vec<Fleet<'_>> = jobs.iter().filter_map(Job::fleet).collect();
+    let plans: Vec<&Plan> = jobs.iter().filter_map(Job::plan).collect();
+    let health = Health::new(host, faults)
+        .unwrap_or_else(|(_, error)| panic!("the faults were not checked: {error}"));
+    let map = ClusterMap::new(host).expect("the jobs were compiled on this cluster");
+    let visitors: Vec<Flows> = fleets.iter().flat_map(visitors).collect();
+    let site = Site {
+        host,
+        seed,
+        // Plans that have the tiers in their prices must not meet them again.
+        on_fabric: plans.iter().any(|plan| plan.on_fabric)
+            || plans.is_empty() && may_block(host, faults, &map),
+        keep: Keep::Narrow,
+        visitors: &visitors,
+    };
+    let (folded, fabric) = fabric::lay_out(site, &plans, &health);
+    let seated = Seated::new(jobs, &fleets, &folded, &fabric, &health);
+    let mut net = FlowNet::with_links(seated.endpoints as usize, &fabric.capacities);
+    let mut running = Vec::new();
+    let (mut trained, mut served) = (0, 0);
+    for (index, job) in jobs.iter().enumerate() {
+        let first_port = seated.first_ports[index];
+        match job {
+            Job::Training(plan) => {
+                ports::degrade(plan, &folded[trained], &health, first_port, &mut net);
+                running.push(Running::Training(Box::new(Training::new(
+                    plan,
+                    &folded[trained],
+                    &fabric.jobs[trained],
+                    &seated.toggles[index],
+                    first_port,
+                ))));
+                trained += 1;
+            }
+            Job::Serving(_, trace) => {
+                let gpus = all_gpus(&fleets[served]);
+                ports::degrade_gpus(&gpus, &health, first_port, &mut net);
+                let ground = Ground {
+                    first_port,
+                    roads: fabric.roads.clone(),
+                    toggles: seated.fleet_toggles[served].clone(),
+                    ..Ground::default()
+                };
+                running.push(Running::Serving(Box::new(Serving::new(
+                    &fleets[served],
+                    *trace,
+                    ground,
+                ))));
+                served += 1;
+            }
+        }
+    }
+    run(&mut running, &mut net)?;
+    running.into_iter().map(Running::outcome).collect()
+}
+
+impl<'a> Job<'a> {
+    /// The cluster, its faults, and the seed.
+    fn place(&self) -> (&'a Cluster, &'a [LinkFault], u64) {
+        match self {
+            Self::Training(plan) => {
+                let setup = &plan.setup;
+                (setup.host(), &setup.faults, setup.seed)
+            }
+            Self::Serving(plan, _) => {
+                let setup = &plan.setup;
+                let host = setup.host().expect("a job sits in one cluster");
+                (host, &setup.faults, setup.seed)
+            }
+        }
+    }
+
+    fn plan(&self) -> Option<&'a Plan> {
+        match self {
+            Self::Training(plan) => Some(plan),
+            Self::Serving(..) => None,
+        }
+    }
+
+    fn fleet(&self) -> Option<Fleet<'a>> {
+        match self {
+            Self::Training(_) => None,
+            Self::Serving(plan, _) => Some(Fleet::of(plan)),
+        }
+    }
+}
+
+/// Where each job is in the net.
+struct Seated {
+    endpoints: u32,
+    first_ports: Vec<u32>,
+    /// Of jobs that train, by job; empty for others.
+    toggles: Vec<Vec<Toggle>>,
+    /// Of jobs that serve, in their order.
+    fleet_toggles: Vec<std::rc::Rc<[Toggle]>>,
+}
+
+impl Seated {
+    fn new(
+        jobs: &[Job<'_>],
+        fleets: &[Fleet<'_>],
+        folded: &[Folding],
+        fabric: &Fabric,
+        health: &Health,
+    ) -> Self {
+        let mut seated = Self {
+            endpoints: 0,
+            first_ports: Vec::new(),
+            toggles: Vec::new(),
+            fleet_toggles: Vec::new(),
+        };
+        let (mut folded, mut fleets) = (folded.iter(), fleets.iter());
+        for job in jobs {
+            let first = seated.endpoints;
+            seated.first_ports.push(first);
+            match job {
+                Job::Training(plan) => {
+                    let folding = folded.next().expect("every plan is folded");
+                    let toggles = ports::toggles(plan, folding, health, fabric, first);
+                    seated.toggles.push(toggles);
+                    seated.endpoints += 2 * folding.entities.len() as u32;
+                }
+                Job::Serving(..) => {
+                    let gpus = all_gpus(fleets.next().expect("every job that serves has one"));
+                    let toggles = ports::toggles_of_gpus(&gpus, health, fabric, first);
+                    seated.fleet_toggles.push(toggles.into());
+                    seated.toggles.push(Vec::new());
+                    seated.endpoints += gpus.len() as u32;
+                }
+            }
+        }
+        seated
+    }
+}
+
+/// A job under way.
+enum Running<'a> {
+    Training(Box<Training<'a>>),
+    Serving(Box<Serving<'a>>),
+}
+
+/// Runs all jobs in the order of time until none needs more.
+fn run(jobs: &mut [Running<'_>], net: &mut FlowNet) -> Result<(), ServeError> {
+    for index in 0..jobs.len() {
+        with_net(jobs, index, net, Running::start)?;
+    }
+    while jobs.iter().any(Running::needs_more) {
+        let soonest = (0..jobs.len())
+            .filter_map(|index| Some((jobs[index].next_time()?, index)))
+            .min();
+        let (now, index) = soonest.expect("a job that is over begins again");
+        with_net(jobs, index, net, Running::advance)?;
+        if jobs[index].next_time().is_none() {
+            jobs[index].begin_again(now)?;
+            with_net(jobs, index, net, Running::start)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lends the net to one job, and tells the others which of their flows it has moved.
+fn with_net<'a>(
+    jobs: &mut [Running<'a>],
+    index: usize,
+    net: &mut FlowNet,
+    act: impl FnOnce(&mut Running<'a>) -> Result<(), ServeError>,
+) -> Result<(), ServeError> {
+    jobs[index].lend(net);
+    let acted = act(&mut jobs[index]);
+    jobs[index].lend(net);
+    let mut moved = jobs[index].take_foreign();
+    for (flow, ends) in moved.drain(..) {
+        for (other, job) in jobs.iter_mut().enumerate() {
+            // A flow that ended at this very instant is nobody's any more.
+            if other != index && job.ends_at(flow, ends) {
+                break;
+            }
+        }
+    }
+    acted
+}
+
+impl Running<'_> {
+    fn lend(&mut self, net: &mut FlowNet) {
+        match self {
+            Self::Training(job) => std::mem::swap(net, &mut job.step.net),
+            Self::Serving(job) => {
+                if let Some((own, _)) = job.run.shared() {
+                    std::mem::swap(net, own);
+                }
+            }
+        }
+    }
+
+    fn take_foreign(&mut self) -> Vec<(FlowId, SimTime)> {
+        match self {
+            Self::Training(job) => std::mem::take(&mut job.step.foreign),
+            Self::Serving(job) => job
+                .run
+                .shared()
+                .map(|(_, foreign)| std::mem::take(foreign))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn ends_at(&mut self, flow: FlowId, ends: SimTime) -> bool {
+        match self {
+            Self::Training(job) => job.step.ends_at(flow, ends),
+            Self::Serving(job) => job.run.ends_at(flow, ends),
+        }
+    }
+
+    fn start(&mut self) -> Result<(), ServeError> {
+        match self {
+            Self::Training(job) => job.step.start(),
+            Self::Serving(job) => job.run.start()?,
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self) -> Result<(), ServeError> {
+        match self {
+            Self::Training(job) => {
+                job.step.advance();
+            }
+            Self::Serving(job) => {
+                job.run.advance()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_time(&mut self) -> Option<SimTime> {
+        match self {
+            Self::Training(job) => job.step.next_time(),
+            Self::Serving(job) => job.run.next_time(),
+        }
+    }
+
+    fn needs_more(&self) -> bool {
+        match self {
+            Self::Training(job) => job.times.len() <= COUNTED,
+            Self::Serving(job) => job.outcome.is_none(),
+        }
+    }
+
+    fn begin_again(&mut self, now: SimTime) -> Result<(), ServeError> {
+        match self {
+            Self::Training(job) => job.begin_again(),
+            Self::Serving(job) => return job.begin_again(now),
+        }
+        Ok(())
+    }
+
+    fn outcome(self) -> Result<JobOutcome, ServeError> {
+        match self {
+            Self::Training(job) => Ok(JobOutcome::Training(Box::new(job.outcome()))),
+            Self::Serving(job) => {
+                let record = job.outcome.expect("it has answered its requests");
+                record.map(|record| JobOutcome::Serving(Box::new(record)))
+            }
+        }
+    }
+}
+
+struct Serving<'a> {
+    fleet: &'a Fleet<'a>,
+    trace: Option<&'a Trace<'a>>,
+    ground: Ground,
+    run: ServingRun<'a, 'static>,
+    outcome: Option<Result<ServingRecord, ServeError>>,
+}
+
+impl<'a> Serving<'a> {
+    fn new(fleet: &'a Fleet<'a>, trace: Option<&'a Trace<'a>>, ground: Ground) -> Self {
+        Self {
+            fleet,
+            trace,
+            run: run_of(fleet, trace, ground.clone()),
+            ground,
+            outcome: None,
+        }
+    }
+
+    fn begin_again(&mut self, now: SimTime) -> Result<(), ServeError> {
+        self.ground.began = now;
+        let next = run_of(self.fleet, self.trace, self.ground.clone());
+        let over = std::mem::replace(&mut self.run, next);
+        if self.outcome.is_none() {
+            self.outcome = Some(Ok(over.finish()?));
+        }
+        Ok(())
+    }
+}
+
+fn run_of<'a>(
+    fleet: &'a Fleet<'a>,
+    trace: Option<&Trace<'_>>,
+    ground: Ground,
+) -> ServingRun<'a, 'static> {
+    ServingRun::new(
+        fleet,
+        trace.map(|rows| rows()),
+        None,
+        FlowNet::new(0),
+        ground,
+    )
+}
+
+struct Training<'p> {
     plan: &'p Plan,
     folding: &'p Folding,
+    links: &'p JobLinks,
+    toggles: &'p [Toggle],
     first_port: u32,
     step: Step<'p>,
     began: SimTime,
@@ -42,99 +411,41 @@ struct Job<'p> {
     records: Vec<Record>,
 }
 
-/// Simulates jobs that share a cluster until each has run a few steps beside the others.
-///
-/// # Panics
-/// When the plans do not sit in one cluster, or as [`crate::simulate`].
-pub fn simulate_jobs(plans: &[Plan]) -> Vec<JobRecord> {
-    let plans: Vec<&Plan> = plans.iter().collect();
-    let Some(first) = plans.first() else {
-        return Vec::new();
-    };
-    let same = |plan: &&Plan| plan.setup.host() == first.setup.host();
-    assert!(plans.iter().all(same), "jobs share one cluster");
-    let health = ports::health(first);
-    let (folded, fabric) = fabric::lay_out(&plans, &health, Keep::Narrow);
-    let mut first_ports = Vec::new();
-    let mut endpoints = 0;
-    for folding in &folded {
-        first_ports.push(endpoints);
-        endpoints += 2 * folding.entities.len() as u32;
-    }
-    let mut net = FlowNet::with_links(endpoints as usize, &fabric.capacities);
-    let parts = || plans.iter().zip(&folded).zip(&first_ports);
-    for ((plan, folding), port) in parts() {
-        ports::degrade(plan, folding, &health, *port, &mut net);
-    }
-    let toggles: Vec<Vec<Toggle>> = parts()
-        .map(|((plan, folding), port)| ports::toggles(plan, folding, &health, &fabric, *port))
-        .collect();
-    let mut jobs: Vec<Job<'_>> = parts()
-        .zip(&fabric.jobs)
-        .zip(&toggles)
-        .map(|((((plan, folding), port), links), toggles)| Job {
+impl<'p> Training<'p> {
+    fn new(
+        plan: &'p Plan,
+        folding: &'p Folding,
+        links: &'p JobLinks,
+        toggles: &'p [Toggle],
+        first_port: u32,
+    ) -> Self {
+        let began = SimTime::ZERO;
+        Self {
             plan,
             folding,
-            first_port: *port,
-            step: Step::beside(plan, folding, links, toggles, *port, SimTime::ZERO),
-            began: SimTime::ZERO,
-            times: Vec::new(),
-            records: Vec::new(),
-        })
-        .collect();
-    for index in 0..jobs.len() {
-        with_net(&mut jobs, index, &mut net, |step| step.start());
-    }
-    while jobs.iter().any(|job| job.times.len() <= COUNTED) {
-        let soonest = (0..jobs.len())
-            .filter_map(|index| Some((jobs[index].step.next_time()?, index)))
-            .min();
-        let (_, index) = soonest.expect("a job that is over begins again");
-        with_net(&mut jobs, index, &mut net, |step| {
-            step.advance();
-        });
-        if jobs[index].step.next_time().is_none() {
-            let fresh = (&fabric.jobs[index], toggles[index].as_slice());
-            jobs[index].begin_again(fresh.0, fresh.1);
-            with_net(&mut jobs, index, &mut net, |step| step.start());
-        }
-    }
-    jobs.into_iter().map(Job::outcome).collect()
-}
-
-/// Lends the net to one job, and tells the others which of their flows it has moved.
-fn with_net(
-    jobs: &mut [Job<'_>],
-    index: usize,
-    net: &mut FlowNet,
-    act: impl FnOnce(&mut Step<'_>),
-) {
-    let step = &mut jobs[index].step;
-    std::mem::swap(net, &mut step.net);
-    act(step);
-    std::mem::swap(net, &mut step.net);
-    let mut moved = std::mem::take(&mut step.foreign);
-    for (flow, ends) in moved.drain(..) {
-        for (other, job) in jobs.iter_mut().enumerate() {
-            // A flow that ended at this very instant is nobody's any more.
-            if other != index && job.step.ends_at(flow, ends) {
-                break;
-            }
-        }
-    }
-    jobs[index].step.foreign = moved;
-}
-
-impl<'p> Job<'p> {
-    fn begin_again(&mut self, links: &'p JobLinks, toggles: &'p [Toggle]) {
-        let placeholder = Step::beside(
-            self.plan,
-            self.folding,
             links,
             toggles,
+            first_port,
+            step: Step::beside(plan, folding, links, toggles, first_port, began),
+            began,
+            times: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+
+    fn fresh(&self) -> Step<'p> {
+        Step::beside(
+            self.plan,
+            self.folding,
+            self.links,
+            self.toggles,
             self.first_port,
             self.began,
-        );
+        )
+    }
+
+    fn begin_again(&mut self) {
+        let placeholder = self.fresh();
         let finished = std::mem::replace(&mut self.step, placeholder);
         let record = finished.record(self.folding.class_of_rank.clone());
         self.began = self.began + record.step_time;
@@ -143,14 +454,7 @@ impl<'p> Job<'p> {
             self.records.remove(0);
         }
         self.records.push(record);
-        self.step = Step::beside(
-            self.plan,
-            self.folding,
-            links,
-            toggles,
-            self.first_port,
-            self.began,
-        );
+        self.step = self.fresh();
     }
 
     fn outcome(self) -> JobRecord {

@@ -21,7 +21,7 @@ mod step;
 mod trace;
 mod traffic;
 
-pub use jobs::{JobRecord, simulate_jobs};
+pub use jobs::{Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, search};

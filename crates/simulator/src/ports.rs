@@ -8,6 +8,7 @@ use rackflow_topology::{FlappingPorts, Health};
 use rackflow_units::{SimDuration, SimTime};
 
 /// A link that flaps: its ports, with what works of each while it is up.
+#[derive(Debug)]
 pub(crate) struct Toggle {
     pub ports: Vec<(Port, f64)>,
     /// When it goes down first.
@@ -73,22 +74,79 @@ pub(crate) fn toggles(
                 }
             }
         }
-        // A link that jobs share flaps once, by the first job's clock.
-        if let FlappingPorts::LeafUplinks(leaf) = flap.ports
-            && first_port == 0
-        {
-            let links = fabric.of_leaf.get(&leaf).into_iter().flatten();
-            ports.extend(links.map(|link| (Port::Shared(*link), 1.0)));
+        shared(flap, fabric, first_port, &mut ports);
+        Toggle::new(ports, flap)
+    };
+    health.flaps.iter().map(toggle).collect()
+}
+
+/// The same for the GPUs of a job that are end points one by one, from `first_port` on.
+pub(crate) fn toggles_of_gpus(
+    gpus: &[u32],
+    health: &Health,
+    fabric: &Fabric,
+    first_port: u32,
+) -> Vec<Toggle> {
+    let whole = |part: Option<&f64>| part.copied().unwrap_or(1.0);
+    let toggle = |flap: &rackflow_topology::Flap| {
+        let mut ports = Vec::new();
+        for (gpu, end) in gpus.iter().zip(first_port..) {
+            match &flap.ports {
+                FlappingPorts::Nics(flapping) if flapping.contains(gpu) => {
+                    ports.push((Port::Nic(end), whole(health.nic.get(gpu))));
+                }
+                FlappingPorts::ScaleUp(flapping) if flapping == gpu => {
+                    ports.push((Port::Nvlink(end), whole(health.scale_up.get(gpu))));
+                }
+                _ => {}
+            }
         }
+        shared(flap, fabric, first_port, &mut ports);
+        Toggle::new(ports, flap)
+    };
+    health.flaps.iter().map(toggle).collect()
+}
+
+/// The same as [`degrade`] for the GPUs of a job that are end points one by one.
+pub(crate) fn degrade_gpus(gpus: &[u32], health: &Health, first_port: u32, net: &mut FlowNet) {
+    let mut changed = Vec::new();
+    for (gpu, end) in gpus.iter().zip(first_port..) {
+        for (port, part) in [
+            (Port::Nic(end), health.nic.get(gpu)),
+            (Port::Nvlink(end), health.scale_up.get(gpu)),
+        ] {
+            if let Some(part) = part {
+                net.set_capacity(SimTime::ZERO, port, *part, &mut changed);
+            }
+        }
+    }
+}
+
+/// A link that jobs share flaps once, by the first job's clock.
+fn shared(
+    flap: &rackflow_topology::Flap,
+    fabric: &Fabric,
+    first_port: u32,
+    ports: &mut Vec<(Port, f64)>,
+) {
+    if let FlappingPorts::LeafUplinks(leaf) = flap.ports
+        && first_port == 0
+    {
+        let links = fabric.of_leaf.get(&leaf).into_iter().flatten();
+        ports.extend(links.map(|link| (Port::Shared(*link), 1.0)));
+    }
+}
+
+impl Toggle {
+    fn new(ports: Vec<(Port, f64)>, flap: &rackflow_topology::Flap) -> Self {
         let rhythm = flap.rhythm;
-        Toggle {
+        Self {
             ports,
             first: SimDuration::from_picos(rhythm.every.as_picos() / 2),
             every: rhythm.every,
             down: rhythm.down,
         }
-    };
-    health.flaps.iter().map(toggle).collect()
+    }
 }
 
 /// Every entity with the first rank that it stands for.

@@ -9,7 +9,7 @@ use crate::booking::{
     book_beyond, book_segment, book_wait, load_of, natural_end, scale_u64, scaled, stretched,
 };
 use crate::compiled::Compiled;
-use crate::fabric::{self, JobLinks, Keep};
+use crate::fabric::{self, JobLinks, Keep, Site};
 use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
@@ -197,7 +197,7 @@ enum Seen {
 
 fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) -> (Record, Seen) {
     let health = ports::health(plan);
-    let (mut folded, fabric) = fabric::lay_out(&[plan], &health, keep);
+    let (mut folded, fabric) = fabric::lay_out(Site::of(plan, keep), &[plan], &health);
     let folding = folded.pop().expect("one plan is folded");
     let toggles = ports::toggles(plan, &folding, &health, &fabric, 0);
     // What islands share beyond their collectives would reach them while they run ahead.

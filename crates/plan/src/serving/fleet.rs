@@ -1,7 +1,8 @@
 //! A fleet: pools of equal replicas on their GPUs, and what is asked of them.
 
 use super::{Instance, ServingError};
-use rackflow_topology::{Cluster, ClusterMap};
+use crate::setup::{Seats, Straggler};
+use rackflow_topology::{Cluster, ClusterMap, LinkFault};
 use rackflow_units::Bytes;
 use rackflow_workload::serving::Deployment;
 use rackflow_workload::{
@@ -46,10 +47,35 @@ pub struct FleetSetup {
     pub store: Vec<KvTier>,
     /// What requests should not exceed.
     pub slo: Slo,
+    /// Where its GPUs sit, if its one cluster is a part of a larger one; else GPU i is GPU i.
+    pub seats: Option<Seats>,
+    /// GPUs whose kernels take longer; a replica is as slow as its slowest.
+    pub stragglers: Vec<Straggler>,
+    /// Dead, slow and flapping links of its one cluster, or of the larger one.
+    pub faults: Vec<LinkFault>,
     /// What the sources do not say.
     pub assumed: Vec<String>,
     /// Root of all random streams.
     pub seed: u64,
+}
+
+impl FleetSetup {
+    /// The cluster that the GPUs sit in, with whatever else is there; `None` where pools are of
+    /// different hardware.
+    pub fn host(&self) -> Option<&Cluster> {
+        match (&self.seats, self.clusters.as_slice()) {
+            (Some(seats), _) => Some(&seats.cluster),
+            (None, [cluster]) => Some(cluster),
+            _ => None,
+        }
+    }
+
+    /// A GPU, counted over [`FleetSetup::host`].
+    pub fn gpu_of(&self, gpu: u32) -> u32 {
+        self.seats
+            .as_ref()
+            .map_or(gpu, |seats| seats.gpus[gpu as usize])
+    }
 }
 
 /// A fleet whose replicas are compiled.
@@ -59,7 +85,7 @@ pub struct FleetPlan {
     pub setup: FleetSetup,
     /// One replica of each pool.
     pub instances: Vec<Instance>,
-    /// Where GPUs sit, by cluster.
+    /// Where GPUs sit, by cluster; that of the larger one where the fleet is a part of it.
     pub maps: Vec<ClusterMap>,
 }
 
@@ -104,14 +130,15 @@ impl FleetError {
 pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
     let mut maps = Vec::new();
     for (index, cluster) in setup.clusters.iter().enumerate() {
-        let map = ClusterMap::new(cluster).map_err(|error| FleetError::Replica {
-            pool: setup
-                .pools
-                .iter()
-                .position(|pool| pool.cluster == index)
-                .unwrap_or(0),
-            error: error.into(),
-        })?;
+        let map = ClusterMap::new(setup.seats.as_ref().map_or(cluster, |seats| &seats.cluster))
+            .map_err(|error| FleetError::Replica {
+                pool: setup
+                    .pools
+                    .iter()
+                    .position(|pool| pool.cluster == index)
+                    .unwrap_or(0),
+                error: error.into(),
+            })?;
         maps.push(map);
     }
     let mut instances = Vec::new();
@@ -121,7 +148,9 @@ pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
             .map(|cluster| cluster.gpus)
             .sum();
         let first = pool.first_gpu - before;
-        let gpus: Vec<u32> = (first..first + pool.deployment.parallelism.gpus()).collect();
+        let gpus: Vec<u32> = (first..first + pool.deployment.parallelism.gpus())
+            .map(|gpu| setup.gpu_of(gpu))
+            .collect();
         let instance = Instance::new(
             &pool.deployment,
             &setup.clusters[pool.cluster],

@@ -64,6 +64,9 @@ fn header(page: &mut Page<'_>, report: &ServingReport) {
             &format!("{}, {} scheduler", pool.stack, pool.scheduler),
         );
     }
+    if let Some(disturbed) = &report.disturbed {
+        page.entry("faults", &disturbed.sentence("a request"));
+    }
 }
 
 /// "8 x 4 GPUs: TP 4".

@@ -132,6 +132,8 @@ fn facts() -> Facts {
         reserved: Bytes::new(6_000_000_000),
     };
     Facts {
+        faults: Vec::new(),
+        stragglers: Vec::new(),
         scenario: "DeepSeek-V3 pre-training on 2,048 H800".into(),
         cluster: cluster(),
         training: training(),

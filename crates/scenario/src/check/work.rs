@@ -5,7 +5,7 @@ use crate::catalogue::{Catalogue, Section};
 use crate::document::TrainingText;
 use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
-use rackflow_plan::{Fidelity, Setup};
+use rackflow_plan::{Fidelity, Setup, Straggler};
 use rackflow_topology::{Cluster, FaultError, Health, LinkFault};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{
@@ -31,7 +31,7 @@ fn at(field: &str) -> String {
 pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {
     let model_right = model(findings, &setup.training);
     stack(findings, setup);
-    stragglers(findings, setup);
+    stragglers(findings, setup.cluster.gpus, &setup.stragglers);
     jitter(findings, setup);
     links(setup.host(), &setup.faults, findings);
     count(findings, "simulation.seeds", setup.seeds.into(), 1000);
@@ -271,10 +271,10 @@ pub(super) fn links(cluster: &Cluster, faults: &[LinkFault], findings: &mut Find
     findings.report(found);
 }
 
-fn stragglers(findings: &mut Findings<'_>, setup: &Setup) {
-    let gpus = setup.cluster.gpus;
+/// Slow GPUs that are there, each once.
+pub(super) fn stragglers(findings: &mut Findings<'_>, gpus: u32, stragglers: &[Straggler]) {
     let mut seen = std::collections::BTreeSet::new();
-    for (index, straggler) in setup.stragglers.iter().enumerate() {
+    for (index, straggler) in stragglers.iter().enumerate() {
         let at = |field: &str| format!("simulation.stragglers.{index}.{field}");
         if straggler.gpu >= gpus {
             let found = findings

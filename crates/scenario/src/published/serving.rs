@@ -221,6 +221,9 @@ impl ServingSetup {
             .div_ceil(cluster.node.gpus)
             .saturating_mul(cluster.node.gpus);
         FleetSetup {
+            seats: None,
+            stragglers: Vec::new(),
+            faults: Vec::new(),
             name: name.to_owned(),
             clusters: vec![cluster],
             pools,

@@ -112,6 +112,9 @@ fn fleet(
         transfer,
         store: text.store.clone(),
         slo: text.slo,
+        seats: None,
+        stragglers: scenario.stragglers(),
+        faults: scenario.document.simulation.links.clone(),
         assumed: text.assumed.clone(),
         seed: scenario.document.simulation.seed,
     };

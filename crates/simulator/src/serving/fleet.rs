@@ -2,8 +2,9 @@
 
 use super::blocks;
 use super::cost::{DecodeTable, StepModel, Work};
+use super::ground::{slowdown, way_of_steps};
 use super::live::{Live, Lives};
-use super::network::{self, Network, Piece, Purpose, Transfer, Wires};
+use super::network::{self, Ground, Network, Piece, Purpose, Transfer, Way, Wires};
 use super::record::{
     KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
 };
@@ -11,10 +12,11 @@ use super::replica::{Replica, Run};
 use super::source::{Answered, Rows, Source};
 use super::store::Store;
 use rackflow_engine::{EventClass, EventQueue, RandomStream};
-use rackflow_network::{Demand, Links, Protocol, Shape};
+use rackflow_network::{Demand, FlowId, FlowNet, Links, Protocol, Shape};
+use rackflow_plan::Straggler;
 use rackflow_plan::serving::{FleetPlan, FleetSetup, Instance, PoolSetup, StepBatch};
 use rackflow_plan::{Accounts, Cause};
-use rackflow_topology::{ClusterMap, Level};
+use rackflow_topology::{Cluster, ClusterMap, Level, LinkFault};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 use rackflow_workload::{
     Decoder, EngineConfig, KvTier, KvTransfer, Request, RequestPlan, Role, Router, Slo, TraceError,
@@ -58,7 +60,9 @@ pub struct Fleet<'a> {
     /// One pool that does everything, or prefill and decode.
     pub pools: Vec<Pool<'a>>,
     /// Where GPUs sit; `None` where the pools are of different hardware.
-    pub map: Option<&'a ClusterMap>,
+    pub site: Option<FleetSite<'a>>,
+    /// GPUs of the fleet whose kernels take longer.
+    pub stragglers: &'a [Straggler],
     /// What is asked.
     pub requests: &'a RequestPlan,
     /// How answers are produced.
@@ -77,6 +81,26 @@ pub struct Fleet<'a> {
     pub together: bool,
 }
 
+/// Where a fleet sits.
+#[derive(Debug, Clone, Copy)]
+pub struct FleetSite<'a> {
+    /// The cluster, with whatever else is there.
+    pub cluster: &'a Cluster,
+    /// The same.
+    pub map: &'a ClusterMap,
+    /// Its GPUs, if they are not the first ones.
+    pub seats: Option<&'a [u32]>,
+    /// Dead, slow and flapping links of the cluster.
+    pub faults: &'a [LinkFault],
+}
+
+impl FleetSite<'_> {
+    /// A GPU of the fleet, counted over the cluster.
+    pub fn gpu_of(&self, gpu: u32) -> u32 {
+        self.seats.map_or(gpu, |seats| seats[gpu as usize])
+    }
+}
+
 impl<'a> Fleet<'a> {
     /// The fleet of a compiled plan.
     pub fn of(plan: &'a FleetPlan) -> Self {
@@ -86,7 +110,13 @@ impl<'a> Fleet<'a> {
             pools: pools
                 .map(|(pool, instance)| Pool::of(setup, pool, instance, plan))
                 .collect(),
-            map: (setup.clusters.len() == 1).then(|| &plan.maps[0]),
+            site: setup.host().map(|cluster| FleetSite {
+                cluster,
+                map: &plan.maps[0],
+                seats: setup.seats.as_ref().map(|seats| seats.gpus.as_slice()),
+                faults: &setup.faults,
+            }),
+            stragglers: &setup.stragglers,
             requests: &setup.requests,
             decoder: setup.decoder,
             router: setup.router,
@@ -173,6 +203,8 @@ enum Event {
     LayersReady(u32),
     /// This replica chooses its next step.
     Choose(u32),
+    /// A flapping link goes down or comes up; its index, and how many times it has changed.
+    Toggled(u32, u64),
 }
 
 /// Parts in which the layers of a cache move: the last is one layer, since it is the only one that
@@ -189,38 +221,121 @@ pub fn serve(
     rows: Option<Rows<'_>>,
     sink: &mut dyn RequestSink,
 ) -> Result<ServingRecord, ServeError> {
-    let mut queue = EventQueue::new();
-    let mut serving = Serving::new(fleet, rows, sink);
-    if fleet.requests.warm_up > SimDuration::ZERO {
-        queue.schedule(
-            SimTime::ZERO + fleet.requests.warm_up,
-            ENDED,
-            Event::WarmedUp,
-        );
-    }
-    if serving.window_end < SimTime::MAX {
-        queue.schedule(serving.window_end, ENDED, Event::WindowClosed);
-    }
-    let first = serving.source.closed_loop().unwrap_or(1);
-    for _ in 0..first {
-        serving.pull(&mut queue)?;
-    }
-    let mut events = 0;
-    let mut all = true;
-    while let Some((_, event)) = queue.pop() {
-        serving.handle(event, &mut queue)?;
-        events += 1;
-        if queue.now() > serving.window_end && serving.all_measured() {
-            all = false;
-            break;
+    let (net, ground) = fleet.alone();
+    let mut run = ServingRun::new(fleet, rows, Some(sink), net, ground);
+    run.start()?;
+    while run.advance()? {}
+    run.finish()
+}
+
+/// A run of a fleet that can be taken event by event.
+pub(crate) struct ServingRun<'a, 's> {
+    serving: Serving<'a, 's>,
+    queue: EventQueue<Event>,
+    events: u64,
+    /// When it began, on the clock of the net.
+    began: SimTime,
+    /// It ended before all was answered.
+    cut: bool,
+}
+
+impl<'a, 's> ServingRun<'a, 's> {
+    pub fn new(
+        fleet: &'a Fleet<'a>,
+        rows: Option<Rows<'s>>,
+        sink: Option<&'s mut dyn RequestSink>,
+        net: FlowNet,
+        ground: Ground,
+    ) -> Self {
+        Self {
+            began: ground.began,
+            serving: Serving::new(fleet, rows, sink, net, ground),
+            queue: EventQueue::new(),
+            events: 0,
+            cut: false,
         }
     }
-    serving.finish(events, all)
+
+    /// Asks for the first requests.
+    pub fn start(&mut self) -> Result<(), ServeError> {
+        let (serving, queue) = (&mut self.serving, &mut self.queue);
+        let warm_up = serving.fleet.requests.warm_up;
+        if warm_up > SimDuration::ZERO {
+            queue.schedule(SimTime::ZERO + warm_up, ENDED, Event::WarmedUp);
+        }
+        if serving.window_end < SimTime::MAX {
+            queue.schedule(serving.window_end, ENDED, Event::WindowClosed);
+        }
+        serving.start_toggles(queue);
+        let first = serving.source.closed_loop().unwrap_or(1);
+        for _ in 0..first {
+            serving.pull(queue)?;
+        }
+        Ok(())
+    }
+
+    /// When something happens next, on the clock of the net; `None` when all is answered.
+    pub fn next_time(&mut self) -> Option<SimTime> {
+        if self.is_over() {
+            return None;
+        }
+        let next = self.queue.next_time()?;
+        Some(self.began + next.since(SimTime::ZERO))
+    }
+
+    /// Links flap for ever: the run is over when nothing else is left, or when nothing that is left
+    /// is measured.
+    fn is_over(&self) -> bool {
+        let toggles = self.serving.toggles;
+        self.cut || self.queue.len() <= toggles && (toggles == 0 || self.serving.lives.len() == 0)
+    }
+
+    /// Handles one event; false when all is answered.
+    pub fn advance(&mut self) -> Result<bool, ServeError> {
+        if self.is_over() {
+            return Ok(false);
+        }
+        let Some((_, event)) = self.queue.pop() else {
+            return Ok(false);
+        };
+        self.serving.handle(event, &mut self.queue)?;
+        self.events += 1;
+        if self.queue.now() > self.serving.window_end && self.serving.all_measured() {
+            self.cut = true;
+            if let Some(network) = &mut self.serving.network {
+                network.abandon(self.queue.now());
+            }
+        }
+        Ok(true)
+    }
+
+    pub fn finish(self) -> Result<ServingRecord, ServeError> {
+        self.serving.finish(self.events, !self.cut)
+    }
+
+    /// The net that it runs on, and flows of others whose ends it has moved.
+    pub fn shared(&mut self) -> Option<(&mut FlowNet, &mut Vec<(FlowId, SimTime)>)> {
+        let network = self.serving.network.as_mut()?;
+        Some((&mut network.net, &mut network.foreign))
+    }
+
+    /// A flow ends at this instant on the clock of the net; false where it is not of this fleet.
+    pub fn ends_at(&mut self, flow: FlowId, ends: SimTime) -> bool {
+        let network = self.serving.network.as_mut();
+        network
+            .is_some_and(|network| network.ends_at(&mut self.queue, flow, ends, Event::FlowEnded))
+    }
 }
 
 struct Serving<'a, 's> {
     fleet: &'a Fleet<'a>,
-    sink: &'s mut dyn RequestSink,
+    sink: Option<&'s mut dyn RequestSink>,
+    /// Links that flap.
+    toggles: usize,
+    /// How many times longer the kernels of each replica take.
+    slowdowns: Vec<f64>,
+    /// Links over which the steps of each replica send, and flows of its busiest GPU.
+    ways: Vec<(Vec<(u32, u32)>, u32)>,
     source: Source<'s>,
     tables: Vec<DecodeTable>,
     replicas: Vec<Replica>,
@@ -250,7 +365,13 @@ struct Serving<'a, 's> {
 const NO_TRANSFER: u32 = u32::MAX;
 
 impl<'a, 's> Serving<'a, 's> {
-    fn new(fleet: &'a Fleet<'a>, rows: Option<Rows<'s>>, sink: &'s mut dyn RequestSink) -> Self {
+    fn new(
+        fleet: &'a Fleet<'a>,
+        rows: Option<Rows<'s>>,
+        sink: Option<&'s mut dyn RequestSink>,
+        net: FlowNet,
+        ground: Ground,
+    ) -> Self {
         let mut replicas = Vec::new();
         let mut ranges = Vec::new();
         for (index, pool) in fleet.pools.iter().enumerate() {
@@ -269,12 +390,6 @@ impl<'a, 's> Serving<'a, 's> {
             }
             ranges.push(first..replicas.len() as u32);
         }
-        let gpus = fleet
-            .pools
-            .iter()
-            .map(|pool| pool.first_gpu + pool.replicas * pool.gpus)
-            .max()
-            .unwrap_or(0);
         let remote = fleet
             .store
             .iter()
@@ -292,7 +407,20 @@ impl<'a, 's> Serving<'a, 's> {
                 .map(|pool| DecodeTable::new(pool.gpus))
                 .collect(),
             store: Store::new(fleet.store, replicas.len(), block_bytes),
-            network: (fleet.pools.len() > 1 || remote).then(|| Network::new(gpus, ENDED)),
+            toggles: ground.toggles.len(),
+            slowdowns: replicas
+                .iter()
+                .map(|replica| slowdown(fleet, replica))
+                .collect(),
+            ways: replicas
+                .iter()
+                .map(|replica| way_of_steps(fleet, replica, &ground))
+                .collect(),
+            network: (fleet.pools.len() > 1
+                || remote
+                || ground.roads.is_some()
+                || fleet.site.is_some_and(|site| !site.faults.is_empty()))
+            .then(|| Network::new(net, ground, ENDED)),
             replicas,
             ranges,
             lives: Lives::default(),
@@ -354,8 +482,37 @@ impl<'a, 's> Serving<'a, 's> {
             Event::Loaded(id) => self.loaded(id, queue),
             Event::LayersReady(transfer) => self.send_next(transfer, queue),
             Event::Choose(replica) => self.choose(replica, queue),
+            Event::Toggled(index, times) => self.toggled(index, times, queue),
         }
         Ok(())
+    }
+
+    // ---- links that flap
+
+    fn start_toggles(&mut self, queue: &mut EventQueue<Event>) {
+        let Some(network) = &mut self.network else {
+            return;
+        };
+        for index in 0..network.ground.toggles.len() as u32 {
+            // A run before may have ended while the link was down.
+            network.toggle(queue, index, false, Event::FlowEnded);
+            let first = SimTime::ZERO + network.ground.toggles[index as usize].first;
+            queue.schedule(first, CHOOSE, Event::Toggled(index, 0));
+        }
+    }
+
+    /// A flapping link goes down, at every even time, or comes up.
+    fn toggled(&mut self, index: u32, times: u64, queue: &mut EventQueue<Event>) {
+        let network = self.network.as_mut().expect("links are of a network");
+        let down = times.is_multiple_of(2);
+        network.toggle(queue, index, down, Event::FlowEnded);
+        let toggle = &network.ground.toggles[index as usize];
+        let rest = if down {
+            toggle.down
+        } else {
+            toggle.every - toggle.down
+        };
+        queue.schedule(queue.now() + rest, CHOOSE, Event::Toggled(index, times + 1));
     }
 
     // ---- arrival
@@ -505,6 +662,7 @@ impl<'a, 's> Serving<'a, 's> {
             queue,
             &self.endpoints,
             &demand,
+            Way::Inside,
             Purpose::Load(id),
             Event::FlowEnded,
         );
@@ -570,7 +728,8 @@ impl<'a, 's> Serving<'a, 's> {
 
     fn choose(&mut self, index: u32, queue: &mut EventQueue<Event>) {
         let now = queue.now();
-        let ahead = self.may_run_ahead();
+        let slowdown = self.slowdowns[index as usize];
+        let ahead = self.may_run_ahead() && slowdown <= 1.0;
         let replica = &mut self.replicas[index as usize];
         replica.decide = false;
         if replica.run.is_some() {
@@ -616,9 +775,11 @@ impl<'a, 's> Serving<'a, 's> {
             decode: (n, context),
             cost,
             stall,
+            slow: SimDuration::from_secs_f64(time.as_secs_f64() * (slowdown - 1.0)),
             end: None,
             flow: false,
         };
+        let time = time + run.slow;
         let span = stall + time;
         if self.network.is_some() {
             run.flow = true;
@@ -699,6 +860,7 @@ impl<'a, 's> Serving<'a, 's> {
             queue,
             &self.endpoints,
             &demand,
+            Way::Links(&self.ways[index as usize].0, self.ways[index as usize].1),
             Purpose::Step(index),
             Event::FlowEnded,
         );
@@ -817,7 +979,8 @@ impl<'a, 's> Serving<'a, 's> {
         let run = replica.run.as_ref().expect("steps were under way");
         let straddles = run.start < self.window_start;
         let mut booked = Work::default();
-        let direct = !straddles && !late && !run.flow && run.stall == SimDuration::ZERO;
+        let undisturbed = run.stall == SimDuration::ZERO && run.slow == SimDuration::ZERO;
+        let direct = !straddles && !late && !run.flow && undisturbed;
         let is_prefill = !replica.prefilling.is_empty();
         let into = if direct {
             if is_prefill {
@@ -844,7 +1007,7 @@ impl<'a, 's> Serving<'a, 's> {
             // Copies to the host and shared links made the steps longer than their cost.
             let start = run.start.max(self.window_start);
             let span = now.since(run.start);
-            let nominal = run.stall;
+            let nominal = run.stall + run.slow;
             let stretched = if straddles {
                 SimDuration::ZERO
             } else {
@@ -854,7 +1017,10 @@ impl<'a, 's> Serving<'a, 's> {
             let gpus = u64::from(pool.gpus);
             if !straddles {
                 booked.time_ps += u128::from((nominal + stretched).as_picos());
-                booked.causes.book_times(Cause::MemoryBound, nominal, gpus);
+                booked
+                    .causes
+                    .book_times(Cause::MemoryBound, run.stall, gpus);
+                booked.causes.book_times(Cause::Straggler, run.slow, gpus);
                 booked.causes.book_times(Cause::Contention, stretched, gpus);
             }
             let inside = now.min(self.window_end).saturating_since(start);
@@ -1100,7 +1266,9 @@ impl<'a, 's> Serving<'a, 's> {
             measured: live.measured,
         };
         self.record.answered += 1;
-        self.sink.answered(&request);
+        if let Some(sink) = &mut self.sink {
+            sink.answered(&request);
+        }
         if !request.measured {
             return;
         }
@@ -1320,7 +1488,8 @@ impl<'a, 's> Serving<'a, 's> {
         };
         let (from_gpu, to_gpu) = (first(source, from), first(target, to));
         let pairs = from.cache_gpus.max(to.cache_gpus);
-        let level = network::level(self.fleet.map, from_gpu, to_gpu);
+        let seats = self.fleet.site;
+        let level = network::level(seats, from_gpu, to_gpu);
         let posting = self.fleet.transfer.per_message * piece.messages;
         let bytes = piece.bytes / u64::from(pairs);
         let demand = network::demand((&from.wires, &to.wires), level, bytes, posting);
@@ -1338,6 +1507,9 @@ impl<'a, 's> Serving<'a, 's> {
                 queue,
                 &ends,
                 &demand,
+                seats.map_or(Way::Inside, |seats| {
+                    Way::Pair(seats.gpu_of(ends[0]), seats.gpu_of(ends[1]))
+                }),
                 Purpose::Transfer(transfer),
                 Event::FlowEnded,
             );

@@ -9,6 +9,7 @@ mod blocks;
 mod cost;
 mod fleet;
 mod goodput;
+mod ground;
 mod live;
 mod network;
 mod record;
@@ -19,8 +20,11 @@ mod store;
 mod tests;
 
 pub use cost::{StepModel, Work};
-pub use fleet::{Fleet, Pool, ServeError, serve};
+pub(crate) use fleet::ServingRun;
+pub use fleet::{Fleet, FleetSite, Pool, ServeError, serve};
 pub use goodput::{Trial, highest_rate};
+pub(crate) use ground::{all_gpus, visitors};
+pub(crate) use network::Ground;
 pub use network::Wires;
 pub use record::{
     KvRecord, NoSink, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,

@@ -1,10 +1,16 @@
 //! KV caches on the move over the links, beside the traffic of the steps.
 
+use super::fleet::FleetSite;
+use crate::fabric::Roads;
+use crate::ports::Toggle;
 use rackflow_engine::{EventClass, EventId, EventQueue};
-use rackflow_network::{Algorithm, Demand, FlowId, FlowNet};
-use rackflow_topology::{ClusterMap, Level};
+use rackflow_network::{Algorithm, Crossing, Demand, FlowId, FlowNet};
+use rackflow_plan::Flows;
+use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
+use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// What one GPU's ports carry.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,43 +59,114 @@ pub(super) struct Transfer {
     pub computed_at: Option<SimTime>,
 }
 
+/// The part of a shared net that a fleet has: its GPUs are end points one after the other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ground {
+    /// Number of the first.
+    pub first_port: u32,
+    /// When the fleet began, on the clock of the net.
+    pub began: SimTime,
+    /// The fabric, where its links can hold flows back.
+    pub roads: Option<Rc<Roads>>,
+    /// Links that flap.
+    pub toggles: Rc<[Toggle]>,
+}
+
 /// Flows on the ports of all GPUs.
 #[derive(Debug)]
 pub(super) struct Network {
-    net: FlowNet,
+    /// Lent by the jobs beside which the fleet runs.
+    pub net: FlowNet,
+    pub ground: Ground,
+    /// Flows of other jobs whose ends have moved, on the clock of the net.
+    pub foreign: Vec<(FlowId, SimTime)>,
+    /// Links of the pairs that have sent.
+    routes: FxHashMap<(u32, u32), Vec<(u32, u32)>>,
+    ends: Vec<u32>,
     /// By slot of the flow.
     flows: Vec<Option<(FlowId, Purpose, EventId)>>,
     changed: Vec<(FlowId, SimTime)>,
     class: EventClass,
 }
 
+/// Which links of the fabric a flow goes over.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// None.
+    Inside,
+    /// From one GPU of the cluster to another.
+    Pair(u32, u32),
+    /// These, by flows of which the busiest GPU has so many.
+    Links(&'a [(u32, u32)], u32),
+}
+
 impl Network {
-    pub fn new(gpus: u32, class: EventClass) -> Self {
+    pub fn new(net: FlowNet, ground: Ground, class: EventClass) -> Self {
         Self {
-            net: FlowNet::new(gpus as usize),
+            net,
+            ground,
+            foreign: Vec::new(),
+            routes: FxHashMap::default(),
+            ends: Vec::new(),
             flows: Vec::new(),
             changed: Vec::new(),
             class,
         }
     }
 
-    /// Starts a flow; `event` makes the event of a slot's end.
+    /// The instant on the clock of the net.
+    pub fn shared(&self, now: SimTime) -> SimTime {
+        self.ground.began + now.since(SimTime::ZERO)
+    }
+
+    /// The instant of the net on the clock of the fleet.
+    fn own(&self, at: SimTime) -> SimTime {
+        if at == SimTime::MAX {
+            return at;
+        }
+        SimTime::ZERO + at.since(self.ground.began)
+    }
+
+    /// Starts a flow between GPUs of the fleet; `event` makes the event of a slot's end.
     pub fn start<E>(
         &mut self,
         queue: &mut EventQueue<E>,
-        endpoints: &[u32],
+        gpus: &[u32],
         demand: &Demand,
+        way: Way<'_>,
         purpose: Purpose,
         event: impl Fn(u32) -> E,
     ) {
-        let now = queue.now();
+        let now = self.shared(queue.now());
         self.changed.clear();
-        let id = self.net.start(now, endpoints, demand, &mut self.changed);
+        self.ends.clear();
+        let first = self.ground.first_port;
+        self.ends.extend(gpus.iter().map(|gpu| first + gpu));
+        let bytes = demand.wire_bytes_nic.get();
+        let crossing = match (way, &self.ground.roads) {
+            (Way::Pair(from, to), Some(roads)) => {
+                let links = self.routes.entry((from, to)).or_insert_with(|| {
+                    roads.of(&Flows {
+                        each: 1,
+                        edges: vec![(from, to, false)],
+                    })
+                });
+                Crossing { bytes, links }
+            }
+            (Way::Links(links, each), Some(_)) => Crossing {
+                bytes: bytes / u64::from(each.max(1)),
+                links,
+            },
+            _ => Crossing::NONE,
+        };
+        let id = self
+            .net
+            .start_over(now, &self.ends, demand, crossing, &mut self.changed);
         let slot = id.slot();
         if self.flows.len() <= slot {
             self.flows.resize(slot + 1, None);
         }
-        let ends = self.net.ends(id);
+        let ends = self.own(self.net.ends(id));
         let at = queue.schedule(ends, self.class, event(slot as u32));
         self.flows[slot] = Some((id, purpose, at));
         self.reschedule(queue, Some(id), event);
@@ -104,9 +181,59 @@ impl Network {
     ) -> Purpose {
         let (id, purpose, _) = self.flows[slot as usize].take().expect("the flow runs");
         self.changed.clear();
-        self.net.finish(queue.now(), id, &mut self.changed);
+        let now = self.shared(queue.now());
+        self.net.finish(now, id, &mut self.changed);
         self.reschedule(queue, None, event);
         purpose
+    }
+
+    /// Takes every flow off the net: the run is over, and others go on.
+    pub fn abandon(&mut self, now: SimTime) {
+        let now = self.shared(now);
+        for place in 0..self.flows.len() {
+            if let Some((id, ..)) = self.flows[place].take() {
+                self.net.finish(now, id, &mut self.foreign);
+            }
+        }
+        // Ends of flows of its own may have moved before they were taken off; nobody waits for them.
+    }
+
+    /// A flapping link goes down or comes up.
+    pub fn toggle<E>(
+        &mut self,
+        queue: &mut EventQueue<E>,
+        index: u32,
+        down: bool,
+        event: impl Fn(u32) -> E,
+    ) {
+        self.changed.clear();
+        let now = self.shared(queue.now());
+        for (port, up) in &self.ground.toggles[index as usize].ports {
+            let fraction = if down { 0.0 } else { *up };
+            self.net
+                .set_capacity(now, *port, fraction, &mut self.changed);
+        }
+        self.reschedule(queue, None, event);
+    }
+
+    /// A flow ends at this instant on the clock of the net; false where it is not of this fleet.
+    pub fn ends_at<E>(
+        &mut self,
+        queue: &mut EventQueue<E>,
+        flow: FlowId,
+        ends: SimTime,
+        event: impl Fn(u32) -> E,
+    ) -> bool {
+        let ends = self.own(ends);
+        let Some(Some((id, _, at))) = self.flows.get_mut(flow.slot()) else {
+            return false;
+        };
+        if *id != flow {
+            return false;
+        }
+        queue.cancel(*at);
+        *at = queue.schedule(ends.max(queue.now()), self.class, event(flow.slot() as u32));
+        true
     }
 
     fn reschedule<E>(
@@ -120,9 +247,8 @@ impl Network {
             if Some(id) == except {
                 continue;
             }
-            if let Some((_, _, at)) = &mut self.flows[id.slot()] {
-                queue.cancel(*at);
-                *at = queue.schedule(ends.max(queue.now()), self.class, event(id.slot() as u32));
+            if !self.ends_at(queue, id, ends, &event) {
+                self.foreign.push((id, ends));
             }
         }
     }
@@ -175,6 +301,8 @@ pub(super) fn demand(
 }
 
 /// The tier at which two GPUs meet. Pools of different hardware meet above the leaves.
-pub(super) fn level(map: Option<&ClusterMap>, a: u32, b: u32) -> Level {
-    map.map_or(Level::Spine, |map| map.level(a, b))
+pub(super) fn level(site: Option<FleetSite<'_>>, a: u32, b: u32) -> Level {
+    site.map_or(Level::Spine, |site| {
+        site.map.level(site.gpu_of(a), site.gpu_of(b))
+    })
 }

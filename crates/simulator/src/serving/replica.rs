@@ -25,6 +25,8 @@ pub(super) struct Run {
     pub cost: Option<StepCost>,
     /// Copies between HBM and host before the step.
     pub stall: SimDuration,
+    /// What a slow GPU adds to the step.
+    pub slow: SimDuration,
     pub end: Option<EventId>,
     /// Its traffic is a flow of the network.
     pub flow: bool,

@@ -107,7 +107,8 @@ fn plan(arrivals: Arrivals, input: Length, output: Length, count: u64) -> Reques
 fn fleet<'a>(pools: Vec<Pool<'a>>, requests: &'a RequestPlan) -> Fleet<'a> {
     Fleet {
         pools,
-        map: None,
+        site: None,
+        stragglers: &[],
         requests,
         decoder: Decoder::Autoregressive,
         router: Router::RoundRobin,
