@@ -118,6 +118,21 @@ fn jobs_that_cannot_be_are_refused_where_they_are_written() {
         assert!(err.contains(says), "{name}: {err}");
         assert!(err.contains("jobs.yaml:"), "{name} names its place: {err}");
     }
+    // The first job leaves two nodes half free.
+    let ragged = TWO_JOBS
+        .replacen(
+            "placement: scattered",
+            "placement: { explicit: [0-251, 256-259] }",
+            1,
+        )
+        .replacen("placement: scattered", "placement: rail_aligned", 1);
+    let (_, _, err) = run_text("ragged", &ragged);
+    assert!(
+        err.contains(
+            "`rail_aligned` takes whole free nodes of 8 GPUs, and they hold 248 of the 256 GPUs"
+        ),
+        "{err}"
+    );
     let overlapping = TWO_JOBS.replace("placement: scattered", "placement: { explicit: [0-255] }");
     let (_, _, err) = run_text("overlap", &overlapping);
     assert!(err.contains("GPU 0 is taken already"), "{err}");

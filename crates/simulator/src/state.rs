@@ -104,6 +104,8 @@ pub(crate) struct Active {
     pub started: SimTime,
     pub transfer: TransferId,
     pub level: Level,
+    /// Over NVLink and over NICs, of each rank that sends.
+    pub bytes: [u64; 2],
     pub what: What,
 }
 

@@ -23,7 +23,7 @@ use rackflow_network::{Crossing, Demand, FlowId, FlowNet};
 use rackflow_plan::{
     Cause, CommKind, GroupSlot, Pattern, Peer, Plan, Segment, Stream, TransferId, Work,
 };
-use rackflow_units::SimTime;
+use rackflow_units::{Bytes, SimTime};
 
 const COMPUTE: usize = Stream::Compute as usize;
 /// Streams that receive, in the order of their channels.
@@ -87,6 +87,8 @@ pub(crate) struct Step<'p> {
     watch: Option<Box<Watch>>,
     /// What each entity sends.
     traffic: Vec<Traffic>,
+    /// Bytes of all ranks that have arrived, over NVLink and over NICs.
+    delivered: [u128; 2],
 }
 
 /// Who is in each communicator, in flat arrays.
@@ -275,6 +277,7 @@ impl<'p> Step<'p> {
         Self {
             watch: None,
             traffic: traffic(plan, &entities, groups),
+            delivered: [0; 2],
             plan,
             began,
             first_port,
@@ -740,6 +743,7 @@ impl<'p> Step<'p> {
             started: now,
             transfer,
             level: demand.level,
+            bytes: [demand.wire_bytes_nvlink, demand.wire_bytes_nic].map(Bytes::get),
             what,
         });
         self.reschedule(&mut changed, Some(flow));
@@ -829,6 +833,7 @@ impl<'p> Step<'p> {
         self.reschedule(&mut changed, None);
         self.changed = changed;
         self.hold(now, active.transfer, active.what, false);
+        self.count(&active);
         if let Some(watch) = &mut self.watch {
             let members = match active.what {
                 What::Collective { group, .. } => self.groups.members(group),
@@ -857,6 +862,36 @@ impl<'p> Step<'p> {
                 self.communicated(now, to, receiving, &active);
             }
         }
+    }
+
+    /// Books what a communication has moved.
+    fn count(&mut self, active: &Active) {
+        let ranks = |entity: u32| u128::from(self.entities[entity as usize].ranks);
+        let senders: u128 = match active.what {
+            What::Collective { group, .. } => {
+                let members = self.groups.members(group);
+                members.iter().map(|entity| ranks(*entity)).sum()
+            }
+            What::Message { from, .. } => ranks(from),
+        };
+        for (sum, bytes) in self.delivered.iter_mut().zip(active.bytes) {
+            *sum += senders * u128::from(bytes);
+        }
+    }
+
+    /// What was sent has arrived, and it is what the programs ask for.
+    fn check_bytes(&self) {
+        let mut asked = [0; 2];
+        for (entity, traffic) in self.entities.iter().zip(&self.traffic) {
+            let sent = traffic.total();
+            for (sum, bytes) in asked.iter_mut().zip([sent.nvlink, sent.nic]) {
+                *sum += u128::from(entity.ranks) * u128::from(bytes);
+            }
+        }
+        assert_eq!(
+            self.delivered, asked,
+            "what arrives is what the programs send"
+        );
     }
 
     /// The head of a communication stream has finished on this entity.
@@ -931,6 +966,7 @@ impl<'p> Step<'p> {
             .max()
             .unwrap_or(SimTime::ZERO);
         let step_time = end.since(SimTime::ZERO);
+        self.check_bytes();
         let handled = self.queues.iter().map(EventQueue::events_handled);
         let events = handled.sum::<u64>() - self.joins;
         let pipelined = self.plan.setup.training.parallelism.pipeline > 1;
