@@ -50,13 +50,14 @@ fn scattered_jobs_slow_each_other_and_packed_ones_do_not() {
         let apart = TWO_JOBS.replace("placement: scattered", &format!("placement: {placement}"));
         assert_eq!(slowdowns(placement, &apart), [1.0, 1.0]);
     }
+    let seats = "gpus: 256\n    placement: scattered";
     let explicit = TWO_JOBS
         .replacen(
-            "placement: scattered",
-            "placement: { explicit: [0-127, 384-511] }",
+            seats,
+            "gpus: 256\n    placement: { explicit: [0-127, 384-511] }",
             1,
         )
-        .replacen("placement: scattered", "placement: packed", 1);
+        .replacen(seats, "gpus: 256\n    placement: packed", 1);
     assert_eq!(slowdowns("explicit", &explicit), [1.0, 1.0]);
 }
 
@@ -119,13 +120,14 @@ fn jobs_that_cannot_be_are_refused_where_they_are_written() {
         assert!(err.contains("jobs.yaml:"), "{name} names its place: {err}");
     }
     // The first job leaves two nodes half free.
+    let seats = "gpus: 256\n    placement: scattered";
     let ragged = TWO_JOBS
         .replacen(
-            "placement: scattered",
-            "placement: { explicit: [0-251, 256-259] }",
+            seats,
+            "gpus: 256\n    placement: { explicit: [0-251, 256-259] }",
             1,
         )
-        .replacen("placement: scattered", "placement: rail_aligned", 1);
+        .replacen(seats, "gpus: 256\n    placement: rail_aligned", 1);
     let (_, _, err) = run_text("ragged", &ragged);
     assert!(
         err.contains(
