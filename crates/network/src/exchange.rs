@@ -15,6 +15,8 @@ pub enum ExchangeStyle {
     Relayed {
         /// NVLink domains that one token may visit (node-limited routing); `None`: any number.
         max_domains: Option<u32>,
+        /// By HybridEP's kernels instead of DeepEP's.
+        hybrid: bool,
     },
 }
 
@@ -72,7 +74,7 @@ pub fn expert_exchange(
             };
             (algorithm, copies * local + far * (1.0 - 1.0 / rails), far)
         }
-        ExchangeStyle::Relayed { max_domains } => {
+        ExchangeStyle::Relayed { max_domains, .. } => {
             let reach = max_domains.map_or(domains, |max| f64::from(max.max(1)).min(domains));
             let part = reach / domains;
             // A limit that leaves fewer experts than are chosen cannot be kept; then all are met.
@@ -90,10 +92,10 @@ pub fn expert_exchange(
     let protocol = Protocol::Simple;
     let across = group.domains > 1;
     let relayed = algorithm == Algorithm::Relayed;
-    let nvlink_rate = if relayed {
-        links.expert
-    } else {
-        links.copy_rate(protocol)
+    let nvlink_rate = match style {
+        ExchangeStyle::Relayed { hybrid: true, .. } => links.hybrid_expert,
+        ExchangeStyle::Relayed { .. } => links.expert,
+        ExchangeStyle::AllToAll => links.copy_rate(protocol),
     };
     let nvlink_rate = in_part(nvlink_rate, group.scale_up_pairs);
     let mut latency = links.base(algorithm, protocol);

@@ -92,6 +92,7 @@ pub struct Links {
     in_switch: Option<Bandwidth>,
     pub(crate) nic: Bandwidth,
     pub(crate) expert: Bandwidth,
+    pub(crate) hybrid_expert: Bandwidth,
     collective_base: SimDuration,
     nvlink_latency: SimDuration,
     /// One link of a rank's scale-up network over all of them, in millionths.
@@ -192,6 +193,8 @@ impl Links {
     pub fn new(cluster: &Cluster, map: &ClusterMap) -> Self {
         let scale_up = &cluster.node.scale_up;
         let nic = &cluster.node.nic;
+        let expert = scale_up.expert_efficiency.unwrap_or(scale_up.efficiency);
+        let hybrid_expert = scale_up.hybrid_expert_efficiency.unwrap_or(expert);
         Self {
             nvlink_line: scale_up.bandwidth,
             nvlink_copy: scale_up.bandwidth.scaled(scale_up.efficiency),
@@ -200,9 +203,8 @@ impl Links {
                 .in_switch_reduction
                 .then(|| scale_up.bandwidth.scaled(scale_up.in_switch_efficiency)),
             nic: map.nic_share().scaled(nic.efficiency),
-            expert: scale_up
-                .bandwidth
-                .scaled(scale_up.expert_efficiency.unwrap_or(scale_up.efficiency)),
+            expert: scale_up.bandwidth.scaled(expert),
+            hybrid_expert: scale_up.bandwidth.scaled(hybrid_expert),
             collective_base: scale_up.collective_base,
             nvlink_latency: scale_up.latency,
             one_link: (map.scale_up_link().as_f64() / scale_up.bandwidth.as_f64() * 1e6).round()

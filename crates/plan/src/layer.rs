@@ -389,9 +389,15 @@ fn sum_op(s: &Sizes<'_>) -> CollectiveOp {
     }
 }
 
-/// How many pieces a tensor-parallel collective is cut into where it overlaps with its GEMM.
-fn tensor_pieces(s: &Sizes<'_>) -> u64 {
-    if s.stack.overlap.tensor && s.plan.tensor > 1 {
+/// How many pieces a gathering tensor-parallel collective is cut into where it overlaps with its GEMM: one for
+/// each rank, as they come round the ring (Transformer Engine, `ring_exchange`).
+fn gather_pieces(s: &Sizes<'_>) -> u64 {
+    if s.stack.overlap.tensor { s.tp() } else { 1 }
+}
+
+/// The same for one that reduces (Transformer Engine, `pipeline` with four splits).
+fn reduce_pieces(s: &Sizes<'_>) -> u64 {
+    if s.stack.overlap.tensor {
         s.tp().min(4)
     } else {
         1
@@ -408,7 +414,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         return;
     }
     b.extend(s.quantize(s.own_tokens * k));
-    let pieces = tensor_pieces(s);
+    let pieces = gather_pieces(s);
     let sms = if pieces > 1 {
         0
     } else {
@@ -441,7 +447,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     }
     let op = sum_op(s);
     let pieces = if s.plan.sequence_parallel {
-        tensor_pieces(s)
+        reduce_pieces(s)
     } else {
         1
     };
@@ -472,7 +478,7 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
 /// Collects a gradient of the region's output and multiplies it by `k` x `n` weights: in pieces
 /// beside each other where the stack cuts tensor-parallel collectives, one after the other elsewhere.
 fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
-    let pieces = tensor_pieces(s);
+    let pieces = gather_pieces(s);
     if pieces == 1 || !s.plan.sequence_parallel {
         gather_gradient(b, s);
         b.extend(s.quantize_gradient(s.tokens * k));
@@ -494,7 +500,7 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
 /// need all of it. Runs beside the input gradient; returns what to wait for.
 fn gather_input_again(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
     (s.plan.tensor > 1 && s.plan.sequence_parallel).then(|| {
-        let sms = if tensor_pieces(s) > 1 {
+        let sms = if gather_pieces(s) > 1 {
             0
         } else {
             s.stack.communication_sms
@@ -759,17 +765,21 @@ fn exchange(
     if s.plan.expert == 1 {
         return None;
     }
-    let relayed = match s.stack.dispatcher {
+    match s.stack.dispatcher {
         ExpertDispatcher::AllGather => return Some(gather_all(b, s, way, bytes)),
-        ExpertDispatcher::NcclAllToAll => false,
-        ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => true,
-    };
+        ExpertDispatcher::NcclAllToAll
+            if way == Way::Dispatch && !s.stack.static_expert_shapes =>
+        {
+            exchange_counts(b, s, moe);
+        }
+        _ => {}
+    }
     let spec = Spec::Exchange {
         tokens: s.own_tokens,
         bytes_per_token: bytes,
         top_k: moe.top_k,
         experts: moe.experts,
-        relayed,
+        dispatcher: s.stack.dispatcher,
         limit: moe.group_limit,
     };
     let sms = s.stack.dispatch_sms;
@@ -781,6 +791,21 @@ fn exchange(
         spec,
         sms,
     ))
+}
+
+/// How many tokens go to each expert, told to all ranks of the group. The host needs the counts before
+/// it can launch a plain all-to-all (Megatron-Core, `MoEAlltoAllTokenDispatcher`).
+fn exchange_counts(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
+    let counts = Bytes::new(8 * moe.experts * u64::from(s.plan.expert));
+    let told = b.collective(
+        "token counts",
+        CommKind::Expert,
+        GroupSlot::Expert,
+        Stream::Expert,
+        Spec::Collective(CollectiveOp::AllGather, counts),
+        0,
+    );
+    b.host_waits(told);
 }
 
 /// Every rank gets all tokens of the group, or sums over it on the way back: what the stacks did
@@ -1000,10 +1025,6 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
         b.extend(shared_forward(s, moe));
     }
     if let Some(dispatch) = dispatch {
-        if s.stack.dispatcher == ExpertDispatcher::NcclAllToAll {
-            // The host must know the counts before it can launch the experts.
-            b.host_waits(dispatch);
-        }
         b.wait(dispatch);
     }
     expert_gather(b, s, &e);

@@ -10,7 +10,7 @@ use crate::run::Spec;
 use crate::setup::Setup;
 use rackflow_network::{self as network, CollectiveOp, Demand, ExchangeStyle, Links};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
-use rackflow_workload::Zero;
+use rackflow_workload::{ExpertDispatcher, Zero};
 
 /// Most of the memory bandwidth that communication can take. A guard against demands whose wire
 /// time is next to nothing; NVLink at 900 GB/s both ways takes a quarter of 8 TB/s.
@@ -169,15 +169,18 @@ pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links)
             bytes_per_token,
             top_k,
             experts,
-            relayed,
+            dispatcher,
             limit,
         } => {
-            let style = if relayed {
+            let style = if dispatcher.relays() {
                 // Groups of experts are laid out over the domains in order.
                 let max_domains = limit.map(|limit| {
                     (u64::from(span.domains) * limit.chosen).div_ceil(limit.groups) as u32
                 });
-                ExchangeStyle::Relayed { max_domains }
+                ExchangeStyle::Relayed {
+                    max_domains,
+                    hybrid: dispatcher == ExpertDispatcher::HybridEp,
+                }
             } else {
                 ExchangeStyle::AllToAll
             };

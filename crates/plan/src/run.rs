@@ -13,7 +13,7 @@ use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::chakra::{Exchange, Payload, PayloadKind, TraceOp};
 use rackflow_workload::{
-    AttentionKernel, CudaGraphs, Direction, GroupLimit, Operation, SoftwareStack,
+    AttentionKernel, CudaGraphs, Direction, ExpertDispatcher, GroupLimit, Operation, SoftwareStack,
 };
 
 /// What a transfer asks of the network, before it is known who its members are.
@@ -32,8 +32,8 @@ pub(crate) enum Spec {
         bytes_per_token: Bytes,
         top_k: u64,
         experts: u64,
-        /// Through a dispatch library, which sends a token once per visited domain.
-        relayed: bool,
+        /// DeepEP and HybridEP send a token once per visited domain.
+        dispatcher: ExpertDispatcher,
         limit: Option<GroupLimit>,
     },
     /// One message to a peer.
@@ -229,7 +229,7 @@ impl<'a> Context<'a> {
                 payload.slowdown = slowdown(self.setup.training.stack.collective_slowdown);
                 slow_down(&mut demands, payload.slowdown);
             }
-            if matches!(spec, Spec::Exchange { relayed: true, .. }) {
+            if matches!(spec, Spec::Exchange { dispatcher, .. } if dispatcher.relays()) {
                 let overhead = self.setup.training.stack.dispatch_overhead;
                 payload.overhead = overhead;
                 let across = demands

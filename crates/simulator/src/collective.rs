@@ -364,6 +364,7 @@ impl Group {
         let style = match algorithm {
             None | Some(Algorithm::Relayed) => ExchangeStyle::Relayed {
                 max_domains: experts.max_domains,
+                hybrid: false,
             },
             Some(Algorithm::Direct | Algorithm::Pxn) => ExchangeStyle::AllToAll,
             Some(_) => return None,

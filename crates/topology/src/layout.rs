@@ -501,6 +501,12 @@ impl Layout {
                     .expert_efficiency
                     .unwrap_or(node.scale_up.efficiency),
             ),
+            (
+                "node.scale_up.hybrid_expert_efficiency",
+                node.scale_up
+                    .hybrid_expert_efficiency
+                    .unwrap_or(node.scale_up.efficiency),
+            ),
             ("node.nic.efficiency", node.nic.efficiency),
         ] {
             in_range(field, value, share, value > 0.0 && value <= 1.0)?;

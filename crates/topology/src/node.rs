@@ -34,6 +34,10 @@ pub struct ScaleUp {
     /// them; `efficiency` where it is left out.
     #[serde(default)]
     pub expert_efficiency: Option<f64>,
+    /// The same for HybridEP's kernels, which copy by the tensor memory accelerator;
+    /// `expert_efficiency` where it is left out.
+    #[serde(default)]
+    pub hybrid_expert_efficiency: Option<f64>,
     /// The switches can reduce in flight (NVLink SHARP): an all-reduce crosses each link once.
     #[serde(default)]
     pub in_switch_reduction: bool,

@@ -48,6 +48,13 @@ pub enum ExpertDispatcher {
     HybridEp,
 }
 
+impl ExpertDispatcher {
+    /// Whether a token crosses the network once per node and is handed on there.
+    pub fn relays(self) -> bool {
+        matches!(self, Self::DeepEp | Self::HybridEp)
+    }
+}
+
 /// What the stack issues beside computation. Whether it is hidden, the event loop decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -163,6 +170,10 @@ pub struct SoftwareStack {
     pub overlap: Overlap,
     /// How tokens reach experts.
     pub dispatcher: ExpertDispatcher,
+    /// Experts take a fixed number of tokens (a capacity, with padding up to it or dropping beyond):
+    /// shapes are known beforehand and the host never waits for counts.
+    #[serde(default)]
+    pub static_expert_shapes: bool,
     /// SMs that a collective's kernel holds while it runs.
     pub communication_sms: u32,
     /// SMs that an expert dispatch or combine holds while it runs.

@@ -152,6 +152,7 @@ impl Groups {
                     max_domains: moe.group_limit.map(|limit| {
                         (u64::from(self.stage.domains) * limit.chosen).div_ceil(limit.groups) as u32
                     }),
+                    hybrid: false,
                 },
                 &self.stage,
                 &self.links,

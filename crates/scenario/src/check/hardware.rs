@@ -89,6 +89,13 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
             &at("scale_up.expert_efficiency"),
             scale_up.expert_efficiency.unwrap_or(scale_up.efficiency),
         ),
+        fraction(
+            findings,
+            &at("scale_up.hybrid_expert_efficiency"),
+            scale_up
+                .hybrid_expert_efficiency
+                .unwrap_or(scale_up.efficiency),
+        ),
         fraction(findings, &at("nic.efficiency"), nic.efficiency),
         within(
             findings,

@@ -27,6 +27,9 @@ pub(super) struct Habits {
     pub recomputes_layers: Option<&'static str>,
     /// Weights are gathered in fp8 where the GEMMs run in it and a row does not say.
     pub fp8_parameter_gather: bool,
+    /// Mixtures whose whole iteration is one graph run the exchange of tokens beside another
+    /// micro-batch where the GEMMs run in MXFP8 and a row does not say.
+    pub whole_graphs_overlap_experts: bool,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -53,6 +56,7 @@ const MEGATRON: Habits = Habits {
     ),
     recomputes_layers: None,
     fp8_parameter_gather: false,
+    whole_graphs_overlap_experts: false,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
@@ -160,11 +164,14 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
                 r if r < "26.06" => "megatron-bridge-26.02.01",
                 _ => "megatron-bridge-26.06",
             },
+            // perf_recipes/qwen/common.py, _enable_hybridep_full_iteration_mxfp8.
+            whole_graphs_overlap_experts: true,
             ..MEGATRON
         },
         // A verification card of a performance recipe; the others are of functional ones.
         "mb-cards" if run.declared.cuda_graphs == Some(CudaGraphs::Full) => Habits {
             stack: "megatron-bridge-26.06",
+            whole_graphs_overlap_experts: true,
             ..MEGATRON
         },
         "mcore-pr" => Habits {

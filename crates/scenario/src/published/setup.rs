@@ -7,7 +7,7 @@ use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
 use rackflow_workload::{
-    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing,
+    Attention, CudaGraphs, Model, Parallelism, Recipe, Recompute, Routing,
     Schedule, SoftwareStack, Training, Zero,
 };
 use std::collections::BTreeMap;
@@ -312,14 +312,25 @@ fn stack(
     stack.cuda_graphs = declared.cuda_graphs.unwrap_or(stack.cuda_graphs);
     stack.dispatcher = declared.dispatcher.unwrap_or(stack.dispatcher);
     if declared.token_drop {
-        // Static shapes: the host never waits for token counts, so the static parts of a layer are
-        // all of it.
-        stack.dispatcher = declared.dispatcher.unwrap_or(ExpertDispatcher::HybridEp);
+        stack.static_expert_shapes = true;
         if stack.cuda_graphs == CudaGraphs::None {
             stack.cuda_graphs = CudaGraphs::Partial;
         }
         assumed.push(
             "token dropping with a capacity of 1: shapes are static, all tokens are computed"
+                .to_owned(),
+        );
+    }
+    if habits.whole_graphs_overlap_experts
+        && stack.cuda_graphs == CudaGraphs::Full
+        && recipe == Recipe::Mxfp8
+        && run.model.moe.is_some()
+        && declared.expert.is_none()
+    {
+        stack.overlap.expert = true;
+        assumed.push(
+            "the exchange of tokens beside another micro-batch: the habit of recipes with whole \
+             iterations in graphs and MXFP8"
                 .to_owned(),
         );
     }

@@ -537,12 +537,18 @@ fn read_recipe(row: &Value, declared: &mut Declared) {
             declared.recompute = Some(Recompute::None);
         }
     }
-    if !applies || declared.token_drop || (mixture && older) {
+    if declared.token_drop || (mixture && older) {
         return;
     }
-    if let Some(backend) = setting("model.moe_flex_dispatcher_backend") {
+    // The library that moves tokens is a habit of the model's recipe on that hardware, whatever the plan.
+    let backend = setting("model.moe_flex_dispatcher_backend");
+    if let Some(backend) = &backend {
         read_dispatcher_and_graphs(&backend.to_ascii_lowercase(), declared);
-    } else {
+    }
+    if !applies {
+        return;
+    }
+    if backend.is_none() {
         // Megatron-Core's defaults.
         declared.dispatcher = Some(ExpertDispatcher::NcclAllToAll);
         declared.cuda_graphs = Some(CudaGraphs::None);
