@@ -310,7 +310,10 @@ fn experts_behind_relays() {
         max_domains: Some(4),
         hybrid: false,
     });
-    let free = exchange(ExchangeStyle::Relayed { max_domains: None, hybrid: false });
+    let free = exchange(ExchangeStyle::Relayed {
+        max_domains: None,
+        hybrid: false,
+    });
     let plain = exchange(ExchangeStyle::AllToAll);
     let copies = |demand: &Demand| demand.wire_bytes_nic.as_f64() / payload;
     // 8 of 128 experts in 4 domains of 32: 4 (1 - C(96,8)/C(128,8)) = 3.629, 7/8 of them remote.

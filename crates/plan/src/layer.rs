@@ -146,7 +146,10 @@ impl<'a> Sizes<'a> {
         // The kernel before writes what this product reads. The weight gradient reads the
         // transpose, which tensor cores that take 8-bit operands in one layout only need as a copy
         // (NVIDIA Transformer Engine, fp8 primer).
-        let copied = matches!(self.training.recipe, Recipe::Fp8 | Recipe::Fp8Blockwise);
+        let copied = matches!(
+            self.training.recipe,
+            Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Blockwise
+        );
         copied.then(|| stream(Bytes::new(elements), Bytes::new(elements), 1))
     }
 
@@ -168,8 +171,8 @@ impl<'a> Sizes<'a> {
             return None;
         }
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
-        // Delayed and current scaling both pass over the tensor for its maximum; block scales are
-        // found in the pass that converts.
+        // Current scaling passes over the tensor for its maximum; delayed scaling knows its scale, and
+        // block scales are found in the pass that converts.
         let passes = if self.training.recipe == Recipe::Fp8 {
             2
         } else {
@@ -404,6 +407,22 @@ fn reduce_pieces(s: &Sizes<'_>) -> u64 {
     }
 }
 
+/// Whether a tensor that its ranks hold in parts needs one scale for all of it, found by asking all of them.
+fn shares_scales(s: &Sizes<'_>) -> bool {
+    s.training.recipe == Recipe::Fp8 && s.plan.tensor > 1 && s.plan.sequence_parallel
+}
+
+/// Tells all ranks of the tensor group the largest value that any of them holds, before they convert and gather
+/// (Transformer Engine, current scaling with `with_amax_reduction`).
+fn share_scale(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
+    if !shares_scales(s) {
+        return;
+    }
+    let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(4));
+    let told = tensor_collective(b, "scale all-reduce", spec, 0);
+    b.wait(told);
+}
+
 /// `inputs`: the products that take the gathered activations. With overlap, pieces of the
 /// activations arrive while the products of the pieces before them run.
 fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64)]) {
@@ -413,6 +432,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *n, *k)));
         return;
     }
+    share_scale(b, s);
     b.extend(s.quantize(s.own_tokens * k));
     let pieces = gather_pieces(s);
     let sms = if pieces > 1 {
@@ -480,11 +500,13 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
 fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     let pieces = gather_pieces(s);
     if pieces == 1 || !s.plan.sequence_parallel {
+        share_scale(b, s);
         gather_gradient(b, s);
         b.extend(s.quantize_gradient(s.tokens * k));
         b.op(s.linear(s.tokens, n, k));
         return;
     }
+    share_scale(b, s);
     b.extend(s.quantize_gradient(s.own_tokens * k));
     let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
     let gathers: Vec<u32> = (0..pieces)
@@ -499,6 +521,15 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
 /// Collects the region's input once more, of which each rank kept its part: the weight gradients
 /// need all of it. Runs beside the input gradient; returns what to wait for.
 fn gather_input_again(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
+    let gather = gather_input(b, s)?;
+    if s.stack.collectives_first {
+        return Some(gather);
+    }
+    b.wait(gather);
+    None
+}
+
+fn gather_input(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
     (s.plan.tensor > 1 && s.plan.sequence_parallel).then(|| {
         let sms = if gather_pieces(s) > 1 {
             0
@@ -520,8 +551,13 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
     let sms = s.stack.communication_sms;
     let spec = Spec::Collective(op, s.residual());
     let reduce = tensor_collective(b, "TP reduce", spec, sms);
-    b.extend(beside);
-    b.wait(reduce);
+    if s.stack.collectives_first {
+        b.extend(beside);
+        b.wait(reduce);
+    } else {
+        b.wait(reduce);
+        b.extend(beside);
+    }
 }
 
 fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
@@ -767,9 +803,7 @@ fn exchange(
     }
     match s.stack.dispatcher {
         ExpertDispatcher::AllGather => return Some(gather_all(b, s, way, bytes)),
-        ExpertDispatcher::NcclAllToAll
-            if way == Way::Dispatch && !s.stack.static_expert_shapes =>
-        {
+        ExpertDispatcher::NcclAllToAll if way == Way::Dispatch && !s.stack.static_expert_shapes => {
             exchange_counts(b, s, moe);
         }
         _ => {}

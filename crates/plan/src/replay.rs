@@ -562,7 +562,7 @@ fn price(payload: &Payload, span: &GroupSpan, hop: &Path, links: &Links) -> Dema
             bytes_per_token: e.bytes_per_token,
             top_k: e.top_k,
             experts: e.experts,
-            relayed: e.relayed,
+            dispatcher: e.dispatcher,
             limit: e
                 .limit
                 .map(|(chosen, groups)| GroupLimit { groups, chosen }),

@@ -174,6 +174,11 @@ pub struct SoftwareStack {
     /// shapes are known beforehand and the host never waits for counts.
     #[serde(default)]
     pub static_expert_shapes: bool,
+    /// A tensor-parallel collective that is launched beside a product gets its SMs before it: one hardware
+    /// queue (`CUDA_DEVICE_MAX_CONNECTIONS=1`). Else the product, which fills the GPU, and the collective
+    /// follow each other.
+    #[serde(default = "yes")]
+    pub collectives_first: bool,
     /// SMs that a collective's kernel holds while it runs.
     pub communication_sms: u32,
     /// SMs that an expert dispatch or combine holds while it runs.

@@ -14,8 +14,11 @@ pub enum Recipe {
     Fp16,
     /// bf16 operands.
     Bf16,
-    /// fp8 GEMMs with per-tensor scales (delayed or current); attention and logits in bf16.
+    /// fp8 GEMMs with per-tensor scales found anew for each tensor (current scaling): a pass over it for its
+    /// largest value comes first. Attention and logits in bf16.
     Fp8,
+    /// The same with scales from the largest values of earlier steps (delayed scaling): no pass comes first.
+    Fp8Delayed,
     /// fp8 GEMMs with 1x128 and 128x128 block scales (DeepSeek-V3).
     Fp8Blockwise,
     /// fp8 GEMMs with 1x32 block scales in hardware (Blackwell).
@@ -30,7 +33,7 @@ impl Recipe {
         match self {
             Self::Fp16 => Precision::Fp16,
             Self::Bf16 => Precision::Bf16,
-            Self::Fp8 | Self::Fp8Blockwise | Self::Mxfp8 => Precision::Fp8,
+            Self::Fp8 | Self::Fp8Delayed | Self::Fp8Blockwise | Self::Mxfp8 => Precision::Fp8,
             Self::Nvfp4 => Precision::Fp4,
         }
     }

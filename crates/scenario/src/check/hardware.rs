@@ -345,16 +345,18 @@ const fn written(recipe: Recipe) -> &'static str {
         Recipe::Fp16 => "fp16",
         Recipe::Bf16 => "bf16",
         Recipe::Fp8 => "fp8",
+        Recipe::Fp8Delayed => "fp8_delayed",
         Recipe::Fp8Blockwise => "fp8_blockwise",
         Recipe::Mxfp8 => "mxfp8",
         Recipe::Nvfp4 => "nvfp4",
     }
 }
 
-const RECIPES: [Recipe; 6] = [
+const RECIPES: [Recipe; 7] = [
     Recipe::Fp16,
     Recipe::Bf16,
     Recipe::Fp8,
+    Recipe::Fp8Delayed,
     Recipe::Fp8Blockwise,
     Recipe::Mxfp8,
     Recipe::Nvfp4,
@@ -364,7 +366,7 @@ const RECIPES: [Recipe; 6] = [
 fn runs(accelerator: &Accelerator, recipe: Recipe) -> bool {
     match recipe {
         Recipe::Fp16 | Recipe::Bf16 => true,
-        Recipe::Fp8 | Recipe::Fp8Blockwise => accelerator.peak.fp8.is_some(),
+        Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Blockwise => accelerator.peak.fp8.is_some(),
         Recipe::Mxfp8 => accelerator.peak.fp8.is_some() && accelerator.peak.fp4.is_some(),
         Recipe::Nvfp4 => accelerator.peak.fp4.is_some(),
     }

@@ -30,6 +30,8 @@ pub(super) struct Habits {
     /// Mixtures whose whole iteration is one graph run the exchange of tokens beside another
     /// micro-batch where the GEMMs run in MXFP8 and a row does not say.
     pub whole_graphs_overlap_experts: bool,
+    /// Gbit/s of each NIC of an accelerator's nodes, where the source's cluster is slower than the interfaces.
+    pub slower_nics: Option<(&'static str, u64)>,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -57,6 +59,7 @@ const MEGATRON: Habits = Habits {
     recomputes_layers: None,
     fp8_parameter_gather: false,
     whole_graphs_overlap_experts: false,
+    slower_nics: None,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
@@ -78,6 +81,8 @@ const EARLY: Habits = Habits {
 const NEMO: Habits = Habits {
     interleaving: Interleaving::OneLayerPerChunk,
     experts_cut_over_tensor: true,
+    // NeMo's fp8 recipe until 2025, with a history of 1,024 steps.
+    fp8: Recipe::Fp8Delayed,
     ..MEGATRON
 };
 
@@ -118,6 +123,7 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
         },
         "llm-foundry" => Habits {
             stack: "llm-foundry-2023",
+            fp8: Recipe::Fp8Delayed,
             ..SHARDED
         },
         "mlperf" => Habits {
@@ -125,6 +131,12 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
                 ..=2023 => "mlperf-nemo-2023",
                 2024 => "mlperf-nemo-2024",
                 _ => "mlperf-nemo-2025",
+            },
+            // FP8_RECIPE="tensorwise" in the configurations of v5.0 and v5.1.
+            fp8: if year >= 2025 {
+                Recipe::Fp8
+            } else {
+                Recipe::Fp8Delayed
             },
             ..NEMO
         },
@@ -166,6 +178,9 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             },
             // perf_recipes/qwen/common.py, _enable_hybridep_full_iteration_mxfp8.
             whole_graphs_overlap_experts: true,
+            // A mixture that the exchange between nodes bounds takes as long on B300 as on B200, whose NICs
+            // run at 400 Gbit/s (26.02, 64 expert ranks: 9.8 and 10.2 s).
+            slower_nics: Some(("B300-SXM-270GB", 400)),
             ..MEGATRON
         },
         // A verification card of a performance recipe; the others are of functional ones.

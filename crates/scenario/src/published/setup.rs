@@ -7,8 +7,8 @@ use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
 use rackflow_workload::{
-    Attention, CudaGraphs, Model, Parallelism, Recipe, Recompute, Routing,
-    Schedule, SoftwareStack, Training, Zero,
+    Attention, CudaGraphs, Model, Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack,
+    Training, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         .gpus
         .filter(|gpus| *gpus > 0)
         .ok_or_else(|| unusable("number of GPUs not published"))?;
-    let cluster = cluster(run, gpus, catalogue, &mut assumed)?;
+    let cluster = cluster(run, &habits, gpus, catalogue, &mut assumed)?;
     let recipe = recipe(run, &habits)?;
     let stack = stack(run, &habits, recipe, catalogue, &mut assumed)?;
     let parallelism = parallelism(run, &habits, &model, gpus, &mut assumed)?;
@@ -271,7 +271,9 @@ fn recipe(run: &PublishedRun, habits: &Habits) -> Result<Recipe, Unusable> {
     match precision.to_ascii_uppercase().as_str() {
         "FP16" | "FP16/BF16" => Ok(Recipe::Fp16),
         "BF16" => Ok(Recipe::Bf16),
-        "FP8" | "FP8-CS" | "FP8-DS" | "FP8-TENSORWISE" | "FP8-ROWWISE" => Ok(habits.fp8),
+        "FP8" => Ok(habits.fp8),
+        "FP8-CS" | "FP8-TENSORWISE" | "FP8-ROWWISE" => Ok(Recipe::Fp8),
+        "FP8-DS" => Ok(Recipe::Fp8Delayed),
         "FP8-BLOCKWISE" | "FP8-SC" => Ok(Recipe::Fp8Blockwise),
         "MXFP8" | "FP8-MX" => Ok(Recipe::Mxfp8),
         "NVFP4" => Ok(Recipe::Nvfp4),
@@ -337,7 +339,9 @@ fn stack(
     match declared.fp8_parameter_gather {
         Some(true) => stack.parameter_gather_bytes = 1,
         Some(false) => stack.parameter_gather_bytes = 2,
-        None if habits.fp8_parameter_gather && recipe == Recipe::Fp8 => {
+        None if habits.fp8_parameter_gather
+            && matches!(recipe, Recipe::Fp8 | Recipe::Fp8Delayed) =>
+        {
             stack.parameter_gather_bytes = 1;
             assumed.push("weights are gathered in fp8: the stack's habit".to_owned());
         }
@@ -648,6 +652,7 @@ fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Rout
 /// The machine: a catalogue node by accelerator, with the NICs that the source declares.
 fn cluster(
     run: &PublishedRun,
+    habits: &Habits,
     gpus: u32,
     catalogue: &Catalogue,
     assumed: &mut Vec<String>,
@@ -686,6 +691,16 @@ fn cluster(
         node.nic.rate =
             Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
         node.name = format!("{} with {total} Gbit/s", node.name);
+    }
+    if let Some((gpu, gigabits)) = habits.slower_nics
+        && run.gpu == gpu
+        && gpus > node.gpus
+    {
+        node.nic.rate = Bandwidth::from_bytes_per_sec(gigabits * 125_000_000);
+        node.name = format!("{} at {gigabits} Gbit/s per NIC", node.name);
+        assumed.push(format!(
+            "NICs at {gigabits} Gbit/s: the source's fabric, as its exchange-bound runs show"
+        ));
     }
     if gpus > node.gpus && !gpus.is_multiple_of(node.gpus) {
         shrink_domain(&mut node, gpus, assumed)?;

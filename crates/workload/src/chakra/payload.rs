@@ -3,6 +3,7 @@
 //! Chakra says which collective and how many bytes. Our own traces say more in one attribute, so
 //! that a replay prices a collective exactly as the run did: `expert_exchange tokens=4096 ...`.
 
+use crate::ExpertDispatcher;
 use rackflow_units::{Bytes, SimDuration};
 use std::fmt;
 
@@ -119,8 +120,8 @@ pub struct Exchange {
     pub top_k: u64,
     /// Experts in all.
     pub experts: u64,
-    /// A token is sent once to each domain that it visits.
-    pub relayed: bool,
+    /// Who carries the tokens.
+    pub dispatcher: ExpertDispatcher,
     /// A token visits at most so many groups of experts, of so many.
     pub limit: Option<(u64, u64)>,
 }
@@ -187,7 +188,11 @@ impl Payload {
                 bytes_per_token: bytes,
                 top_k: fields.top_k,
                 experts: fields.experts,
-                relayed: fields.relayed > 0,
+                dispatcher: match fields.relayed {
+                    0 => ExpertDispatcher::NcclAllToAll,
+                    1 => ExpertDispatcher::DeepEp,
+                    _ => ExpertDispatcher::HybridEp,
+                },
                 limit: (fields.groups > 0).then_some((fields.chosen, fields.groups)),
             }),
             name => {
@@ -294,7 +299,11 @@ impl fmt::Display for Payload {
                     e.bytes_per_token.get(),
                     e.top_k,
                     e.experts,
-                    u8::from(e.relayed)
+                    match e.dispatcher {
+                        ExpertDispatcher::NcclAllToAll | ExpertDispatcher::AllGather => 0,
+                        ExpertDispatcher::DeepEp => 1,
+                        ExpertDispatcher::HybridEp => 2,
+                    }
                 )?;
                 match e.limit {
                     Some((chosen, groups)) => write!(f, " chosen={chosen} groups={groups}"),
@@ -332,7 +341,7 @@ mod tests {
                 1..100_000u64,
                 1..16u64,
                 1..1000u64,
-                any::<bool>(),
+                0..3usize,
                 any::<bool>()
             )
                 .prop_map(|(tokens, b, top_k, experts, relayed, limited)| {
@@ -341,7 +350,11 @@ mod tests {
                         bytes_per_token: Bytes::new(b),
                         top_k,
                         experts,
-                        relayed,
+                        dispatcher: [
+                            ExpertDispatcher::NcclAllToAll,
+                            ExpertDispatcher::DeepEp,
+                            ExpertDispatcher::HybridEp,
+                        ][relayed],
                         limit: limited.then_some((4, 8)),
                     })
                 }),
