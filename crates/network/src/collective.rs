@@ -188,9 +188,12 @@ impl Candidate {
         let fill = if self.serial {
             SimDuration::ZERO
         } else {
-            links
-                .nvlink_fill(wire_nvlink, nvlink_rate, protocol)
-                .max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps)
+            let near = if self.engine == Engine::Switch {
+                links.in_switch_fill(wire_nvlink, nvlink_rate, group.ranks_per_domain_max)
+            } else {
+                links.nvlink_fill(wire_nvlink, nvlink_rate, protocol)
+            };
+            near.max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps)
         };
         let latency = links.base(self.algorithm, protocol)
             + links.peers(self.peers)

@@ -69,8 +69,10 @@ const IN_SWITCH_TREE_BASE_NS: u64 = 50_000;
 const IN_SWITCH_TREE_PAYLOAD: f64 = 0.85;
 /// Starting one more peer of an all-to-all.
 const PEER_NS: u64 = 370;
-/// A pipeline over NVLink fills for this part of the data, up to so many bytes of a rank.
-const NVLINK_FILL: (f64, f64) = (0.32, 10.7e6);
+/// A pipeline over scale-up links fills for this part of the data, and no longer than this [ns].
+const NVLINK_FILL: (f64, u64) = (0.32, 30_000);
+/// An in-switch reduction fills for this part of the data, and no longer than the node says.
+const IN_SWITCH_FILL: f64 = 0.6;
 /// A pipeline over NICs fills for this part of the data, up to so many bytes, at each step.
 const NIC_FILL: (f64, f64) = (0.125, 1.25e6);
 /// Fixed cost of dispatching or combining tokens, beyond the node's own: layout and first flags.
@@ -90,6 +92,7 @@ pub struct Links {
     nvlink_copy: Bandwidth,
     nvlink_collective: Bandwidth,
     in_switch: Option<Bandwidth>,
+    in_switch_fill: SimDuration,
     pub(crate) nic: Bandwidth,
     pub(crate) expert: Bandwidth,
     pub(crate) hybrid_expert: Bandwidth,
@@ -202,6 +205,7 @@ impl Links {
             in_switch: scale_up
                 .in_switch_reduction
                 .then(|| scale_up.bandwidth.scaled(scale_up.in_switch_efficiency)),
+            in_switch_fill: scale_up.in_switch_fill,
             nic: map.nic_share().scaled(nic.efficiency),
             expert: scale_up.bandwidth.scaled(expert),
             hybrid_expert: scale_up.bandwidth.scaled(hybrid_expert),
@@ -340,9 +344,24 @@ impl Links {
         rate: Bandwidth,
         protocol: Protocol,
     ) -> SimDuration {
-        let chunked = self.cost(protocol).chunked;
-        if chunked {
-            fill(NVLINK_FILL, bytes, rate)
+        if self.cost(protocol).chunked {
+            let (part, most) = NVLINK_FILL;
+            part_of_time(part, bytes, rate).min(SimDuration::from_nanos(most))
+        } else {
+            SimDuration::ZERO
+        }
+    }
+
+    /// The same of an in-switch reduction over `members` of a domain.
+    pub(crate) fn in_switch_fill(
+        &self,
+        bytes: Bytes,
+        rate: Bandwidth,
+        members: u32,
+    ) -> SimDuration {
+        if self.library {
+            let most = self.in_switch_fill * u64::from(members);
+            part_of_time(IN_SWITCH_FILL, bytes, rate).min(most)
         } else {
             SimDuration::ZERO
         }
@@ -403,6 +422,11 @@ impl Links {
         let pod = crossing.pod * self.leaf_oversubscription * self.spine_oversubscription;
         (leaf.max(pod) / self.load_balance).max(1.0)
     }
+}
+
+/// The time that a part of the bytes takes.
+fn part_of_time(part: f64, bytes: Bytes, rate: Bandwidth) -> SimDuration {
+    rate.time_to_send(Bytes::new((bytes.as_f64() * part) as u64))
 }
 
 fn fill((part, most): (f64, f64), bytes: Bytes, rate: Bandwidth) -> SimDuration {

@@ -94,6 +94,9 @@ pub struct Phase {
     pub rate: Bandwidth,
     /// What the protocol adds to the latency of the way, at each step.
     pub added: SimDuration,
+    /// Into how many chunks a message of a ring is cut: a rank hands on a chunk when it has it,
+    /// while the others of the step are still on their way.
+    pub chunks: u32,
 }
 
 /// One message of a step.
@@ -134,6 +137,40 @@ fn part(total: u64, parts: u32, index: u32) -> u64 {
 }
 
 impl Phase {
+    /// Messages that a rank sends in the phase, and receives.
+    pub fn messages(&self) -> u32 {
+        self.steps() * self.chunks
+    }
+
+    /// How many messages of all phases a rank must have before it may send number `sent` of this
+    /// phase, of which `before` came in earlier ones, the last by rings of the same teams and chunks
+    /// if `goes_on`.
+    pub fn needs(&self, before: u32, goes_on: bool, sent: u32) -> u32 {
+        let chunks = self.chunks;
+        if sent >= chunks {
+            before + sent - chunks + 1
+        } else if goes_on {
+            before - chunks + sent + 1
+        } else {
+            before
+        }
+    }
+
+    /// Whether the first chunks of this phase are the last of `earlier`: a ring that goes on.
+    pub fn goes_on(&self, earlier: &Self) -> bool {
+        let ring = |phase: &Self| phase.pattern == Pattern::Ring;
+        ring(self) && ring(earlier) && (self.teams, self.chunks) == (earlier.teams, earlier.chunks)
+    }
+
+    /// One chunk of what `rank` sends at `step`.
+    pub fn chunk(&self, rank: u32, step: u32, chunk: u32) -> Message {
+        let whole = self.message(rank, step);
+        Message {
+            bytes: Bytes::new(part(whole.bytes.get(), self.chunks, chunk)),
+            ..whole
+        }
+    }
+
     /// Steps of the phase.
     pub fn steps(&self) -> u32 {
         match self.pattern {
@@ -363,7 +400,7 @@ impl Program {
         )
     }
 
-    /// A textbook collective over `bytes`, step after step with one chunk: a ring, recursive halving
+    /// A textbook collective over `bytes`, step after step, every message of a ring in `chunks`: a ring, recursive halving
     /// and doubling, a hierarchy of rings, or an all-to-all by shifts. `None` where the group is irregular, or where halving
     /// meets a number of ranks that is no power of two.
     pub fn stepped(
@@ -373,6 +410,7 @@ impl Program {
         group: &GroupSpan,
         links: &Links,
         protocol: Protocol,
+        chunks: u32,
     ) -> Option<Self> {
         let grid = Grid::of(group)?;
         let (k, g) = (grid.domains, grid.members);
@@ -395,6 +433,10 @@ impl Program {
                 links.nvlink_added(protocol)
             } else {
                 links.nic_added(Shape::Ring, protocol)
+            },
+            chunks: match pattern {
+                Pattern::Ring => chunks.max(1),
+                Pattern::Halving | Pattern::Doubling | Pattern::Shift => 1,
             },
         };
         let whole = (1, 1);
@@ -456,8 +498,8 @@ impl Program {
         match self {
             Self::Pipelined { edges, .. } => edges.len() as u64,
             Self::Stepped { ranks, phases, .. } => {
-                let steps: u64 = phases.iter().map(|phase| u64::from(phase.steps())).sum();
-                u64::from(*ranks) * steps
+                let sent: u64 = phases.iter().map(|phase| u64::from(phase.messages())).sum();
+                u64::from(*ranks) * sent
             }
         }
     }

@@ -8,10 +8,11 @@ use clap::{Args, ValueEnum};
 use rackflow_report::{CollectiveReport, CollectiveTable};
 use rackflow_scenario::ClusterChanges;
 use rackflow_simulator::collective::{
-    Algorithm, CollectiveOp, ExpertKernels, Experts, Group, NoFlows, Operation, Protocol,
+    Algorithm, CollectiveOp, ExpertKernels, Experts, Group, HOST_LAUNCH, NoFlows, Operation,
+    Protocol,
 };
 use rackflow_topology::{Cluster, Wires};
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, SimDuration};
 use std::path::{Path, PathBuf};
 
 /// What to measure, where and how.
@@ -44,9 +45,17 @@ pub struct CollectiveArgs {
     /// tiers and hashed paths (full)
     #[arg(long, value_enum, default_value = "folded")]
     pub fidelity: Fidelity,
-    /// With --fidelity full: what hashed paths are drawn from
+    /// Simulate the textbook's algorithm message by message, every message of a ring in N chunks that
+    /// are handed on as they come: a ring inside one domain, a hierarchy of rings over several
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub chunks: Option<u32>,
+    /// With --fidelity full or --chunks: what hashed paths are drawn from
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// How calls are started: ahead of the GPU, or by the host, one by one, as a benchmark in PyTorch
+    /// times them
+    #[arg(long, value_enum, default_value = "ahead")]
+    pub launch: LaunchName,
     /// How the result is written
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
@@ -69,6 +78,15 @@ pub struct CollectiveArgs {
     /// dispatch, combine: NVLink domains that one token may visit [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_domains: Option<u32>,
+}
+
+/// How calls are started, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LaunchName {
+    /// In a CUDA graph, or far enough ahead of the GPU to cost nothing.
+    Ahead,
+    /// From the host, each waited for: never under 42 us.
+    Host,
 }
 
 /// An operation, as typed.
@@ -275,11 +293,17 @@ fn table(
         AlgorithmName::Relayed => Algorithm::Relayed,
     };
     let algorithm = args.algorithm.map(wanted);
-    let wires = match args.fidelity {
-        Fidelity::Folded => None,
-        Fidelity::Full => Some(Wires::new(&cluster, args.seed).map_err(|error| {
-            Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
-        })?),
+    let wires = match (args.fidelity, args.chunks) {
+        (Fidelity::Folded, None) => None,
+        (Fidelity::Full, _) | (_, Some(_)) => {
+            Some(Wires::new(&cluster, args.seed).map_err(|error| {
+                Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
+            })?)
+        }
+    };
+    let floor = match args.launch {
+        LaunchName::Ahead => SimDuration::ZERO,
+        LaunchName::Host => HOST_LAUNCH,
     };
     let measure = |bytes: &u64| {
         let bytes = Bytes::new(*bytes);
@@ -287,8 +311,13 @@ fn table(
             None => group
                 .measure(operation, bytes, algorithm, protocol)
                 .ok_or_else(|| not_served(args, name, gpus)),
-            Some(wires) => group
-                .simulate(wires, operation, bytes, algorithm, protocol)
+            Some(wires) => match (args.chunks, operation) {
+                (None, _) => group.simulate(wires, operation, bytes, algorithm, protocol),
+                (Some(chunks), Operation::Collective(op)) => {
+                    group.simulate_chunks(wires, op, bytes, algorithm, protocol, chunks)
+                }
+                (Some(_), _) => Err(NoFlows::NotServed),
+            }
                 .map_err(|why| match why {
                     NoFlows::NotServed => not_served(args, name, gpus),
                     why => Failure::Input(format!(
@@ -303,7 +332,7 @@ fn table(
         .sizes
         .0
         .iter()
-        .map(measure)
+        .map(|bytes| measure(bytes).map(|row| row.no_faster_than(floor)))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(CollectiveTable {
         cluster: cluster_name(name, &cluster),

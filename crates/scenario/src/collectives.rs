@@ -64,10 +64,28 @@ pub struct PublishedCollective {
     /// A remark of the source.
     #[serde(default)]
     pub note: Option<String>,
+    /// How calls were started, where it is known.
+    #[serde(default)]
+    pub launch: Option<Launch>,
     /// Read off a plot.
     #[serde(default)]
     pub digitized: bool,
 }
+
+/// How the calls of a benchmark are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Launch {
+    /// In a CUDA graph, or far enough ahead of the GPU to cost nothing.
+    Ahead,
+    /// From the host, each timed on its own or waited for by the next.
+    Host,
+}
+
+/// Harnesses of sources whose rows do not say: events around each call in PyTorch
+/// (stas00/ml-engineering `network/benchmarks/all_reduce_bench.py`), and tables that stand still at
+/// 42 us below 1 MiB on links of two generations, as only launches do (Azure/AI-benchmarking-guide).
+const HARNESSES: [(&str, Launch); 2] = [("azure", Launch::Host), ("stas-net", Launch::Host)];
 
 /// Reads rows from JSON Lines; empty lines are skipped.
 ///
@@ -138,11 +156,12 @@ impl PublishedCollective {
         })
     }
 
-    /// Whether every call was launched from the host, one process per GPU, and waited for by the
-    /// next (nccl-tests under MPI, PyTorch): then nothing is faster than such a launch. The other
-    /// tables were taken inside one process or a CUDA graph.
-    pub fn launched_from_host(&self) -> bool {
-        ["azure", "stas-net"].contains(&self.source.as_str())
+    /// How its harness started the calls: what the row says, else what is known of the source's.
+    pub fn launch(&self) -> Launch {
+        let known = || HARNESSES.iter().find(|(source, _)| *source == self.source);
+        self.launch
+            .or_else(|| known().map(|(_, launch)| *launch))
+            .unwrap_or(Launch::Ahead)
     }
 
     /// The cluster it was measured on, of nodes of the catalogue; `None` where the catalogue has no

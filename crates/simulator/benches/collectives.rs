@@ -63,7 +63,7 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
         let joined = map.joined(&gpus).expect("switched");
         Program::pipelined(op, &span, &joined, &demand.expect("it serves"))
     } else {
-        Program::stepped(algorithm, op, SIZE, &span, &links, protocol)
+        Program::stepped(algorithm, op, SIZE, &span, &links, protocol, 1)
     };
     let program = program.expect("the group is regular");
     let task = Task {

@@ -70,6 +70,20 @@ pub struct Measurement {
     pub bound: SimDuration,
 }
 
+impl Measurement {
+    /// The same where a call takes no less than `floor`.
+    #[must_use]
+    pub fn no_faster_than(mut self, floor: SimDuration) -> Self {
+        if self.time < floor {
+            let slower = self.time.as_secs_f64() / floor.as_secs_f64();
+            self.algorithm_bandwidth *= slower;
+            self.bus_bandwidth *= slower;
+            self.time = floor;
+        }
+        self
+    }
+}
+
 /// The first ranks of a cluster, and the links between them.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -111,6 +125,9 @@ pub enum NoFlows {
 /// Shortest combine of one-sided kernels, whatever its size: 31 us from 1 to 8 tokens on 8 and 16
 /// GB200, where the dispatch takes 18 (NVIDIA/TensorRT-LLM tech blog 18).
 const ONE_SIDED_COMBINE: SimDuration = SimDuration::from_micros(31);
+
+/// More messages than this, one after the other, take minutes.
+const MOST_MESSAGES: u64 = 100_000_000;
 
 /// More flows of one exchange than this take minutes and gigabytes.
 const MOST_FLOWS: u64 = 4_000_000;
@@ -269,26 +286,95 @@ impl Group {
             return Err(NoFlows::TooMany { flows, most });
         }
         let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
-        let program = if Program::is_stepped(demand.algorithm, op) {
-            if !joined.is_switched() {
-                return Err(NoFlows::Steps);
-            }
-            let protocol = demand.protocol;
-            Program::stepped(
-                demand.algorithm,
-                op,
-                bytes,
-                &self.span,
-                &open.links,
-                protocol,
-            )
-        } else {
-            Program::pipelined(op, &self.span, joined, &demand)
-        };
+        if Program::is_stepped(demand.algorithm, op) {
+            return self.step_by_step(wires, operation, bytes, &open, &demand, 1);
+        }
+        let program = Program::pipelined(op, &self.span, joined, &demand);
         let program = program.ok_or(NoFlows::Irregular)?;
+        Ok(self.run(wires, operation, bytes, &demand, &program))
+    }
+
+    /// The textbook's algorithm, message by message, with every message of a ring in `chunks` that are
+    /// handed on as they come: what a library's pipeline does in the small. A ring inside one domain and
+    /// a hierarchy of rings over several, where no algorithm is wanted.
+    ///
+    /// # Errors
+    /// Any [`NoFlows`].
+    pub fn simulate_chunks(
+        &self,
+        wires: &Wires,
+        op: CollectiveOp,
+        bytes: Bytes,
+        algorithm: Option<Algorithm>,
+        protocol: Option<Protocol>,
+        chunks: u32,
+    ) -> Result<Measurement, NoFlows> {
+        let textbook = match (op, self.span.domains) {
+            (CollectiveOp::AllToAll, 1) => Algorithm::Direct,
+            (_, 1) => Algorithm::Ring,
+            _ => Algorithm::Hierarchical,
+        };
+        let wanted = Some(algorithm.unwrap_or(textbook));
+        let open = Self {
+            links: self.links.clone().without_tiers(),
+            ..self.clone()
+        };
+        let chosen = self.collective(op, bytes, wanted, protocol);
+        let by = chosen.ok_or(NoFlows::NotServed)?.protocol;
+        let demand = open.collective(op, bytes, wanted, Some(by));
+        let demand = demand.ok_or(NoFlows::NotServed)?;
+        let operation = Operation::Collective(op);
+        self.step_by_step(wires, operation, bytes, &open, &demand, chunks)
+    }
+
+    /// Runs the stepped program of `demand` with the links of `open`.
+    fn step_by_step(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        open: &Self,
+        demand: &Demand,
+        chunks: u32,
+    ) -> Result<Measurement, NoFlows> {
+        let Operation::Collective(op) = operation else {
+            return Err(NoFlows::NotServed);
+        };
+        let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
+        if !joined.is_switched() {
+            return Err(NoFlows::Steps);
+        }
+        let (algorithm, protocol) = (demand.algorithm, demand.protocol);
+        let program = Program::stepped(
+            algorithm,
+            op,
+            bytes,
+            &self.span,
+            &open.links,
+            protocol,
+            chunks,
+        );
+        let program = program.ok_or(NoFlows::Irregular)?;
+        if program.flows() > MOST_MESSAGES {
+            return Err(NoFlows::TooMany {
+                flows: program.flows(),
+                most: MOST_MESSAGES,
+            });
+        }
+        Ok(self.run(wires, operation, bytes, demand, &program))
+    }
+
+    fn run(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        demand: &Demand,
+        program: &Program,
+    ) -> Measurement {
         let gpus: Vec<u32> = (0..self.span.ranks).collect();
         let task = Task {
-            program: &program,
+            program,
             gpus: &gpus,
             start: SimTime::ZERO,
         };
@@ -301,7 +387,7 @@ impl Group {
             .max()
             .unwrap_or(SimDuration::ZERO);
         let time = outcome.ends[0].since(SimTime::ZERO);
-        Ok(self.measurement(operation, bytes, &demand, time, bound))
+        self.measurement(operation, bytes, demand, time, bound)
     }
 
     /// A combine of one-sided kernels also waits for all that it asked for.

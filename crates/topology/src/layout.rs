@@ -5,7 +5,7 @@
 
 use crate::fabric::Fabric;
 use crate::node::{Cluster, ScaleUp};
-use crate::wiring::{Grid, MOST_AXES, Shape, Wiring};
+use crate::wiring::{Bridge, Grid, MOST_AXES, Shape, Wiring};
 use rackflow_units::{Bandwidth, SimDuration};
 use thiserror::Error;
 
@@ -195,6 +195,8 @@ pub(crate) struct Layout {
     pub pair_cables: u32,
     /// How the GPUs of one domain are wired.
     pub shape: Shape,
+    /// Where cards meet that no switch joins at full bandwidth.
+    pub bridges: Vec<Bridge>,
     /// One direction of one link inside a domain.
     pub scale_up_link: Bandwidth,
     pub link: Bandwidth,
@@ -339,6 +341,17 @@ fn in_range(
 }
 
 fn check_wiring(scale_up: &ScaleUp) -> Result<(), TopologyError> {
+    if let Wiring::Bridged(bridges) = &scale_up.wiring {
+        for bridge in bridges {
+            at_least_one("node.scale_up.wiring.bridged.gpus", bridge.gpus.into())?;
+            in_range(
+                "node.scale_up.wiring.bridged.part",
+                bridge.part,
+                "a fraction of at least 0.0001 and at most 1",
+                (1e-4..=1.0).contains(&bridge.part),
+            )?;
+        }
+    }
     let Wiring::Torus(torus) = &scale_up.wiring else {
         return Ok(());
     };
@@ -364,7 +377,7 @@ fn check_wiring(scale_up: &ScaleUp) -> Result<(), TopologyError> {
 fn shape(cluster: &Cluster) -> Shape {
     let scale_up = &cluster.node.scale_up;
     match &scale_up.wiring {
-        Wiring::Switched => Shape::Switched,
+        Wiring::Switched | Wiring::Bridged(_) => Shape::Switched,
         Wiring::Mesh => Shape::Mesh,
         Wiring::Torus(torus) => {
             let chips = scale_up.domain.min(cluster.gpus);
@@ -376,7 +389,7 @@ fn shape(cluster: &Cluster) -> Shape {
 /// A GPU's bandwidth is spread evenly over its links.
 fn scale_up_link(scale_up: &ScaleUp) -> Bandwidth {
     let links = match &scale_up.wiring {
-        Wiring::Switched => 1,
+        Wiring::Switched | Wiring::Bridged(_) => 1,
         Wiring::Mesh => u64::from(scale_up.domain.saturating_sub(1)),
         Wiring::Torus(torus) => 2 * torus.dims.len() as u64,
     };
@@ -456,6 +469,10 @@ impl Layout {
             cores_per_spine: 0,
             pair_cables: 0,
             shape: shape(cluster),
+            bridges: match &node.scale_up.wiring {
+                Wiring::Bridged(bridges) => bridges.clone(),
+                _ => Vec::new(),
+            },
             scale_up_link: scale_up_link(&node.scale_up),
             link: tree.link.unwrap_or(node.nic.rate),
             hop: tree.hop,

@@ -36,4 +36,4 @@ pub use reliability::{Component, FailureProfile};
 pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};
 pub use trace::{Hop, RouteTrace};
 pub use wires::{LinkId, Wires};
-pub use wiring::{Torus, Wiring};
+pub use wiring::{Bridge, Torus, Wiring};

@@ -2,7 +2,7 @@
 
 use crate::layout::{Layout, TopologyError};
 use crate::node::Cluster;
-use crate::wiring::Shape;
+use crate::wiring::{Shape, bridged_part};
 use rackflow_units::{Bandwidth, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -457,7 +457,7 @@ impl ClusterMap {
             scale_up_rings: WHOLE,
             scale_up_pairs: WHOLE,
         };
-        if self.layout.shape != Shape::Switched {
+        if self.layout.shape != Shape::Switched || !self.layout.bridges.is_empty() {
             self.span_inside(domains.clone(), &mut span);
         }
         if count > 1 {
@@ -470,7 +470,12 @@ impl ClusterMap {
     fn span_inside<'a>(&self, domains: impl Iterator<Item = &'a [u32]>, span: &mut GroupSpan) {
         for members in domains.filter(|members| members.len() > 1) {
             let (rings, pairs) = match &self.layout.shape {
-                Shape::Switched => (1.0, 1.0),
+                Shape::Switched => {
+                    let start = self.layout.domain_of(members[0]).start;
+                    let places = members.iter().map(|gpu| gpu - start);
+                    let part = bridged_part(&self.layout.bridges, places);
+                    (part, part)
+                }
                 Shape::Mesh => {
                     let links = f64::from(self.layout.domain - 1);
                     let share = (members.len() - 1) as f64 / links;

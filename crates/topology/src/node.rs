@@ -16,7 +16,7 @@ pub struct ScaleUp {
     pub domain: u32,
     /// Bandwidth of one GPU into the domain, one direction, all its links together.
     pub bandwidth: Bandwidth,
-    /// How the GPUs are wired: `switched`, `mesh`, or a `torus`.
+    /// How the GPUs are wired: `switched`, `mesh`, a `torus`, or `bridged` over PCIe.
     #[serde(default)]
     pub wiring: Wiring,
     /// Fraction of `bandwidth` that payload reaches in large transfers (headers, flow control).
@@ -45,11 +45,20 @@ pub struct ScaleUp {
     /// reduce.
     #[serde(default = "default_in_switch_efficiency")]
     pub in_switch_efficiency: f64,
+    /// Time for which an in-switch reduction of many bytes fills its pipeline, for each member of
+    /// its domain: a round goes over the slices of all.
+    #[serde(default = "default_in_switch_fill")]
+    pub in_switch_fill: SimDuration,
 }
 
 /// Between what an eight-GPU Hopper (0.7) and a Blackwell domain (0.5) measure.
 fn default_in_switch_efficiency() -> f64 {
     0.6
+}
+
+/// What eight Hopper GPUs measure.
+fn default_in_switch_fill() -> SimDuration {
+    SimDuration::from_nanos(3_800)
 }
 
 /// Base latency of a ring in NCCL's tuner.

@@ -5,7 +5,7 @@ use crate::graph::Vertex;
 use crate::layout::{Layout, TopologyError};
 use crate::map::{ClusterMap, Inventory, Level};
 use crate::node::Cluster;
-use crate::wiring::Shape;
+use crate::wiring::{Shape, bridged_part};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -205,6 +205,11 @@ fn domain(cluster: &Cluster, layout: &Layout) -> DomainSurvey {
     let half = u64::from(gpus / 2);
     let link = layout.scale_up_link.bytes_per_sec();
     let (wiring, cables, bisection) = match &layout.shape {
+        Shape::Switched if !layout.bridges.is_empty() => {
+            let far = bridged_part(&layout.bridges, [0, gpus - 1].into_iter());
+            let across = (half as f64 * link as f64 * far) as u64;
+            ("over PCIe and host bridges".to_owned(), 0, across)
+        }
         Shape::Switched => ("switched".to_owned(), 0, half * link),
         Shape::Mesh => {
             let all = u64::from(gpus) * u64::from(gpus - 1) / 2;

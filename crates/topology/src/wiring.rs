@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The wires inside a domain. A GPU's `bandwidth` is that of all its links together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wiring {
     /// Every GPU on every switch: any peer is reached at full bandwidth (NVSwitch).
@@ -14,6 +14,32 @@ pub enum Wiring {
     Mesh,
     /// Two links along each axis (TPU interconnect).
     Torus(Torus),
+    /// Over PCIe switches, host bridges and sockets: the further apart the members of a group are, the
+    /// less of `bandwidth` they reach. The nearest first.
+    Bridged(Vec<Bridge>),
+}
+
+/// One step away from a card.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bridge {
+    /// Neighbours, counted from the first card of the domain, that meet there.
+    pub gpus: u32,
+    /// Fraction of `bandwidth` that a group reaches which meets there and no nearer.
+    pub part: f64,
+}
+
+/// Where the members of one domain, counted from its first, meet: the part of `bandwidth` that they
+/// reach.
+pub(crate) fn bridged_part(bridges: &[Bridge], members: impl Iterator<Item = u32> + Clone) -> f64 {
+    let together = |bridge: &&Bridge| {
+        let block = |member: u32| member / bridge.gpus.max(1);
+        let mut blocks = members.clone().map(block);
+        let first = blocks.next();
+        blocks.all(|block| Some(block) == first)
+    };
+    let met = bridges.iter().find(together).or(bridges.last());
+    met.map_or(1.0, |bridge| bridge.part)
 }
 
 /// A torus of up to four axes. A smaller slice takes the most cubic shape of as many axes.
@@ -266,6 +292,19 @@ mod tests {
         };
         let chips = dims.iter().product();
         Grid::new(&torus, chips, chips)
+    }
+
+    #[test]
+    fn cards_meet_at_the_nearest_bridge() {
+        let bridge = |gpus, part| Bridge { gpus, part };
+        let bridges = [bridge(2, 1.0), bridge(4, 0.25), bridge(8, 0.07)];
+        let part = |members: &[u32]| bridged_part(&bridges, members.iter().copied());
+        assert_eq!(part(&[2, 3]), 1.0);
+        assert_eq!(part(&[1, 2]), 0.25);
+        assert_eq!(part(&[0, 1, 2, 3]), 0.25);
+        assert_eq!(part(&[3, 4]), 0.07);
+        assert_eq!(part(&[0, 9]), 0.07);
+        assert_eq!(bridged_part(&[], [0, 1].into_iter()), 1.0);
     }
 
     #[test]

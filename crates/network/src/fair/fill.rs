@@ -34,6 +34,10 @@ pub(super) struct Fill {
     affected: Vec<u32>,
     /// Rate before the change, by slot; meaningful for affected flows.
     before: Vec<u64>,
+    /// Touched links by what they can give each open flow, and how many are taken.
+    order: Vec<(u64, u32)>,
+    taken: usize,
+    /// Those that turned out to give more when their turn came.
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     /// Affected flows that have a cap, lowest first.
     capped: Vec<(u64, u32)>,
@@ -46,6 +50,8 @@ impl Fill {
             touched: Vec::new(),
             affected: Vec::new(),
             before: Vec::new(),
+            order: Vec::new(),
+            taken: 0,
             heap: BinaryHeap::new(),
             capped: Vec::new(),
         }
@@ -153,16 +159,16 @@ impl Fill {
     fn fill(&mut self, net: &mut FairNet) {
         self.open(net);
         let mut capped = 0;
-        while let Some(&Reverse((key, link))) = self.heap.peek() {
+        while let Some((key, link)) = self.next_link() {
             let Share { room, open, .. } = self.shares[link as usize];
             if open == 0 {
-                self.heap.pop();
+                self.take_link(key, link);
                 continue;
             }
             // Rates that were fixed since only raised it: what is shared is less than its part.
             let share = room / u64::from(open);
             if share > key {
-                self.heap.pop();
+                self.take_link(key, link);
                 self.heap.push(Reverse((share, link)));
                 continue;
             }
@@ -175,7 +181,7 @@ impl Fill {
                 }
                 continue;
             }
-            self.heap.pop();
+            self.take_link(key, link);
             net.links[link as usize].level = share;
             let mut next = net.links[link as usize].first;
             while next != NIL {
@@ -202,6 +208,25 @@ impl Fill {
         }
     }
 
+    /// The link that can give least.
+    fn next_link(&self) -> Option<(u64, u32)> {
+        let sorted = self.order.get(self.taken).copied();
+        let pushed = self.heap.peek().map(|Reverse(link)| *link);
+        match (sorted, pushed) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Takes what [`next_link`](Self::next_link) has just named.
+    fn take_link(&mut self, key: u64, link: u32) {
+        if self.order.get(self.taken) == Some(&(key, link)) {
+            self.taken += 1;
+        } else {
+            self.heap.pop();
+        }
+    }
+
     /// Counts the open flows of every touched link and queues the links.
     fn open(&mut self, net: &mut FairNet) {
         for &link in &self.touched {
@@ -225,12 +250,16 @@ impl Fill {
         }
         self.capped.sort_unstable();
         self.heap.clear();
+        self.order.clear();
+        self.taken = 0;
         for &link in &self.touched {
             let Share { room, open, .. } = self.shares[link as usize];
             if open > 0 {
-                self.heap.push(Reverse((room / u64::from(open), link)));
+                self.order.push((room / u64::from(open), link));
             }
         }
+        // A sort walks memory in order, which a heap of as many links does not.
+        self.order.sort_unstable();
     }
 
     fn fix(&mut self, net: &mut FairNet, slot: u32, rate: u64) {

@@ -9,7 +9,9 @@ use super::summary::{
 };
 use super::{Options, ValidateError, Validation};
 use clap::Args;
-use rackflow_scenario::collectives::{self, Kernels, PublishedCollective, What, deepseek_v3};
+use rackflow_scenario::collectives::{
+    self, Kernels, Launch, PublishedCollective, What, deepseek_v3,
+};
 use rackflow_simulator::collective::{
     Algorithm, CollectiveOp, ExpertKernels, Experts, Group, HOST_LAUNCH, Measurement, Operation,
 };
@@ -193,16 +195,16 @@ fn compare(row: PublishedCollective) -> Result<Row, Box<LeftOut>> {
     };
     let algorithm = forced(&row, &group);
     let measure = |algorithm| group.measure(operation, Bytes::new(bytes), algorithm, None);
-    let Some(simulated) = measure(algorithm).or_else(|| measure(None)) else {
+    let Some(mut simulated) = measure(algorithm).or_else(|| measure(None)) else {
         return refuse(row, "no algorithm serves it");
     };
+    if row.launch() == Launch::Host {
+        simulated = simulated.no_faster_than(HOST_LAUNCH);
+    }
     let Some(measured_us) = measured_us(&row, operation, &group, &simulated) else {
         return refuse(row, "neither a time nor a bandwidth");
     };
-    let mut simulated_us = simulated.time.as_secs_f64() * 1e6;
-    if row.launched_from_host() {
-        simulated_us = simulated_us.max(HOST_LAUNCH.as_secs_f64() * 1e6);
-    }
+    let simulated_us = simulated.time.as_secs_f64() * 1e6;
     Ok(Row {
         accelerator: cluster.node.accelerator.name,
         operation: name.to_owned(),

@@ -1,7 +1,7 @@
 //! Programs of flows on the links of a cluster, run by the event loop.
 
 use rackflow_engine::{EventClass, EventId, EventQueue, Model, run};
-use rackflow_network::{Edge, FairNet, FlowId, Phase, Program, Via};
+use rackflow_network::{Edge, FairNet, FlowId, Program, Via};
 use rackflow_topology::{Level, LinkId, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
@@ -87,13 +87,18 @@ struct RankState {
     task: u32,
     rank: u32,
     phase: u32,
-    step: u32,
-    /// Step counted over all phases.
-    total: u32,
-    /// What this step still waits for: its own message sent, its message received.
-    waiting: u32,
-    /// First of the messages that came before their step.
+    /// Messages of this phase that are sent or on the wire.
+    sent: u32,
+    /// Messages of earlier phases.
+    before: u32,
+    /// Messages that have come, without a gap.
+    received: u32,
+    /// First of the messages that came before their turn.
     early: u32,
+    /// A message is leaving.
+    sending: bool,
+    /// All is sent and received.
+    done: bool,
 }
 
 struct Early {
@@ -261,15 +266,15 @@ impl Runner<'_> {
                     task: index,
                     rank,
                     phase: 0,
-                    step: 0,
-                    total: 0,
-                    waiting: 0,
+                    sent: 0,
+                    before: 0,
+                    received: 0,
                     early: NOBODY,
+                    sending: false,
+                    done: phases.is_empty(),
                 }));
-                if !phases.is_empty() {
-                    for rank in 0..*ranks {
-                        self.enter(now, first + rank, phases);
-                    }
+                for rank in 0..*ranks {
+                    self.proceed(now, first + rank);
                 }
             }
         }
@@ -366,22 +371,48 @@ impl Runner<'_> {
         keep(&mut self.sending, &mut self.flows, flow, sending);
     }
 
-    /// A rank begins its current step.
-    fn enter(&mut self, now: SimTime, index: u32, phases: &[Phase]) {
-        self.tell(now);
-        let RankState {
-            task,
-            rank,
-            phase,
-            step,
-            total,
-            ..
-        } = self.states[index as usize];
-        let phase = &phases[phase as usize];
-        let message = phase.message(rank, step);
-        let TaskState { task, first, .. } = &self.tasks[task as usize];
-        let (from, to) = (task.gpus[rank as usize], task.gpus[message.to as usize]);
+    /// A rank sends its next message, if it has what it sends on and its port is free.
+    fn proceed(&mut self, now: SimTime, index: u32) {
+        let state = &mut self.states[index as usize];
+        if state.sending || state.done {
+            return;
+        }
+        let TaskState { task, first, .. } = &self.tasks[state.task as usize];
+        let Program::Stepped { phases, .. } = task.program else {
+            unreachable!("pipelined programs have no ranks")
+        };
+        if let Some(phase) = phases.get(state.phase as usize)
+            && state.sent == phase.messages()
+        {
+            state.before += state.sent;
+            state.sent = 0;
+            state.phase += 1;
+        }
+        let Some(phase) = phases.get(state.phase as usize) else {
+            if state.received == state.before {
+                state.done = true;
+                let task = &mut self.tasks[state.task as usize];
+                task.open -= 1;
+                task.end = now;
+            }
+            return;
+        };
+        let earlier = state.phase.checked_sub(1).map(|at| &phases[at as usize]);
+        let goes_on = earlier.is_some_and(|earlier| phase.goes_on(earlier));
+        if state.received < phase.needs(state.before, goes_on, state.sent) {
+            return;
+        }
+        let (step, chunk) = (state.sent / phase.chunks, state.sent % phase.chunks);
+        let message = phase.chunk(state.rank, step, chunk);
+        let number = state.before + state.sent;
+        state.sent += 1;
+        state.sending = true;
+        let (from, to) = (
+            task.gpus[state.rank as usize],
+            task.gpus[message.to as usize],
+        );
         let to_state = first + message.to;
+        self.tell(now);
         self.find_route(from, to, Via::Route, 0);
         let latency: SimDuration = self
             .route
@@ -395,12 +426,10 @@ impl Runner<'_> {
         let sending = Sending {
             from: index,
             to: to_state,
-            step: total,
+            step: number,
             latency,
         };
         self.keep(flow, sending);
-        let early = self.take_early(index, total);
-        self.states[index as usize].waiting = 2 - early;
     }
 
     /// A flow has left the wire: its sender goes on, and its receiver gets it after the latency.
@@ -425,13 +454,18 @@ impl Runner<'_> {
             }
         };
         self.batches[batch as usize].push((sending.to, sending.step));
-        self.done_one(now, sending.from);
+        self.states[sending.from as usize].sending = false;
+        self.proceed(now, sending.from);
     }
 
     fn arrive(&mut self, now: SimTime, index: u32, step: u32) {
         let state = &mut self.states[index as usize];
-        if state.waiting > 0 && state.total == step {
-            self.done_one(now, index);
+        if state.received == step {
+            state.received += 1;
+            while let Some(next) = self.take_early(index) {
+                self.states[index as usize].received = next + 1;
+            }
+            self.proceed(now, index);
             return;
         }
         let entry = Early {
@@ -449,50 +483,24 @@ impl Runner<'_> {
         }
     }
 
-    /// Whether the message of this step came early (1 or 0); it is taken off the list.
-    fn take_early(&mut self, index: u32, step: u32) -> u32 {
+    /// Takes the next message of a rank off its list, if it came early.
+    fn take_early(&mut self, index: u32) -> Option<u32> {
+        let wanted = self.states[index as usize].received;
         let mut previous = NOBODY;
         let mut at = self.states[index as usize].early;
         while at != NOBODY {
             let next = self.early[at as usize].next;
-            if self.early[at as usize].step == step {
+            if self.early[at as usize].step == wanted {
                 match previous {
                     NOBODY => self.states[index as usize].early = next,
                     previous => self.early[previous as usize].next = next,
                 }
                 self.early[at as usize].next = self.free_early;
                 self.free_early = at;
-                return 1;
+                return Some(wanted);
             }
             (previous, at) = (at, next);
         }
-        0
-    }
-
-    /// One of the two things that a rank's step waits for has happened.
-    fn done_one(&mut self, now: SimTime, index: u32) {
-        let state = &mut self.states[index as usize];
-        state.waiting -= 1;
-        if state.waiting > 0 {
-            return;
-        }
-        let task = state.task;
-        let Program::Stepped { phases, .. } = self.tasks[task as usize].task.program else {
-            unreachable!("pipelined programs have no ranks")
-        };
-        let state = &mut self.states[index as usize];
-        state.total += 1;
-        state.step += 1;
-        if state.step == phases[state.phase as usize].steps() {
-            state.step = 0;
-            state.phase += 1;
-        }
-        if (state.phase as usize) < phases.len() {
-            self.enter(now, index, phases);
-        } else {
-            let task = &mut self.tasks[task as usize];
-            task.open -= 1;
-            task.end = now;
-        }
+        None
     }
 }

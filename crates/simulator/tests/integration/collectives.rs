@@ -72,6 +72,16 @@ impl Scene {
     }
 
     fn stepped(&self, algorithm: Algorithm, op: CollectiveOp, bytes: u64) -> SimDuration {
+        self.in_chunks(algorithm, op, bytes, 1)
+    }
+
+    fn in_chunks(
+        &self,
+        algorithm: Algorithm,
+        op: CollectiveOp,
+        bytes: u64,
+        chunks: u32,
+    ) -> SimDuration {
         let size = Bytes::new(bytes);
         let program = Program::stepped(
             algorithm,
@@ -80,6 +90,7 @@ impl Scene {
             &self.span(),
             &self.ideal,
             Protocol::Simple,
+            chunks,
         )
         .expect("the group is regular");
         self.run(&program).ends[0].since(SimTime::ZERO)
@@ -114,6 +125,27 @@ fn a_ring_of_messages_takes_its_closed_form() {
                 * (bytes as f64 / n as f64 / rate.as_f64() + step.as_secs_f64());
             let error = time(CollectiveOp::AllReduce).as_secs_f64() - exact;
             assert!((0.0..=2e-12 * n as f64).contains(&error), "{error}");
+        }
+    }
+}
+
+/// A chunk is handed on when it has come: with C of them, each of time t and latency a, a step takes
+/// max(C t, t + a), and the last C t + a. Large messages hide the latency, small ones do not.
+#[test]
+fn a_ring_in_chunks_takes_its_closed_form() {
+    let scene = Scene::on("dgx-h100", 8, "rail-optimized");
+    let a = scene.ideal.nvlink_step(Protocol::Simple);
+    let rate = scene.ideal.nvlink_rate(Protocol::Simple);
+    for chunks in [1_u32, 2, 8, 32] {
+        for bytes in [256, 64 << 10, 1 << 20, 64 << 20, 1 << 30] {
+            let t = wire(bytes / 8 / u64::from(chunks), rate);
+            let all = t * u64::from(chunks);
+            let step = all.max(t + a);
+            for (op, steps) in [(CollectiveOp::AllReduce, 14), (CollectiveOp::AllGather, 7)] {
+                let time = scene.in_chunks(Algorithm::Ring, op, bytes, chunks);
+                let expected = step * (steps - 1) + all + a;
+                assert_eq!(time, expected, "{bytes} bytes in {chunks}");
+            }
         }
     }
 }
@@ -310,7 +342,8 @@ fn program(
 ) -> Option<Program> {
     let group = scene.span();
     if Program::is_stepped(demand.algorithm, op) {
-        return Program::stepped(demand.algorithm, op, bytes, &group, links, demand.protocol);
+        let (algorithm, protocol) = (demand.algorithm, demand.protocol);
+        return Program::stepped(algorithm, op, bytes, &group, links, protocol, 1);
     }
     Program::pipelined(op, &group, &scene.joined(), demand)
 }
