@@ -360,10 +360,22 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
     if let Some(protocol) = &args.protocol {
         way.push(typed(protocol));
     }
+    if args.chunks.is_some() {
+        way.push("a textbook's steps in chunks".to_owned());
+    }
     let operation = typed(&args.operation);
+    let hint = match args.algorithm {
+        Some(AlgorithmName::InNetwork) => {
+            "the switches of its fabric must reduce (`in_network_reduction: true`), as those of \
+             --fabric rail-optimized-sharp do, for an all-reduce over several NVLink domains"
+        }
+        _ if args.chunks.is_some() => {
+            "all-reduce, all-gather, reduce-scatter and all-to-all have them; leave --chunks out"
+        }
+        _ => "leave --algorithm and --protocol out to see what the library would choose",
+    };
     Failure::Input(format!(
-        "error: {operation} over {gpus} GPUs of {name} cannot run as {}\n  \
-         hint: leave --algorithm and --protocol out to see what the library would choose",
+        "error: {operation} over {gpus} GPUs of {name} cannot run as {}\n  hint: {hint}",
         way.join(" with ")
     ))
 }

@@ -354,7 +354,13 @@ impl Group {
             protocol,
             chunks,
         );
-        let program = program.ok_or(NoFlows::Irregular)?;
+        let even = self.span.ranks_per_domain_max == self.span.ranks_per_domain_min;
+        let why = if even {
+            NoFlows::NotServed
+        } else {
+            NoFlows::Irregular
+        };
+        let program = program.ok_or(why)?;
         if program.flows() > MOST_MESSAGES {
             return Err(NoFlows::TooMany {
                 flows: program.flows(),
