@@ -1,181 +1,51 @@
-//! A lower bound of the step time, cheap enough for thousands of plans.
+//! Lower bounds of the step time: one cheap enough for tens of thousands of plans, and a closer one
+//! for those that the first cannot rule out.
 //!
-//! # Why it is a lower bound
-//! Take the first rank of a stage. Its kernels run one after the other, none faster than on an idle
-//! GPU, and within a pass each waits for the communication before it, which is no faster than on
-//! idle links. So the stage takes no less than all its passes ([`PieceTimes`]) one after the other.
-//! Before the first of them a micro-batch came through all stages before this one, and after the
-//! last backward pass its gradient goes back through them. Nor does it take less than all that
-//! queues on one stream of communication. What else a step holds, such as the optimizer and waiting
-//! for slower ranks, only adds to it.
+//! # Why they are lower bounds
+//! Take the rank with the fullest experts in each stage; where all are alike, the first. Its kernels
+//! run one after the other, none faster than on an idle GPU, and within a pass each waits for the
+//! communication before it, which is no faster than on idle links ([`pieces`]). A pass begins no
+//! earlier than its stage is done with the one before, than its input has arrived over an idle link,
+//! and than the host has issued it. [`passes`] follows all passes of all stages by these rules, and
+//! by no others: whatever else a step holds only adds to it.
 //!
-//! Where two passes are woven into one, one of them computes while the other waits; of chains there
-//! only kernels count.
+//! [`step_time`] leaves the order of passes out. A stage takes no less than all its passes one after
+//! the other; before the first of them a micro-batch came through all stages before this one, and
+//! after the last backward pass its gradient goes back through them. Nor does it take less than all
+//! that queues on one stream of communication.
+//!
+//! Where two passes are woven into one, one of them computes while the other waits; of such a pair
+//! the kernels of both count, and the communication of each alone.
 //!
 //! Links are those of the first rank's groups, which lie at the start of the hall: no group of the
-//! same size lies closer together. With uneven experts all this holds for the rank with the highest
-//! load, which has no less to compute and to send than the mean.
+//! same size lies closer together. Messages between stages take the shortest path of all pairs of
+//! ranks that are as far apart in number. The rank with the fullest experts has a whole pipeline of
+//! its like around it, since experts are dealt to the ranks of all stages alike.
 
-use crate::compile::{Chunk, Compiler, Kind, LayerKindKey};
+mod passes;
+mod pieces;
+
+pub(crate) use pieces::PieceTimes;
+
+use crate::compile::Compiler;
 use crate::placement::Placement;
 use crate::price::Prices;
-use crate::program::{Stream, TransferId, Work};
-use crate::run::{Context, Run};
+use crate::program::{Stream, Work};
+use crate::run::Context;
+use crate::schedule;
+use crate::search::MEAN_LOAD;
 use crate::setup::Setup;
+use passes::{Line, StageEnd};
+use pieces::{Gradients, Leg, PassTimes, least};
 use rackflow_topology::ClusterMap;
 use rackflow_units::SimDuration;
-use rackflow_workload::{Recompute, Schedule};
-use std::collections::BTreeMap;
+use rackflow_workload::{Schedule, Zero};
 
-/// Least time of one pass through a piece of the model, in picoseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct PassTimes {
-    forward: u64,
-    /// Both gradients, together or one after the other.
-    backward: u64,
-    /// Only what the stage before waits for.
-    input_gradient: u64,
-    /// Both ways, what queues on each stream of communication.
-    queued: [u64; QUEUES.len()],
-}
-
-/// Streams whose communication is summed.
-const QUEUES: [Stream; 3] = [Stream::Tensor, Stream::Expert, Stream::Data];
-
-impl PassTimes {
-    fn times(self, count: u64) -> Self {
-        Self {
-            forward: self.forward * count,
-            backward: self.backward * count,
-            input_gradient: self.input_gradient * count,
-            queued: self.queued.map(|time| time * count),
-        }
-    }
-}
-
-impl std::ops::AddAssign for PassTimes {
-    fn add_assign(&mut self, other: Self) {
-        self.forward += other.forward;
-        self.backward += other.backward;
-        self.input_gradient += other.input_gradient;
-        for (mine, theirs) in self.queued.iter_mut().zip(other.queued) {
-            *mine += theirs;
-        }
-    }
-}
-
-/// Least times of passes through each piece of a model. They hold for all plans that divide a layer
-/// alike: equal tensor, context and expert parallelism, micro-batch, recomputation and formats.
-pub(crate) struct PieceTimes {
-    layers: BTreeMap<LayerKindKey, PassTimes>,
-    embedding: PassTimes,
-    head: PassTimes,
-}
-
-impl PieceTimes {
-    /// Measures the pieces on the first rank of `setup`.
-    pub fn new(setup: &Setup, map: &ClusterMap) -> Self {
-        let mut setup = setup.clone();
-        if let Recompute::FullLayers(_) = setup.training.recompute {
-            // Some layers are computed again and some are not; none is less.
-            setup.training.recompute = Recompute::None;
-        }
-        let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-        let prices = Prices::of_first_rank(&setup, map, &placement);
-        let mut ctx = Context::new(&setup, &prices);
-        let mut compiler = Compiler::new(&setup, &placement);
-        let mut times = |layers: Vec<(LayerKindKey, u64)>, first: bool, last: bool| {
-            let chunk = Chunk {
-                layers,
-                first,
-                last,
-            };
-            pass_times(&mut compiler, &mut ctx, &chunk)
-        };
-        let model = &setup.training.model;
-        let mut layers = BTreeMap::new();
-        for index in 0..model.layers {
-            let key = LayerKindKey::from(model.layer_kind(index));
-            layers
-                .entry(key)
-                .or_insert_with(|| times(vec![(key, 1)], false, false));
-        }
-        let embedding = times(Vec::new(), true, false);
-        let head = times(Vec::new(), false, true);
-        Self {
-            layers,
-            embedding,
-            head,
-        }
-    }
-
-    fn of(&self, chunk: &Chunk) -> PassTimes {
-        let mut sum = PassTimes::default();
-        for (key, count) in &chunk.layers {
-            sum += self.layers[key].times(*count);
-        }
-        if chunk.first {
-            sum += self.embedding;
-        }
-        if chunk.last {
-            sum += self.head;
-        }
-        sum
-    }
-}
-
-fn pass_times(compiler: &mut Compiler<'_>, ctx: &mut Context<'_>, chunk: &Chunk) -> PassTimes {
-    let training = &ctx.setup.training;
-    let split = matches!(
-        training.schedule,
-        Schedule::ZeroBubbleH1 | Schedule::ZeroBubbleH2
-    );
-    let alone = !woven(ctx.setup);
-    let mut queued = [0; QUEUES.len()];
-    let mut time = |kind, counts: bool| {
-        let run = compiler.run(ctx, chunk, kind);
-        for (sum, stream) in queued.iter_mut().zip(QUEUES) {
-            *sum += if counts {
-                on_stream(ctx, &run, stream)
-            } else {
-                0
-            };
-        }
-        longest_chain(ctx, &run, alone)
-    };
-    let forward = time(Kind::Forward, true);
-    let input_gradient = time(Kind::InputGradient, split);
-    let backward = if split {
-        input_gradient + time(Kind::WeightGradient, true)
-    } else {
-        time(Kind::Backward, true)
-    };
-    PassTimes {
-        forward,
-        backward,
-        input_gradient: input_gradient.min(backward),
-        queued,
-    }
-}
-
-/// Least time of one communication, on idle links.
-fn least(ctx: &Context<'_>, id: TransferId) -> u64 {
-    let demands = ctx.demands[id.0 as usize].iter();
-    demands
-        .map(|demand| demand.duration().as_picos())
-        .min()
-        .unwrap_or(0)
-}
-
-/// Time of all communication of a run on one stream.
-fn on_stream(ctx: &Context<'_>, run: &Run, stream: Stream) -> u64 {
-    let queue = run.nodes.iter().filter(|node| node.stream == stream);
-    queue
-        .map(|node| match node.work {
-            Work::Collective(_, id) => least(ctx, id),
-            _ => 0,
-        })
-        .sum()
+/// A message from one stage to the next on idle links, and one from the last stage to the first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Messages {
+    pub next: SimDuration,
+    pub around: SimDuration,
 }
 
 /// Whether two passes are woven into one, so that each computes while the other communicates.
@@ -185,82 +55,188 @@ fn woven(setup: &Setup) -> bool {
         || (training.stack.overlap.expert && training.parallelism.expert > 1)
 }
 
-/// From the start of the first kernel of a run to the end of its last: kernels one after the
-/// other, and what they wait for in between where `communication` counts.
-fn longest_chain(ctx: &Context<'_>, run: &Run, communication: bool) -> u64 {
-    let mut ends: Vec<Option<u64>> = Vec::with_capacity(run.nodes.len());
-    let mut computed: Option<u64> = None;
-    for node in &run.nodes {
-        let waited = node.deps.iter().filter_map(|dep| ends[*dep as usize]).max();
-        ends.push(match node.work {
-            Work::Compute(id) => {
-                let start = if communication {
-                    computed.max(waited).unwrap_or(0)
-                } else {
-                    computed.unwrap_or(0)
-                };
-                let end = start + ctx.segments[id.0 as usize].time[0].as_picos();
-                computed = Some(end);
-                computed
-            }
-            // What begins before the first kernel may have been there since long ago.
-            Work::Collective(_, id) if node.stream != Stream::Data => {
-                waited.map(|start| start + least(ctx, id))
-            }
-            _ => None,
-        });
+fn gradients(schedule: Schedule) -> Gradients {
+    match schedule {
+        Schedule::ZeroBubbleH1 | Schedule::ZeroBubbleH2 => Gradients::Apart,
+        Schedule::Dualpipe => Gradients::Mixed,
+        Schedule::Gpipe | Schedule::OneForwardOneBackward => Gradients::InOne,
     }
-    computed.unwrap_or(0)
 }
 
-/// A time that no simulation of `compiler`'s setup is under.
-pub(crate) fn step_time(compiler: &Compiler<'_>, setup: &Setup, times: &PieceTimes) -> SimDuration {
+/// All passes of a stage through one chunk for one micro-batch.
+struct Round {
+    passes: u64,
+    queues: PassTimes,
+}
+
+/// A time that no simulation of `compiler`'s setup is under, from sums alone.
+pub(crate) fn step_time(
+    compiler: &Compiler<'_>,
+    setup: &Setup,
+    times: &PieceTimes,
+    messages: Messages,
+) -> SimDuration {
     let training = &setup.training;
-    let stages = training.parallelism.pipeline;
     let micro_batches = training.micro_batches();
-    let of_stages: Vec<Vec<PassTimes>> = (0..stages)
-        .map(|stage| {
-            compiler
-                .stage_chunks(stage)
-                .iter()
-                .map(|chunk| times.of(chunk))
-                .collect()
-        })
-        .collect();
     let bidirectional = training.schedule == Schedule::Dualpipe;
+    let gradients = gradients(training.schedule);
     let returns_last = matches!(
         training.schedule,
         Schedule::Gpipe | Schedule::OneForwardOneBackward
     );
-    let firsts: Vec<PassTimes> = of_stages
+    let weaves = woven(setup);
+    let spent = |leg: Leg| if weaves { leg.kernels } else { leg.end };
+    let positions: Vec<Round> = compiler
+        .chunks()
         .iter()
-        .map(|chunks| chunks.first().copied().unwrap_or_default())
+        .map(|chunk| {
+            let times = times.of(chunk);
+            let in_one = spent(times.backward);
+            let apart = spent(times.input) + spent(times.weight);
+            let backward = match gradients {
+                Gradients::InOne => in_one,
+                Gradients::Apart => apart,
+                Gradients::Mixed => in_one.min(apart),
+            };
+            Round {
+                passes: spent(times.forward) + backward,
+                queues: times,
+            }
+        })
         .collect();
-    let forward = |stages: &[PassTimes]| stages.iter().map(|first| first.forward).sum::<u64>();
+    let stages = compiler.stages();
     let mut longest = 0;
-    for (stage, chunks) in of_stages.iter().enumerate() {
-        let mut all = PassTimes::default();
-        for chunk in chunks {
-            all += chunk.times(micro_batches);
+    let (mut filled, mut drained) = (0, 0);
+    let message = messages.next.as_picos();
+    for stage in 0..stages {
+        let chunks = (0..compiler.chunks_per_stage())
+            .map(|chunk| &positions[compiler.position(stage, chunk) as usize]);
+        let (mut passes, mut queues) = (0, PassTimes::default());
+        for round in chunks {
+            passes += round.passes;
+            queues = queues.then(round.queues);
         }
-        let (earlier, later) = (&firsts[..stage], &firsts[stage + 1..]);
-        let around = if bidirectional {
-            // The first micro-batch comes from the nearer end.
-            forward(earlier).min(forward(later))
-        } else if returns_last {
-            forward(earlier)
-                + earlier
-                    .iter()
-                    .map(|first| first.input_gradient)
-                    .sum::<u64>()
+        let queued = queues.queued(gradients);
+        // Each direction of a bidirectional schedule takes half of the micro-batches, and the first
+        // comes from the nearer end, which may be this one.
+        let all = |of_one: u64| of_one * micro_batches / if bidirectional { 2 } else { 1 };
+        let (before, after) = if bidirectional {
+            (0, 0)
         } else {
-            forward(earlier)
+            (filled, drained)
         };
-        let queued = all.queued.into_iter().max().unwrap_or(0);
-        let passes = (all.forward + all.backward).max(queued);
-        // Each direction of a bidirectional schedule takes half of the micro-batches.
-        let passes = if bidirectional { passes / 2 } else { passes };
-        longest = longest.max(passes + around);
+        longest = longest
+            .max(before + all(passes) + after)
+            .max(before + all(queued.inside))
+            // Weights may be gathered before the first micro-batch is there.
+            .max(all(queued.data));
+        let first = &positions[compiler.position(stage, 0) as usize].queues;
+        filled += first.forward.end + message;
+        if returns_last {
+            drained += first.backward.end + message;
+        }
     }
     SimDuration::from_picos(longest)
+}
+
+/// A closer one: every pass of every stage in its order.
+pub(crate) fn step_time_by_passes(
+    compiler: &Compiler<'_>,
+    setup: &Setup,
+    times: &PieceTimes,
+    messages: Messages,
+    map: &ClusterMap,
+    placement: &Placement,
+) -> SimDuration {
+    let training = &setup.training;
+    let positions: Vec<PassTimes> = compiler
+        .chunks()
+        .iter()
+        .map(|chunk| times.of(chunk))
+        .collect();
+    let bidirectional = training.schedule == Schedule::Dualpipe;
+    let line = Line {
+        orders: &schedule::orders(training.schedule, compiler.shape()),
+        positions: &positions,
+        micro_batches: training.micro_batches() as u32,
+        bidirectional,
+        message: messages.next.as_picos(),
+        message_around: messages.around.as_picos(),
+        asynchronous: compiler.sends_asynchronously(),
+        asks_early: compiler.asks_early(),
+        ends: &stage_ends(compiler, setup, map, placement),
+    };
+    SimDuration::from_picos(line.step_time())
+}
+
+/// What each stage does after its last pass, at least.
+fn stage_ends(
+    compiler: &Compiler<'_>,
+    setup: &Setup,
+    map: &ClusterMap,
+    placement: &Placement,
+) -> Vec<StageEnd> {
+    let prices = Prices::between_layers(setup, map, placement);
+    let mut ctx = Context::new(setup, &prices);
+    let mut known: Vec<(Vec<u32>, StageEnd)> = Vec::new();
+    (0..compiler.stages())
+        .map(|stage| {
+            let alike = compiler.alike(stage);
+            if let Some((_, end)) = known.iter().find(|(of, _)| *of == alike) {
+                return *end;
+            }
+            let end = stage_end(compiler, &mut ctx, stage);
+            known.push((alike, end));
+            end
+        })
+        .collect()
+}
+
+fn stage_end(compiler: &Compiler<'_>, ctx: &mut Context<'_>, stage: u32) -> StageEnd {
+    let chunks = compiler.stage_chunks(stage);
+    let run = compiler.step_end(ctx, &chunks);
+    let (mut rest, mut host_waits) = (0, false);
+    for node in &run.nodes {
+        rest += match node.work {
+            Work::Compute(id) => {
+                let segment = &ctx.segments[id.0 as usize];
+                // The host issues what follows once it has seen the norm.
+                let launch = if host_waits {
+                    segment.launch.as_picos()
+                } else {
+                    0
+                };
+                segment.time[0].as_picos().max(launch)
+            }
+            Work::Collective(_, id) if node.stream == Stream::Data => least(ctx, id, MEAN_LOAD),
+            _ => 0,
+        };
+        host_waits |= node.host_waits;
+    }
+    let training = &ctx.setup.training;
+    // Passes that leave their weight gradients for later are not asked for those of the embedding.
+    let reduced_before = training.stack.overlap.gradient_reduce
+        && compiler.zero() != Zero::Stage3
+        && gradients(training.schedule) == Gradients::InOne;
+    let reductions = if reduced_before {
+        compiler.all_reductions(ctx, &chunks)
+    } else {
+        Vec::new()
+    };
+    // Buckets take no less than all of it at once, but for a picosecond of rounding each.
+    let slack = 8 * (compiler.stage_layers(stage) + 2);
+    let reductions: u64 = reductions
+        .into_iter()
+        .map(|id| least(ctx, id, MEAN_LOAD).saturating_sub(slack))
+        .sum();
+    // The norm queues behind the reductions; where there is none, nothing waits for them.
+    let queues = run
+        .nodes
+        .first()
+        .is_some_and(|node| node.stream == Stream::Data);
+    StageEnd {
+        reductions,
+        rest,
+        behind_reductions: if queues { rest } else { 0 },
+    }
 }

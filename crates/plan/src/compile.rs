@@ -7,7 +7,7 @@ use crate::facts::{Facts, KernelFacts, StageFacts, Uplinks};
 use crate::layer::{self, Gradients, Sizes, stream};
 use crate::memory;
 use crate::placement::Placement;
-use crate::price::Prices;
+use crate::price::{Prices, Spans};
 use crate::program::{
     GroupSlot, PassKind, PassMark, Peer, Program, Segment, Stream, Task, Transfer, TransferId, Work,
 };
@@ -15,12 +15,14 @@ use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
-use rackflow_topology::ClusterMap;
+use rackflow_topology::{ClusterMap, Wires};
 use rackflow_units::{Bandwidth, Bytes, Precision, SimDuration};
 use rackflow_workload::{
     AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
 };
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 
 /// Who does what in one training step. No times of events yet: those are the simulator's.
 #[derive(Debug, Clone)]
@@ -42,10 +44,8 @@ pub struct Plan {
     pub placement: Placement,
     /// Communicators that the programs use.
     pub slots: Vec<GroupSlot>,
-    /// Span class of every group, by slot and group index; empty for slots that are not used.
-    pub span_classes: Vec<Vec<u32>>,
-    /// Path class of every rank to the same position in the next stage.
-    pub next_paths: Vec<u32>,
+    /// Classes of communicators and of paths between stages.
+    pub spans: Arc<Spans>,
     /// Flows run over the links above the leaves one by one, because those can hold them back or
     /// others share them. Otherwise what those tiers cost is in the price of each communication.
     pub on_fabric: bool,
@@ -74,17 +74,38 @@ impl Plan {
 pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     crate::error::check(setup)?;
     let host = ClusterMap::new(setup.host())?;
-    let may_block = crossing::may_block(setup.host(), &setup.faults, &host);
+    let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
+    let spans = Arc::new(Spans::new(setup, &host, &placement));
+    let wires = OnceLock::new();
+    compile_over(setup, &host, &spans, || {
+        wires.get_or_init(|| crossing::wires(setup)).as_ref()
+    })
+}
+
+/// Compiles a setup that is sound, on a map of the whole cluster and over communicators that are
+/// known. `wires` are those of [`crossing::wires`], which many plans share and few ask for.
+pub(crate) fn compile_over<'w>(
+    setup: &Setup,
+    host: &ClusterMap,
+    spans: &Arc<Spans>,
+    wires: impl FnOnce() -> Option<&'w Wires>,
+) -> Result<Plan, PlanError> {
+    let may_block = crossing::may_block(setup.host(), &setup.faults, host);
     // Whoever shares the cluster may come to meet this job on any link.
     let shared = may_block && setup.seats.is_some();
-    let plan = compile_on(setup, &host, shared)?;
-    if may_block && !shared && crossing::blocks(&plan, &host) {
-        return compile_on(setup, &host, true);
+    let plan = compile_on(setup, host, spans, shared)?;
+    if may_block && !shared && crossing::blocks(&plan, host, wires()) {
+        return compile_on(setup, host, spans, true);
     }
     Ok(plan)
 }
 
-fn compile_on(setup: &Setup, host: &ClusterMap, on_fabric: bool) -> Result<Plan, PlanError> {
+fn compile_on(
+    setup: &Setup,
+    host: &ClusterMap,
+    spans: &Arc<Spans>,
+    on_fabric: bool,
+) -> Result<Plan, PlanError> {
     let own;
     let map = if setup.seats.is_some() {
         own = ClusterMap::new(&setup.cluster)?;
@@ -93,14 +114,13 @@ fn compile_on(setup: &Setup, host: &ClusterMap, on_fabric: bool) -> Result<Plan,
         host
     };
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-    let prices = Prices::new(setup, host, &placement, on_fabric);
+    let prices = Prices::new(setup, host, spans.clone(), on_fabric);
     let mut ctx = Context::new(setup, &prices);
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;
     let mut programs = Vec::with_capacity(stages as usize);
     let mut stage_facts = Vec::with_capacity(stages as usize);
-    for stage in 0..stages {
-        let order = compiler.order(stage);
+    for (stage, order) in (0..stages).zip(compiler.orders()) {
         stage_facts.push(StageFacts {
             layers: compiler.stage_layers(stage),
             memory: memory::of_stage(
@@ -129,14 +149,13 @@ fn compile_on(setup: &Setup, host: &ClusterMap, on_fabric: bool) -> Result<Plan,
         programs,
         on_fabric,
         most_held_sms: ctx.most_held_sms(),
-        communication_launch: communication_launch(setup),
+        communication_launch: ctx.communication_launch(),
         segments: ctx.segments,
         transfers: ctx.transfers,
         demands: ctx.demands,
         placement,
         slots,
-        span_classes: prices.span_classes,
-        next_paths: prices.next_paths,
+        spans: prices.spans,
     };
     crate::horizon::check(&plan)?;
     Ok(plan)
@@ -148,8 +167,8 @@ pub(crate) fn stage_memory(setup: &Setup) -> Result<Vec<memory::MemoryUse>, Plan
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
     let compiler = Compiler::new(setup, &placement);
     Ok((0..setup.training.parallelism.pipeline)
-        .map(|stage| {
-            let order = compiler.order(stage);
+        .zip(compiler.orders())
+        .map(|(stage, order)| {
             memory::of_stage(
                 &compiler.sizes,
                 &placement,
@@ -158,13 +177,6 @@ pub(crate) fn stage_memory(setup: &Setup) -> Result<Vec<memory::MemoryUse>, Plan
             )
         })
         .collect())
-}
-
-fn communication_launch(setup: &Setup) -> SimDuration {
-    match setup.training.stack.cuda_graphs {
-        rackflow_workload::CudaGraphs::Full => SimDuration::ZERO,
-        _ => on_host(setup.training.stack.launch, setup),
-    }
 }
 
 fn facts(
@@ -322,6 +334,10 @@ pub(crate) enum Kind {
     WeightGradientLast,
 }
 
+impl Kind {
+    const COUNT: usize = Self::WeightGradientLast as usize + 1;
+}
+
 /// Bytes of parameters that one rank holds of a layer, before ZeRO shards them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RankParameters {
@@ -379,6 +395,14 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     sum
 }
 
+/// Parameters that one rank holds of all chunks of its stage.
+pub(crate) fn stage_parameters(s: &Sizes<'_>, chunks: &[Chunk]) -> RankParameters {
+    chunks
+        .iter()
+        .map(|chunk| chunk_parameters(s, chunk))
+        .fold(RankParameters::default(), |a, b| a + b)
+}
+
 /// One prediction module: a layer and the projection in front of it.
 fn mtp_parameters(s: &Sizes<'_>) -> RankParameters {
     let mut parameters = layer_parameters(s, s.model.mtp_layer_kind());
@@ -392,7 +416,8 @@ pub(crate) struct Compiler<'a> {
     shard: u32,
     /// Chunks in pipeline order.
     chunks: Vec<Chunk>,
-    runs: BTreeMap<(Chunk, Kind), Run>,
+    /// Runs that are built, by chunk.
+    runs: BTreeMap<Chunk, [Option<Rc<Run>>; Kind::COUNT]>,
 }
 
 impl<'a> Compiler<'a> {
@@ -408,8 +433,25 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn stages(&self) -> u32 {
+    pub fn stages(&self) -> u32 {
         self.sizes.plan.pipeline
+    }
+
+    /// Chunks in pipeline order.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// What tells the pieces of a stage from those of another: stages of equal keys hold the same.
+    pub fn alike(&self, stage: u32) -> Vec<u32> {
+        let same = |position: u32| {
+            let chunk = &self.chunks[position as usize];
+            let first = self.chunks.iter().position(|other| other == chunk);
+            first.map_or(position, |first| first as u32)
+        };
+        (0..self.chunks_per_stage())
+            .map(|chunk| same(self.position(stage, chunk)))
+            .collect()
     }
 
     fn dualpipe(&self) -> bool {
@@ -417,7 +459,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Model chunks on each stage.
-    fn chunks_per_stage(&self) -> u32 {
+    pub fn chunks_per_stage(&self) -> u32 {
         if self.dualpipe() {
             2
         } else {
@@ -426,7 +468,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Position in the model of a stage's chunk.
-    fn position(&self, stage: u32, chunk: u32) -> u32 {
+    pub fn position(&self, stage: u32, chunk: u32) -> u32 {
         match (self.dualpipe(), chunk) {
             (true, 0) => stage,
             (true, _) => self.stages() - 1 - stage,
@@ -440,7 +482,7 @@ impl<'a> Compiler<'a> {
             .collect()
     }
 
-    fn stage_layers(&self, stage: u32) -> u64 {
+    pub fn stage_layers(&self, stage: u32) -> u64 {
         self.stage_chunks(stage).iter().map(Chunk::len).sum()
     }
 
@@ -453,12 +495,28 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn order(&self, stage: u32) -> Vec<Pass> {
-        schedule::order(self.setup.training.schedule, self.shape(), stage)
+    fn orders(&self) -> Vec<Vec<Pass>> {
+        schedule::orders(self.setup.training.schedule, self.shape())
     }
 
-    pub fn run(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Run {
-        if let Some(run) = self.runs.get(&(chunk.clone(), kind)) {
+    /// Whether a stage goes on while it sends. A bidirectional schedule sends and receives both
+    /// ways at once.
+    pub fn sends_asynchronously(&self) -> bool {
+        self.sizes.stack.overlap.pipeline || self.dualpipe()
+    }
+
+    /// Whether a stage is ready to receive before it is done with the work before.
+    pub fn asks_early(&self) -> bool {
+        self.chunks_per_stage() > 1
+            || !matches!(
+                self.setup.training.schedule,
+                Schedule::Gpipe | Schedule::OneForwardOneBackward
+            )
+    }
+
+    pub fn run(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Rc<Run> {
+        let known = self.runs.get(chunk);
+        if let Some(run) = known.and_then(|runs| runs[kind as usize].as_ref()) {
             return run.clone();
         }
         let run = match kind {
@@ -470,11 +528,18 @@ impl<'a> Compiler<'a> {
             Kind::WeightGradient => self.backward(ctx, chunk, Gradients::Weight, false),
             Kind::WeightGradientLast => self.backward(ctx, chunk, Gradients::Weight, true),
         };
-        self.runs.insert((chunk.clone(), kind), run.clone());
+        let run = Rc::new(run);
+        let runs = self.runs.entry(chunk.clone()).or_default();
+        runs[kind as usize] = Some(run.clone());
         run
     }
 
-    fn zero(&self) -> Zero {
+    /// What one stage sends to the next of a micro-batch.
+    pub fn message(&self) -> Bytes {
+        Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2)
+    }
+
+    pub fn zero(&self) -> Zero {
         self.sizes.plan.zero
     }
 
@@ -720,6 +785,17 @@ impl<'a> Compiler<'a> {
         Spec::OwnersInTurn(Bytes::new((count * bytes).div_ceil(owners)), owners)
     }
 
+    /// The collectives that reduce all gradients of a stage's chunks at once.
+    pub fn all_reductions(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Vec<TransferId> {
+        let sms = self.sizes.stack.communication_sms;
+        let list = self.reductions(stage_parameters(&self.sizes, chunks));
+        list.into_iter()
+            .map(|(slot, spec)| {
+                ctx.transfer("gradient reduce", CommKind::Data, Some(slot), spec, sms)
+            })
+            .collect()
+    }
+
     /// Which collectives reduce the gradients of `parameters`, in order.
     fn reductions(&self, parameters: RankParameters) -> Vec<(GroupSlot, Spec)> {
         let each = self.sizes.stack.gradient_bytes;
@@ -771,24 +847,19 @@ impl<'a> Compiler<'a> {
                 .collect(),
             last_position: self.chunks.len() as u32 - 1,
             dualpipe: self.dualpipe(),
-            // A bidirectional schedule sends and receives both ways at once.
-            asynchronous: self.sizes.stack.overlap.pipeline || self.dualpipe(),
-            asks_early: chunks.len() > 1
-                || !matches!(
-                    self.setup.training.schedule,
-                    Schedule::Gpipe | Schedule::OneForwardOneBackward
-                ),
+            asynchronous: self.sends_asynchronously(),
+            asks_early: self.asks_early(),
             message: TransferId(0),
             last_compute: None,
             pending: Vec::new(),
+            waits: Vec::new(),
         };
         if self.stages() > 1 {
-            let bytes = Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2);
             emit.message = ctx.transfer(
                 "stage to stage",
                 CommKind::Pipeline,
                 None,
-                Spec::Message(bytes),
+                Spec::Message(self.message()),
                 MESSAGE_SMS,
             );
         }
@@ -857,12 +928,9 @@ impl<'a> Compiler<'a> {
 
     /// What follows the last backward pass: the rest of the gradient reduction, the gradient norm,
     /// the optimizer, and the parameters' way back.
-    fn step_end(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Run {
+    pub fn step_end(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Run {
         let s = &self.sizes;
-        let parameters = chunks
-            .iter()
-            .map(|c| chunk_parameters(s, c))
-            .fold(RankParameters::default(), |a, b| a + b);
+        let parameters = stage_parameters(s, chunks);
         let reduced_already = s.stack.overlap.gradient_reduce || self.gathers_always();
         let mut b = Builder::new(ctx);
         let mut last = None;
@@ -1084,6 +1152,8 @@ struct Emitter {
     last_compute: Option<u32>,
     /// What the next pass must wait for besides its own input (synchronous sends).
     pending: Vec<u32>,
+    /// What the task that is being written waits for.
+    waits: Vec<u32>,
 }
 
 struct Cursor<'r> {
@@ -1119,11 +1189,9 @@ impl<'r> Cursor<'r> {
 impl Emitter {
     fn write_node(&mut self, cursor: &mut Cursor<'_>) {
         let node = &cursor.run.nodes[cursor.tasks.len()];
-        let mut waits: Vec<u32> = node
-            .deps
-            .iter()
-            .map(|dep| cursor.tasks[*dep as usize])
-            .collect();
+        let mut waits = std::mem::take(&mut self.waits);
+        waits.clear();
+        waits.extend(node.deps.iter().map(|dep| cursor.tasks[*dep as usize]));
         if node.entry {
             waits.extend_from_slice(&cursor.entry);
             if node.stream != Stream::Compute {
@@ -1133,6 +1201,7 @@ impl Emitter {
         let task = self
             .program
             .push(node.work, node.stream, cursor.micro_batch, &waits);
+        self.waits = waits;
         self.program.tasks[task as usize].host_waits = node.host_waits;
         if node.stream == Stream::Compute {
             self.last_compute = Some(task);

@@ -6,6 +6,7 @@
 
 use crate::compile::Plan;
 use crate::program::{GroupSlot, Work};
+use crate::setup::Setup;
 use rackflow_network::{Algorithm, CollectiveOp, Demand, Program};
 use rackflow_topology::{
     Cluster, ClusterMap, Fabric, FaultyLink, GroupSpan, Joined, Level, LinkFault, LinkId, Routing,
@@ -274,7 +275,7 @@ impl Plan {
         let mut members = Vec::new();
         for (at, slot) in self.slots.iter().enumerate() {
             for group in 0..self.placement.groups(*slot) {
-                let Some(class) = self.span_classes[*slot as usize].get(group as usize) else {
+                let Some(class) = self.spans.classes[*slot as usize].get(group as usize) else {
                     continue;
                 };
                 for (pattern, part) in &patterns[*slot as usize][*class as usize] {
@@ -291,7 +292,7 @@ impl Plan {
                 }
             }
         }
-        if self.next_paths.is_empty() {
+        if self.spans.next_paths.is_empty() {
             return;
         }
         let stages = self.setup.training.parallelism.pipeline;
@@ -335,7 +336,8 @@ impl Plan {
         }
         for (slot, classes) in used.iter_mut().enumerate() {
             let known = self
-                .span_classes
+                .spans
+                .classes
                 .get(slot)
                 .map(|classes| classes.iter().max());
             let count = known.flatten().map_or(0, |last| *last as usize + 1);
@@ -360,21 +362,27 @@ fn is_of_leaf(fault: &LinkFault) -> bool {
     matches!(fault.link, FaultyLink::LeafUplinks(_))
 }
 
+/// The links above the leaves of a setup's cluster, as [`blocks`] asks for them; `None` where they
+/// cannot be routed.
+pub(crate) fn wires(setup: &Setup) -> Option<Wires> {
+    Wires::routed(setup.host(), Routing::Adaptive, 0).ok()
+}
+
 /// Whether this plan asks a link above the leaves for more than it carries when every rank that
 /// sends over it does so at its NIC's rate. What load balancing costs on average is left to the
 /// prices.
-pub(crate) fn blocks(plan: &Plan, map: &ClusterMap) -> bool {
+pub(crate) fn blocks(plan: &Plan, map: &ClusterMap, wires: Option<&Wires>) -> bool {
     let setup = &plan.setup;
     if setup.faults.iter().any(is_of_leaf) {
         return true;
     }
-    let Ok(wires) = Wires::routed(setup.host(), Routing::Adaptive, 0) else {
+    let Some(wires) = wires else {
         return false;
     };
     let mut reach = Reach::default();
     let mut route = Vec::new();
     plan.crossings(map, &mut |_, flows, part| {
-        reach.add(&wires, flows, part, 0, &mut route)
+        reach.add(wires, flows, part, 0, &mut route)
     });
     let hashed = setup.host().fabric.routing() == Routing::Ecmp;
     let rate = map.nic_share().as_f64();

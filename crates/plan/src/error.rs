@@ -6,7 +6,7 @@ use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::Schedule;
 
 /// What holds most of a GPU's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MemoryPart {
     /// Weights, gradients and optimizer state.
     States,

@@ -36,10 +36,11 @@ pub use outlook::{
     checkpoint_bytes, checkpoint_writers,
 };
 pub use placement::{Coordinates, Placement};
+pub use price::Spans;
 pub use program::{
     GroupSlot, PassKind, PassMark, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task,
     Transfer, TransferId, Work,
 };
 pub use resource::Resource;
-pub use search::{Branch, Candidate, Expansion, Search, Space};
+pub use search::{Branch, Candidate, Expansion, LeftOut, MEAN_LOAD, Obstacle, Search, Space};
 pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Seats, Setup, Straggler};

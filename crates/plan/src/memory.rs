@@ -4,7 +4,7 @@
 //! does not restore, after Korthikanti et al. 2022 for the dense transformer and in the same way
 //! for latent attention and experts.
 
-use crate::compile::{Chunk, Plan, RankParameters, chunk_parameters, sharded_parameters};
+use crate::compile::{Chunk, Plan, sharded_parameters, stage_parameters};
 use crate::error::{MemoryPart, PlanError};
 use crate::layer::Sizes;
 use crate::placement::Placement;
@@ -35,7 +35,7 @@ pub struct MemoryUse {
 
 impl MemoryUse {
     /// Which part is the largest.
-    fn largest(&self) -> MemoryPart {
+    pub fn largest(&self) -> MemoryPart {
         [
             (
                 self.weights + self.gradients + self.optimizer,
@@ -69,10 +69,7 @@ pub(crate) fn of_stage(
     order: &[Pass],
 ) -> MemoryUse {
     let zero = s.plan.zero;
-    let parameters = chunks
-        .iter()
-        .map(|c| chunk_parameters(s, c))
-        .fold(RankParameters::default(), |a, b| a + b);
+    let parameters = stage_parameters(s, chunks);
     let all = parameters.dense + parameters.expert;
     let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
     let mine = sharded_parameters(zero, parameters, placement.shard_size(), expert_data);

@@ -11,29 +11,30 @@ use crate::setup::Setup;
 use rackflow_network::{self as network, CollectiveOp, Demand, ExchangeStyle, Links};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
 use rackflow_workload::{ExpertDispatcher, Zero};
+use std::sync::Arc;
 
 /// Most of the memory bandwidth that communication can take. A guard against demands whose wire
 /// time is next to nothing; NVLink at 900 GB/s both ways takes a quarter of 8 TB/s.
 const MOST_MEMORY_SHARE: f64 = 0.5;
 
-pub(crate) struct Prices {
-    links: Links,
+/// Who is how far apart: the classes of communicators and of paths between stages.
+#[derive(Debug, Clone)]
+pub struct Spans {
     /// Distinct spans of each slot's groups, with the slowest hop of a ring through the members.
     spans: Vec<Vec<(GroupSpan, Path)>>,
-    /// Index into `spans` of every group, by slot.
-    pub span_classes: Vec<Vec<u32>>,
+    /// Span class of every group, by slot and group index; empty for slots of one rank.
+    pub classes: Vec<Vec<u32>>,
     /// Distinct paths between neighbouring stages.
     paths: Vec<Path>,
-    /// Index into `paths` of every rank.
+    /// Path class of every rank to the same position in the next stage.
     pub next_paths: Vec<u32>,
-    memory_bandwidth: f64,
 }
 
-impl Prices {
-    /// Prices on the cluster of `map`; without what its tiers cost where flows run over their links.
-    pub fn new(setup: &Setup, map: &ClusterMap, placement: &Placement, on_fabric: bool) -> Self {
+impl Spans {
+    /// Those of a setup's ranks over the GPUs of `map`.
+    pub(crate) fn new(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
         let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
-        let mut span_classes: Vec<Vec<u32>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut classes: Vec<Vec<u32>> = vec![Vec::new(); GroupSlot::COUNT];
         let mut members = Vec::new();
         for slot in GroupSlot::ALL {
             if placement.group_size(slot) == 1 {
@@ -46,7 +47,7 @@ impl Prices {
                 for member in &mut members {
                     *member = setup.gpu_of(*member);
                 }
-                span_classes[slot as usize].push(class_of(known, span_and_hop(map, &members)));
+                classes[slot as usize].push(class_of(known, span_and_hop(map, &members)));
             }
         }
         let mut paths = Vec::new();
@@ -59,49 +60,67 @@ impl Prices {
             }
         }
         Self {
-            links: links(setup, map, on_fabric),
             spans,
-            span_classes,
+            classes,
             paths,
             next_paths,
+        }
+    }
+}
+
+pub(crate) struct Prices {
+    links: Links,
+    pub spans: Arc<Spans>,
+    memory_bandwidth: f64,
+}
+
+impl Prices {
+    /// Prices on the cluster of `map`; without what its tiers cost where flows run over their links.
+    pub fn new(setup: &Setup, map: &ClusterMap, spans: Arc<Spans>, on_fabric: bool) -> Self {
+        Self {
+            links: links(setup, map, on_fabric),
+            spans,
             memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
         }
     }
 
-    /// The communicators inside a layer that the first rank is in, and no others: all that a bound
-    /// of the step time asks for, at a price that does not grow with the cluster.
-    pub fn of_first_rank(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
-        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
-        let mut members = Vec::new();
+    /// The communicators inside a layer that the first rank is in, and no others: all that the
+    /// passes through a layer ask for, at a price that does not grow with the cluster.
+    pub fn inside_layers(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
         // Without weights to gather, data-parallel ranks meet once per step and not in a layer.
         let gathers = setup.training.parallelism.zero == Zero::Stage3;
+        Self::of_first_rank(setup, map, placement, |slot| is_inside(slot) || gathers)
+    }
+
+    /// The communicators of the first rank whose members meet once per step.
+    pub fn between_layers(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
+        Self::of_first_rank(setup, map, placement, |slot| !is_inside(slot))
+    }
+
+    fn of_first_rank(
+        setup: &Setup,
+        map: &ClusterMap,
+        placement: &Placement,
+        wanted: impl Fn(GroupSlot) -> bool,
+    ) -> Self {
+        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut members = Vec::new();
         for slot in GroupSlot::ALL {
-            let inside = matches!(
-                slot,
-                GroupSlot::Tensor
-                    | GroupSlot::Context
-                    | GroupSlot::Expert
-                    | GroupSlot::ExpertTensor
-            );
-            if placement.group_size(slot) > 1 && (inside || gathers) {
+            if placement.group_size(slot) > 1 && wanted(slot) {
                 members.clear();
                 placement.members(slot, placement.group_of(slot, 0), &mut members);
                 spans[slot as usize].push(span_and_hop(map, &members));
             }
         }
-        Self {
-            // Flows that run over the links of the tiers may be faster than their average.
-            links: links(
-                setup,
-                map,
-                crossing::may_block(setup.host(), &setup.faults, map),
-            ),
+        let spans = Spans {
             spans,
-            span_classes: Vec::new(),
+            classes: Vec::new(),
             paths: Vec::new(),
             next_paths: Vec::new(),
-            memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
-        }
+        };
+        // Flows that run over the links of the tiers may be faster than their average.
+        let on_fabric = crossing::may_block(setup.host(), &setup.faults, map);
+        Self::new(setup, map, Arc::new(spans), on_fabric)
     }
 
     /// What a transfer asks of the links, for each class of its communicator or path.
@@ -112,10 +131,10 @@ impl Prices {
                 unreachable!("{spec:?} has a communicator")
             };
             let price = |path| network::send_recv(bytes, path, links);
-            return self.paths.iter().map(price).collect();
+            return self.spans.paths.iter().map(price).collect();
         };
         let price = |(span, hop): &(GroupSpan, Path)| price_of(spec, span, hop, links);
-        self.spans[slot as usize].iter().map(price).collect()
+        self.spans.spans[slot as usize].iter().map(price).collect()
     }
 
     /// Fraction of the memory bandwidth that a transfer takes while it runs: data comes from memory
@@ -138,7 +157,8 @@ impl Prices {
     }
 }
 
-fn links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
+/// What the links of a cluster cost; without what its tiers cost where flows run over their links.
+pub(crate) fn links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
     let links = Links::new(setup.host(), map);
     if on_fabric {
         links.without_tiers()
@@ -188,6 +208,14 @@ pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links)
         }
         Spec::Message(_) => unreachable!("messages have no communicator"),
     }
+}
+
+/// Whether the members of a communicator meet inside a layer.
+fn is_inside(slot: GroupSlot) -> bool {
+    matches!(
+        slot,
+        GroupSlot::Tensor | GroupSlot::Context | GroupSlot::Expert | GroupSlot::ExpertTensor
+    )
 }
 
 /// What a group spans. A ring goes through all members in order; its slowest hop sets its pace.

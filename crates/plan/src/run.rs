@@ -201,6 +201,14 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Host time to launch one communication.
+    pub fn communication_launch(&self) -> SimDuration {
+        match self.setup.training.stack.cuda_graphs {
+            CudaGraphs::Full => SimDuration::ZERO,
+            _ => on_host(self.setup.training.stack.launch, self.setup),
+        }
+    }
+
     /// SMs that communication holds at the highest segment level.
     pub fn most_held_sms(&self) -> u32 {
         self.accelerator.sms - self.level_sms[SEGMENT_LEVELS - 1]

@@ -70,12 +70,34 @@ pub fn order(schedule: Schedule, shape: Shape, stage: u32) -> Vec<Pass> {
             one_forward_one_backward(shape, stage)
         }
         Schedule::OneForwardOneBackward => interleaved(shape, stage),
-        Schedule::ZeroBubbleH1 => zero_bubble(shape, |s, p| (p - s, p)).swap_remove(stage as usize),
-        Schedule::ZeroBubbleH2 => {
-            zero_bubble(shape, |s, p| (2 * (p - s) - 1, 2 * p - 1)).swap_remove(stage as usize)
-        }
+        Schedule::ZeroBubbleH1 => zero_bubble(shape, zb_h1).swap_remove(stage as usize),
+        Schedule::ZeroBubbleH2 => zero_bubble(shape, zb_h2).swap_remove(stage as usize),
         Schedule::Dualpipe => dualpipe(shape, stage),
     }
+}
+
+/// The orders of all stages, which cost less together than one by one.
+///
+/// # Panics
+/// As [`order`] does.
+pub fn orders(schedule: Schedule, shape: Shape) -> Vec<Vec<Pass>> {
+    match schedule {
+        Schedule::ZeroBubbleH1 => zero_bubble(shape, zb_h1),
+        Schedule::ZeroBubbleH2 => zero_bubble(shape, zb_h2),
+        _ => (0..shape.stages)
+            .map(|stage| order(schedule, shape, stage))
+            .collect(),
+    }
+}
+
+/// Micro-batches in flight of ZB-H1: the memory of 1F1B.
+fn zb_h1(stage: u32, stages: u32) -> (u32, u32) {
+    (stages - stage, stages)
+}
+
+/// Micro-batches in flight of ZB-H2: enough to leave no bubble.
+fn zb_h2(stage: u32, stages: u32) -> (u32, u32) {
+    (2 * (stages - stage) - 1, 2 * stages - 1)
 }
 
 fn gpipe(shape: Shape) -> Vec<Pass> {

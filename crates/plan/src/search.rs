@@ -3,18 +3,24 @@
 //! [`Search`] lists every plan that divides the work without a remainder, in [`Branch`]es that
 //! share the cost of a layer. [`Search::expand`] says of each plan of a branch whether it fits into
 //! memory, and bounds its step time from below ([`crate::bound`]), so that a plan that cannot win
-//! needs no simulation.
+//! needs no simulation; [`Search::bound`] looks closer at one of them. What cannot be made or does
+//! not fit is counted.
 
-use crate::bound::{self, PieceTimes};
-use crate::compile::Compiler;
-use crate::error::{self, PlanError};
+use crate::bound::{self, Messages, PieceTimes};
+use crate::compile::{self, Compiler, Plan};
+use crate::crossing;
+use crate::error::{self, MemoryPart, PlanError};
 use crate::memory::{self, MemoryUse};
 use crate::placement::Placement;
+use crate::price::{self, Spans};
 use crate::schedule::Shape;
 use crate::setup::{RankOrder, Setup};
-use rackflow_topology::ClusterMap;
+use rackflow_network::{Links, send_recv};
+use rackflow_topology::{ClusterMap, Path, Wires};
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{Attention, Parallelism, Recipe, Recompute, Schedule, Zero};
+use rackflow_workload::{Activation, Attention, Parallelism, Recipe, Recompute, Schedule, Zero};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Most virtual stages that are tried.
 const MOST_VIRTUAL: u32 = 12;
@@ -27,6 +33,8 @@ const SCHEDULES: [Schedule; 4] = [
     Schedule::ZeroBubbleH2,
     Schedule::Dualpipe,
 ];
+/// The load of a rank whose experts have their mean share of the tokens; others are in proportion.
+pub const MEAN_LOAD: u64 = 1 << 16;
 
 /// How a plan may differ from the scenario's own.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,20 +43,46 @@ pub struct Space {
     pub recipes: Vec<Recipe>,
     /// Recomputation that is tried.
     pub recomputes: Vec<Recompute>,
+    /// Which ranks are neighbours, and so whether stages or data-parallel and expert-parallel ranks
+    /// share a domain.
+    pub rank_orders: Vec<RankOrder>,
 }
 
 impl Space {
-    /// The scenario's number formats; no, full and the scenario's own recomputation.
+    /// The scenario's number formats; no, selective, full and the scenario's own recomputation, and
+    /// that of the cheap activations; both orders of ranks.
     pub fn of(setup: &Setup) -> Self {
-        let mut recomputes = vec![Recompute::None, Recompute::Full];
-        if !recomputes.contains(&setup.training.recompute) {
-            recomputes.push(setup.training.recompute.clone());
+        let own = &setup.training;
+        let mut recomputes = vec![
+            Recompute::None,
+            Recompute::Activations(cheap_activations(setup)),
+            Recompute::Full,
+        ];
+        if !recomputes.contains(&own.recompute) {
+            recomputes.push(own.recompute.clone());
         }
+        let other = match setup.rank_order {
+            RankOrder::DataBeforePipeline => RankOrder::PipelineBeforeData,
+            RankOrder::PipelineBeforeData => RankOrder::DataBeforePipeline,
+        };
         Self {
-            recipes: vec![setup.training.recipe],
+            recipes: vec![own.recipe],
             recomputes,
+            rank_orders: vec![setup.rank_order, other],
         }
     }
+}
+
+/// What is computed again for next to nothing: outputs of norms and activation functions, and keys
+/// and values after their up-projection.
+fn cheap_activations(setup: &Setup) -> Vec<Activation> {
+    let model = &setup.training.model;
+    let mut cheap = vec![Activation::Norms];
+    if matches!(model.attention, Attention::Latent { .. }) {
+        cheap.push(Activation::MlaUpProjection);
+    }
+    cheap.push(Activation::Swiglu);
+    cheap
 }
 
 /// What divides a layer: all plans of a branch share the cost of one.
@@ -58,11 +92,10 @@ pub struct Branch {
     micro_batch: u64,
     recipe: Recipe,
     recompute: Recompute,
-    schedule: Schedule,
 }
 
 /// One plan that fits.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Candidate {
     /// How the ranks divide the work.
     pub parallelism: Parallelism,
@@ -74,10 +107,14 @@ pub struct Candidate {
     pub recompute: Recompute,
     /// Order of the passes.
     pub schedule: Schedule,
+    /// Which ranks are neighbours.
+    pub rank_order: RankOrder,
     /// No simulation of it takes less time.
     pub at_least: SimDuration,
     /// Memory of the fullest stage.
     pub memory: Bytes,
+    /// What its passes take at least.
+    times: Arc<PieceTimes>,
 }
 
 impl Candidate {
@@ -89,6 +126,7 @@ impl Candidate {
     }
 
     fn write(&self, setup: &mut Setup) {
+        setup.rank_order = self.rank_order;
         let training = &mut setup.training;
         training.parallelism.clone_from(&self.parallelism);
         training.micro_batch = self.micro_batch;
@@ -100,21 +138,79 @@ impl Candidate {
     }
 }
 
+/// Why a plan cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// The batch does not divide into micro-batches over the data-parallel ranks.
+    Batch,
+    /// There are fewer layers than pipeline stages.
+    Layers,
+    /// The schedule's own conditions are not met.
+    Schedule,
+    /// Experts do not spread over the ranks of a stage.
+    Experts,
+}
+
+/// How many plans are not among the candidates, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// Those that do not fit into memory, by what needs the most of it.
+    pub too_large: BTreeMap<MemoryPart, u64>,
+    /// Those that cannot be made.
+    pub impossible: BTreeMap<Obstacle, u64>,
+}
+
+impl LeftOut {
+    /// All that do not fit into memory.
+    pub fn all_too_large(&self) -> u64 {
+        self.too_large.values().sum()
+    }
+
+    /// Adds those of another branch.
+    pub fn add(&mut self, other: &Self) {
+        for (part, count) in &other.too_large {
+            *self.too_large.entry(*part).or_default() += count;
+        }
+        for (obstacle, count) in &other.impossible {
+            *self.impossible.entry(*obstacle).or_default() += count;
+        }
+    }
+}
+
 /// The plans of one branch.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Expansion {
     /// Those that fit, in a fixed order.
     pub candidates: Vec<Candidate>,
-    /// How many do not fit into memory.
-    pub too_large: u64,
+    /// The others.
+    pub left_out: LeftOut,
+}
+
+/// How a plan divides the ranks beyond a layer.
+struct Division {
+    parallelism: Parallelism,
+    schedule: Schedule,
+    rank_order: RankOrder,
 }
 
 /// All plans for one scenario.
 pub struct Search {
     setup: Setup,
     map: ClusterMap,
+    links: Links,
     space: Space,
+    /// Load of the rank with the fullest experts, by number of expert-parallel ranks.
+    loads: BTreeMap<u32, u64>,
+    /// Distinct paths between ranks so far apart in number, as they are asked for.
+    paths: Mutex<BTreeMap<u32, Arc<[Path]>>>,
+    /// Communicators of plans that divide the ranks alike, as they are asked for.
+    spans: Mutex<BTreeMap<SpansKey, Arc<Spans>>>,
+    /// Links above the leaves, once they are asked for.
+    wires: OnceLock<Option<Wires>>,
 }
+
+/// What tells the communicators of two plans apart.
+type SpansKey = ([u32; 7], bool);
 
 impl Search {
     /// A search around `setup`, which must have a plan itself.
@@ -123,23 +219,44 @@ impl Search {
     /// Those of [`crate::compile`].
     pub fn new(setup: &Setup, space: Space) -> Result<Self, PlanError> {
         error::check(setup)?;
+        let map = ClusterMap::new(&setup.cluster)?;
         Ok(Self {
             setup: setup.clone(),
-            map: ClusterMap::new(&setup.cluster)?,
+            // Flows that run over the links of the tiers may be faster than their average.
+            links: price::links(
+                setup,
+                &map,
+                crossing::may_block(setup.host(), &setup.faults, &map),
+            ),
+            map,
             space,
+            loads: BTreeMap::new(),
+            paths: Mutex::default(),
+            spans: Mutex::default(),
+            wires: OnceLock::new(),
         })
+    }
+
+    /// Bounds plans by the rank with the fullest experts: `load` says, for so many expert-parallel
+    /// ranks, what that one gets, where the mean is [`MEAN_LOAD`]. Without it, all are alike.
+    #[must_use]
+    pub fn with_loads(mut self, load: impl Fn(u32) -> u64) -> Self {
+        let moe = self.setup.training.model.moe.as_ref();
+        let ways = moe.map_or_else(Vec::new, |moe| divisors(moe.experts as u32));
+        self.loads = ways.into_iter().map(|ways| (ways, load(ways))).collect();
+        self
     }
 
     /// Everything that can divide a layer, in a fixed order.
     pub fn branches(&self) -> Vec<Branch> {
         let training = &self.setup.training;
         let mut branches = Vec::new();
-        for tensor in self.tensors() {
+        for (tensor, sequence_parallel) in self.tensors() {
             for context in self.contexts(tensor) {
                 for (expert, expert_tensor) in self.experts(tensor, context) {
                     let parallelism = Parallelism {
                         tensor,
-                        sequence_parallel: tensor > 1,
+                        sequence_parallel,
                         context,
                         pipeline: 1,
                         virtual_pipeline: 1,
@@ -151,15 +268,12 @@ impl Search {
                     };
                     for micro_batch in powers_to(MOST_MICRO_BATCH.max(training.micro_batch)) {
                         for recipe in &self.space.recipes {
-                            for recompute in &self.space.recomputes {
-                                branches.extend(SCHEDULES.map(|schedule| Branch {
-                                    parallelism: parallelism.clone(),
-                                    micro_batch,
-                                    recipe: *recipe,
-                                    recompute: recompute.clone(),
-                                    schedule,
-                                }));
-                            }
+                            branches.extend(self.space.recomputes.iter().map(|recompute| Branch {
+                                parallelism: parallelism.clone(),
+                                micro_batch,
+                                recipe: *recipe,
+                                recompute: recompute.clone(),
+                            }));
                         }
                     }
                 }
@@ -171,50 +285,169 @@ impl Search {
     /// The plans of one branch, each held against memory and bounded.
     pub fn expand(&self, branch: &Branch) -> Expansion {
         let mut setup = self.setup.clone();
-        let mut times: Vec<((Zero, u32), PieceTimes)> = Vec::new();
+        let mut known: Vec<(TimesKey, Arc<PieceTimes>)> = Vec::new();
         let mut expansion = Expansion::default();
-        for parallelism in self.divisions(branch) {
-            let mut candidate = Candidate {
-                parallelism,
+        let left_out = &mut expansion.left_out;
+        let mut first_stage_fits = false;
+        for division in self.divisions(branch, left_out) {
+            let zero = division.parallelism.zero;
+            // ZeRO 2 takes the time of ZeRO 1 and less memory: it stands in where that does not fit.
+            if zero == Zero::Stage2 && first_stage_fits {
+                continue;
+            }
+            write(&mut setup, branch, &division);
+            if let Err(error) = error::check(&setup) {
+                *left_out.impossible.entry(obstacle(&error)).or_default() += 1;
+                continue;
+            }
+            let placement = Placement::new(&division.parallelism, division.rank_order);
+            let compiler = Compiler::new(&setup, &placement);
+            let fullest = fullest(&compiler, &setup, &placement);
+            let fits = fullest.total() <= setup.cluster.node.accelerator.memory;
+            first_stage_fits = zero == Zero::Stage1 && fits;
+            if !fits {
+                *left_out.too_large.entry(fullest.largest()).or_default() += 1;
+                continue;
+            }
+            let key = times_key(&division);
+            let times = known.iter().find(|(of, _)| *of == key);
+            let times = times.map(|(_, times)| times.clone()).unwrap_or_else(|| {
+                let times = Arc::new(PieceTimes::new(&setup, &self.map, self.load(branch)));
+                known.push((key, times.clone()));
+                times
+            });
+            let at_least = bound::step_time(
+                &compiler,
+                &setup,
+                &times,
+                self.messages(&compiler, &division),
+            );
+            expansion.candidates.push(Candidate {
+                parallelism: division.parallelism,
                 micro_batch: branch.micro_batch,
                 recipe: branch.recipe,
                 recompute: branch.recompute.clone(),
-                schedule: branch.schedule,
-                at_least: SimDuration::ZERO,
-                memory: Bytes::ZERO,
-            };
-            candidate.write(&mut setup);
-            if error::check(&setup).is_err() {
-                continue;
-            }
-            let placement = Placement::new(&candidate.parallelism, setup.rank_order);
-            let compiler = Compiler::new(&setup, &placement);
-            candidate.memory = fullest(&compiler, &setup, &placement).total();
-            if candidate.memory > setup.cluster.node.accelerator.memory {
-                expansion.too_large += 1;
-                continue;
-            }
-            // Where groups lie depends on the stages where those come first in the hall, and where
-            // data-parallel ranks gather weights.
-            let zero = candidate.parallelism.zero;
-            let stages =
-                if setup.rank_order == RankOrder::PipelineBeforeData || zero == Zero::Stage3 {
-                    candidate.parallelism.pipeline
-                } else {
-                    0
-                };
-            let known = times.iter().position(|(of, _)| *of == (zero, stages));
-            let known = known.unwrap_or_else(|| {
-                times.push(((zero, stages), PieceTimes::new(&setup, &self.map)));
-                times.len() - 1
+                schedule: division.schedule,
+                rank_order: division.rank_order,
+                at_least,
+                memory: fullest.total(),
+                times,
             });
-            candidate.at_least = bound::step_time(&compiler, &setup, &times[known].1);
-            expansion.candidates.push(candidate);
         }
         expansion
     }
 
-    fn tensors(&self) -> Vec<u32> {
+    /// A closer bound of one candidate, never under its [`Candidate::at_least`]: every pass of every
+    /// stage in its order.
+    pub fn bound(&self, candidate: &Candidate) -> SimDuration {
+        let setup = candidate.setup(&self.setup);
+        let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
+        let compiler = Compiler::new(&setup, &placement);
+        let division = Division {
+            parallelism: candidate.parallelism.clone(),
+            schedule: candidate.schedule,
+            rank_order: candidate.rank_order,
+        };
+        let messages = self.messages(&compiler, &division);
+        let times = &candidate.times;
+        let closer =
+            bound::step_time_by_passes(&compiler, &setup, times, messages, &self.map, &placement);
+        closer.max(candidate.at_least)
+    }
+
+    /// Compiles a candidate: what [`crate::compile`] makes of it, and cheaper where another plan
+    /// divides the ranks alike.
+    ///
+    /// # Errors
+    /// Those of [`crate::compile`].
+    pub fn plan(&self, candidate: &Candidate) -> Result<Plan, PlanError> {
+        let setup = candidate.setup(&self.setup);
+        if setup.seats.is_some() {
+            return compile::compile(&setup);
+        }
+        error::check(&setup)?;
+        let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
+        let spans = self.spans(&setup, &placement);
+        compile::compile_over(&setup, &self.map, &spans, || {
+            let wires = || crossing::wires(&self.setup);
+            self.wires.get_or_init(wires).as_ref()
+        })
+    }
+
+    fn spans(&self, setup: &Setup, placement: &Placement) -> Arc<Spans> {
+        let plan = &setup.training.parallelism;
+        let counts = [
+            plan.tensor,
+            plan.context,
+            plan.pipeline,
+            plan.data,
+            plan.expert,
+            plan.expert_tensor,
+            placement.shard_size(),
+        ];
+        let key = (counts, setup.rank_order == RankOrder::PipelineBeforeData);
+        let lock = || self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&key) {
+            return known.clone();
+        }
+        let spans = Arc::new(Spans::new(setup, &self.map, placement));
+        lock().insert(key, spans.clone());
+        spans
+    }
+
+    fn load(&self, branch: &Branch) -> u64 {
+        let load = self.loads.get(&branch.parallelism.expert);
+        load.copied().unwrap_or(MEAN_LOAD)
+    }
+
+    /// Messages between the stages of a plan on the shortest paths there are.
+    fn messages(&self, compiler: &Compiler<'_>, division: &Division) -> Messages {
+        let plan = &division.parallelism;
+        let inner = plan.tensor * plan.context;
+        let apart = match division.rank_order {
+            RankOrder::DataBeforePipeline => inner * plan.data,
+            RankOrder::PipelineBeforeData => inner,
+        };
+        let shortest = |apart: u32| {
+            let paths = self.paths(apart);
+            let spans = paths
+                .iter()
+                .map(|path| send_recv(compiler.message(), path, &self.links).duration());
+            spans.min().unwrap_or(SimDuration::ZERO)
+        };
+        if plan.pipeline == 1 {
+            return Messages {
+                next: SimDuration::ZERO,
+                around: SimDuration::ZERO,
+            };
+        }
+        Messages {
+            next: shortest(apart),
+            around: if plan.virtual_pipeline > 1 {
+                shortest(apart * (plan.pipeline - 1))
+            } else {
+                SimDuration::ZERO
+            },
+        }
+    }
+
+    /// Distinct paths between GPUs that are so far apart in number.
+    fn paths(&self, apart: u32) -> Arc<[Path]> {
+        let mut known = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = known.entry(apart).or_insert_with(|| {
+            let mut paths: Vec<Path> = Vec::new();
+            for gpu in 0..self.setup.cluster.gpus.saturating_sub(apart) {
+                let path = self.map.path(gpu, gpu + apart);
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
+            }
+            paths.into()
+        });
+        paths.clone()
+    }
+
+    fn tensors(&self) -> Vec<(u32, bool)> {
         let node = &self.setup.cluster.node;
         let domain = node.scale_up.domain.min(self.setup.cluster.gpus);
         let model = &self.setup.training.model;
@@ -225,7 +458,15 @@ impl Search {
                 && model.ffn.is_multiple_of(tensor)
                 && self.setup.training.sequence_length.is_multiple_of(tensor)
         };
-        divisors(domain).into_iter().filter(cuts).collect()
+        let mut tensors = Vec::new();
+        for tensor in divisors(domain).into_iter().filter(cuts) {
+            tensors.push((tensor, tensor > 1));
+            // Experts need the sequence sharded.
+            if tensor > 1 && model.moe.is_none() {
+                tensors.push((tensor, false));
+            }
+        }
+        tensors
     }
 
     fn contexts(&self, tensor: u32) -> Vec<u32> {
@@ -254,8 +495,8 @@ impl Search {
         pairs
     }
 
-    /// The pipeline, data parallelism and sharding that a branch leaves open.
-    fn divisions(&self, branch: &Branch) -> Vec<Parallelism> {
+    /// The pipeline, data parallelism, sharding, schedule and order of ranks that a branch leaves open.
+    fn divisions(&self, branch: &Branch, left_out: &mut LeftOut) -> Vec<Division> {
         let training = &self.setup.training;
         let layer = &branch.parallelism;
         let gpus = self.setup.cluster.gpus;
@@ -267,45 +508,105 @@ impl Search {
         for pipeline in divisors(gpus / width) {
             let data = gpus / width / pipeline;
             let step = u64::from(data) * branch.micro_batch;
-            if u64::from(pipeline) > training.model.layers
-                || !training.global_batch.is_multiple_of(step)
-            {
-                continue;
-            }
-            let interleaves = branch.schedule == Schedule::OneForwardOneBackward && pipeline > 1;
-            // Without a pipeline all schedules are one.
-            if pipeline == 1 && branch.schedule != Schedule::OneForwardOneBackward {
-                continue;
-            }
-            let most = (training.model.layers / u64::from(pipeline)) as u32;
-            let virtuals = if interleaves {
-                MOST_VIRTUAL.min(most)
+            let obstacle = if u64::from(pipeline) > training.model.layers + 2 {
+                Some(Obstacle::Layers)
+            } else if !training.global_batch.is_multiple_of(step) {
+                Some(Obstacle::Batch)
             } else {
-                1
+                None
             };
-            for virtual_pipeline in 1..=virtuals {
-                for zero in [Zero::Stage1, Zero::Stage3] {
-                    // One rank shards nothing.
-                    if zero == Zero::Stage3 && data * layer.context == 1 {
-                        continue;
+            if let Some(obstacle) = obstacle {
+                *left_out.impossible.entry(obstacle).or_default() += 1;
+                continue;
+            }
+            for (schedule, virtual_pipeline) in self.schedules(pipeline) {
+                // Without a pipeline both orders of ranks are one.
+                let orders = if pipeline == 1 {
+                    &self.space.rank_orders[..1]
+                } else {
+                    &self.space.rank_orders
+                };
+                for rank_order in orders {
+                    for zero in Zero::ALL {
+                        // One rank shards nothing.
+                        if zero != Zero::Stage0 && data * layer.context == 1 {
+                            continue;
+                        }
+                        found.push(Division {
+                            parallelism: Parallelism {
+                                pipeline,
+                                virtual_pipeline,
+                                data,
+                                zero,
+                                ..layer.clone()
+                            },
+                            schedule,
+                            rank_order: *rank_order,
+                        });
                     }
-                    found.push(Parallelism {
-                        pipeline,
-                        virtual_pipeline,
-                        data,
-                        zero,
-                        ..layer.clone()
-                    });
                 }
             }
         }
         found
     }
+
+    /// The schedules of so many stages, each with its virtual stages.
+    fn schedules(&self, pipeline: u32) -> Vec<(Schedule, u32)> {
+        // Without a pipeline all schedules are one.
+        if pipeline == 1 {
+            return vec![(Schedule::OneForwardOneBackward, 1)];
+        }
+        // The first and the last chunk may hold only the embedding and only the output.
+        let layers = self.setup.training.model.layers + 2;
+        let most = MOST_VIRTUAL.min((layers / u64::from(pipeline)) as u32);
+        let mut schedules = Vec::new();
+        for schedule in SCHEDULES {
+            let interleaves = schedule == Schedule::OneForwardOneBackward;
+            let most = if interleaves { most.max(1) } else { 1 };
+            schedules.extend((1..=most).map(|chunks| (schedule, chunks)));
+        }
+        schedules
+    }
+}
+
+/// What the times of pieces depend on beside the branch: where groups lie, which depends on the
+/// stages where those come first in the hall and groups reach over data-parallel ranks; and
+/// whether these gather weights in each layer.
+type TimesKey = (bool, Option<(u32, RankOrder)>);
+
+fn times_key(division: &Division) -> TimesKey {
+    let plan = &division.parallelism;
+    let gathers = plan.zero == Zero::Stage3;
+    let reaches = gathers || plan.expert * plan.expert_tensor > plan.tensor * plan.context;
+    (
+        gathers,
+        reaches.then_some((plan.pipeline, division.rank_order)),
+    )
+}
+
+fn write(setup: &mut Setup, branch: &Branch, division: &Division) {
+    setup.rank_order = division.rank_order;
+    let training = &mut setup.training;
+    training.parallelism.clone_from(&division.parallelism);
+    training.micro_batch = branch.micro_batch;
+    training.recipe = branch.recipe;
+    training.recompute.clone_from(&branch.recompute);
+    training.schedule = division.schedule;
+    training.layers_per_chunk = None;
+}
+
+fn obstacle(error: &PlanError) -> Obstacle {
+    match error {
+        PlanError::DoesNotDivide { what, .. } if what.starts_with("expert") => Obstacle::Experts,
+        PlanError::DoesNotDivide { .. } => Obstacle::Batch,
+        _ => Obstacle::Schedule,
+    }
 }
 
 /// Memory of the fullest stage. No schedule starts more than two rounds of micro-batches before the
 /// first comes back, and once a pipeline is full it stays as full as it is: four rounds stand for
-/// all, and two where each takes several chunks.
+/// all, and two where each takes several chunks. Of stages that hold the same pieces the first has
+/// the most in flight, but for DualPipe, where micro-batches enter from both ends.
 fn fullest(compiler: &Compiler<'_>, setup: &Setup, placement: &Placement) -> MemoryUse {
     let training = &setup.training;
     let stages = training.parallelism.pipeline;
@@ -318,18 +619,22 @@ fn fullest(compiler: &Compiler<'_>, setup: &Setup, placement: &Placement) -> Mem
         micro_batches: (training.micro_batches() as u32).min(rounds),
         ..compiler.shape()
     };
-    (0..stages)
-        .map(|stage| {
-            let order = crate::schedule::order(training.schedule, shape, stage);
-            memory::of_stage(
-                &compiler.sizes,
-                placement,
-                &compiler.stage_chunks(stage),
-                &order,
-            )
-        })
-        .max_by_key(MemoryUse::total)
-        .unwrap_or_default()
+    let mut known: Vec<Vec<u32>> = Vec::new();
+    let mut fullest = MemoryUse::default();
+    for stage in 0..stages {
+        let alike = compiler.alike(stage);
+        if training.schedule != Schedule::Dualpipe && known.contains(&alike) {
+            continue;
+        }
+        known.push(alike);
+        let order = crate::schedule::order(training.schedule, shape, stage);
+        let chunks = compiler.stage_chunks(stage);
+        let memory = memory::of_stage(&compiler.sizes, placement, &chunks, &order);
+        if memory.total() > fullest.total() {
+            fullest = memory;
+        }
+    }
+    fullest
 }
 
 fn divisors(of: u32) -> Vec<u32> {

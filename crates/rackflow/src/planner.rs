@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::{files, goodput, input, run, terminal};
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rackflow_plan::{Search, Space};
+use rackflow_plan::Space;
 use rackflow_report::PlanSearch;
 use rackflow_simulator::Progress;
 use rackflow_workload::Recipe;
@@ -35,7 +35,7 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
             .collect();
     }
     let refused = |error| Failure::Input(resolved.written.refusal(setup, &error).to_string());
-    let search = Search::new(setup, space).map_err(refused)?;
+    let search = rackflow_simulator::planner(setup, space).map_err(refused)?;
     let bar = bar();
     let outcome = rackflow_simulator::search(&search, setup, args.top as usize, |progress| {
         show(&bar, progress);
@@ -62,8 +62,16 @@ fn bar() -> ProgressBar {
 
 fn show(bar: &ProgressBar, progress: Progress) {
     let (words, done, all) = match progress {
-        Progress::Listed(done, all) => ("bounding plans", done, all),
-        Progress::Simulated(done, all) => ("simulating the best", done, all),
+        Progress::Listed(done, all) => ("listing plans".to_owned(), done, all),
+        Progress::Judged {
+            closely,
+            simulated,
+            left,
+        } => (
+            format!("{simulated} simulated"),
+            closely,
+            closely.max(1) + left,
+        ),
     };
     bar.set_message(words);
     bar.set_length(all as u64);

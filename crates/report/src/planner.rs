@@ -1,17 +1,20 @@
 //! Other plans for a scenario: the best of them, and why each loses to the first.
 
 use crate::advice::Target;
-use crate::format::{number, percent, seconds};
+use crate::format::{number, percent, seconds, wrap};
 use crate::paint::{Ink, Style};
 use crate::report::Plan;
 use crate::summarize::plan as plan_of;
-use rackflow_plan::{Accounts, Cause};
+use rackflow_plan::{Accounts, Cause, MemoryPart, Obstacle, RankOrder};
 use rackflow_simulator::{Found, Outcome};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Differences below this share of the best plan's GPU time are not told.
 const SMALLEST: f64 = 0.003;
+/// Characters of a line of text.
+const WIDTH: usize = 90;
 /// Reasons told for one plan.
 const REASONS: usize = 3;
 
@@ -20,6 +23,9 @@ const REASONS: usize = 3;
 pub struct PlanRow {
     /// How the ranks divide the work.
     pub plan: Plan,
+    /// Which ranks are neighbours in the hall, as a scenario writes it: those of a stage
+    /// (`data_before_pipeline`), or those of a model replica (`pipeline_before_data`).
+    pub rank_order: String,
     /// Wall time of one step.
     pub step_time_s: f64,
     /// Tokens per second and GPU.
@@ -32,6 +38,15 @@ pub struct PlanRow {
     pub slower: f64,
     /// Where it loses GPU time to the best plan, the most first.
     pub why: Vec<Reason>,
+}
+
+/// How many plans share a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Count {
+    /// The reason in words.
+    pub reason: String,
+    /// How many.
+    pub plans: u64,
 }
 
 /// Where one plan loses to another.
@@ -54,6 +69,12 @@ pub struct PlanSearch {
     pub fitting: u64,
     /// Plans that do not fit into memory.
     pub too_large: u64,
+    /// The same, by what needs the most of it.
+    pub too_large_by: Vec<Count>,
+    /// Plans that cannot be made, by what stands against it.
+    pub impossible: Vec<Count>,
+    /// Of the plans that fit, those that a closer bound was needed for.
+    pub bounded_closely: u64,
     /// Plans that were simulated; the rest of those that fit are proved to be no better.
     pub simulated: u64,
     /// Plans that are too long for the simulator.
@@ -71,7 +92,20 @@ impl PlanSearch {
         Self {
             scenario: outcome.own.record.facts.scenario.clone(),
             fitting: outcome.bounded,
-            too_large: outcome.too_large,
+            too_large: outcome.left_out.all_too_large(),
+            too_large_by: counts(&outcome.left_out.too_large, |part| match part {
+                MemoryPart::States => "weights, gradients and optimizer states",
+                MemoryPart::Activations => "activations",
+                MemoryPart::Buffers => "logits and communication buffers",
+                MemoryPart::Reserved => "what the software stack reserves",
+            }),
+            impossible: counts(&outcome.left_out.impossible, |obstacle| match obstacle {
+                Obstacle::Batch => "the batch does not divide into such micro-batches",
+                Obstacle::Layers => "more stages than layers",
+                Obstacle::Schedule => "the schedule needs other numbers of stages or micro-batches",
+                Obstacle::Experts => "experts do not spread over the ranks of a stage",
+            }),
+            bounded_closely: outcome.closely,
             simulated: outcome.simulated,
             refused: outcome.refused,
             best: outcome.best.iter().map(|found| row(found, first)).collect(),
@@ -90,16 +124,34 @@ impl PlanSearch {
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let whole = |count: u64| number(count as f64, 0);
         let mut out = format!(
-            "{}\n  {} plans fit into memory and {} do not; {} simulated, the others are proved to be slower\n\n",
+            "{}\n  {} plans fit into memory: {} simulated, the others are proved to be no better\n",
             style.paint(Ink::Strong, &self.scenario),
             whole(self.fitting),
-            whole(self.too_large),
             whole(self.simulated),
         );
+        for (what, counts) in [
+            ("do not fit, most of it for", &self.too_large_by),
+            ("cannot be made", &self.impossible),
+        ] {
+            let all: u64 = counts.iter().map(|count| count.plans).sum();
+            if all == 0 {
+                continue;
+            }
+            let parts: Vec<String> = counts
+                .iter()
+                .map(|count| format!("{} ({})", count.reason, whole(count.plans)))
+                .collect();
+            let text = format!("{} {what}: {}", whole(all), parts.join(", "));
+            for (i, row) in wrap(&text, WIDTH).iter().enumerate() {
+                let indent = if i == 0 { "  " } else { "      " };
+                out.push_str(&format!("{indent}{row}\n"));
+            }
+        }
         if self.refused > 0 {
             let refused = whole(self.refused);
-            out.push_str(&format!("  {refused} are too long for the simulator\n\n"));
+            out.push_str(&format!("  {refused} are too long for the simulator\n"));
         }
+        out.push('\n');
         out.push_str(&faint(
             "      step time   MFU bf16   memory   plan, and what it loses to the first\n",
         ));
@@ -112,13 +164,25 @@ impl PlanSearch {
     }
 }
 
+fn counts<K: Copy>(of: &BTreeMap<K, u64>, reason: impl Fn(K) -> &'static str) -> Vec<Count> {
+    let mut counts: Vec<Count> = of
+        .iter()
+        .map(|(key, plans)| Count {
+            reason: reason(*key).to_owned(),
+            plans: *plans,
+        })
+        .collect();
+    counts.sort_by_key(|count| std::cmp::Reverse(count.plans));
+    counts
+}
+
 fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
     let mut out = format!(
         "{number_:>4}  {:>9}   {:>6} %   {:>4} GB   {}\n",
         seconds(row.step_time_s),
         percent(row.mfu_bf16_causal),
         number(row.memory_bytes as f64 / 1e9, 0),
-        style.paint(Ink::Strong, &shorthand(&row.plan)),
+        style.paint(Ink::Strong, &shorthand(row)),
     );
     if !row.why.is_empty() {
         let reasons: Vec<String> = row
@@ -138,10 +202,17 @@ fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
     out
 }
 
-/// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats.
-fn shorthand(plan: &Plan) -> String {
+/// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats, and which ranks are
+/// neighbours where there are stages.
+fn shorthand(row: &PlanRow) -> String {
+    let plan = &row.plan;
+    let neighbours = match (plan.pipeline, &*row.rank_order) {
+        (1, _) => "",
+        (_, "data_before_pipeline") => ", stages side by side",
+        _ => ", replicas side by side",
+    };
     format!(
-        "{}, micro-batch {}, {}, recomputing {}",
+        "{}, micro-batch {}, {}, recomputing {}{neighbours}",
         plan.shorthand(),
         plan.micro_batch,
         plan.precision,
@@ -160,6 +231,11 @@ fn row(found: &Found, first: &Found) -> PlanRow {
         .max();
     PlanRow {
         plan: plan_of(facts),
+        rank_order: match found.rank_order {
+            RankOrder::DataBeforePipeline => "data_before_pipeline",
+            RankOrder::PipelineBeforeData => "pipeline_before_data",
+        }
+        .to_owned(),
         step_time_s,
         tokens_per_s_per_gpu: facts.training.tokens() as f64 / step_time_s / gpus,
         mfu_bf16_causal: facts.model_flops_causal

@@ -6,13 +6,13 @@
 //! program at the same speed beside the same partners, so one of them stands for all.
 
 use rackflow_engine::RandomStream;
-use rackflow_plan::{Fidelity, GroupSlot, Plan};
+use rackflow_plan::{Fidelity, GroupSlot, Plan, Setup};
 use rackflow_topology::{FlappingPorts, Health};
 use rackflow_workload::Routing;
 use rustc_hash::FxHashMap;
 
 /// Fixed point of loads and slowdowns: this is 1.
-pub(crate) const ONE: u64 = 1 << 16;
+pub(crate) const ONE: u64 = rackflow_plan::MEAN_LOAD;
 
 /// A rank, or all ranks of one colour.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32], with_index: bool
     let placement = &plan.placement;
     let ranks = placement.ranks();
     let stages = plan.setup.training.parallelism.pipeline;
-    let loads = expert_loads(plan);
+    let loads = expert_loads(&plan.setup, plan.setup.training.parallelism.expert);
     let slowdowns = slowdowns(plan, ranks);
     let load_of = |rank: u32| {
         if loads.is_empty() {
@@ -85,7 +85,13 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32], with_index: bool
             loads[placement.expert_position(rank) as usize]
         }
     };
-    let next_path = |rank: u32| plan.next_paths.get(rank as usize).copied().unwrap_or(0);
+    let next_path = |rank: u32| {
+        plan.spans
+            .next_paths
+            .get(rank as usize)
+            .copied()
+            .unwrap_or(0)
+    };
     let previous = |rank: u32| placement.shifted(rank, stages - 1);
     let group_of: Vec<Vec<u32>> = plan
         .slots
@@ -102,30 +108,35 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32], with_index: bool
         // Every rank draws for itself.
         Fidelity::Folded if plan.setup.jitter.kernel > 0.0 => (0..ranks).collect(),
         Fidelity::Folded => {
+            let faulty =
+                !(health.nic.is_empty() && health.scale_up.is_empty() && health.flaps.is_empty());
             let mut interner = Interner::new();
             let first: Vec<u32> = (0..ranks)
                 .map(|rank| {
-                    let spans: Vec<u32> = plan
-                        .slots
-                        .iter()
-                        .zip(&group_of)
-                        .map(|(slot, groups)| {
-                            plan.span_classes[*slot as usize][groups[rank as usize] as usize]
-                        })
-                        .collect();
+                    let mut spans = [0; GroupSlot::COUNT];
+                    for (slot, groups) in plan.slots.iter().zip(&group_of) {
+                        let group = groups[rank as usize] as usize;
+                        spans[*slot as usize] = plan.spans.classes[*slot as usize][group];
+                    }
                     interner.number((
                         placement.coordinates(rank).stage,
                         load_of(rank),
                         slowdowns[rank as usize],
                         next_path(rank),
                         spans,
-                        ports(plan.setup.gpu_of(rank), health),
+                        faulty.then(|| ports(plan.setup.gpu_of(rank), health)),
                         seats.get(rank as usize).copied(),
                     ))
                 })
                 .collect();
             let count = interner.len();
-            refine(plan, &group_of, first, count)
+            if count == stages as usize {
+                // All ranks of a stage are alike, and they meet none but those of their own stage
+                // and of its neighbours: nothing is left to tell apart.
+                first
+            } else {
+                refine(plan, &group_of, first, count)
+            }
         }
     };
     quotient(
@@ -227,7 +238,7 @@ fn quotient(
         (
             slot,
             members,
-            plan.span_classes[slot as usize][group as usize],
+            plan.spans.classes[slot as usize][group as usize],
         )
     };
     for rank in 0..ranks {
@@ -289,18 +300,24 @@ fn quotient(
 }
 
 /// Load of each expert-parallel position over the mean; empty where all are equal.
-fn expert_loads(plan: &Plan) -> Vec<u64> {
-    let training = &plan.setup.training;
+fn expert_loads(setup: &Setup, expert: u32) -> Vec<u64> {
+    let training = &setup.training;
     match training.routing {
         Routing::Lognormal { sigma } if training.model.moe.is_some() && sigma > 0.0 => {
-            let root = RandomStream::root(plan.setup.seed).derive("expert load");
-            let draws: Vec<f64> = (0..training.parallelism.expert)
+            let root = RandomStream::root(setup.seed).derive("expert load");
+            let draws: Vec<f64> = (0..expert)
                 .map(|position| root.derive_index(u64::from(position)).lognormal(1.0, sigma))
                 .collect();
             apportion(&draws)
         }
         _ => Vec::new(),
     }
+}
+
+/// Load of the fullest of `expert` expert-parallel positions, in parts of [`ONE`].
+pub(crate) fn most_load(setup: &Setup, expert: u32) -> u64 {
+    let loads = expert_loads(setup, expert);
+    loads.into_iter().max().unwrap_or(ONE)
 }
 
 /// Steps of the mean load in which ranks are told apart: those of equal load are simulated once.

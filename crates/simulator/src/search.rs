@@ -2,19 +2,26 @@
 
 use crate::record::Record;
 use crate::step::simulate;
-use rackflow_plan::{Candidate, Expansion, Plan, PlanError, Search, Setup, compile};
+use rackflow_plan::{
+    Candidate, Expansion, LeftOut, PlanError, RankOrder, Search, Setup, Space, compile,
+};
 use rackflow_units::SimDuration;
 use rayon::prelude::*;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
-/// Plans that are simulated at a time. A constant, so that the same plans are simulated on any
-/// number of threads.
-const BATCH: usize = 16;
+/// Plans that are bounded closely at a time, and those that are simulated. Constants, so that the
+/// same plans are simulated on any number of threads.
+const BOUNDED_AT_ONCE: usize = 256;
+const SIMULATED_AT_ONCE: usize = 8;
 
 /// A plan that was simulated.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Found {
     /// The plan; `None` for the scenario's own.
     pub candidate: Option<Candidate>,
+    /// Which of its ranks are neighbours.
+    pub rank_order: RankOrder,
     /// What happened.
     pub record: Record,
 }
@@ -27,7 +34,7 @@ impl Found {
 }
 
 /// What a search found, and what it left out.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// The scenario's own plan.
     pub own: Found,
@@ -35,12 +42,14 @@ pub struct Outcome {
     pub best: Vec<Found>,
     /// Plans that fit into memory, each bounded from below.
     pub bounded: u64,
-    /// Plans that do not fit into memory.
-    pub too_large: u64,
+    /// Of those, the ones whose every pass was followed.
+    pub closely: u64,
     /// Plans that were simulated.
     pub simulated: u64,
     /// Plans that the simulator's own limits refuse.
     pub refused: u64,
+    /// Of the plans that are not among those above, how many and why.
+    pub left_out: LeftOut,
 }
 
 /// How far a search is.
@@ -48,9 +57,29 @@ pub struct Outcome {
 pub enum Progress {
     /// So many of so many branches are listed and bounded.
     Listed(usize, usize),
-    /// So many plans are simulated; at most so many are left.
-    Simulated(usize, usize),
+    /// So many plans are bounded closely, and so many are simulated; at most so many are left to be
+    /// looked at.
+    Judged {
+        /// Bounded closely.
+        closely: usize,
+        /// Simulated.
+        simulated: usize,
+        /// Neither yet, and not ruled out.
+        left: usize,
+    },
 }
+
+/// A search around `setup` that knows how full the fullest experts are.
+///
+/// # Errors
+/// Those of [`Search::new`].
+pub fn planner(setup: &Setup, space: Space) -> Result<Search, PlanError> {
+    let search = Search::new(setup, space)?;
+    Ok(search.with_loads(|expert| crate::fold::most_load(setup, expert)))
+}
+
+/// What is known of a candidate: its place in the listing, and whether its bound is the closer one.
+type Known = Reverse<(SimDuration, usize, bool)>;
 
 /// Finds the `keep` best plans. Those that are left out are proved to be no better: their lower
 /// bound is not under the step time of the last one kept.
@@ -65,56 +94,115 @@ pub fn search(
 ) -> Result<Outcome, PlanError> {
     let own = Found {
         candidate: None,
+        rank_order: setup.rank_order,
         record: simulate(&compile(setup)?),
     };
-    let (candidates, too_large) = list(search, &progress);
-    let bounded = candidates.len() as u64;
-    let mut best: Vec<(usize, Found)> = Vec::new();
-    let (mut simulated, mut refused) = (0, 0);
-    let mut next = 0;
-    while next < candidates.len() {
-        let worst = best
-            .get(keep.saturating_sub(1))
-            .map(|(_, found)| found.step_time());
-        let could_win =
-            |candidate: &Candidate| worst.is_none_or(|worst| candidate.at_least < worst);
-        let batch = candidates[next..]
-            .iter()
-            .take(BATCH)
-            .take_while(|(_, candidate)| could_win(candidate));
-        let batch: Vec<&(usize, Candidate)> = batch.collect();
-        if batch.is_empty() {
-            break;
-        }
-        next += batch.len();
-        let outcomes: Vec<Option<(usize, Found)>> = batch
-            .par_iter()
-            .map(|(index, candidate)| run(setup, candidate).map(|found| (*index, found)))
-            .collect();
-        for outcome in outcomes {
-            match outcome {
-                Some(found) => best.push(found),
-                None => refused += 1,
-            }
-        }
-        simulated = next as u64 - refused;
-        // Equal times keep the order in which plans are listed.
-        best.sort_by_key(|(index, found)| (found.step_time(), *index));
-        best.truncate(keep);
-        progress(Progress::Simulated(next, candidates.len()));
+    let (candidates, left_out) = list(search, &progress);
+    let mut judge = Judge {
+        search,
+        keep,
+        candidates: &candidates,
+        best: Vec::new(),
+        closely: 0,
+        simulated: 0,
+        refused: 0,
+    };
+    let known = candidates.iter().enumerate();
+    let mut queue: BinaryHeap<Known> = known
+        .map(|(place, candidate)| Reverse((candidate.at_least, place, false)))
+        .collect();
+    while judge.step(&mut queue) {
+        progress(Progress::Judged {
+            closely: judge.closely,
+            simulated: judge.simulated,
+            left: queue.len(),
+        });
     }
+    let Judge {
+        best,
+        closely,
+        simulated,
+        refused,
+        ..
+    } = judge;
     Ok(Outcome {
         own,
         best: best.into_iter().map(|(_, found)| found).collect(),
-        bounded,
-        too_large,
-        simulated,
+        bounded: candidates.len() as u64,
+        closely: closely as u64,
+        simulated: simulated as u64,
         refused,
+        left_out,
     })
 }
 
-/// All plans that fit, the most promising first, with their places in the listing.
-fn list(search: &Search, progress: &(impl Fn(Progress) + Sync)) -> (Vec<(usize, Candidate)>, u64) {
+/// The best of what is simulated so far.
+struct Judge<'a> {
+    search: &'a Search,
+    keep: usize,
+    candidates: &'a [Candidate],
+    /// Places in the listing, and what was found there.
+    best: Vec<(usize, Found)>,
+    closely: usize,
+    simulated: usize,
+    refused: u64,
+}
+
+impl Judge<'_> {
+    /// Looks at those that promise most; false when nothing better can be left.
+    fn step(&mut self, queue: &mut BinaryHeap<Known>) -> bool {
+        let (mut to_bound, mut to_simulate) = (Vec::new(), Vec::new());
+        while to_bound.len() < BOUNDED_AT_ONCE
+            && to_simulate.len() < SIMULATED_AT_ONCE
+            && let Some(Reverse((at_least, place, closely))) = queue.peek().copied()
+            && self.could_win(at_least)
+        {
+            // What promises less is not simulated before it is known what promises more.
+            if closely && !to_bound.is_empty() {
+                break;
+            }
+            queue.pop();
+            if closely {
+                to_simulate.push(place);
+            } else {
+                to_bound.push(place);
+            }
+        }
+        let bounds: Vec<SimDuration> = to_bound
+            .par_iter()
+            .map(|place| self.search.bound(&self.candidates[*place]))
+            .collect();
+        self.closely += to_bound.len();
+        let bounded = bounds.into_iter().zip(&to_bound);
+        queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, *place, true))));
+        let runs: Vec<Option<Found>> = to_simulate
+            .par_iter()
+            .map(|place| run(self.search, &self.candidates[*place]))
+            .collect();
+        for (place, found) in to_simulate.iter().zip(runs) {
+            match found {
+                Some(found) => {
+                    self.simulated += 1;
+                    self.best.push((*place, found));
+                }
+                None => self.refused += 1,
+            }
+        }
+        // Equal times keep the order in which plans are listed.
+        self.best
+            .sort_by_key(|(place, found)| (found.step_time(), *place));
+        self.best.truncate(self.keep);
+        !to_bound.is_empty() || !to_simulate.is_empty()
+    }
+
+    fn could_win(&self, at_least: SimDuration) -> bool {
+        let worst = self.best.get(self.keep.saturating_sub(1));
+        worst.is_none_or(|(_, found)| at_least < found.step_time())
+    }
+}
+
+/// All plans that fit, in the order of the listing.
+fn list(search: &Search, progress: &(impl Fn(Progress) + Sync)) -> (Vec<Candidate>, LeftOut) {
     let branches = search.branches();
     let done = std::sync::atomic::AtomicUsize::new(0);
     let expansions: Vec<Expansion> = branches
@@ -126,19 +214,20 @@ fn list(search: &Search, progress: &(impl Fn(Progress) + Sync)) -> (Vec<(usize, 
             expansion
         })
         .collect();
-    let too_large = expansions.iter().map(|expansion| expansion.too_large).sum();
-    let listed = expansions
-        .into_iter()
-        .flat_map(|expansion| expansion.candidates);
-    let mut candidates: Vec<(usize, Candidate)> = listed.enumerate().collect();
-    candidates.sort_by_key(|(index, candidate)| (candidate.at_least, *index));
-    (candidates, too_large)
+    let mut left_out = LeftOut::default();
+    let mut candidates = Vec::new();
+    for expansion in expansions {
+        left_out.add(&expansion.left_out);
+        candidates.extend(expansion.candidates);
+    }
+    (candidates, left_out)
 }
 
-fn run(setup: &Setup, candidate: &Candidate) -> Option<Found> {
-    let plan: Plan = compile(&candidate.setup(setup)).ok()?;
+fn run(search: &Search, candidate: &Candidate) -> Option<Found> {
+    let plan = search.plan(candidate).ok()?;
     Some(Found {
         candidate: Some(candidate.clone()),
+        rank_order: candidate.rank_order,
         record: simulate(&plan),
     })
 }

@@ -56,6 +56,11 @@ pub enum Zero {
     Stage3,
 }
 
+impl Zero {
+    /// All stages, from nothing to everything.
+    pub const ALL: [Self; 4] = [Self::Stage0, Self::Stage1, Self::Stage2, Self::Stage3];
+}
+
 impl TryFrom<u8> for Zero {
     type Error = String;
     fn try_from(stage: u8) -> Result<Self, String> {

@@ -153,7 +153,7 @@ fn uplinks_carry_no_more_than_they_can() {
                 .iter()
                 .filter_map(|task| match task.work {
                     rackflow_plan::Work::Collective(slot, transfer) => {
-                        let class = plan.span_classes[slot as usize].first()?;
+                        let class = plan.spans.classes[slot as usize].first()?;
                         let demand = &plan.demands[transfer.0 as usize][*class as usize];
                         Some(demand.wire_bytes_nic.as_f64() * f64::from(demand.over_leaf) / 1e6)
                     }

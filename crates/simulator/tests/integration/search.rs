@@ -1,26 +1,67 @@
 //! The planner against trying everything.
 
-use crate::plans::{model, plain};
+use crate::plans::{model, plain, setups};
+use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
-use rackflow_simulator::{search, simulate};
+use rackflow_simulator::{planner, search, simulate};
 use rackflow_units::SimDuration;
 use rackflow_workload::{Recompute, Routing};
 
+/// Few enough plans to simulate all: one order of ranks, and no recomputation or the scenario's own.
+fn small_space(setup: &Setup) -> Space {
+    Space {
+        recomputes: vec![Recompute::Selective, setup.training.recompute.clone()],
+        rank_orders: vec![setup.rank_order],
+        ..Space::of(setup)
+    }
+}
+
+/// Every plan that fits, simulated; each is held against its bounds and its memory.
 fn everything(setup: &Setup) -> Vec<(SimDuration, Candidate)> {
-    let search = Search::new(setup, Space::of(setup)).expect("the generator makes valid plans");
+    let search = planner(setup, small_space(setup)).expect("the generator makes valid plans");
     let branches = search.branches();
     let candidates = branches
         .iter()
         .flat_map(|branch| search.expand(branch).candidates);
     candidates
         .map(|candidate| {
-            let plan = compile(&candidate.setup(setup)).expect("a listed plan can be made");
-            let stages = plan.facts.stages.iter();
-            let fullest = stages.map(|stage| stage.memory.total()).max();
-            assert_eq!(fullest, Some(candidate.memory), "{candidate:?}");
-            (simulate(&plan).step_time, candidate)
+            let step_time = held_against_bounds(&search, setup, &candidate);
+            (step_time, candidate)
         })
         .collect()
+}
+
+/// Simulates a candidate and holds it against its bounds and its memory.
+fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) -> SimDuration {
+    let plan = compile(&candidate.setup(setup)).expect("a listed plan can be made");
+    let stages = plan.facts.stages.iter();
+    let fullest = stages.map(|stage| stage.memory.total()).max();
+    assert_eq!(fullest, Some(candidate.memory), "{candidate:?}");
+    let step_time = simulate(&plan).step_time;
+    let closer = search.bound(candidate);
+    assert!(closer >= candidate.at_least, "{candidate:?}");
+    assert!(step_time >= closer, "{step_time} < {closer}: {candidate:?}");
+    step_time
+}
+
+/// Candidates of a scenario that are looked at.
+const LOOKED_AT: usize = 12;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn no_plan_of_any_setup_is_faster_than_its_bounds(setup in setups(), from in any::<prop::sample::Index>()) {
+        let search = planner(&setup, Space::of(&setup)).expect("the generator makes valid plans");
+        let branches = search.branches();
+        let from = from.index(branches.len());
+        let around = branches[from..].iter().chain(&branches[..from]);
+        let candidates = around.flat_map(|branch| search.expand(branch).candidates);
+        // As different ones as a few can be.
+        for candidate in candidates.step_by(7).take(LOOKED_AT) {
+            held_against_bounds(&search, &setup, &candidate);
+        }
+    }
 }
 
 fn dense() -> Setup {
@@ -59,8 +100,7 @@ fn no_plan_is_faster_than_its_bound_and_none_better_is_left_out() {
             );
         }
         all.sort_by_key(|(step_time, _)| *step_time);
-        let space = Space::of(&setup);
-        let planner = Search::new(&setup, space).expect("valid");
+        let planner = planner(&setup, small_space(&setup)).expect("valid");
         let found = search(&planner, &setup, 5, |_| {}).expect("valid");
         let best: Vec<SimDuration> = found.best.iter().map(|found| found.step_time()).collect();
         let expected: Vec<SimDuration> = all.iter().take(5).map(|(time, _)| *time).collect();
@@ -100,5 +140,7 @@ fn what_does_not_fit_is_counted() {
     setup.cluster.node.accelerator.memory = rackflow_units::Bytes::new(8_000_000_000);
     let planner = Search::new(&setup, Space::of(&setup)).expect("valid");
     let found = search(&planner, &setup, 3, |_| {}).expect("valid");
-    assert!(found.too_large > 0);
+    assert!(found.left_out.all_too_large() > 0);
+    assert!(found.left_out.impossible.values().all(|count| *count > 0));
+    assert!(!found.left_out.impossible.is_empty());
 }

@@ -1,0 +1,313 @@
+//! Least times of a pass through each piece of a model: a layer of each kind, the embedding, the
+//! output head.
+
+use crate::cause::CommKind;
+use crate::compile::{Chunk, Compiler, Kind, LayerKindKey};
+use crate::placement::Placement;
+use crate::price::Prices;
+use crate::program::{Stream, TransferId, Work};
+use crate::run::{Context, Run};
+use crate::search::MEAN_LOAD;
+use crate::setup::Setup;
+use rackflow_topology::ClusterMap;
+use rackflow_units::SimDuration;
+use rackflow_workload::Recompute;
+use std::collections::BTreeMap;
+
+/// Least times of one run, in picoseconds from the instant at which it could begin: its stage is
+/// done with the kernels before, and what the run waits for from outside is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Leg {
+    /// To the end of the last kernel.
+    pub end: u64,
+    /// To when what the next piece waits for is there.
+    pub out: u64,
+    /// Kernels alone, one after the other.
+    pub kernels: u64,
+    /// Host time to issue the kernels alone.
+    pub issue: u64,
+    /// Host time to issue everything.
+    pub launch: u64,
+}
+
+impl Leg {
+    /// The same run so many times, each waiting for the one before.
+    fn times(self, count: u64) -> Self {
+        let Some(before) = count.checked_sub(1) else {
+            return Self::default();
+        };
+        Self {
+            end: self.out * before + self.end,
+            out: self.out * count,
+            kernels: self.kernels * count,
+            issue: self.issue * count,
+            launch: self.launch * count,
+        }
+    }
+
+    /// This run and then `next`, which waits for what this one hands on.
+    fn then(self, next: Self) -> Self {
+        Self {
+            end: if next.kernels > 0 {
+                self.out + next.end
+            } else {
+                self.end
+            },
+            out: self.out + next.out,
+            kernels: self.kernels + next.kernels,
+            issue: self.issue + next.issue,
+            launch: self.launch + next.launch,
+        }
+    }
+}
+
+/// Streams whose communication is summed.
+const QUEUES: [Stream; 3] = [Stream::Tensor, Stream::Expert, Stream::Data];
+
+/// Least times of all passes through one piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PassTimes {
+    pub forward: Leg,
+    /// Both gradients in one.
+    pub backward: Leg,
+    /// Only what the stage before waits for.
+    pub input: Leg,
+    /// The rest of the backward pass.
+    pub weight: Leg,
+    /// What queues on each stream of communication, forward and backward in one.
+    queued: [u64; QUEUES.len()],
+    /// The same, with the gradients apart.
+    queued_apart: [u64; QUEUES.len()],
+}
+
+impl PassTimes {
+    fn times(self, count: u64) -> Self {
+        Self {
+            forward: self.forward.times(count),
+            backward: self.backward.times(count),
+            input: self.input.times(count),
+            weight: self.weight.times(count),
+            queued: self.queued.map(|time| time * count),
+            queued_apart: self.queued_apart.map(|time| time * count),
+        }
+    }
+
+    /// A piece of the model and the one behind it.
+    pub fn then(self, next: Self) -> Self {
+        Self {
+            forward: self.forward.then(next.forward),
+            backward: next.backward.then(self.backward),
+            input: next.input.then(self.input),
+            weight: next.weight.then(self.weight),
+            queued: std::array::from_fn(|i| self.queued[i] + next.queued[i]),
+            queued_apart: std::array::from_fn(|i| self.queued_apart[i] + next.queued_apart[i]),
+        }
+    }
+
+    /// The longest queues: with both gradients in one pass, with the gradients apart, or with
+    /// whichever of the two has less.
+    pub fn queued(&self, gradients: Gradients) -> Queued {
+        let of = |[tensor, expert, data]: [u64; QUEUES.len()]| Queued {
+            inside: tensor.max(expert),
+            data,
+        };
+        let (one, apart) = (of(self.queued), of(self.queued_apart));
+        match gradients {
+            Gradients::InOne => one,
+            Gradients::Apart => apart,
+            Gradients::Mixed => Queued {
+                inside: one.inside.min(apart.inside),
+                data: one.data.min(apart.data),
+            },
+        }
+    }
+}
+
+/// How a schedule computes the two gradients of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gradients {
+    /// In one pass.
+    InOne,
+    /// In two.
+    Apart,
+    /// Either, by micro-batch.
+    Mixed,
+}
+
+/// What queues on streams of communication.
+pub(crate) struct Queued {
+    /// On the longer one of those inside a layer.
+    pub inside: u64,
+    /// Weights that are gathered and gradients that are reduced in each layer.
+    pub data: u64,
+}
+
+/// Least times of passes through each piece of a model. They hold for all plans that divide a layer
+/// alike: equal tensor, context and expert parallelism, micro-batch, recomputation and formats.
+pub(crate) struct PieceTimes {
+    layers: BTreeMap<LayerKindKey, PassTimes>,
+    embedding: PassTimes,
+    head: PassTimes,
+}
+
+impl std::fmt::Debug for PieceTimes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What a reader of a candidate wants to see is its plan.
+        f.write_str("PieceTimes")
+    }
+}
+
+impl PieceTimes {
+    /// Measures the pieces on the first rank of `setup`, whose experts have `load` of the mean, in
+    /// parts of [`MEAN_LOAD`].
+    pub fn new(setup: &Setup, map: &ClusterMap, load: u64) -> Self {
+        let mut setup = setup.clone();
+        if let Recompute::FullLayers(_) = setup.training.recompute {
+            // Some layers are computed again and some are not; none is less.
+            setup.training.recompute = Recompute::None;
+        }
+        let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
+        let prices = Prices::inside_layers(&setup, map, &placement);
+        let mut ctx = Context::new(&setup, &prices);
+        let mut compiler = Compiler::new(&setup, &placement);
+        let mut times = |layers: Vec<(LayerKindKey, u64)>, first: bool, last: bool| {
+            let chunk = Chunk {
+                layers,
+                first,
+                last,
+            };
+            pass_times(&mut compiler, &mut ctx, &chunk, load)
+        };
+        let model = &setup.training.model;
+        let mut layers = BTreeMap::new();
+        for index in 0..model.layers {
+            let key = LayerKindKey::from(model.layer_kind(index));
+            layers
+                .entry(key)
+                .or_insert_with(|| times(vec![(key, 1)], false, false));
+        }
+        let embedding = times(Vec::new(), true, false);
+        let head = times(Vec::new(), false, true);
+        Self {
+            layers,
+            embedding,
+            head,
+        }
+    }
+
+    /// Least times of passes through a chunk.
+    pub fn of(&self, chunk: &Chunk) -> PassTimes {
+        let mut sum = PassTimes::default();
+        if chunk.first {
+            sum = sum.then(self.embedding);
+        }
+        for (key, count) in &chunk.layers {
+            sum = sum.then(self.layers[key].times(*count));
+        }
+        if chunk.last {
+            sum = sum.then(self.head);
+        }
+        sum
+    }
+}
+
+fn pass_times(
+    compiler: &mut Compiler<'_>,
+    ctx: &mut Context<'_>,
+    chunk: &Chunk,
+    load: u64,
+) -> PassTimes {
+    let mut measured = |kind| {
+        let run = compiler.run(ctx, chunk, kind);
+        (leg(ctx, &run, load), queues(ctx, &run, load))
+    };
+    let (forward, forward_queue) = measured(Kind::Forward);
+    let (backward, backward_queue) = measured(Kind::Backward);
+    let (input, input_queue) = measured(Kind::InputGradient);
+    let (weight, weight_queue) = measured(Kind::WeightGradient);
+    PassTimes {
+        forward,
+        backward,
+        input,
+        weight,
+        queued: std::array::from_fn(|i| forward_queue[i] + backward_queue[i]),
+        queued_apart: std::array::from_fn(|i| forward_queue[i] + input_queue[i] + weight_queue[i]),
+    }
+}
+
+/// Least time of one communication on idle links, where the fullest rank has `load` of the mean.
+pub(crate) fn least(ctx: &Context<'_>, id: TransferId, load: u64) -> u64 {
+    let routed = ctx.transfers[id.0 as usize].kind == CommKind::Expert && load != MEAN_LOAD;
+    let demands = ctx.demands[id.0 as usize].iter();
+    demands
+        .map(|demand| {
+            let span = if routed {
+                let wire = |span: SimDuration| span.scale(load, MEAN_LOAD);
+                demand.latency + wire(demand.nvlink).max(wire(demand.nic))
+            } else {
+                demand.duration()
+            };
+            span.as_picos()
+        })
+        .min()
+        .unwrap_or(0)
+}
+
+/// Time of all communication of a run, by stream.
+fn queues(ctx: &Context<'_>, run: &Run, load: u64) -> [u64; QUEUES.len()] {
+    let mut sums = [0; QUEUES.len()];
+    for node in &run.nodes {
+        if let Work::Collective(_, id) = node.work
+            && let Some(queue) = QUEUES.iter().position(|stream| *stream == node.stream)
+        {
+            sums[queue] += least(ctx, id, load);
+        }
+    }
+    sums
+}
+
+/// Follows one run: kernels one after the other, each behind what it waits for; communications of
+/// one stream one after the other.
+fn leg(ctx: &Context<'_>, run: &Run, load: u64) -> Leg {
+    let mut leg = Leg::default();
+    let communication_launch = ctx.communication_launch().as_picos();
+    let mut ends: Vec<Option<u64>> = Vec::with_capacity(run.nodes.len());
+    let mut free = [0u64; Stream::COUNT];
+    for node in &run.nodes {
+        let waited = node.deps.iter().filter_map(|dep| ends[*dep as usize]).max();
+        // What is at the head of a run waits for what the run as a whole waits for.
+        let waited = waited.or(node.entry.then_some(0));
+        ends.push(match node.work {
+            Work::Compute(id) => {
+                let segment = &ctx.segments[id.0 as usize];
+                let time = if segment.routed {
+                    segment.time[0].scale(load, MEAN_LOAD)
+                } else {
+                    segment.time[0]
+                }
+                .as_picos();
+                leg.kernels += time;
+                leg.issue += segment.launch.as_picos();
+                leg.launch += segment.launch.as_picos();
+                leg.end = leg.end.max(waited.unwrap_or(0)) + time;
+                Some(leg.end)
+            }
+            // What gathers weights may have begun long before the run.
+            Work::Collective(_, id) if node.stream != Stream::Data => {
+                leg.launch += communication_launch;
+                waited.map(|start| {
+                    let end = start.max(free[node.stream as usize]) + least(ctx, id, load);
+                    free[node.stream as usize] = end;
+                    end
+                })
+            }
+            _ => {
+                leg.launch += communication_launch;
+                None
+            }
+        });
+    }
+    let handed_on = run.exits.iter().filter_map(|exit| ends[*exit as usize]);
+    leg.out = handed_on.max().unwrap_or(0).max(leg.end);
+    leg
+}
