@@ -187,7 +187,10 @@ fn of_results(args: &PlotArgs, results: &Table) -> Result<Vec<NamedPicture>, Fai
     let kind = args.kind.name();
     let all: Vec<NamedPicture> = figures(results)
         .into_iter()
-        .filter(|figure| figure.kind == kind)
+        // Of services, tokens/s per user against tokens/s per GPU.
+        .filter(|figure| {
+            figure.kind == kind || args.kind == Kind::Pareto && figure.kind == "services"
+        })
         .collect();
     if all.is_empty() {
         return Err(Failure::input(format_args!(
