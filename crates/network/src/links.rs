@@ -223,6 +223,43 @@ impl Links {
         }
     }
 
+    /// The links of a group whose members sit in these sections of the cluster: what is slowest there
+    /// sets the pace of all.
+    ///
+    /// # Panics
+    /// When there is no section, or none of a number.
+    pub fn among(cluster: &Cluster, map: &ClusterMap, sections: &[u32]) -> Self {
+        let of_section = |section: &u32| {
+            let section = &map.sections()[*section as usize];
+            let mut alone = cluster.clone();
+            alone.node.scale_up = section.scale_up().clone();
+            alone.node.nic = section.nic().clone();
+            Self {
+                nic: section.nic_share().scaled(section.nic().efficiency),
+                ..Self::new(&alone, map)
+            }
+        };
+        let all = sections.iter().map(of_section);
+        all.reduce(Self::slower)
+            .expect("a group sits in some section")
+    }
+
+    fn slower(self, other: Self) -> Self {
+        let less = |a: Bandwidth, b: Bandwidth| if b < a { b } else { a };
+        Self {
+            nvlink_line: less(self.nvlink_line, other.nvlink_line),
+            nvlink_copy: less(self.nvlink_copy, other.nvlink_copy),
+            nvlink_collective: less(self.nvlink_collective, other.nvlink_collective),
+            in_switch: self.in_switch.zip(other.in_switch).map(|(a, b)| less(a, b)),
+            nic: less(self.nic, other.nic),
+            expert: less(self.expert, other.expert),
+            collective_base: self.collective_base.max(other.collective_base),
+            nvlink_latency: self.nvlink_latency.max(other.nvlink_latency),
+            nic_latency: self.nic_latency.max(other.nic_latency),
+            ..self
+        }
+    }
+
     /// The same wires driven by an ideal library: no launch cost, no protocol overhead, so that a
     /// step costs one hop and closed forms hold exactly.
     pub fn without_library(mut self) -> Self {

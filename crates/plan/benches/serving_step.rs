@@ -24,6 +24,7 @@ fn setup(
     let catalogue = Catalogue::builtin();
     let node = catalogue.node(node).expect("a node");
     let cluster = Cluster {
+        parts: Vec::new(),
         gpus: plan.gpus().next_multiple_of(node.gpus),
         node,
         fabric: catalogue.fabric("ib-two-tier").expect("a fabric").clone(),

@@ -207,6 +207,12 @@ impl Accounts {
         }
     }
 
+    /// Each part divided by `by`, rounded down.
+    #[must_use]
+    pub fn divided_by(&self, by: u64) -> Self {
+        Self(self.0.map(|picos| picos / u128::from(by)))
+    }
+
     /// Picoseconds booked to `cause`.
     pub fn picos(&self, cause: Cause) -> u128 {
         self.0[cause.index()]

@@ -15,8 +15,8 @@ use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
-use rackflow_topology::{ClusterMap, Wires};
-use rackflow_units::{Bandwidth, Bytes, Precision, SimDuration};
+use rackflow_topology::{ByPrecision, ClusterMap, Part, Wires};
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
     AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
 };
@@ -53,6 +53,24 @@ pub struct Plan {
     pub most_held_sms: u32,
     /// Host time to launch one communication.
     pub communication_launch: SimDuration,
+    /// What takes another time on accelerators of further kinds, in the order of
+    /// [`Cluster::kinds`](rackflow_topology::Cluster::kinds) from the second on.
+    pub further_kinds: Vec<KindPlan>,
+    /// Kind of every rank; empty where there is one.
+    pub kind_of_rank: Vec<u32>,
+}
+
+/// What takes another time on accelerators of another kind. Programs are the same on all.
+#[derive(Debug, Clone)]
+pub struct KindPlan {
+    /// As [`Plan::segments`].
+    pub segments: Vec<Segment>,
+    /// As [`Transfer::memory_share`], by transfer.
+    pub memory_shares: Vec<f64>,
+    /// As [`Plan::most_held_sms`].
+    pub most_held_sms: u32,
+    /// As [`Plan::communication_launch`].
+    pub communication_launch: SimDuration,
 }
 
 impl Plan {
@@ -62,6 +80,50 @@ impl Plan {
     /// [`PlanError::DoesNotFit`] with the arithmetic, and a change that would make it fit.
     pub fn check_memory(&self) -> Result<(), PlanError> {
         memory::check(self)
+    }
+
+    /// Kinds of accelerators.
+    pub fn kinds(&self) -> usize {
+        1 + self.further_kinds.len()
+    }
+
+    /// The kind of accelerator that a rank sits on.
+    pub fn kind_of(&self, rank: u32) -> u32 {
+        self.kind_of_rank.get(rank as usize).copied().unwrap_or(0)
+    }
+
+    fn further(&self, kind: u32) -> Option<&KindPlan> {
+        let index = (kind as usize).checked_sub(1)?;
+        self.further_kinds.get(index)
+    }
+
+    /// Runs of kernels as accelerators of a kind execute them.
+    pub fn segments_on(&self, kind: u32) -> &[Segment] {
+        self.further(kind)
+            .map_or(&self.segments, |further| &further.segments)
+    }
+
+    /// [`Transfer::memory_share`] on accelerators of a kind.
+    pub fn memory_share_on(&self, kind: u32, transfer: TransferId) -> f64 {
+        let index = transfer.0 as usize;
+        self.further(kind).map_or_else(
+            || self.transfers[index].memory_share,
+            |further| further.memory_shares[index],
+        )
+    }
+
+    /// [`Plan::most_held_sms`] on accelerators of a kind.
+    pub fn most_held_sms_on(&self, kind: u32) -> u32 {
+        self.further(kind)
+            .map_or(self.most_held_sms, |further| further.most_held_sms)
+    }
+
+    /// [`Plan::communication_launch`] on hosts of a kind.
+    pub fn communication_launch_on(&self, kind: u32) -> SimDuration {
+        self.further(kind)
+            .map_or(self.communication_launch, |further| {
+                further.communication_launch
+            })
     }
 }
 
@@ -118,10 +180,12 @@ fn compile_on(
     let mut ctx = Context::new(setup, &prices);
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;
+    let hall = Hall::new(setup, &placement);
     let mut programs = Vec::with_capacity(stages as usize);
     let mut stage_facts = Vec::with_capacity(stages as usize);
     for (stage, order) in (0..stages).zip(compiler.orders()) {
         stage_facts.push(StageFacts {
+            capacity: hall.capacity(stage),
             layers: compiler.stage_layers(stage),
             memory: memory::of_stage(
                 &compiler.sizes,
@@ -132,19 +196,17 @@ fn compile_on(
         });
         programs.push(compiler.program(&mut ctx, stage, &order));
     }
+    let (further_kinds, further_flops) = further_kinds(setup, &prices, &placement);
+    let mut flops = vec![ctx.segment_flops.as_slice()];
+    flops.extend(further_flops.iter().map(Vec::as_slice));
     let slots = GroupSlot::ALL
         .into_iter()
         .filter(|slot| ctx.specs.iter().any(|(_, used)| *used == Some(*slot)))
         .collect();
     let plan = Plan {
-        facts: facts(
-            setup,
-            map,
-            stage_facts,
-            &programs,
-            &ctx.segment_flops,
-            &placement,
-        ),
+        facts: facts(setup, map, stage_facts, &programs, &flops, &hall),
+        further_kinds,
+        kind_of_rank: hall.kind_of_rank,
         setup: setup.clone(),
         programs,
         on_fabric,
@@ -159,6 +221,109 @@ fn compile_on(
     };
     crate::horizon::check(&plan)?;
     Ok(plan)
+}
+
+/// What further kinds of accelerators take for the same programs, and what their segments do.
+fn further_kinds(
+    setup: &Setup,
+    prices: &Prices,
+    placement: &Placement,
+) -> (Vec<KindPlan>, Vec<Vec<SegmentFlops>>) {
+    let further = setup.cluster.kinds().into_iter().skip(1);
+    let of_kind = |kind: Part| {
+        let mut alike = setup.clone();
+        alike.cluster.node = kind.node;
+        let memory = alike.cluster.node.accelerator.memory_bandwidth.as_f64();
+        let prices = prices.with_memory(memory);
+        let mut ctx = Context::new(&alike, &prices);
+        let mut compiler = Compiler::new(&alike, placement);
+        let stages = 0..setup.training.parallelism.pipeline;
+        for (stage, order) in stages.zip(compiler.orders()) {
+            // Runs are built in the order of the program, so they have the same numbers as there.
+            compiler.program(&mut ctx, stage, &order);
+        }
+        let shares = ctx.transfers.iter().map(|transfer| transfer.memory_share);
+        let plan = KindPlan {
+            memory_shares: shares.collect(),
+            most_held_sms: ctx.most_held_sms(),
+            communication_launch: ctx.communication_launch(),
+            segments: ctx.segments,
+        };
+        (plan, ctx.segment_flops)
+    };
+    further.map(of_kind).unzip()
+}
+
+/// Who sits on which kind of accelerator.
+struct Hall {
+    kinds: Vec<Part>,
+    kind_of_rank: Vec<u32>,
+    /// Ranks of each stage on each kind.
+    ranks: Vec<Vec<u32>>,
+}
+
+impl Hall {
+    fn new(setup: &Setup, placement: &Placement) -> Self {
+        let kinds = setup.cluster.kinds();
+        let kind_of_rank = setup.cluster.kind_of_gpus();
+        let stages = setup.training.parallelism.pipeline as usize;
+        let mut ranks = vec![vec![0; kinds.len()]; stages];
+        if kind_of_rank.is_empty() {
+            ranks
+                .iter_mut()
+                .for_each(|of| of[0] = placement.stage_ranks());
+        }
+        for (rank, kind) in kind_of_rank.iter().enumerate() {
+            let stage = placement.coordinates(rank as u32).stage;
+            ranks[stage as usize][*kind as usize] += 1;
+        }
+        Self {
+            kinds,
+            kind_of_rank,
+            ranks,
+        }
+    }
+
+    /// The kinds that hold ranks of a stage.
+    fn on_stage(&self, stage: u32) -> impl Iterator<Item = &Part> {
+        let ranks = self.kinds.iter().zip(&self.ranks[stage as usize]);
+        ranks.filter(|(_, ranks)| **ranks > 0).map(|(kind, _)| kind)
+    }
+
+    /// Least memory of any accelerator of a stage.
+    fn capacity(&self, stage: u32) -> Bytes {
+        let memory = self
+            .on_stage(stage)
+            .map(|kind| kind.node.accelerator.memory);
+        memory.min().unwrap_or_default()
+    }
+
+    /// What the slowest accelerator of a stage sustains of large matrix products [FLOP/s].
+    fn speed(&self, stage: u32, precision: Precision) -> f64 {
+        let speed = |kind: &Part| {
+            let accelerator = &kind.node.accelerator;
+            let peak = accelerator.peak.get(precision).flops_per_sec();
+            peak * accelerator.measured.gemm.get(precision)
+        };
+        self.on_stage(stage)
+            .map(speed)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Mean over all accelerators of one of their rates.
+    fn mean(&self, of: impl Fn(&ByPrecision<FlopRate>) -> FlopRate) -> FlopRate {
+        let rate = |kind: &Part| of(&kind.node.accelerator.peak).flops_per_sec();
+        if let [only] = &self.kinds[..] {
+            return of(&only.node.accelerator.peak);
+        }
+        let sum: f64 = self
+            .kinds
+            .iter()
+            .map(|kind| rate(kind) * f64::from(kind.gpus))
+            .sum();
+        let gpus: f64 = self.kinds.iter().map(|kind| f64::from(kind.gpus)).sum();
+        FlopRate::from_flops_per_sec(sum / gpus)
+    }
 }
 
 /// Peak memory of every stage, without building programs.
@@ -184,26 +349,29 @@ fn facts(
     map: &ClusterMap,
     stages: Vec<StageFacts>,
     programs: &[Program],
-    segment_flops: &[SegmentFlops],
-    placement: &Placement,
+    segment_flops: &[&[SegmentFlops]],
+    hall: &Hall,
 ) -> Facts {
     let training = &setup.training;
     let model = &training.model;
     let tokens = training.tokens() as f64;
     let seq = training.sequence_length;
     let mut executed = SegmentFlops::default();
-    let mut executions = vec![0_u64; segment_flops.len()];
-    for program in programs {
+    let mut executions = vec![vec![0_u64; segment_flops[0].len()]; segment_flops.len()];
+    for (program, ranks) in programs.iter().zip(&hall.ranks) {
         for task in &program.tasks {
             if let Work::Compute(id) = task.work {
-                let flops = &segment_flops[id.0 as usize];
+                let flops = &segment_flops[0][id.0 as usize];
                 executed.model += flops.model;
                 executed.again += flops.again;
-                executions[id.0 as usize] += 1;
+                for (of_kind, ranks) in executions.iter_mut().zip(ranks) {
+                    of_kind[id.0 as usize] += u64::from(*ranks);
+                }
             }
         }
     }
-    let ranks = f64::from(placement.stage_ranks());
+    let ranks = hall.ranks.iter().flatten().sum::<u32>() / training.parallelism.pipeline;
+    let ranks = f64::from(ranks);
     // A module that is trained along is part of the model.
     let flops = |count| {
         (model.flops_per_token(seq, count) + model.mtp_flops_per_token(seq, count)) * tokens
@@ -211,7 +379,6 @@ fn facts(
     let causal = flops(AttentionCount::Causal);
     let noncausal = flops(AttentionCount::NonCausal);
     let native = training.recipe.gemm();
-    let accelerator = &setup.cluster.node.accelerator;
     Facts {
         scenario: setup.name.clone(),
         cluster: setup.cluster.clone(),
@@ -224,23 +391,24 @@ fn facts(
         model_flops_causal: causal,
         hardware_flops_causal: (executed.model + executed.again) * ranks,
         hardware_flops_noncausal: (executed.model + executed.again) * ranks + (noncausal - causal),
-        peak_bf16: accelerator.peak.get(Precision::Bf16),
-        peak_native: accelerator.peak.get(native),
+        peak_bf16: hall.mean(|peak| peak.get(Precision::Bf16)),
+        peak_native: hall.mean(|peak| peak.get(native)),
         native,
         stages,
-        memory_capacity: accelerator.memory,
+        memory_capacity: setup.cluster.least_memory(),
         micro_batches: training.micro_batches(),
         racks: map.racks(),
-        kernels: kernels(segment_flops, &executions, ranks),
+        kernels: kernels(segment_flops, &executions),
         nic_share: map.nic_share(),
         uplinks: uplinks(map),
     }
 }
 
-/// What the segments' kernels come to over a step, with `ranks` on each stage.
-fn kernels(segments: &[SegmentFlops], executions: &[u64], ranks: f64) -> Vec<KernelFacts> {
+/// What the segments' kernels of each kind of accelerator come to over a step.
+fn kernels(segments: &[&[SegmentFlops]], executions: &[Vec<u64>]) -> Vec<KernelFacts> {
     let mut found = BTreeMap::new();
-    for (segment, times) in segments.iter().zip(executions) {
+    let of_kinds = segments.iter().zip(executions);
+    for (segment, times) in of_kinds.flat_map(|(segments, times)| segments.iter().zip(times)) {
         for kernel in segment.kernels.iter().filter(|_| *times > 0) {
             let sum = found.entry(kernel.key()).or_insert_with(|| KernelFacts {
                 launches: 0.0,
@@ -249,7 +417,7 @@ fn kernels(segments: &[SegmentFlops], executions: &[u64], ranks: f64) -> Vec<Ker
                 seconds: 0.0,
                 ..*kernel
             });
-            sum.add(kernel, *times as f64 * ranks);
+            sum.add(kernel, *times as f64);
         }
     }
     found.into_values().collect()
@@ -423,7 +591,7 @@ pub(crate) struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     pub fn new(setup: &'a Setup, placement: &Placement) -> Self {
         let sizes = Sizes::new(&setup.training);
-        let chunks = split_layers(&sizes);
+        let chunks = split_layers(&sizes, setup, placement);
         Self {
             sizes,
             setup,
@@ -1085,17 +1253,19 @@ fn last_backward(order: &[Pass], chunk: u32) -> u32 {
 }
 
 /// Spreads the layers over the chunks in pipeline order.
-fn split_layers(s: &Sizes<'_>) -> Vec<Chunk> {
+fn split_layers(s: &Sizes<'_>, setup: &Setup, placement: &Placement) -> Vec<Chunk> {
     let count = if s.training.schedule == Schedule::Dualpipe {
         s.plan.pipeline
     } else {
         s.plan.pipeline * s.plan.virtual_pipeline
     };
-    let counts = s
-        .training
-        .layers_per_chunk
-        .clone()
-        .unwrap_or_else(|| spread_layers(s.model.layers, u64::from(count)));
+    let counts = s.training.layers_per_chunk.clone().unwrap_or_else(|| {
+        if setup.cluster.is_mixed() {
+            let speeds = chunk_speeds(s, count, &Hall::new(setup, placement));
+            return spread_layers_by_speed(s.model.layers, &speeds, head_in_layers(s));
+        }
+        spread_layers(s.model.layers, u64::from(count))
+    });
     let mut next = 0;
     let last = counts.len() - 1;
     counts
@@ -1118,6 +1288,53 @@ fn split_layers(s: &Sizes<'_>) -> Vec<Chunk> {
             }
         })
         .collect()
+}
+
+/// How fast the slowest accelerator is that computes each chunk, in pipeline order.
+fn chunk_speeds(s: &Sizes<'_>, count: u32, hall: &Hall) -> Vec<f64> {
+    let stages = s.plan.pipeline;
+    let speed = |stage: u32| hall.speed(stage, s.training.recipe.gemm());
+    let of_chunk = |chunk: u32| match s.training.schedule {
+        // Each chunk runs on two stages, from either end.
+        Schedule::Dualpipe => speed(chunk).min(speed(stages - 1 - chunk)),
+        _ => speed(chunk % stages),
+    };
+    (0..count).map(of_chunk).collect()
+}
+
+/// What the last chunk computes besides its layers, in layers: the logits, and prediction modules.
+fn head_in_layers(s: &Sizes<'_>) -> f64 {
+    let model = s.model;
+    let head = (model.vocab as f64) * (model.hidden as f64);
+    let ends = model.embedding_parameters() + model.output_parameters();
+    let inside = model.parameters_active().saturating_sub(ends).max(1);
+    let of_head = head * model.layers as f64 / inside as f64;
+    let modules = model.mtp.as_ref().map_or(0, |mtp| mtp.modules) as f64;
+    of_head + modules * (1.0 + of_head)
+}
+
+/// Layers per chunk so that none takes much longer than another on accelerators of these speeds, the
+/// last with `head` layers' worth of work besides. None is without a layer where there are enough.
+/// As [`spread_layers`] where all are equally fast.
+fn spread_layers_by_speed(layers: u64, speeds: &[f64], head: f64) -> Vec<u64> {
+    let count = speeds.len() as u64;
+    if speeds.windows(2).all(|pair| pair[0] == pair[1]) || layers <= count {
+        return spread_layers(layers, count);
+    }
+    let last = speeds.len() - 1;
+    let mut counts = vec![1; speeds.len()];
+    for _ in count..layers {
+        // The next layer goes where it is done first.
+        let done = |i: usize| {
+            let besides = if i == last { head } else { 0.0 };
+            ((counts[i] + 1) as f64 + besides) / speeds[i]
+        };
+        let next = (0..speeds.len())
+            .min_by(|a, b| done(*a).total_cmp(&done(*b)).then(a.cmp(b)))
+            .unwrap_or(0);
+        counts[next] += 1;
+    }
+    counts
 }
 
 /// Layers per chunk: as even as possible, with the shorter chunks at the ends, where the logits
@@ -1462,6 +1679,15 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_spread_by_speed() {
+        assert_eq!(spread_layers_by_speed(8, &[1.0; 4], 2.0), [2, 2, 2, 2]);
+        assert_eq!(spread_layers_by_speed(30, &[1.0, 2.0], 0.0), [10, 20]);
+        assert_eq!(spread_layers_by_speed(30, &[1.0, 2.0], 3.0), [11, 19]);
+        assert_eq!(spread_layers_by_speed(10, &[1.0, 100.0], 0.0), [1, 9]);
+        assert_eq!(spread_layers_by_speed(3, &[1.0, 2.0, 9.0], 0.0), [1, 1, 1]);
+    }
 
     #[test]
     fn layers_spread_evenly_with_the_short_chunks_at_the_ends() {

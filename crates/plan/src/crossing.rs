@@ -351,6 +351,10 @@ impl Plan {
 /// are narrower than what is below them, where hashes pick paths, where groups are joined directly,
 /// and where a leaf is not whole.
 pub fn may_block(host: &Cluster, faults: &[LinkFault], map: &ClusterMap) -> bool {
+    // Wires are those of one kind of node; between kinds, what tiers cost is in the prices.
+    if map.sections().len() > 1 {
+        return false;
+    }
     map.leaf_oversubscription() > 1.0
         || map.spine_oversubscription() > 1.0
         || host.fabric.routing() == Routing::Ecmp

@@ -13,6 +13,8 @@ pub struct StageFacts {
     pub layers: u64,
     /// Peak memory of one of its ranks.
     pub memory: MemoryUse,
+    /// Least memory of any accelerator that holds one of its ranks.
+    pub capacity: Bytes,
 }
 
 /// What a kernel does, as far as pictures tell kernels apart.
@@ -106,15 +108,15 @@ pub struct Facts {
     pub hardware_flops_causal: f64,
     /// The same with attention over the full square.
     pub hardware_flops_noncausal: f64,
-    /// Dense bf16 peak of one GPU.
+    /// Dense bf16 peak of one GPU; of several kinds the mean over all GPUs.
     pub peak_bf16: FlopRate,
-    /// Dense peak of one GPU in the recipe's GEMM precision.
+    /// Dense peak of one GPU in the recipe's GEMM precision; of several kinds the mean.
     pub peak_native: FlopRate,
     /// The recipe's GEMM precision.
     pub native: Precision,
     /// Stages, first to last.
     pub stages: Vec<StageFacts>,
-    /// Memory capacity of one GPU.
+    /// Memory capacity of one GPU; of several kinds the least.
     pub memory_capacity: Bytes,
     /// Micro-batches per data-parallel rank.
     pub micro_batches: u64,

@@ -57,11 +57,17 @@ fn longest(plan: &Plan) -> (Longest, u128) {
     for task in plan.programs.iter().flat_map(|program| &program.tasks) {
         match task.work {
             Work::Compute(id) => {
-                let segment = &plan.segments[id.0 as usize];
-                let span = picos(segment.time[SEGMENT_LEVELS - 1]) + picos(segment.memory_time);
+                let on = |kind: usize| &plan.segments_on(kind as u32)[id.0 as usize];
+                let all = (0..plan.kinds()).map(|kind| {
+                    let segment = on(kind);
+                    picos(segment.time[SEGMENT_LEVELS - 1]) + picos(segment.memory_time)
+                });
+                let span = all.max().unwrap_or(0);
+                let segment = on(0);
                 let load = if segment.routed { load } else { 1 };
                 computation = computation.saturating_add(span * load * slowdown + 1);
-                host = host.saturating_add(picos(segment.launch));
+                let launches = (0..plan.kinds()).map(|kind| picos(on(kind).launch));
+                host = host.saturating_add(launches.max().unwrap_or(0));
             }
             Work::Collective(_, id) | Work::Send(_, id) => {
                 let slowest = plan.demands[id.0 as usize]

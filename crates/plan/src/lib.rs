@@ -26,7 +26,7 @@ pub mod serving;
 mod setup;
 
 pub use cause::{Accounts, Cause, CommKind};
-pub use compile::{Plan, compile};
+pub use compile::{KindPlan, Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, KernelFacts, KernelKind, StageFacts, Uplinks};

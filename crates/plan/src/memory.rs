@@ -6,6 +6,7 @@
 
 use crate::compile::{Chunk, Plan, sharded_parameters, stage_parameters};
 use crate::error::{MemoryPart, PlanError};
+use crate::facts::StageFacts;
 use crate::layer::Sizes;
 use crate::placement::Placement;
 use crate::schedule::Pass;
@@ -301,16 +302,13 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
 
 /// Holds the fullest stage against the memory of one GPU.
 pub(crate) fn check(plan: &Plan) -> Result<(), PlanError> {
-    let capacity = plan.facts.memory_capacity;
-    let Some((stage, facts)) = plan
-        .facts
-        .stages
-        .iter()
-        .enumerate()
-        .max_by_key(|(_, stage)| stage.memory.total())
-    else {
+    let stages = plan.facts.stages.iter().enumerate();
+    let missing = |stage: &StageFacts| stage.memory.total().saturating_sub(stage.capacity);
+    let most = stages.max_by_key(|(_, stage)| (missing(stage), stage.memory.total()));
+    let Some((stage, facts)) = most else {
         return Ok(());
     };
+    let capacity = facts.capacity;
     let memory = facts.memory;
     if memory.total() <= capacity {
         return Ok(());
@@ -401,7 +399,7 @@ fn fits(setup: &Setup) -> bool {
     crate::compile::stage_memory(setup).is_ok_and(|stages| {
         stages
             .iter()
-            .all(|m| m.total() <= setup.cluster.node.accelerator.memory)
+            .all(|m| m.total() <= setup.cluster.least_memory())
     })
 }
 

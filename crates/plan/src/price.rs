@@ -21,11 +21,13 @@ const MOST_MEMORY_SHARE: f64 = 0.5;
 #[derive(Debug, Clone)]
 pub struct Spans {
     /// Distinct spans of each slot's groups, with the slowest hop of a ring through the members.
-    spans: Vec<Vec<(GroupSpan, Path)>>,
+    spans: Vec<Vec<(GroupSpan, Path, u32)>>,
     /// Span class of every group, by slot and group index; empty for slots of one rank.
     pub classes: Vec<Vec<u32>>,
     /// Distinct paths between neighbouring stages.
-    paths: Vec<Path>,
+    paths: Vec<(Path, u32)>,
+    /// Sets of sections that a group or a path meets; each has links of its own.
+    joined: Vec<Vec<u32>>,
     /// Path class of every rank to the same position in the next stage.
     pub next_paths: Vec<u32>,
 }
@@ -33,7 +35,8 @@ pub struct Spans {
 impl Spans {
     /// Those of a setup's ranks over the GPUs of `map`.
     pub(crate) fn new(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
-        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut spans: Vec<Vec<(GroupSpan, Path, u32)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut joined: Vec<Vec<u32>> = Vec::new();
         let mut classes: Vec<Vec<u32>> = vec![Vec::new(); GroupSlot::COUNT];
         let mut members = Vec::new();
         for slot in GroupSlot::ALL {
@@ -47,7 +50,9 @@ impl Spans {
                 for member in &mut members {
                     *member = setup.gpu_of(*member);
                 }
-                classes[slot as usize].push(class_of(known, span_and_hop(map, &members)));
+                let (span, hop) = span_and_hop(map, &members);
+                let links = class_of(&mut joined, sections(map, &members));
+                classes[slot as usize].push(class_of(known, (span, hop, links)));
             }
         }
         let mut paths = Vec::new();
@@ -55,21 +60,26 @@ impl Spans {
         if setup.training.parallelism.pipeline > 1 {
             for rank in 0..placement.ranks() {
                 let next = placement.shifted(rank, 1);
-                let path = map.path(setup.gpu_of(rank), setup.gpu_of(next));
-                next_paths.push(class_of(&mut paths, path));
+                let ends = [setup.gpu_of(rank), setup.gpu_of(next)];
+                let links = class_of(&mut joined, sections(map, &ends));
+                let path = map.path(ends[0], ends[1]);
+                next_paths.push(class_of(&mut paths, (path, links)));
             }
         }
         Self {
             spans,
             classes,
             paths,
+            joined,
             next_paths,
         }
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Prices {
-    links: Links,
+    /// By set of sections, as in [`Spans`].
+    links: Vec<Links>,
     pub spans: Arc<Spans>,
     memory_bandwidth: f64,
 }
@@ -78,7 +88,11 @@ impl Prices {
     /// Prices on the cluster of `map`; without what its tiers cost where flows run over their links.
     pub fn new(setup: &Setup, map: &ClusterMap, spans: Arc<Spans>, on_fabric: bool) -> Self {
         Self {
-            links: links(setup, map, on_fabric),
+            links: spans
+                .joined
+                .iter()
+                .map(|sections| links_among(setup, map, sections, on_fabric))
+                .collect(),
             spans,
             memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
         }
@@ -103,19 +117,21 @@ impl Prices {
         placement: &Placement,
         wanted: impl Fn(GroupSlot) -> bool,
     ) -> Self {
-        let mut spans: Vec<Vec<(GroupSpan, Path)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut spans: Vec<Vec<(GroupSpan, Path, u32)>> = vec![Vec::new(); GroupSlot::COUNT];
         let mut members = Vec::new();
         for slot in GroupSlot::ALL {
             if placement.group_size(slot) > 1 && wanted(slot) {
                 members.clear();
                 placement.members(slot, placement.group_of(slot, 0), &mut members);
-                spans[slot as usize].push(span_and_hop(map, &members));
+                let (span, hop) = span_and_hop(map, &members);
+                spans[slot as usize].push((span, hop, 0));
             }
         }
         let spans = Spans {
             spans,
             classes: Vec::new(),
             paths: Vec::new(),
+            joined: vec![vec![0]],
             next_paths: Vec::new(),
         };
         // Flows that run over the links of the tiers may be faster than their average.
@@ -123,17 +139,28 @@ impl Prices {
         Self::new(setup, map, Arc::new(spans), on_fabric)
     }
 
+    /// The same seen from accelerators that read their memory at this rate [bytes/s].
+    pub fn with_memory(&self, memory_bandwidth: f64) -> Self {
+        Self {
+            memory_bandwidth,
+            ..self.clone()
+        }
+    }
+
     /// What a transfer asks of the links, for each class of its communicator or path.
     pub fn demands(&self, spec: &Spec, slot: Option<GroupSlot>) -> Vec<Demand> {
-        let links = &self.links;
         let Some(slot) = slot else {
             let Spec::Message(bytes) = *spec else {
                 unreachable!("{spec:?} has a communicator")
             };
-            let price = |path| network::send_recv(bytes, path, links);
+            let price = |(path, links): &(Path, u32)| {
+                network::send_recv(bytes, path, &self.links[*links as usize])
+            };
             return self.spans.paths.iter().map(price).collect();
         };
-        let price = |(span, hop): &(GroupSpan, Path)| price_of(spec, span, hop, links);
+        let price = |(span, hop, links): &(GroupSpan, Path, u32)| {
+            price_of(spec, span, hop, &self.links[*links as usize])
+        };
         self.spans.spans[slot as usize].iter().map(price).collect()
     }
 
@@ -154,6 +181,30 @@ impl Prices {
             .map(share)
             .fold(0.0, f64::max)
             .min(MOST_MEMORY_SHARE)
+    }
+}
+
+/// The sections of the cluster that these GPUs sit in.
+fn sections(map: &ClusterMap, gpus: &[u32]) -> Vec<u32> {
+    if map.sections().len() == 1 {
+        return vec![0];
+    }
+    let mut found: Vec<u32> = gpus.iter().map(|gpu| map.section_of(*gpu) as u32).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// What the links of these sections of a cluster cost; see [`links`].
+fn links_among(setup: &Setup, map: &ClusterMap, sections: &[u32], on_fabric: bool) -> Links {
+    if map.sections().len() == 1 {
+        return links(setup, map, on_fabric);
+    }
+    let links = Links::among(setup.host(), map, sections);
+    if on_fabric {
+        links.without_tiers()
+    } else {
+        links
     }
 }
 

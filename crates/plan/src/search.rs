@@ -303,7 +303,7 @@ impl Search {
             let placement = Placement::new(&division.parallelism, division.rank_order);
             let compiler = Compiler::new(&setup, &placement);
             let fullest = fullest(&compiler, &setup, &placement);
-            let fits = fullest.total() <= setup.cluster.node.accelerator.memory;
+            let fits = fullest.total() <= setup.cluster.least_memory();
             first_stage_fits = zero == Zero::Stage1 && fits;
             if !fits {
                 *left_out.too_large.entry(fullest.largest()).or_default() += 1;

@@ -23,6 +23,7 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
         ));
     }
     let resolved = input::resolve(&input, None, None)?;
+    run::one_kind(&resolved, "the planner searches")?;
     // The scenario's own plan is refused as `run` would refuse it.
     run::plan(&resolved)?;
     let setup = &resolved.setup;

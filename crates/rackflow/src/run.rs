@@ -133,6 +133,16 @@ pub fn in_short(plan: &Plan) -> String {
     format!("{gpus} GPUs, {fullest} of {capacity} on the fullest")
 }
 
+/// Refuses what is modelled for clusters of one kind of node only.
+pub fn one_kind(resolved: &Resolved, what: &str) -> Result<(), Failure> {
+    if !resolved.setup.cluster.is_mixed() {
+        return Ok(());
+    }
+    Err(Failure::input(format_args!(
+        "{what} on clusters of one kind of node, and this scenario has several"
+    )))
+}
+
 /// Compiles the setup and holds it against the memory of one GPU.
 pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
     let setup = &resolved.setup;

@@ -107,6 +107,9 @@ impl<'p> ChakraExport<'p> {
 struct Writer<'e, 'p> {
     export: &'e ChakraExport<'p>,
     rank: u32,
+    kind: u32,
+    /// What its accelerator reads of long streams [bytes/s].
+    memory_rate: f64,
     bytes: Vec<u8>,
     next: u64,
     /// First and last node of each task.
@@ -128,9 +131,15 @@ impl<'e, 'p> Writer<'e, 'p> {
             attr: Vec::new(),
         };
         wire::append(&metadata, &mut bytes);
+        let plan = export.plan;
+        let kind = plan.kind_of(rank);
+        let kinds = plan.setup.cluster.kinds();
+        let accelerator = &kinds[kind as usize].node.accelerator;
         Self {
             export,
             rank,
+            kind,
+            memory_rate: accelerator.memory_bandwidth.as_f64() * accelerator.measured.memory,
             bytes,
             next: 0,
             nodes: Vec::new(),
@@ -174,9 +183,10 @@ impl<'e, 'p> Writer<'e, 'p> {
         let last = self.next - 1;
         self.last[task.stream as usize] = Some(self.nodes.len() as u32);
         self.nodes.push((first, last));
+        let plan = self.export.plan;
         self.launch = match task.work {
-            Work::Compute(id) => self.export.plan.segments[id.0 as usize].launch,
-            _ => self.export.plan.communication_launch,
+            Work::Compute(id) => plan.segments_on(self.kind)[id.0 as usize].launch,
+            _ => plan.communication_launch_on(self.kind),
         };
         if task.host_waits {
             self.issue_the_one_before();
@@ -208,16 +218,14 @@ impl<'e, 'p> Writer<'e, 'p> {
         node.set(attribute::IS_CPU_OP, Value::Bool(false));
         match task.work {
             Work::Compute(id) => {
-                let segment = &plan.segments[id.0 as usize];
-                let accelerator = &plan.setup.cluster.node.accelerator;
-                let rate = accelerator.memory_bandwidth.as_f64() * accelerator.measured.memory;
+                let segment = &plan.segments_on(self.kind)[id.0 as usize];
                 node.name = format!("{}, micro-batch {}", segment.label, task.micro_batch);
                 node.r#type = node_type::COMP;
                 // So that whole microseconds sum up right.
                 let before = rounded(self.computed.as_picos());
                 self.computed += took;
                 node.duration_micros = rounded(self.computed.as_picos()) - before;
-                let bytes = (segment.memory_time.as_secs_f64() * rate) as u64;
+                let bytes = (segment.memory_time.as_secs_f64() * self.memory_rate) as u64;
                 node.set(attribute::NUM_OPS, Value::Int64(segment.flops as i64));
                 node.set(attribute::TENSOR_SIZE, Value::Uint64(bytes.max(1)));
                 node.set(attribute::DURATION_PS, Value::Uint64(took.as_picos()));

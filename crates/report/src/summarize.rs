@@ -9,9 +9,9 @@ use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
-use rackflow_plan::{Accounts, Cause, Facts, Fidelity};
+use rackflow_plan::{Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
-use rackflow_topology::Fabric;
+use rackflow_topology::{Fabric, Node, Part};
 use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
 use thiserror::Error;
 
@@ -113,7 +113,7 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
         cluster: cluster(facts),
         plan: plan(facts),
         racks: racks(record),
-        waterfall: waterfall(&total),
+        waterfall: waterfall(&weighted(record, &total)),
         what_to_change: advice::changes(facts, &total),
         economics: None,
         run: None,
@@ -142,8 +142,9 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             seed: record.engine.seed,
         },
     };
-    // Power and cost are always known, whatever is paid for it.
-    if let Some(prices) = &options.economics {
+    // Power and cost are always known, whatever is paid for it, of one kind of node.
+    let one_kind = !facts.cluster.is_mixed();
+    if let Some(prices) = options.economics.as_ref().filter(|_| one_kind) {
         let economics = outlook::economics(record, &report, prices);
         if let Some(run) = &options.run {
             check_run(run)?;
@@ -231,8 +232,8 @@ fn cluster(facts: &Facts) -> Cluster {
         .map(|rack| u64::from(rack.end - rack.start))
         .max();
     Cluster {
-        node: facts.cluster.node.name.clone(),
-        accelerator: facts.cluster.node.accelerator.name.clone(),
+        node: names(facts, |node| &node.name),
+        accelerator: names(facts, |node| &node.accelerator.name),
         fabric: if facts.cluster.gpus <= facts.cluster.node.gpus {
             "one node".into()
         } else {
@@ -247,6 +248,44 @@ fn cluster(facts: &Facts) -> Cluster {
         },
         native_precision: facts.native.to_string(),
     }
+}
+
+/// The names of all kinds of nodes, side by side.
+fn names(facts: &Facts, name: impl Fn(&Node) -> &String) -> String {
+    if !facts.cluster.is_mixed() {
+        return name(&facts.cluster.node).clone();
+    }
+    let parts = facts.cluster.parts.iter();
+    let mut names: Vec<&str> = parts.map(|part| name(&part.node).as_str()).collect();
+    names.dedup();
+    names.join(" + ")
+}
+
+/// What each kind of accelerator has of the mean peak, in the format of the linear layers.
+fn shares_of_peak(facts: &Facts) -> Vec<f64> {
+    if !facts.cluster.is_mixed() {
+        return vec![1.0];
+    }
+    let mean = facts.peak_native.flops_per_sec();
+    let peak = |part: &Part| part.node.accelerator.peak.get(facts.native).flops_per_sec() / mean;
+    facts.cluster.kinds().iter().map(peak).collect()
+}
+
+/// Accounts of all ranks in time of a GPU of the mean peak: a second of a fast one counts more. Where
+/// all are of one kind, `total`.
+fn weighted(record: &Record, total: &Accounts) -> Accounts {
+    /// Fixed point of the weights.
+    const ONE: u64 = 1 << 20;
+    if !record.facts.cluster.is_mixed() {
+        return total.clone();
+    }
+    let shares = shares_of_peak(&record.facts);
+    let mut sum = Accounts::default();
+    for class in &record.classes {
+        let weight = (shares[class.kind as usize] * ONE as f64).round() as u64;
+        sum.add(&class.accounts, u64::from(class.ranks) * weight);
+    }
+    sum.divided_by(ONE)
 }
 
 /// A fabric in a few words.
@@ -392,31 +431,45 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 }
 
 fn memory_by_stage(facts: &Facts) -> Vec<Memory> {
-    let stages = facts.stages.iter().map(|stage| stage.memory).enumerate();
+    let stages = facts.stages.iter().enumerate();
     stages
-        .map(|(stage, of)| Memory {
-            weights: of.weights.get(),
-            gradients: of.gradients.get(),
-            optimizer: of.optimizer.get(),
-            activations: of.activations.get(),
-            buffers: of.buffers.get(),
-            reserved: of.reserved.get(),
-            total: of.total().get(),
-            capacity: facts.memory_capacity.get(),
-            stage: stage as u64,
-            stages: facts.stages.len() as u64,
-        })
+        .map(
+            |(
+                stage,
+                StageFacts {
+                    memory: of,
+                    capacity,
+                    ..
+                },
+            )| Memory {
+                weights: of.weights.get(),
+                gradients: of.gradients.get(),
+                optimizer: of.optimizer.get(),
+                activations: of.activations.get(),
+                buffers: of.buffers.get(),
+                reserved: of.reserved.get(),
+                total: of.total().get(),
+                capacity: capacity.get(),
+                stage: stage as u64,
+                stages: facts.stages.len() as u64,
+            },
+        )
         .collect()
 }
 
 fn fullest(stages: &[Memory]) -> Memory {
     // The first of equally full stages, so that the report does not depend on their order.
-    let fullest = stages.iter().rev().max_by_key(|memory| memory.total);
+    let full = |memory: &Memory| memory.total as f64 / memory.capacity.max(1) as f64;
+    let fullest = stages
+        .iter()
+        .rev()
+        .max_by(|a, b| full(a).total_cmp(&full(b)));
     fullest.copied().expect("a plan has a stage")
 }
 
 fn racks(record: &Record) -> Vec<Rack> {
-    let peak = record.facts.peak_native.flops_per_sec();
+    let mean = record.facts.peak_native.flops_per_sec();
+    let shares = shares_of_peak(&record.facts);
     let useful: Vec<u128> = record
         .classes
         .iter()
@@ -426,7 +479,12 @@ fn racks(record: &Record) -> Vec<Rack> {
     let rack = |(id, gpus): (usize, &std::ops::Range<u32>)| {
         let classes = &record.class_of_gpu[gpus.start as usize..gpus.end as usize];
         let picos: u128 = classes.iter().map(|class| useful[*class as usize]).sum();
-        let peak_flops = peak * classes.len() as f64;
+        // A rack holds nodes of one kind.
+        let first = classes
+            .first()
+            .and_then(|class| record.classes.get(*class as usize));
+        let share = first.map_or(1.0, |class| shares[class.kind as usize]);
+        let peak_flops = mean * share * classes.len() as f64;
         let fraction = if classes.is_empty() {
             0.0
         } else {

@@ -136,6 +136,7 @@ fn roomy_fabric(node: &Node, gpus: u32) -> Option<Fabric> {
     let holds = |fabric: &&Fabric| {
         let cluster = Cluster {
             node: node.clone(),
+            parts: Vec::new(),
             gpus,
             fabric: (*fabric).clone(),
         };
@@ -180,6 +181,9 @@ fn key(text: &str, span: Span) -> Key {
 fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> Option<Cluster> {
     let text = tree.at("cluster")?;
     let place = tree.place("cluster");
+    if findings.written("cluster.nodes") {
+        return findings.node().and(None);
+    }
     let hardware: HardwareText = match decode::decode(text, "cluster", place) {
         Ok(hardware) => hardware,
         Err(error) => {
@@ -198,7 +202,12 @@ fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> O
         None => roomy_fabric(&node, gpus)
             .or_else(|| Catalogue::builtin().fabric("rail-optimized").cloned())?,
     };
-    let cluster = Cluster { node, gpus, fabric };
+    let cluster = Cluster {
+        node,
+        gpus,
+        fabric,
+        parts: Vec::new(),
+    };
     check::cluster(&cluster, findings);
     findings.is_clean().then_some(cluster)
 }

@@ -87,6 +87,10 @@ pub(crate) struct ClusterText {
     /// Accelerators in all: a multiple of what one node holds, or fewer than that.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub gpus: u32,
+    /// In place of `node` and `gpus`, for a training job: nodes of several kinds side by side, in the
+    /// order of their GPUs. Each kind has leaves of its own; the fabric's upper tiers join them.
+    #[serde(default)]
+    pub nodes: Option<Vec<PartText>>,
     /// What connects the nodes: a catalogue name such as `rail-optimized`, or a definition in
     /// place. May be left out where one node is enough.
     #[serde(default)]
@@ -101,6 +105,19 @@ pub(crate) struct ClusterText {
     #[serde(default)]
     #[allow(dead_code, reason = "it is replaced by what it names")]
     pub accelerator: Option<String>,
+}
+
+/// Nodes of one kind in a cluster of several.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartText {
+    /// A catalogue name such as `hgx-h100`, or a definition in place.
+    #[schemars(schema_with = "schema::node")]
+    #[allow(dead_code, reason = "it is decoded from the tree")]
+    pub node: Subtree,
+    /// How many of them.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub count: u32,
 }
 
 /// What the cluster does.

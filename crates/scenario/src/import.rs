@@ -46,10 +46,14 @@ struct Beside<'a> {
 /// `cluster` of a document that imports it, with stand-ins for what only the file can tell, so that
 /// the rest of the document can be decoded before the file is read.
 pub(crate) fn with_stand_ins(tree: &Tree) -> Tree {
-    let Some(cluster) = tree.get("cluster").filter(|c| c.get("import").is_some()) else {
+    let elsewhere = ["import", "nodes"];
+    let found = elsewhere
+        .iter()
+        .find_map(|key| Some((key, tree.get("cluster")?.entry(key)?)));
+    let (Some((key, _)), Some(cluster)) = (found, tree.get("cluster")) else {
         return tree.clone();
     };
-    let span = tree.place("cluster.import");
+    let span = tree.place(&format!("cluster.{key}"));
     let missing = [("node", "imported"), ("gpus", "1")]
         .into_iter()
         .filter(|(key, _)| cluster.get(key).is_none())
@@ -79,7 +83,7 @@ pub(crate) fn imported(
         }
         return Ok(None);
     };
-    if cluster.get("node").is_some() {
+    if cluster.get("node").is_some() || cluster.get("nodes").is_some() {
         return Err(wrong(
             "cluster.node",
             "`import` gives the node, and so does `node`".into(),

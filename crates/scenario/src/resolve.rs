@@ -8,15 +8,15 @@ use crate::check;
 use crate::decode::{self, DecodeError, shorten};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::document::{
-    Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText, StragglerText,
-    TrainingText, WorkloadText,
+    ClusterText, Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText,
+    StragglerText, TrainingText, WorkloadText,
 };
 use crate::huggingface;
 use crate::import;
 use crate::refusal::Written;
 use crate::yaml::{self, Node as Tree};
 use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
-use rackflow_topology::{Accelerator, Cluster, Fabric, Node};
+use rackflow_topology::{Accelerator, Cluster, Fabric, Node, Part};
 use rackflow_workload::{Model, Parallelism, SoftwareStack, Training};
 use serde::de::DeserializeOwned;
 
@@ -180,7 +180,7 @@ impl Scenario {
             let found = findings.at("workload", self.not_this("a training one"));
             return Err(vec![found.hint("write workload: { training: ... }")]);
         };
-        let node = findings.node();
+        let parts = findings.parts(&self.document.cluster);
         let fabric = findings.fabric(self.document.cluster.fabric.is_some());
         let model = findings.model_at(MODEL, files);
         let stack =
@@ -190,20 +190,20 @@ impl Scenario {
                     stack.name = name;
                     stack
                 });
-        let (Some(node), Some(fabric), Some(model), Some(stack)) = (node, fabric, model, stack)
+        let (Some(parts), Some(fabric), Some(model), Some(stack)) = (parts, fabric, model, stack)
         else {
             return Err(findings.found);
         };
-        let Some(fabric) =
-            fabric.or_else(|| findings.default_fabric(&node, self.document.cluster.gpus))
-        else {
+        let gpus = parts
+            .iter()
+            .fold(0, |sum: u32, part| sum.saturating_add(part.gpus));
+        let Some(fabric) = fabric.or_else(|| findings.default_fabric(&parts[0].node, gpus)) else {
             return Err(findings.found);
         };
-        let cluster = Cluster {
-            node,
-            gpus: self.document.cluster.gpus,
-            fabric,
-        };
+        let cluster = Cluster::of_parts(parts, fabric);
+        if cluster.is_mixed() {
+            findings.refuse_beside_several_kinds();
+        }
         let training = training(text, cluster.gpus, model, stack);
         let simulation = &self.document.simulation;
         let setup = Setup {
@@ -235,6 +235,7 @@ impl Scenario {
 }
 
 const NODE: &str = "cluster.node";
+const NODES: &str = "cluster.nodes";
 const FABRIC: &str = "cluster.fabric";
 const MODEL: &str = "workload.training.model";
 const STACK: &str = "workload.training.stack";
@@ -401,9 +402,60 @@ impl Findings<'_> {
         ))
     }
 
-    /// The node of the cluster.
+    /// The node of the cluster, which has one kind of them.
     pub fn node(&mut self) -> Option<Node> {
+        if self.written(NODES) {
+            let found = self.at(
+                NODES,
+                "nodes of several kinds work on one training job only",
+            );
+            self.report(found.hint("write `node` and `gpus`"));
+            return None;
+        }
         self.node_at(NODE)
+    }
+
+    /// The nodes of the cluster, kind by kind in the order of GPUs.
+    fn parts(&mut self, text: &ClusterText) -> Option<Vec<Part>> {
+        let Some(parts) = &text.nodes else {
+            let node = self.node_at(NODE)?;
+            let gpus = text.gpus;
+            return Some(vec![Part { node, gpus }]);
+        };
+        for path in [NODE, "cluster.gpus"] {
+            if self.written(path) {
+                let name = path.rsplit('.').next().unwrap_or(path);
+                let message = format!("`nodes` says which nodes there are, and so does `{name}`");
+                self.report(self.at(path, message).hint("leave one of them out"));
+            }
+        }
+        if parts.is_empty() {
+            let found = self.at(NODES, "`nodes` is empty");
+            self.report(found.hint("write nodes: [{ node: dgx-h100, count: 4 }, ...]"));
+        }
+        let mut found = Vec::with_capacity(parts.len());
+        for (index, part) in parts.iter().enumerate() {
+            if part.count == 0 {
+                let path = format!("{NODES}.{index}.count");
+                self.report(self.at(&path, "`count` is 0; it must be at least 1"));
+            }
+            if let Some(node) = self.node_at(&format!("{NODES}.{index}.node")) {
+                let gpus = node.gpus.saturating_mul(part.count);
+                found.push(Part { node, gpus });
+            }
+        }
+        (self.is_clean() && !found.is_empty()).then_some(found)
+    }
+
+    /// What is modelled for clusters of one kind only.
+    fn refuse_beside_several_kinds(&mut self) {
+        for path in ["simulation.links", "workload.training.run", "economics"] {
+            if self.written(path) {
+                let name = path.rsplit('.').next().unwrap_or(path);
+                let message = format!("`{name}` is modelled for clusters of one kind of node");
+                self.report(self.at(path, message).hint("leave it out, or `nodes`"));
+            }
+        }
     }
 
     /// The node that is named or defined at this path.

@@ -29,12 +29,16 @@ fn with_jobs(schema: &mut Value, mut jobs: Value) {
     schema["oneOf"] = json!([{ "required": ["workload"] }, { "required": ["jobs"] }]);
 }
 
-/// A cluster has `import` in place of `node`, and then perhaps of `gpus`.
+/// A cluster has `import` in place of `node`, and then perhaps of `gpus`; or `nodes` in place of both.
 fn with_import(cluster: &mut Value) {
     if let Some(required) = cluster["required"].as_array_mut() {
         required.retain(|key| key != "node" && key != "gpus");
     }
-    cluster["oneOf"] = json!([{ "required": ["node", "gpus"] }, { "required": ["import"] }]);
+    cluster["oneOf"] = json!([
+        { "required": ["node", "gpus"] },
+        { "required": ["import"] },
+        { "required": ["nodes"] },
+    ]);
 }
 
 /// Unknown keys are errors everywhere, also in types whose derive does not say so.

@@ -95,7 +95,11 @@ impl Node {
 
     /// What is under a path of keys.
     pub fn at(&self, path: &str) -> Option<&Node> {
-        path.split('.').try_fold(self, |node, key| node.get(key))
+        path.split('.')
+            .try_fold(self, |node, key| match &node.value {
+                Value::Sequence(items) => items.get(key.parse::<usize>().ok()?),
+                _ => node.get(key),
+            })
     }
 
     fn first_place(&self) -> Span {

@@ -2,7 +2,7 @@
 
 use crate::fold::{Entity, ONE};
 use crate::state::{Blocker, Running, State};
-use rackflow_plan::{Accounts, Cause, Plan, SEGMENT_LEVELS, Segment};
+use rackflow_plan::{Accounts, Cause, SEGMENT_LEVELS, Segment};
 use rackflow_units::{SimDuration, SimTime};
 
 /// Expert load of an entity on a segment, fixed point.
@@ -26,12 +26,17 @@ pub(crate) fn scale_u64(value: u64, numerator: u64, denominator: u64) -> u64 {
 }
 
 /// Time of the whole segment if the present communication stayed beside it.
-pub(crate) fn stretched(segment: &Segment, scale: (u64, u64), state: &State, plan: &Plan) -> u64 {
+pub(crate) fn stretched(
+    segment: &Segment,
+    scale: (u64, u64),
+    state: &State,
+    most_held_sms: u32,
+) -> u64 {
     let mut time = segment.time[0];
     if state.held_sms > 0 {
         let top = SEGMENT_LEVELS as u32 - 1;
         let level = (state.held_sms * top)
-            .div_ceil(plan.most_held_sms.max(1))
+            .div_ceil(most_held_sms.max(1))
             .min(top);
         time = segment.time[level as usize];
     }

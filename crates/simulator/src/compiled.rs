@@ -21,13 +21,15 @@ pub(crate) struct Compiled<'p> {
 }
 
 impl<'p> Compiled<'p> {
-    pub fn new(program: &'p Program, plan: &Plan) -> Self {
+    pub fn new(program: &'p Program, plan: &Plan, kind: u32) -> Self {
+        let segments = plan.segments_on(kind);
+        let communication_launch = plan.communication_launch_on(kind);
         let count = program.tasks.len();
         let mut streams: [Vec<u32>; Stream::COUNT] = Default::default();
         let mut waits = vec![0u16; count];
         let mut successor_start = vec![0u32; count + 1];
         let mut issue = Vec::with_capacity(count + 1);
-        let mut executions = vec![0u32; plan.segments.len()];
+        let mut executions = vec![0u32; segments.len()];
         let mut host = SimDuration::ZERO;
         for (index, task) in program.tasks.iter().enumerate() {
             streams[task.stream as usize].push(index as u32);
@@ -35,9 +37,9 @@ impl<'p> Compiled<'p> {
             host += match task.work {
                 Work::Compute(id) => {
                     executions[id.0 as usize] += 1;
-                    plan.segments[id.0 as usize].launch
+                    segments[id.0 as usize].launch
                 }
-                _ => plan.communication_launch,
+                _ => communication_launch,
             };
             let needed = program.waits_of(index as u32);
             waits[index] = u16::try_from(needed.len()).expect("a task waits for few others");

@@ -20,6 +20,10 @@ pub(crate) struct Entity {
     /// Ranks that it stands for.
     pub ranks: u32,
     pub stage: u32,
+    /// Kind of accelerator, as the plan counts them.
+    pub kind: u32,
+    /// Position of its program: one for each stage and kind.
+    pub program: u32,
     /// Expert load over the mean, fixed point.
     pub load: u64,
     /// Kernel time over the nominal, fixed point.
@@ -119,7 +123,7 @@ pub(crate) fn fold(plan: &Plan, health: &Health, seats: &[u32], with_index: bool
                         spans[*slot as usize] = plan.spans.classes[*slot as usize][group];
                     }
                     interner.number((
-                        placement.coordinates(rank).stage,
+                        (placement.coordinates(rank).stage, plan.kind_of(rank)),
                         load_of(rank),
                         slowdowns[rank as usize],
                         next_path(rank),
@@ -269,9 +273,12 @@ fn quotient(
                 });
             of_slot[*slot as usize] = index;
         }
+        let (stage, kind) = (placement.coordinates(rank).stage, plan.kind_of(rank));
         entities.push(Entity {
             ranks: 1,
-            stage: placement.coordinates(rank).stage,
+            stage,
+            kind,
+            program: stage * plan.kinds() as u32 + kind,
             load: load_of(rank),
             slowdown: slowdowns[rank as usize],
             groups: of_slot,

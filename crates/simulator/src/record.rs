@@ -11,6 +11,8 @@ pub struct ClassRecord {
     pub ranks: u32,
     /// Their pipeline stage.
     pub stage: u32,
+    /// Their kind of accelerator, as the cluster counts them.
+    pub kind: u32,
     /// Where the time of one of them went; sums to the step time.
     pub accounts: Accounts,
     /// What one of them sends.

@@ -259,21 +259,22 @@ impl<'p> Step<'p> {
         let programs: Vec<Compiled<'p>> = plan
             .programs
             .iter()
-            .map(|p| Compiled::new(p, plan))
+            .flat_map(|p| (0..plan.kinds() as u32).map(move |kind| Compiled::new(p, plan, kind)))
             .collect();
         let mut waits = Vec::new();
         let mut first_wait = Vec::with_capacity(entities.len());
         for entity in &entities {
             first_wait.push(waits.len());
-            waits.extend_from_slice(&programs[entity.stage as usize].waits);
+            waits.extend_from_slice(&programs[entity.program as usize].waits);
         }
         let setup = &plan.setup;
-        let waiting = if setup.stragglers.is_empty() && setup.jitter.is_none() {
+        let alike = setup.stragglers.is_empty() && setup.jitter.is_none() && plan.kinds() == 1;
+        let waiting = if alike {
             Cause::Imbalance
         } else {
             Cause::Straggler
         };
-        let tasks = |e: &Entity| programs[e.stage as usize].program.tasks.len();
+        let tasks = |e: &Entity| programs[e.program as usize].program.tasks.len();
         Self {
             watch: None,
             traffic: traffic(plan, &entities, groups),
@@ -480,12 +481,14 @@ impl<'p> Step<'p> {
     }
 
     fn program_of(&self, entity: u32) -> &Compiled<'p> {
-        &self.programs[self.entities[entity as usize].stage as usize]
+        &self.programs[self.entities[entity as usize].program as usize]
     }
 
     fn segment_of(&self, entity: u32, task: u32) -> &'p Segment {
         match self.program_of(entity).program.tasks[task as usize].work {
-            Work::Compute(id) => &self.plan.segments[id.0 as usize],
+            Work::Compute(id) => {
+                &self.plan.segments_on(self.entities[entity as usize].kind)[id.0 as usize]
+            }
             other => unreachable!("{other:?} is not computation"),
         }
     }
@@ -499,7 +502,7 @@ impl<'p> Step<'p> {
     /// Starts the head of a stream if everything it needs is there.
     fn start_head(&mut self, now: SimTime, entity: u32, stream: usize) {
         let e = entity as usize;
-        let compiled = &self.programs[self.entities[e].stage as usize];
+        let compiled = &self.programs[self.entities[e].program as usize];
         let state = &mut self.states[e];
         if state.busy.contains(stream) || state.waking.contains(stream) {
             return;
@@ -578,7 +581,8 @@ impl<'p> Step<'p> {
         }
         state.last_wait = None;
         let nominal = scaled(segment.time[0], scale).as_picos();
-        let stretched = stretched(segment, scale, state, self.plan);
+        let most_held = self.plan.most_held_sms_on(self.entities[e].kind);
+        let stretched = stretched(segment, scale, state, most_held);
         let natural = natural_end(now, nominal, nominal, stretched);
         let end = natural.max(issued);
         let queue = self.islands.of_entity(entity);
@@ -606,7 +610,8 @@ impl<'p> Step<'p> {
         let segment = self.segment_of(entity, running.task);
         let state = &mut self.states[e];
         let scale = (load_of(&self.entities[e], segment), running.slowdown);
-        let new = stretched(segment, scale, state, self.plan);
+        let most_held = self.plan.most_held_sms_on(self.entities[e].kind);
+        let new = stretched(segment, scale, state, most_held);
         if new == running.stretched {
             return;
         }
@@ -636,7 +641,7 @@ impl<'p> Step<'p> {
             unreachable!("what computes is a computation")
         };
         // What the segment is made of is the same every time and booked at the end.
-        let segment = &self.plan.segments[id.0 as usize];
+        let segment = &self.plan.segments_on(self.entities[e].kind)[id.0 as usize];
         let own = scaled(segment.time[0], (load_of(&self.entities[e], segment), ONE));
         let state = &mut self.states[e];
         book_beyond(&mut state.accounts, own, running, now);
@@ -795,11 +800,12 @@ impl<'p> Step<'p> {
     /// The kernel of a communication takes or returns SMs and memory bandwidth of its ranks.
     fn hold(&mut self, now: SimTime, transfer: TransferId, what: What, take: bool) {
         let spec = &self.plan.transfers[transfer.0 as usize];
-        let share = (spec.memory_share * ONE as f64) as u64;
-        if spec.sms == 0 && share == 0 {
+        if spec.sms == 0 && (spec.memory_share * ONE as f64) as u64 == 0 {
             return;
         }
         let change = |step: &mut Self, entity: u32| {
+            let kind = step.entities[entity as usize].kind;
+            let share = (step.plan.memory_share_on(kind, transfer) * ONE as f64) as u64;
             let state = &mut step.states[entity as usize];
             if take {
                 state.held_sms += spec.sms;
@@ -911,8 +917,8 @@ impl<'p> Step<'p> {
 
     fn finish_task(&mut self, now: SimTime, entity: u32, task: u32, blocker: Option<Blocker>) {
         let e = entity as usize;
-        let stage = self.entities[e].stage as usize;
-        let compiled = &self.programs[stage];
+        let program = self.entities[e].program as usize;
+        let compiled = &self.programs[program];
         let this = compiled.program.tasks[task as usize];
         let stream = this.stream as usize;
         let range = compiled.successors_of(task);
@@ -942,11 +948,11 @@ impl<'p> Step<'p> {
             state.host_base = task + 1;
         }
         for at in range {
-            let next = self.programs[stage].successors[at];
+            let next = self.programs[program].successors[at];
             let left = &mut self.waits[self.first_wait[e] + next as usize];
             *left -= 1;
             if *left == 0 {
-                let stream = self.programs[stage].program.tasks[next as usize].stream as usize;
+                let stream = self.programs[program].program.tasks[next as usize].stream as usize;
                 self.start_head(now, entity, stream);
             }
         }
@@ -978,7 +984,7 @@ impl<'p> Step<'p> {
         let mut classes = Vec::with_capacity(self.entities.len());
         let ranks = self.entities.iter().zip(self.states).zip(self.traffic);
         for ((entity, mut state), traffic) in ranks {
-            let compiled = &self.programs[entity.stage as usize];
+            let compiled = &self.programs[entity.program as usize];
             for (stream, tasks) in compiled.streams.iter().enumerate() {
                 assert_eq!(
                     state.position[stream] as usize,
@@ -988,7 +994,8 @@ impl<'p> Step<'p> {
                 );
             }
             state.accounts.book(rest, end.since(state.idle_from));
-            for (segment, times) in self.plan.segments.iter().zip(&compiled.executions) {
+            let segments = self.plan.segments_on(entity.kind);
+            for (segment, times) in segments.iter().zip(&compiled.executions) {
                 let load = load_of(entity, segment);
                 book_segment(&mut state.accounts, segment, load, u64::from(*times));
             }
@@ -1000,6 +1007,7 @@ impl<'p> Step<'p> {
             classes.push(ClassRecord {
                 ranks: entity.ranks,
                 stage: entity.stage,
+                kind: entity.kind,
                 accounts: state.accounts,
                 traffic,
             });

@@ -92,6 +92,8 @@ pub struct Execution {
 pub struct Executed {
     /// Their pipeline stage.
     pub stage: u32,
+    /// Their kind of accelerator.
+    pub kind: u32,
     /// Expert load over the mean, in 65,536ths.
     pub load: u64,
     /// Start and end of each task of the stage's program; of a communication, from when all its ranks
@@ -190,6 +192,7 @@ impl Watch {
             let watched = position.map(|position| &self.watched[position]);
             classes.push(Executed {
                 stage: entity.stage,
+                kind: entity.kind,
                 load: entity.load,
                 times: watched.map_or_else(Vec::new, |watched| watched.times(plan, entity.stage)),
             });

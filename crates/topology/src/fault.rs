@@ -139,6 +139,9 @@ impl Health {
     /// # Errors
     /// The number of the first impossible fault, and why it is.
     pub fn new(cluster: &Cluster, faults: &[LinkFault]) -> Result<Self, (usize, FaultError)> {
+        if faults.is_empty() {
+            return Ok(Self::default());
+        }
         let layout = Layout::new(cluster).map_err(|error| (0, error.into()))?;
         let mut health = Self::default();
         let mut dead: BTreeMap<u32, usize> = BTreeMap::new();

@@ -116,6 +116,12 @@ pub enum TopologyError {
         /// Links of one group to others.
         links: u32,
     },
+    /// Several kinds of node on a fabric that joins one kind only.
+    #[error("several kinds of node are not joined by {what}")]
+    NotJoined {
+        /// What the fabric has.
+        what: &'static str,
+    },
     /// More leaves in a group than a spine has ports.
     #[error("a group of {leaves} leaves needs spines of more than {radix} ports")]
     GroupTooLarge {
@@ -150,6 +156,52 @@ pub enum TopologyError {
         /// Tiers.
         tiers: u32,
     },
+}
+
+/// Why several kinds of node do not hang on one fabric.
+fn not_joined(what: &'static str) -> TopologyError {
+    TopologyError::NotJoined { what }
+}
+
+/// Tiers of a fabric.
+pub(crate) fn tiers(fabric: &Fabric) -> u32 {
+    Tree::of(fabric, 1).tiers
+}
+
+/// Checks that parts with leaves of their own fit one fabric: under common spines in two tiers, in
+/// pods of their own under common cores in three.
+pub(crate) fn check_joined(layouts: &[&Layout], fabric: &Fabric) -> Result<(), TopologyError> {
+    let tree = Tree::of(fabric, 1);
+    if tree.direct {
+        return Err(not_joined("groups that are joined each to each"));
+    }
+    if layouts.iter().any(|layout| layout.planes > 1) {
+        return Err(not_joined("planes that never meet"));
+    }
+    if tree.tiers == 1 {
+        return Err(not_joined("a single tier"));
+    }
+    let sum = |of: &dyn Fn(&Layout) -> u32| -> u64 {
+        layouts.iter().map(|layout| u64::from(of(layout))).sum()
+    };
+    let (switches, ports) = if tree.tiers == 2 {
+        (
+            sum(&|layout| layout.segments * layout.rails),
+            tree.spine_radix,
+        )
+    } else {
+        (sum(&|layout| layout.pods), tree.spine_radix)
+    };
+    if switches <= u64::from(ports) {
+        return Ok(());
+    }
+    let nics = sum(&|layout| layout.ports * layout.nics_per_port);
+    Err(TopologyError::FabricTooSmall {
+        nics,
+        capacity: nics * u64::from(ports) / switches,
+        radix: tree.radix,
+        tiers: tree.tiers,
+    })
 }
 
 /// Counts of one tree, and how places follow from a NIC's number.

@@ -30,8 +30,8 @@ pub use fault::{
 };
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
-pub use map::{Axis, ClusterMap, GroupSpan, Inventory, Joined, Level, Path, Place};
-pub use node::{Cluster, Nic, Node, Rack, ScaleUp};
+pub use map::{Axis, ClusterMap, GroupSpan, Inventory, Joined, Level, Path, Place, Section};
+pub use node::{Cluster, Nic, Node, Part, Rack, ScaleUp};
 pub use reliability::{Component, FailureProfile};
 pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};
 pub use trace::{Hop, RouteTrace};

@@ -1,7 +1,7 @@
 //! The cluster as flat arrays: who sits where, how two GPUs reach each other, what a group spans.
 
-use crate::layout::{Layout, TopologyError};
-use crate::node::Cluster;
+use crate::layout::{self, Layout, TopologyError};
+use crate::node::{Cluster, Nic, Part, ScaleUp};
 use crate::wiring::{Shape, bridged_part};
 use rackflow_units::{Bandwidth, SimDuration};
 use schemars::JsonSchema;
@@ -195,10 +195,105 @@ pub struct Axis {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterMap {
     places: Vec<Place>,
+    /// Of the first section.
     layout: Layout,
-    scale_up: Path,
-    nic_latency: SimDuration,
+    sections: Vec<Section>,
     inventory: Inventory,
+}
+
+/// GPUs whose nodes look alike to the network, side by side; a cluster of one kind is one section.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Section {
+    first: u32,
+    layout: Layout,
+    scale_up: ScaleUp,
+    nic: Nic,
+}
+
+impl Section {
+    /// The network inside its nodes.
+    pub fn scale_up(&self) -> &ScaleUp {
+        &self.scale_up
+    }
+
+    /// The interfaces of its nodes.
+    pub fn nic(&self) -> &Nic {
+        &self.nic
+    }
+
+    /// Line rate of one GPU's share of its node's NICs, one direction.
+    pub fn nic_share(&self) -> Bandwidth {
+        self.layout.nic_share
+    }
+
+    /// The sections of a cluster: parts that differ in what the network sees.
+    fn of(cluster: &Cluster) -> Result<Vec<Self>, TopologyError> {
+        let mut parts: Vec<Part> = Vec::new();
+        for part in &cluster.parts {
+            match parts.last_mut() {
+                Some(last) if last.node.connects_as(&part.node) => last.gpus += part.gpus,
+                _ => parts.push(part.clone()),
+            }
+        }
+        if parts.len() < 2 {
+            return Ok(vec![Self::new(0, cluster)?]);
+        }
+        let mut sections = Vec::with_capacity(parts.len());
+        let mut first = 0;
+        for part in parts {
+            let gpus = part.gpus;
+            let alone = Cluster {
+                node: part.node,
+                gpus,
+                fabric: cluster.fabric.clone(),
+                parts: Vec::new(),
+            };
+            sections.push(Self::new(first, &alone)?);
+            first += gpus;
+        }
+        let layouts: Vec<&Layout> = sections.iter().map(|section| &section.layout).collect();
+        layout::check_joined(&layouts, &cluster.fabric)?;
+        Ok(sections)
+    }
+
+    fn new(first: u32, cluster: &Cluster) -> Result<Self, TopologyError> {
+        Ok(Self {
+            first,
+            layout: Layout::new(cluster)?,
+            scale_up: cluster.node.scale_up.clone(),
+            nic: cluster.node.nic.clone(),
+        })
+    }
+
+    /// Where its GPUs sit, after those of `before`.
+    fn places(&self, before: &Inventory, segments: u32, pods: u32) -> impl Iterator<Item = Place> {
+        let layout = &self.layout;
+        (0..layout.gpus).map(move |gpu| {
+            let port = layout.port(gpu);
+            Place {
+                node: before.nodes + gpu / layout.gpus_per_node,
+                domain: before.domains + gpu / layout.domain,
+                rack: before.racks + gpu / layout.rack,
+                rail: layout.rail(port),
+                leaf: before.leaves + layout.leaf(port),
+                segment: segments + layout.segment(port),
+                pod: pods + layout.pod(port),
+            }
+        })
+    }
+}
+
+impl Inventory {
+    fn add(&mut self, other: &Self) {
+        self.racks += other.racks;
+        self.nodes += other.nodes;
+        self.domains += other.domains;
+        self.nics += other.nics;
+        self.leaves += other.leaves;
+        self.spines += other.spines;
+        self.cores += other.cores;
+        self.cables += other.cables;
+    }
 }
 
 impl ClusterMap {
@@ -207,38 +302,43 @@ impl ClusterMap {
     /// # Errors
     /// Any [`TopologyError`]: the cluster does not nest, or does not fit its fabric.
     pub fn new(cluster: &Cluster) -> Result<Self, TopologyError> {
-        let layout = Layout::new(cluster)?;
-        let places = (0..layout.gpus)
-            .map(|gpu| {
-                let port = layout.port(gpu);
-                Place {
-                    node: gpu / layout.gpus_per_node,
-                    domain: gpu / layout.domain,
-                    rack: gpu / layout.rack,
-                    rail: layout.rail(port),
-                    leaf: layout.leaf(port),
-                    segment: layout.segment(port),
-                    pod: layout.pod(port),
-                }
-            })
-            .collect();
-        let scale_up = Path {
-            level: Level::NvLink,
-            bandwidth: cluster.node.scale_up.bandwidth,
-            latency: cluster.node.scale_up.latency,
-        };
+        let sections = Section::of(cluster)?;
+        let mut places = Vec::with_capacity(cluster.gpus as usize);
+        let mut all: Option<Inventory> = None;
+        let (mut segments, mut pods) = (0, 0);
+        for section in &sections {
+            let own = inventory(&section.layout);
+            let before = all.unwrap_or(NOTHING);
+            places.extend(section.places(&before, segments, pods));
+            segments += section.layout.segments;
+            // In two tiers all leaves hang on the same spines.
+            if layout::tiers(&cluster.fabric) > 2 {
+                pods += section.layout.pods;
+            }
+            all.get_or_insert(NOTHING).add(&own);
+        }
         Ok(Self {
             places,
-            scale_up,
-            nic_latency: cluster.node.nic.latency,
-            inventory: inventory(&layout),
-            layout,
+            inventory: all.unwrap_or(NOTHING),
+            layout: sections[0].layout.clone(),
+            sections,
         })
     }
 
     /// GPUs of the cluster.
     pub fn gpus(&self) -> u32 {
-        self.layout.gpus
+        self.places.len() as u32
+    }
+
+    /// Sections, in the order of GPUs.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The section of a GPU.
+    pub fn section_of(&self, gpu: u32) -> usize {
+        let after = self.sections.iter().skip(1);
+        after.take_while(|section| section.first <= gpu).count()
     }
 
     /// Where `gpu` sits.
@@ -282,27 +382,35 @@ impl ClusterMap {
     /// GPU relays only where the planes of the two never meet.
     pub fn path(&self, a: u32, b: u32) -> Path {
         let level = self.level(a, b);
+        let from = &self.sections[self.section_of(a)];
+        let to = &self.sections[self.section_of(b)];
+        if from.first != to.first {
+            return Path {
+                level,
+                bandwidth: from.nic_share().min_of(to.nic_share()),
+                latency: from.nic.latency.max(to.nic.latency) + self.tier_latency(level),
+            };
+        }
+        let (layout, scale_up) = (&from.layout, &from.scale_up);
+        let (a, b) = (a - from.first, b - from.first);
         match level {
             Level::Local => Path {
                 level,
-                bandwidth: self.scale_up.bandwidth,
+                bandwidth: scale_up.bandwidth,
                 latency: SimDuration::ZERO,
             },
             Level::NvLink => Path {
                 level,
-                bandwidth: self.layout.scale_up_link,
-                latency: self.scale_up.latency * self.layout.scale_up_hops(a, b),
+                bandwidth: layout.scale_up_link,
+                latency: scale_up.latency * layout.scale_up_hops(a, b),
             },
             Level::Leaf | Level::Spine | Level::Core => {
-                let mut bandwidth = self
-                    .layout
-                    .nic_share
-                    .min_of(self.layout.tier_bandwidth(level));
-                let mut latency = self.nic_latency + self.tier_latency(level);
-                let sender = self.layout.sender(a, b);
+                let mut bandwidth = layout.nic_share.min_of(layout.tier_bandwidth(level));
+                let mut latency = from.nic.latency + self.tier_latency(level);
+                let sender = layout.sender(a, b);
                 if sender != a {
-                    latency += self.scale_up.latency * self.layout.scale_up_hops(a, sender);
-                    bandwidth = bandwidth.min_of(self.layout.scale_up_link);
+                    latency += scale_up.latency * layout.scale_up_hops(a, sender);
+                    bandwidth = bandwidth.min_of(layout.scale_up_link);
                 }
                 Path {
                     level,
@@ -398,6 +506,10 @@ impl ClusterMap {
     /// Pod of a GPU's leaf, counted over all planes.
     pub fn pod(&self, gpu: u32) -> u32 {
         let place = self.place(gpu);
+        if self.sections.len() > 1 {
+            // Sections have one plane.
+            return place.pod;
+        }
         self.layout.plane_of_leaf(place.leaf) * self.layout.pods + place.pod
     }
 
@@ -408,10 +520,14 @@ impl ClusterMap {
 
     /// The GPUs of each rack.
     pub fn racks(&self) -> Vec<Range<u32>> {
-        let size = self.layout.rack;
-        (0..self.inventory.racks)
-            .map(|r| r * size..((r + 1) * size).min(self.layout.gpus))
-            .collect()
+        let mut racks = Vec::with_capacity(self.inventory.racks as usize);
+        for section in &self.sections {
+            let (first, size) = (section.first, section.layout.rack);
+            let end = first + section.layout.gpus;
+            let starts = (first..end).step_by(size as usize);
+            racks.extend(starts.map(|start| start..start.saturating_add(size).min(end)));
+        }
+        racks
     }
 
     /// What a set of distinct GPUs spans. The order of `gpus` does not matter: collectives order
@@ -457,7 +573,10 @@ impl ClusterMap {
             scale_up_rings: WHOLE,
             scale_up_pairs: WHOLE,
         };
-        if self.layout.shape != Shape::Switched || !self.layout.bridges.is_empty() {
+        let switched = |section: &Section| {
+            section.layout.shape == Shape::Switched && section.layout.bridges.is_empty()
+        };
+        if !self.sections.iter().all(switched) {
             self.span_inside(domains.clone(), &mut span);
         }
         if count > 1 {
@@ -469,20 +588,23 @@ impl ClusterMap {
     /// The part of a span that a mesh or a torus adds.
     fn span_inside<'a>(&self, domains: impl Iterator<Item = &'a [u32]>, span: &mut GroupSpan) {
         for members in domains.filter(|members| members.len() > 1) {
-            let (rings, pairs) = match &self.layout.shape {
+            let section = &self.sections[self.section_of(members[0])];
+            let (rings, pairs) = match &section.layout.shape {
                 Shape::Switched => {
-                    let start = self.layout.domain_of(members[0]).start;
+                    let local = members[0] - section.first;
+                    let start = section.first + section.layout.domain_of(local).start;
                     let places = members.iter().map(|gpu| gpu - start);
-                    let part = bridged_part(&self.layout.bridges, places);
+                    let part = bridged_part(&section.layout.bridges, places);
                     (part, part)
                 }
                 Shape::Mesh => {
-                    let links = f64::from(self.layout.domain - 1);
+                    let links = f64::from(section.layout.domain - 1);
                     let share = (members.len() - 1) as f64 / links;
                     (share, share)
                 }
                 Shape::Grid(grid) => {
-                    let start = self.layout.domain_of(members[0]).start;
+                    let local = members[0] - section.first;
+                    let start = section.first + section.layout.domain_of(local).start;
                     grid.shares(members.iter().map(|gpu| gpu - start))
                 }
             };
@@ -501,7 +623,8 @@ impl ClusterMap {
     ) {
         let place = |gpu: u32| &self.places[gpu as usize];
         let first = domains.clone().next().expect("a group has a domain");
-        let rails = self.layout.rails * self.layout.planes;
+        let rails = |section: &Section| section.layout.rails * section.layout.planes;
+        let rails = self.sections.iter().map(rails).max().unwrap_or(1);
         span.rail_aligned = rails == 1
             || domains.clone().all(|d| {
                 d.len() == first.len()
@@ -604,6 +727,17 @@ impl MinOf for Bandwidth {
         }
     }
 }
+
+const NOTHING: Inventory = Inventory {
+    racks: 0,
+    nodes: 0,
+    domains: 0,
+    nics: 0,
+    leaves: 0,
+    spines: 0,
+    cores: 0,
+    cables: 0,
+};
 
 fn inventory(layout: &Layout) -> Inventory {
     let nics = layout.ports * layout.nics_per_port;

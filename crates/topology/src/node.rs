@@ -3,7 +3,7 @@
 use crate::accelerator::Accelerator;
 use crate::fabric::Fabric;
 use crate::wiring::Wiring;
-use rackflow_units::{Bandwidth, Power, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, Power, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,13 +112,122 @@ pub struct Node {
     pub sources: BTreeMap<String, String>,
 }
 
-/// Many equal nodes on one fabric.
+/// Nodes on one fabric: all alike, or of several kinds side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
-    /// What is repeated.
+    /// What is repeated; of several kinds the first.
     pub node: Node,
     /// Accelerators in all; a multiple of what one node holds, or less than one node.
     pub gpus: u32,
     /// What connects the nodes.
     pub fabric: Fabric,
+    /// The parts in the order of GPUs, where there are several kinds; else none.
+    pub parts: Vec<Part>,
+}
+
+/// Nodes of one kind, side by side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// What is repeated.
+    pub node: Node,
+    /// Accelerators of this part.
+    pub gpus: u32,
+}
+
+impl Cluster {
+    /// Parts on one fabric, in the order of GPUs. Neighbours that are alike are one part, and one part
+    /// is a cluster of one kind.
+    ///
+    /// # Panics
+    /// When there is no part.
+    pub fn of_parts(parts: Vec<Part>, fabric: Fabric) -> Self {
+        let mut merged: Vec<Part> = Vec::new();
+        for part in parts {
+            match merged.last_mut() {
+                Some(last) if last.node == part.node => {
+                    last.gpus = last.gpus.saturating_add(part.gpus);
+                }
+                _ => merged.push(part),
+            }
+        }
+        let first = merged.first().expect("a cluster has a part");
+        Self {
+            node: first.node.clone(),
+            gpus: merged
+                .iter()
+                .fold(0, |sum, part| sum.saturating_add(part.gpus)),
+            fabric,
+            parts: if merged.len() > 1 { merged } else { Vec::new() },
+        }
+    }
+
+    /// Whether there are several kinds.
+    pub fn is_mixed(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// A node of each kind that computes differently, in the order of their first GPUs, and how many
+    /// accelerators there are of it.
+    pub fn kinds(&self) -> Vec<Part> {
+        let whole = [Part {
+            node: self.node.clone(),
+            gpus: self.gpus,
+        }];
+        let parts = if self.is_mixed() {
+            &self.parts[..]
+        } else {
+            &whole
+        };
+        let mut kinds: Vec<Part> = Vec::new();
+        for part in parts {
+            match kinds
+                .iter_mut()
+                .find(|kind| kind.node.computes_as(&part.node))
+            {
+                Some(kind) => kind.gpus += part.gpus,
+                None => kinds.push(part.clone()),
+            }
+        }
+        kinds
+    }
+
+    /// Position in [`Cluster::kinds`] of every GPU; empty where there is one kind.
+    pub fn kind_of_gpus(&self) -> Vec<u32> {
+        let kinds = self.kinds();
+        if kinds.len() == 1 {
+            return Vec::new();
+        }
+        let mut of_gpus = Vec::with_capacity(self.gpus as usize);
+        for part in &self.parts {
+            let alike = |kind: &Part| kind.node.computes_as(&part.node);
+            let kind = kinds.iter().position(alike).unwrap_or(0) as u32;
+            of_gpus.resize(of_gpus.len() + part.gpus as usize, kind);
+        }
+        of_gpus
+    }
+
+    /// The least memory of any accelerator.
+    pub fn least_memory(&self) -> Bytes {
+        let parts = self.parts.iter().map(|part| &part.node);
+        parts
+            .chain([&self.node])
+            .map(|node| node.accelerator.memory)
+            .min()
+            .unwrap_or_default()
+    }
+}
+
+impl Node {
+    /// Whether kernels and launches take as long on both.
+    fn computes_as(&self, other: &Self) -> bool {
+        self.accelerator == other.accelerator && self.host_slowdown == other.host_slowdown
+    }
+
+    /// Whether both look alike to the network.
+    pub(crate) fn connects_as(&self, other: &Self) -> bool {
+        self.gpus == other.gpus
+            && self.scale_up == other.scale_up
+            && self.nic == other.nic
+            && self.rack.gpus == other.rack.gpus
+    }
 }

@@ -45,6 +45,7 @@ fn every_node_stands_on_a_three_tier_fabric() {
         };
         let fabric = fabrics()["ib-three-tier"].clone();
         let cluster = Cluster {
+            parts: Vec::new(),
             node: node.clone(),
             gpus,
             fabric,

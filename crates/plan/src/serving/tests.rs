@@ -12,6 +12,7 @@ fn cluster(node: &str, gpus: u32) -> Cluster {
     let catalogue = Catalogue::builtin();
     let node = catalogue.node(node).expect("a node of the catalogue");
     Cluster {
+        parts: Vec::new(),
         gpus: gpus.next_multiple_of(node.gpus),
         fabric: catalogue
             .fabric("ib-two-tier")

@@ -67,6 +67,7 @@ pub fn even() -> Record {
         classes: vec![ClassRecord {
             ranks: gpus,
             stage: 0,
+            kind: 0,
             accounts: accounts(EVEN),
             traffic: Traffic::default(),
         }],
@@ -88,6 +89,7 @@ pub fn uneven() -> Record {
     record.classes.push(ClassRecord {
         ranks: 128,
         stage: 15,
+        kind: 0,
         accounts: accounts(LATE),
         traffic: Traffic::default(),
     });
@@ -150,6 +152,7 @@ fn facts() -> Facts {
         stages: (0..16)
             .map(|stage| StageFacts {
                 layers: 4,
+                capacity: Bytes::new(80_000_000_000),
                 memory: memory(26_200_000_000 - 1_000_000_000 * stage),
             })
             .collect(),
@@ -173,6 +176,7 @@ fn cluster() -> Cluster {
         .expect("a shipped fabric")
         .clone();
     Cluster {
+        parts: Vec::new(),
         node,
         gpus: 2048,
         fabric,

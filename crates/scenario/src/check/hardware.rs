@@ -28,21 +28,22 @@ const MOST_PORTS: u64 = 65_536;
 /// Checks the hardware, and what the work asks of one accelerator.
 pub(super) fn check(setup: &Setup, findings: &mut Findings<'_>) {
     cluster(&setup.cluster, findings);
-    precision(
-        findings,
-        setup.training.recipe,
-        &setup.cluster.node.accelerator,
-    );
+    for kind in setup.cluster.kinds() {
+        precision(findings, setup.training.recipe, &kind.node.accelerator);
+    }
 }
 
 /// Checks the hardware alone.
 pub(super) fn cluster(cluster: &Cluster, findings: &mut Findings<'_>) {
-    let sane = [
+    let mut sane = vec![
         count(findings, "cluster.gpus", cluster.gpus.into(), MOST_GPUS),
-        node(findings, &cluster.node),
-        accelerator(findings, &cluster.node.accelerator),
         fabric(findings, &cluster.fabric),
     ];
+    let further = cluster.parts.iter().skip(1).map(|part| &part.node);
+    for of_kind in std::iter::once(&cluster.node).chain(further) {
+        sane.push(node(findings, of_kind));
+        sane.push(accelerator(findings, &of_kind.accelerator));
+    }
     if !sane.contains(&false)
         && let Err(error) = ClusterMap::new(cluster)
     {

@@ -54,7 +54,8 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
         experts_right = experts_of_model(findings, t);
     }
     // Whoever has half a node too many GPUs needs to hear that only.
-    let whole_nodes = setup.cluster.gpus <= setup.cluster.node.gpus
+    let whole_nodes = setup.cluster.is_mixed()
+        || setup.cluster.gpus <= setup.cluster.node.gpus
         || setup.cluster.gpus.is_multiple_of(setup.cluster.node.gpus);
     if !whole_nodes || !ranks(findings, setup, text) {
         return;
@@ -359,7 +360,15 @@ fn published(findings: &mut Findings<'_>) {
 /// A tensor-parallel group stays inside one NVLink domain.
 fn tensor(findings: &mut Findings<'_>, setup: &Setup) -> bool {
     let node = &setup.cluster.node;
-    let domain = u64::from(node.scale_up.domain.min(setup.cluster.gpus));
+    // Of several kinds the domain that divides all, so that no group straddles two kinds.
+    let parts = setup.cluster.parts.iter();
+    let domain = parts.fold(
+        u64::from(node.scale_up.domain.min(setup.cluster.gpus)),
+        |domain, part| {
+            let own = part.node.scale_up.domain.min(part.gpus);
+            greatest_common_divisor(domain, own.into())
+        },
+    );
     let tensor = u64::from(setup.training.parallelism.tensor);
     // More ranks than GPUs: the product of the dimensions says so.
     if domain == 0 || domain.is_multiple_of(tensor) || tensor > setup.cluster.gpus.into() {

@@ -547,6 +547,7 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
     Ok(ServingSetup {
         not_scored,
         cluster: Cluster {
+            parts: Vec::new(),
             gpus: gpus.next_multiple_of(node.gpus),
             node,
             fabric,

@@ -706,6 +706,7 @@ fn cluster(
         shrink_domain(&mut node, gpus, assumed)?;
     }
     Ok(Cluster {
+        parts: Vec::new(),
         fabric: fabric(&node, gpus, &network, catalogue, assumed)?,
         node,
         gpus,

@@ -82,7 +82,12 @@ impl Scenario {
             Some(fabric) => fabric,
             None => findings.default_fabric(&node, gpus)?,
         };
-        let cluster = Cluster { node, gpus, fabric };
+        let cluster = Cluster {
+            node,
+            gpus,
+            fabric,
+            parts: Vec::new(),
+        };
         check::cluster(&cluster, findings);
         Some(cluster)
     }

@@ -84,7 +84,12 @@ fn fleet(
         Some(fabric) => fabric,
         None => findings.default_fabric(&node, gpus)?,
     };
-    let cluster = Cluster { node, gpus, fabric };
+    let cluster = Cluster {
+        node,
+        gpus,
+        fabric,
+        parts: Vec::new(),
+    };
     check::serving_text(text, findings);
     if !findings.found.is_empty() {
         return None;
@@ -292,6 +297,7 @@ fn disaggregated(
             };
             first_gpu += gpus;
             clusters.push(Cluster {
+                parts: Vec::new(),
                 node,
                 gpus,
                 fabric: cluster.fabric.clone(),

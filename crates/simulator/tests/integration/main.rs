@@ -7,6 +7,7 @@ mod faults;
 mod folding;
 mod jobs;
 mod mechanisms;
+mod mixed;
 mod plans;
 mod replay;
 mod run;

@@ -88,6 +88,7 @@ pub fn cluster(node: &str, gpus: u32) -> Cluster {
     node.sources.clear();
     node.accelerator.sources.clear();
     Cluster {
+        parts: Vec::new(),
         node,
         gpus,
         fabric: small_switches(1.0, LinkRouting::Adaptive),

@@ -87,6 +87,7 @@ fn read_fabrics() -> BTreeMap<String, Fabric> {
 /// `gpus` GPUs of a catalogue node on a catalogue fabric.
 pub fn cluster(node: &str, gpus: u32, fabric: &str) -> Cluster {
     Cluster {
+        parts: Vec::new(),
         node: nodes()[node].clone(),
         gpus,
         fabric: fabrics()[fabric].clone(),
