@@ -141,6 +141,13 @@ pub fn cluster(name: &str, changes: &ClusterChanges) -> Result<Cluster, Failure>
     rackflow_scenario::parse_cluster(&input.source, &input.text, changes, &files).map_err(refusal)
 }
 
+/// The cluster of a scenario whose nodes are of several kinds; a faulty scenario has none.
+pub fn mixed_cluster(name: &str) -> Option<Cluster> {
+    let input = read(name).ok()?;
+    let cluster = resolve(&input, None, None).ok()?.setup.cluster;
+    cluster.is_mixed().then_some(cluster)
+}
+
 /// A name that is none of a node, a file and a shipped scenario.
 fn named_neither(name: &str, failure: Failure) -> Failure {
     let text = match failure {

@@ -6,11 +6,14 @@ use crate::{files, input, terminal};
 use clap::ColorChoice;
 use rackflow_report::{Style, plot, route_text, topology_text};
 use rackflow_scenario::ClusterChanges;
-use rackflow_topology::{RouteTrace, Survey};
+use rackflow_topology::{Cluster, RouteTrace, Survey};
 use std::path::Path;
 
 /// Describes a cluster.
 pub fn topology(args: &TopologyArgs, color: ColorChoice) -> Result<(), Failure> {
+    if let Some(mixed) = input::mixed_cluster(&args.cluster) {
+        return parts(args, &mixed, color);
+    }
     let cluster = input::cluster(&args.cluster, &changes(&args.changes))?;
     let survey = Survey::new(&cluster).map_err(Failure::input)?;
     if let Some(folder) = &args.output {
@@ -20,6 +23,40 @@ pub fn topology(args: &TopologyArgs, color: ColorChoice) -> Result<(), Failure> 
         DrawnFormat::Table => topology_text(&survey, &terminal::style(color)),
         DrawnFormat::Json => json(&survey)?,
         DrawnFormat::Svg => plot::topology(&survey).svg(),
+    })
+}
+
+/// Describes a cluster of several kinds of node, one part after the other.
+fn parts(args: &TopologyArgs, cluster: &Cluster, color: ColorChoice) -> Result<(), Failure> {
+    if args.output.is_some() || args.format == DrawnFormat::Svg {
+        return Err(Failure::input(
+            "pictures are drawn of clusters of one kind of node, and this one has several",
+        ));
+    }
+    let mut surveys = Vec::with_capacity(cluster.parts.len());
+    let mut text = String::new();
+    let mut first = 0;
+    for part in &cluster.parts {
+        let alone = Cluster {
+            node: part.node.clone(),
+            gpus: part.gpus,
+            fabric: cluster.fabric.clone(),
+            parts: Vec::new(),
+        };
+        let survey = Survey::new(&alone).map_err(Failure::input)?;
+        let last = first + part.gpus - 1;
+        text.push_str(&format!(
+            "GPUs {first} to {last}, on leaves of their own\n\n"
+        ));
+        text.push_str(&topology_text(&survey, &terminal::style(color)));
+        text.push('\n');
+        first += part.gpus;
+        surveys.push(survey);
+    }
+    text.push_str("The upper tiers of the fabric join the parts; their switches are counted for each apart.\n");
+    files::print(&match args.format {
+        DrawnFormat::Json => json(&surveys)?,
+        _ => text,
     })
 }
 

@@ -101,6 +101,10 @@ fn lever(target: Target, facts: &Facts, total: &Accounts) -> Option<String> {
             )),
             Cause::Bubble => Some(bubble(facts)),
             Cause::Imbalance => Some(imbalance(facts)),
+            Cause::Straggler if facts.cluster.is_mixed() => Some(
+                "Give the slower kind pipeline stages of its own, with fewer layers, so that nobody waits for it at every collective."
+                    .into(),
+            ),
             Cause::Straggler => {
                 Some("Find and replace the slow device: every other rank waits for it.".into())
             }

@@ -11,7 +11,7 @@ use petgraph::visit::EdgeRef;
 use proptest::prelude::*;
 use rackflow_topology::{
     Cluster, ClusterGraph, ClusterMap, DragonflyPlus, Fabric, FatTree, Level, MultiPlaneFatTree,
-    Path, RailOnly, RailOptimized, Routing, TopologyError, Torus, Vertex, Wiring,
+    Part, Path, RailOnly, RailOptimized, Routing, TopologyError, Torus, Vertex, Wiring,
 };
 use rackflow_units::{Bandwidth, SimDuration};
 
@@ -643,4 +643,58 @@ fn a_cluster_of_131072_gpus() {
             assert!(ports <= 144, "{vertex:?} has {ports} ports");
         }
     }
+}
+
+#[test]
+fn parts_of_several_kinds_hang_on_leaves_of_their_own() {
+    let nodes = nodes();
+    let part = |name: &str, count: u32| Part {
+        node: nodes[name].clone(),
+        gpus: nodes[name].gpus * count,
+    };
+    for (tiers, level) in [(2, Level::Spine), (3, Level::Core)] {
+        let fabric = Fabric::FatTree(fat_tree(tiers, 64));
+        let parts = vec![part("dgx-h100", 4), part("gb200-nvl72", 1)];
+        let mixed = Cluster::of_parts(parts.clone(), fabric.clone());
+        let joined = map(&mixed);
+        assert_eq!(joined.gpus(), 32 + 72);
+        assert_eq!(joined.level(0, 32), level);
+        assert_eq!(joined.path(0, 40), joined.path(40, 0));
+        assert_eq!(joined.racks().last().map(|rank| rank.end), Some(104));
+        for (first, part) in [(0, &parts[0]), (32, &parts[1])] {
+            let alone = Cluster::of_parts(vec![part.clone()], fabric.clone());
+            let alone = map(&alone);
+            for (a, b) in [(0, 1), (0, 9), (3, 31), (7, 8)] {
+                assert_eq!(joined.path(first + a, first + b), alone.path(a, b));
+            }
+            let all: Vec<u32> = (0..part.gpus).collect();
+            let moved: Vec<u32> = all.iter().map(|gpu| gpu + first).collect();
+            assert_eq!(joined.span(&moved), alone.span(&all));
+        }
+    }
+}
+
+#[test]
+fn what_joins_one_kind_only_is_refused() {
+    let part = |name: &str, count: u32| Part {
+        node: nodes()[name].clone(),
+        gpus: nodes()[name].gpus * count,
+    };
+    let parts = || vec![part("dgx-h100", 4), part("gb200-nvl72", 1)];
+    let refused = |fabric: Fabric| ClusterMap::new(&Cluster::of_parts(parts(), fabric)).err();
+    let single = refused(Fabric::FatTree(fat_tree(1, 256)));
+    assert!(
+        matches!(single, Some(TopologyError::NotJoined { .. })),
+        "{single:?}"
+    );
+    let narrow = FatTree {
+        spine_radix: Some(2),
+        nics_per_leaf: Some(8),
+        ..fat_tree(2, 64)
+    };
+    let small = refused(Fabric::FatTree(narrow));
+    assert!(
+        matches!(small, Some(TopologyError::FabricTooSmall { .. })),
+        "{small:?}"
+    );
 }
