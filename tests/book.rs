@@ -251,7 +251,14 @@ impl Reader<'_> {
         if updating()
             && let (Some(now), None) = (alike.next(), alike.next())
         {
-            self.text = self.text.replacen(line, now.trim(), 1);
+            // An excerpt without bars stays without.
+            let bare = line == plain(line);
+            let now = if bare {
+                plain(now)
+            } else {
+                now.trim().to_owned()
+            };
+            self.text = self.text.replacen(line, &now, 1);
             return;
         }
         let why = format!("`{command}` does not print `{line}`");
