@@ -50,9 +50,12 @@ pub(crate) struct Messages {
 
 /// Whether two passes are woven into one, so that each computes while the other communicates.
 fn woven(setup: &Setup) -> bool {
-    let training = &setup.training;
-    training.schedule == Schedule::Dualpipe
-        || (training.stack.overlap.expert && training.parallelism.expert > 1)
+    setup.training.schedule == Schedule::Dualpipe || woven_by_experts(setup)
+}
+
+/// Whether the stack weaves passes of its own accord, so as to hide the exchange of experts.
+pub(crate) fn woven_by_experts(setup: &Setup) -> bool {
+    setup.training.stack.overlap.expert && setup.training.parallelism.expert > 1
 }
 
 fn gradients(schedule: Schedule) -> Gradients {
@@ -117,6 +120,12 @@ pub(crate) fn step_time(
             queues = queues.then(round.queues);
         }
         let queued = queues.queued(gradients);
+        // What passes with their gradients apart send of the ends of the model is not the sum of what
+        // its pieces send: they leave the embedding's gradient for the end of the step.
+        let data = match gradients {
+            Gradients::InOne => queued.data,
+            Gradients::Apart | Gradients::Mixed => 0,
+        };
         // Each direction of a bidirectional schedule takes half of the micro-batches, and the first
         // comes from the nearer end, which may be this one.
         let all = |of_one: u64| of_one * micro_batches / if bidirectional { 2 } else { 1 };
@@ -129,7 +138,7 @@ pub(crate) fn step_time(
             .max(before + all(passes) + after)
             .max(before + all(queued.inside))
             // Weights may be gathered before the first micro-batch is there.
-            .max(all(queued.data));
+            .max(all(data));
         let first = &positions[compiler.position(stage, 0) as usize].queues;
         filled += first.forward.end + message;
         if returns_last {
