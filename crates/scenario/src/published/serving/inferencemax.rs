@@ -60,6 +60,11 @@ fn tensorrt_llm(
     engine: &mut EngineConfig,
 ) -> u32 {
     engine.chunked_prefill = false;
+    // A damaged row may hold any number.
+    let sum = |parts: [u64; 3]| {
+        let sum = parts.into_iter().fold(0, u64::saturating_add);
+        sum.min(u64::from(u32::MAX) - 64)
+    };
     let narrow = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
     let short = run.isl == 1024 && run.osl == 1024;
     let in_flight = run.concurrency.unwrap_or(0);
@@ -73,7 +78,7 @@ fn tensorrt_llm(
                 budget: 0.9,
             });
         }
-        let longest = narrow(run.isl + run.osl + 200);
+        let longest = narrow(sum([run.isl, run.osl, 200]));
         return if blackwell { 16_384 } else { longest };
     }
     if short && blackwell && in_flight >= 64 && !run.precision.contains("fp4") {
@@ -82,7 +87,7 @@ fn tensorrt_llm(
             budget: 0.8,
         });
     }
-    let fitted = narrow((in_flight + run.isl + 64).next_multiple_of(64));
+    let fitted = narrow(sum([in_flight, run.isl, 64]).next_multiple_of(64));
     let early = run
         .engine_version
         .as_deref()
