@@ -286,6 +286,9 @@ proptest! {
     ) {
         let mut bytes = [NCCL, RAILS, FAT_TREE, CLOUD][which].as_bytes().to_vec();
         for (at, kind, byte) in changes {
+            if bytes.is_empty() {
+                break;
+            }
             let at = at.index(bytes.len());
             match kind {
                 0 => bytes[at] = byte,
