@@ -1,14 +1,12 @@
 //! The crate graph is the one that ARCHITECTURE.md draws.
 
+mod common;
+
+use common::root;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::process::Command;
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
 
 /// Rows of the one table whose first cell is a crate: "| `units` | its job | `-` or names |".
 fn documented() -> Graph {

@@ -14,15 +14,14 @@
 //! `UPDATE=1 cargo test -p rackflow --test book` draws the pictures anew, and writes into the excerpts what
 //! is printed now in place of lines that differ in their figures alone.
 
+mod common;
+
+use common::{root, scratch};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
 
 /// All files under a folder, as paths relative to `docs`, with `/` between their parts.
 fn files_under(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) {
@@ -120,10 +119,8 @@ fn steps(page: &str) -> Result<Vec<Step>, String> {
 }
 
 /// A folder with the scenarios and the pages in it, in which commands may also write.
-fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a scratch folder");
+fn place(test: &str) -> PathBuf {
+    let folder = scratch(test);
     for name in ["docs", "scenarios"] {
         let target = root().join(name);
         std::os::unix::fs::symlink(target, folder.join(name)).expect("a link");
@@ -367,7 +364,7 @@ fn failures_of_all(slowly: bool) -> Vec<String> {
             continue;
         }
         let folder = format!("book-{}-{slowly}", page.replace('/', "-"));
-        failed.extend(failures(page, &mut text, scratch(&folder), slowly));
+        failed.extend(failures(page, &mut text, place(&folder), slowly));
         if text != before {
             fs::write(path, text).expect("the page is written");
         }
@@ -518,7 +515,7 @@ fn checks_and_excerpts_can_fail() {
     ] {
         assert!(holds(&report, wrong).is_err(), "{wrong}");
     }
-    let found = |page: &str| failures("page", &mut page.to_owned(), scratch("book-fails"), false);
+    let found = |page: &str| failures("page", &mut page.to_owned(), place("book-fails"), false);
     let page = "```sh\nrackflow --version\n```\n```text\nrackflow of tomorrow\n```\n";
     assert_eq!(found(page).len(), 1);
     assert_eq!(found("```\nrackflow run my.yaml\n```\n").len(), 1);

@@ -1,39 +1,18 @@
 //! Execution traces of MLCommons Chakra, as a user meets them.
 
+mod common;
+
+use common::{json, outcome, root, scratch, text};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-fn rackflow(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
-        .args(args)
-        .output()
-        .expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
-    (
-        output.status.code().expect("it exits"),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-fn json(args: &[&str]) -> Value {
-    let (status, out, err) = rackflow(args);
-    assert_eq!((status, err.as_str()), (0, ""), "{args:?}");
-    serde_json::from_str(&out).expect("the output is JSON")
-}
-
-/// A scratch folder that is gone with its value.
+/// A folder of one test, and files in it by path.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let folder =
-            std::env::temp_dir().join(format!("rackflow-chakra-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).expect("a scratch folder");
-        Self(folder)
+        Self(scratch(name))
     }
 
     fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
@@ -42,18 +21,12 @@ impl Scratch {
             fs::create_dir_all(folder).expect("a scratch folder");
         }
         fs::write(&path, bytes).expect("a scratch file");
-        path.to_str().expect("a plain path").to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        text(&path).to_owned()
     }
 }
 
 fn shipped() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios/traces/chakra-data-parallel-8")
+    root().join("scenarios/traces/chakra-data-parallel-8")
 }
 
 /// A copy of the shipped trace, of so many ranks, beside a scenario that replays it.
@@ -128,9 +101,9 @@ fn a_part_of_a_trace_is_replayed_and_says_so() {
     let report = json(&["run", &path, "--format", "json"]);
     assert_eq!(number(&report, "/replay/ranks"), 1.0);
     assert_eq!(number(&report, "/replay/ranks_missing"), 7.0);
-    let (_, text, _) = rackflow(&["run", &path]);
+    let (_, text, _) = outcome(&["run", &path]);
     assert!(text.contains("taken to be always ready"), "{text}");
-    let (status, text, _) = rackflow(&["check", &path]);
+    let (status, text, _) = outcome(&["check", &path]);
     assert_eq!(status, 0);
     assert!(text.contains("1 ranks and 15 nodes"), "{text}");
 }
@@ -139,7 +112,7 @@ fn a_part_of_a_trace_is_replayed_and_says_so() {
 fn what_is_wrong_with_a_trace_is_told_with_file_and_byte() {
     let scratch = Scratch::new("wrong");
     let refused = |path: &str, says: &str| {
-        let (status, out, err) = rackflow(&["run", path]);
+        let (status, out, err) = outcome(&["run", path]);
         assert_eq!((status, out.as_str()), (2, ""), "{err}");
         assert!(err.contains(says), "{says:?} is not in {err}");
     };
@@ -244,7 +217,7 @@ fn an_exported_plan_takes_as_long_when_it_is_replayed() {
         let plan = scratch.file(&format!("{name}.yaml"), text);
         let traces = scratch.0.join("traces");
         let folder = traces.to_str().expect("a plain path");
-        let (status, out, err) = rackflow(&["run", &plan, "--format", "json", "--chakra", folder]);
+        let (status, out, err) = outcome(&["run", &plan, "--format", "json", "--chakra", folder]);
         assert_eq!(status, 0, "{name}: {err}");
         assert!(err.contains("comm_group.json"), "{err}");
         let ran: Value = serde_json::from_str(&out).expect("the output is JSON");
@@ -267,7 +240,7 @@ fn chosen_ranks_are_written_and_others_refused() {
     let scratch = Scratch::new("chosen");
     let folder = scratch.0.to_str().expect("a plain path");
     let quickstart = "quickstart-llama3-8b-8-h100";
-    let (status, _, err) = rackflow(&[
+    let (status, _, err) = outcome(&[
         "run",
         quickstart,
         "--chakra",
@@ -289,11 +262,10 @@ fn chosen_ranks_are_written_and_others_refused() {
     names.sort();
     let rank = |rank: u32| format!("{quickstart}.{rank}.et");
     assert_eq!(names, ["comm_group.json".to_owned(), rank(1), rank(5)]);
-    let (status, _, err) =
-        rackflow(&["run", quickstart, "--chakra", folder, "--chakra-ranks", "8"]);
+    let (status, _, err) = outcome(&["run", quickstart, "--chakra", folder, "--chakra-ranks", "8"]);
     assert_eq!(status, 2);
     assert!(err.contains("there is no rank 8"), "{err}");
-    let (status, _, err) = rackflow(&["run", "replay-chakra-8-h100", "--chakra", folder]);
+    let (status, _, err) = outcome(&["run", "replay-chakra-8-h100", "--chakra", folder]);
     assert_eq!(status, 2);
     assert!(err.contains("this one replays a trace"), "{err}");
 }

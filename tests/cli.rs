@@ -3,56 +3,16 @@
 //! Files that are made from output (the README's example, its picture, the schemas) are compared
 //! with a fresh run; `UPDATE=1 cargo test -p rackflow --test cli` writes them anew.
 
+mod common;
+
+use common::{command, failed, fine, rackflow, root, scratch};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 const QUICK: &str = "quickstart-llama3-8b-8-h100";
 const MAIN_JOB: &str = "scenarios/deepseek-v3-2048-h800.yaml";
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rackflow"));
-    command
-        .args(args)
-        .current_dir(root())
-        .env_remove("NO_COLOR")
-        .env_remove("CLICOLOR_FORCE");
-    command
-}
-
-fn rackflow(args: &[&str]) -> Output {
-    command(args).output().expect("the binary starts")
-}
-
-/// Standard output of a command that must succeed and say nothing else.
-fn fine(args: &[&str]) -> String {
-    let output = rackflow(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rackflow {args:?}: {errors}");
-    String::from_utf8(output.stdout).expect("output is text")
-}
-
-/// Standard error of a command that must be refused with this status and print no result.
-fn refused(args: &[&str], status: i32) -> String {
-    let output = rackflow(args);
-    assert_eq!(output.status.code(), Some(status), "rackflow {args:?}");
-    assert!(output.stdout.is_empty(), "a refusal prints no result");
-    String::from_utf8(output.stderr).expect("messages are text")
-}
-
-/// A folder of one test, empty at its start.
-fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a scratch folder");
-    folder
-}
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).expect("one JSON document")
@@ -177,12 +137,12 @@ fn serving_writes_a_row_for_each_request_and_its_reports() {
     let name = parquet.to_str().expect("a name");
     rackflow(&["run", "serve-qwen3-8b-diffusion", "--requests", name]);
     assert!(fs::read(&parquet).expect("rows").starts_with(b"PAR1"));
-    let told = refused(
+    let told = failed(
         &["run", "serve-qwen3-8b-diffusion", "--requests", "rows.txt"],
         2,
     );
     assert!(told.contains(".csv or .parquet"), "{told}");
-    let told = refused(&["run", QUICK, "--requests", "rows.csv"], 2);
+    let told = failed(&["run", QUICK, "--requests", "rows.csv"], 2);
     assert!(told.contains("this one trains"), "{told}");
 }
 
@@ -195,11 +155,11 @@ fn a_faulty_trace_is_refused_at_its_line() {
     let file = folder.join("s.yaml");
     fs::write(&file, scenario).expect("a scratch folder");
     let file = file.to_str().expect("a name");
-    let told = refused(&["run", file], 2);
+    let told = failed(&["run", file], 2);
     assert!(told.contains("requests.csv cannot be read"), "{told}");
     let trace = "TIMESTAMP,ContextTokens,GeneratedTokens\n0,10,5\n1,ten,5\n";
     fs::write(folder.join("requests.csv"), trace).expect("a scratch folder");
-    let told = refused(&["run", file], 2);
+    let told = failed(&["run", file], 2);
     assert!(
         told.contains("`ContextTokens` is `ten`") && told.contains("requests.csv:3"),
         "{told}"
@@ -221,7 +181,7 @@ fn plan_searches_the_rate_of_a_serving_scenario() {
         assert!(way["slo_attainment"].as_f64().expect("a share") >= 0.95);
     }
     assert!(!found["pareto"].as_array().expect("a front").is_empty());
-    let told = refused(&["plan", "serve-kv-store-trace", "--attainment", "2"], 2);
+    let told = failed(&["plan", "serve-kv-store-trace", "--attainment", "2"], 2);
     assert!(told.contains("between 0 and 1"), "{told}");
 }
 
@@ -348,7 +308,7 @@ fn a_folder_that_cannot_be_made_fails_the_run() {
     let file = folder.join("file");
     fs::write(&file, "in the way").expect("a file");
     let below = file.join("results");
-    let message = refused(
+    let message = failed(
         &["run", QUICK, "-o", below.to_str().expect("a path of text")],
         1,
     );
@@ -416,7 +376,7 @@ fn a_faulty_scenario_is_refused_with_its_place() {
     fs::write(&file, good.replace("gpus: ", "gpsu: ")).expect("a file");
     let path = file.to_str().expect("a path of text");
     for verb in ["run", "check"] {
-        let message = refused(&[verb, path], 2);
+        let message = failed(&[verb, path], 2);
         assert!(message.starts_with("error: "), "{message}");
         assert!(
             message.contains(&format!("--> {path}:")) && message.contains("^^^^"),
@@ -437,7 +397,7 @@ fn a_plan_that_does_not_fit_is_refused_with_the_arithmetic() {
     let model = "model: llama3-8b";
     assert!(good.contains(model), "the quick start trains Llama 3 8B");
     fs::write(&file, good.replace(model, "model: llama3-405b")).expect("a file");
-    let message = refused(&["check", file.to_str().expect("a path of text")], 2);
+    let message = failed(&["check", file.to_str().expect("a path of text")], 2);
     assert!(
         message.contains("weights") && message.contains("GB"),
         "{message}"
@@ -449,24 +409,24 @@ fn what_is_no_scenario_is_refused() {
     let folder = scratch("no-scenario");
     let binary = folder.join("binary.yaml");
     fs::write(&binary, [0xff, 0xfe, 0x00, 0x80]).expect("a file");
-    let message = refused(&["check", binary.to_str().expect("a path of text")], 2);
+    let message = failed(&["check", binary.to_str().expect("a path of text")], 2);
     assert!(message.contains("binary.yaml:1:1"), "{message}");
     fs::write(&binary, b"# caf\xc3\xa9\nname: caf\xe9\n").expect("a file");
-    let message = refused(&["check", binary.to_str().expect("a path of text")], 2);
+    let message = failed(&["check", binary.to_str().expect("a path of text")], 2);
     assert!(message.contains("byte 0xe9 is not UTF-8"), "{message}");
     assert!(message.contains("binary.yaml:2:10"), "{message}");
     let empty = folder.join("empty.yaml");
     fs::write(&empty, "").expect("a file");
-    refused(&["run", empty.to_str().expect("a path of text")], 2);
-    let message = refused(&["run", "deepseek-v3-2048-h80"], 2);
+    failed(&["run", empty.to_str().expect("a path of text")], 2);
+    let message = failed(&["run", "deepseek-v3-2048-h80"], 2);
     assert!(
         message.contains("did you mean deepseek-v3-2048-h800?"),
         "{message}"
     );
     let folder = folder.to_str().expect("a path of text");
-    let message = refused(&["run", folder], 2);
+    let message = failed(&["run", folder], 2);
     assert!(message.contains("cannot be read"), "{message}");
-    let message = refused(&["check", folder, "no\u{1b}[31msuch"], 2);
+    let message = failed(&["check", folder, "no\u{1b}[31msuch"], 2);
     assert!(message.contains("2 of 2 scenarios"), "{message}");
     assert!(!message.contains('\u{1b}'), "{message}");
 }
@@ -478,7 +438,7 @@ fn full_fidelity_is_refused_where_it_would_take_hours() {
     let file = scratch("too-full").join("full.yaml");
     fs::write(&file, text).expect("a file");
     let file = file.to_str().expect("a path of text");
-    let message = refused(&["run", file, "--fidelity", "full"], 2);
+    let message = failed(&["run", file, "--fidelity", "full"], 2);
     assert!(message.contains("use fidelity: folded"), "{message}");
 }
 
@@ -530,7 +490,7 @@ fn every_listed_entry_can_be_shown_with_its_sources() {
 
 #[test]
 fn an_entry_that_does_not_exist_brings_a_suggestion() {
-    let message = refused(&["show", "h100-smx"], 2);
+    let message = failed(&["show", "h100-smx"], 2);
     assert!(message.contains("did you mean h100-sxm?"), "{message}");
 }
 
@@ -873,7 +833,7 @@ fn a_collective_as_flows() {
 #[test]
 fn a_collective_that_cannot_be_measured_is_refused() {
     let all_reduce = |more: &[&str]| {
-        refused(
+        failed(
             &[&["collective", "all-reduce", "--cluster"], more].concat(),
             2,
         )
@@ -907,7 +867,7 @@ fn published_collectives_are_met() {
     let folder = scratch("validate-collectives");
     let file = folder.join("broken.jsonl");
     fs::write(&file, "\n{\"id\": 1}\n").expect("a scratch file");
-    let text = refused(
+    let text = failed(
         &[
             "validate",
             "collectives",
@@ -973,9 +933,9 @@ fn a_trace_is_written_in_the_format_that_its_name_asks_for() {
         fs::read(folder.join("step.json.gz")).expect("written")[..2],
         [0x1f, 0x8b]
     );
-    let wrong = refused(&["run", QUICK, "--trace", &path("step.txt")], 2);
+    let wrong = failed(&["run", QUICK, "--trace", &path("step.txt")], 2);
     assert!(wrong.contains(".pftrace"), "{wrong}");
-    let wrong = refused(
+    let wrong = failed(
         &[
             "run",
             QUICK,
@@ -1008,6 +968,6 @@ fn the_argument_is_what_the_program_says() {
             );
         }
     }
-    let unknown = refused(&["claims", "--filter", "perpetual motion"], 2);
+    let unknown = failed(&["claims", "--filter", "perpetual motion"], 2);
     assert!(unknown.contains("mfu-bloom"), "{unknown}");
 }

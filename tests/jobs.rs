@@ -1,32 +1,15 @@
 //! Several jobs on one fabric, as a user writes them.
 
-use std::process::Command;
+mod common;
 
-fn rackflow(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
-        .args(args)
-        .output()
-        .expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
-    (
-        output.status.code().expect("it exits"),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
+use common::{outcome, scratch, text as path, written};
 
 const TWO_JOBS: &str = include_str!("../scenarios/two-jobs-oversubscribed-roce.yaml");
 
 /// Runs a text from a file of its own.
 fn run_text(name: &str, text: &str) -> (i32, String, String) {
-    let folder = std::env::temp_dir().join(format!("rackflow-jobs-{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a scratch folder");
-    let file = folder.join("jobs.yaml");
-    std::fs::write(&file, text).expect("a scratch file");
-    let path = file.to_str().expect("a plain path");
-    let result = rackflow(&["run", path, "--format", "json"]);
-    std::fs::remove_dir_all(&folder).expect("the scratch folder");
-    result
+    let file = written(&scratch(name), "jobs.yaml", text);
+    outcome(&["run", path(&file), "--format", "json"])
 }
 
 fn slowdowns(name: &str, text: &str) -> Vec<f64> {
@@ -63,12 +46,12 @@ fn scattered_jobs_slow_each_other_and_packed_ones_do_not() {
 
 #[test]
 fn a_summary_and_a_report_for_each_job() {
-    let (status, text, _) = rackflow(&["run", "two-jobs-oversubscribed-roce"]);
+    let (status, text, _) = outcome(&["run", "two-jobs-oversubscribed-roce"]);
     assert_eq!(status, 0);
     assert!(text.starts_with("2 jobs on 512 of 512 GPUs"), "{text}");
     assert!(text.contains("suffers most"), "{text}");
     assert_eq!(text.matches("Where the peak goes").count(), 2);
-    let (status, text, _) = rackflow(&["check", "two-jobs-oversubscribed-roce"]);
+    let (status, text, _) = outcome(&["check", "two-jobs-oversubscribed-roce"]);
     assert_eq!(status, 0);
     assert!(text.contains("large: 256 GPUs"), "{text}");
 }
@@ -269,7 +252,7 @@ fn slow_gpus_and_faulty_links_are_named_with_what_they_cost_a_step() {
         assert!(with > without, "{name}: {with} {without}");
         assert!(with < 1.2 * without, "{name}: {with} {without}");
     }
-    let (_, text, _) = rackflow(&["run", "slow-gpu-llama3-8b-64-h100"]);
+    let (_, text, _) = outcome(&["run", "slow-gpu-llama3-8b-64-h100"]);
     assert!(
         text.contains("GPU 9 computes 1.1 times as long. A step takes"),
         "{text}"

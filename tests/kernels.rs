@@ -1,28 +1,10 @@
 //! `rackflow validate kernels` as a person uses it.
 
+mod common;
+
+use common::{fine, refused, scratch};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::{Command, Output};
-
-fn rackflow(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rackflow"));
-    command.args(args).output().expect("the binary starts")
-}
-
-fn fine(args: &[&str]) -> String {
-    let output = rackflow(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rackflow {args:?}: {errors}");
-    String::from_utf8(output.stdout).expect("output is text")
-}
-
-fn refused(args: &[&str]) -> String {
-    let output = rackflow(args);
-    assert_eq!(output.status.code(), Some(2), "rackflow {args:?}");
-    assert!(output.stdout.is_empty(), "a refusal prints no result");
-    String::from_utf8(output.stderr).expect("messages are text")
-}
 
 #[test]
 fn every_shipped_row_is_compared_or_counted_and_the_targets_are_kept() {
@@ -67,9 +49,7 @@ fn every_shipped_row_is_compared_or_counted_and_the_targets_are_kept() {
 
 #[test]
 fn rows_of_ones_own_are_compared_and_bad_ones_named() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let file = folder.join("mine.jsonl");
+    let file = scratch("rows").join("mine.jsonl");
     let path = file.to_str().expect("a path");
     let row = r#"{"id":"a","kind":"gemm","src":"mine","gpu":"h100_sxm","dtype":"bf16","m":8192,"n":8192,"k":8192,"us":1500}"#;
     std::fs::write(&file, row).expect("written");

@@ -1,10 +1,12 @@
 //! `rackflow plot` as a person uses it: every kind, from reports, sweeps and scenarios, and what it
 //! says where a picture cannot be made. What a picture is drawn from is held against physics.
 
+mod common;
+
+use common::{fine, json, refused, scratch, text, written};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::PathBuf;
 
 const SWEEP: &str = "\
 cluster: { node: dgx-h100, gpus: [8, 16, 32], fabric: rail-optimized }
@@ -37,48 +39,6 @@ workload:
 ";
 
 const OF_ONE_RUN: [&str; 5] = ["waterfall", "roofline", "gantt", "links", "memory"];
-
-fn rackflow(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rackflow"))
-        .args(args)
-        .current_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")))
-        .output()
-        .expect("the binary starts")
-}
-
-fn fine(args: &[&str]) -> String {
-    let output = rackflow(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rackflow {args:?}: {errors}");
-    String::from_utf8(output.stdout).expect("output is text")
-}
-
-fn refused(args: &[&str]) -> String {
-    let output = rackflow(args);
-    assert_eq!(output.status.code(), Some(2), "rackflow {args:?}");
-    String::from_utf8(output.stderr).expect("messages are text")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a scratch path is text")
-}
-
-fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a scratch folder");
-    folder
-}
-
-fn written(folder: &Path, name: &str, content: &str) -> PathBuf {
-    let path = folder.join(name);
-    fs::write(&path, content).expect("a file");
-    path
-}
-
-fn json(args: &[&str]) -> Value {
-    serde_json::from_str(&fine(args)).expect("JSON")
-}
 
 fn list<'v>(value: &'v Value, path: &str) -> &'v Vec<Value> {
     value
@@ -184,7 +144,7 @@ fn what_cannot_be_drawn_says_what_would() {
         report.as_object_mut().expect("a report").remove(key);
     }
     // A report of a version before these keys is still read.
-    let old = written(&folder, "old.json", &report.to_string());
+    let old = written(&folder, "old.json", report.to_string());
     for kind in ["waterfall", "memory"] {
         fine(&["plot", kind, text(&old)]);
     }
@@ -265,7 +225,7 @@ fn links_carry_what_the_collectives_send() {
     let scenario = written(
         &folder,
         "data.yaml",
-        &PIPELINE
+        PIPELINE
             .replace("gpus: 32", "gpus: 8")
             .replace("{ tensor: 2, pipeline: 4, zero: 1 }", "{ zero: 1 }")
             .replace("sequence_length: 8192", "sequence_length: 2048"),

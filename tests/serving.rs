@@ -1,30 +1,12 @@
 //! Serving as a user writes it: every setting of a serving scenario by way of the command line, and
 //! published runs beside it.
 
+mod common;
+
+use common::{outcome, scratch};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-fn rackflow(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
-        .args(args)
-        .output()
-        .expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
-    (
-        output.status.code().expect("it exits"),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("serving-{test}"));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a scratch folder");
-    folder
-}
+use std::path::Path;
 
 /// A small service with these lines in place of its own.
 fn scenario(cluster: &str, model: &str, serving: &str, requests: &str) -> String {
@@ -47,7 +29,7 @@ fn run_with(folder: &Path, text: &str, more: &[&str]) -> Value {
         "json",
     ];
     args.extend(more);
-    let (status, out, err) = rackflow(&args);
+    let (status, out, err) = outcome(&args);
     assert_eq!(status, 0, "{err}\n{text}");
     serde_json::from_str(&out).expect("a report")
 }
@@ -165,7 +147,7 @@ fn traces_in_every_form_are_replayed() {
         scenario(ONE, SMALL, "", "      trace: damaged.jsonl\n"),
     )
     .expect("a file");
-    let (status, _, err) = rackflow(&["run", path.to_str().expect("a plain path")]);
+    let (status, _, err) = outcome(&["run", path.to_str().expect("a plain path")]);
     assert_eq!(status, 2, "{err}");
     assert!(err.contains("damaged.jsonl:1"), "{err}");
 }
@@ -291,7 +273,7 @@ fn services_are_swept() {
         "--format",
         "json",
     ];
-    let (status, out, err) = rackflow(&args);
+    let (status, out, err) = outcome(&args);
     assert_eq!(status, 0, "{err}");
     let cases = serde_json::from_str::<Value>(&out).expect("a table")["cases"].clone();
     let cases = cases.as_array().expect("cases");
@@ -311,7 +293,7 @@ fn services_are_swept() {
         assert!(output.join(file).exists(), "{file}");
     }
     // What is finished is not run again, and gives the same.
-    let (_, again, told) = rackflow(&args);
+    let (_, again, told) = outcome(&args);
     assert_eq!(out, again);
     assert!(told.contains("3 of 3 cases are finished already"), "{told}");
 }
@@ -326,7 +308,7 @@ fn services_are_compared() {
         fs::write(&path, text).expect("a scratch file");
         path.to_str().expect("a plain path").to_owned()
     });
-    let (status, out, err) = rackflow(&["compare", &a, &b, "--format", "json"]);
+    let (status, out, err) = outcome(&["compare", &a, &b, "--format", "json"]);
     assert_eq!(status, 0, "{err}");
     let found: Value = serde_json::from_str(&out).expect("a comparison");
     let causes = found["causes"].as_array().expect("causes");
@@ -341,16 +323,16 @@ fn services_are_compared() {
         settings.iter().any(|s| s["name"] == "both parallelism"),
         "{settings:?}"
     );
-    let (_, text, _) = rackflow(&["compare", &a, &b]);
+    let (_, text, _) = outcome(&["compare", &a, &b]);
     assert!(text.contains("GPU-milliseconds per token"), "{text}");
-    let (status, _, err) = rackflow(&["compare", &a, "quickstart-llama3-8b-8-h100"]);
+    let (status, _, err) = outcome(&["compare", &a, "quickstart-llama3-8b-8-h100"]);
     assert_eq!(status, 2);
     assert!(err.contains("trains and the other serves"), "{err}");
 }
 
 #[test]
 fn published_serving_runs_are_compared() {
-    let (status, out, err) = rackflow(&[
+    let (status, out, err) = outcome(&[
         "validate", "serving", "--filter", "GPT-J", "--format", "json",
     ]);
     assert_eq!((status, err.as_str()), (0, ""));
@@ -382,7 +364,7 @@ fn published_serving_runs_are_compared() {
         .expect("an error");
     assert!(errors[0] <= median && median <= errors[rows - 1]);
     // The published first and later tokens are scored apart; what follows from both is only shown.
-    let (_, out, _) = rackflow(&[
+    let (_, out, _) = outcome(&[
         "validate",
         "serving",
         "--filter",
@@ -403,9 +385,9 @@ fn faulty_published_runs_are_refused_at_their_line() {
     let path = folder.join("runs.jsonl");
     fs::write(&path, "\n{\"id\": \"a\"}\n").expect("a file");
     let name = path.to_str().expect("a plain path");
-    let (status, out, err) = rackflow(&["validate", "serving", "--data", name]);
+    let (status, out, err) = outcome(&["validate", "serving", "--data", name]);
     assert_eq!((status, out.as_str()), (2, ""));
     assert!(err.contains("2"), "{err}");
-    let (status, _, _) = rackflow(&["validate", "serving", "--filter", "no such row"]);
+    let (status, _, _) = outcome(&["validate", "serving", "--filter", "no such row"]);
     assert_eq!(status, 2);
 }

@@ -1,10 +1,13 @@
 //! Sweeps as a person uses them: run, killed, resumed, filtered, opened.
 
+mod common;
+
+use common::{command, fine, refused, root, scratch, text, written};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
@@ -20,44 +23,10 @@ workload:
     parallelism: { tensor: 2, zero: 1 }
 ";
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rackflow"));
-    command.args(args).current_dir(root());
-    command
-}
-
-fn rackflow(args: &[&str]) -> Output {
-    command(args).output().expect("the binary starts")
-}
-
-fn fine(args: &[&str]) -> String {
-    let output = rackflow(args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rackflow {args:?}: {errors}");
-    String::from_utf8(output.stdout).expect("output is text")
-}
-
-fn refused(args: &[&str]) -> String {
-    let output = rackflow(args);
-    assert_eq!(output.status.code(), Some(2), "rackflow {args:?}");
-    String::from_utf8(output.stderr).expect("messages are text")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a scratch path is text")
-}
-
 /// An empty folder, and a scenario in it.
-fn scratch(test: &str, scenario: &str) -> (PathBuf, PathBuf) {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a scratch folder");
-    let file = folder.join("sweep.yaml");
-    fs::write(&file, scenario).expect("a scenario");
+fn prepared(test: &str, scenario: &str) -> (PathBuf, PathBuf) {
+    let folder = scratch(test);
+    let file = written(&folder, "sweep.yaml", scenario);
     (folder, file)
 }
 
@@ -102,7 +71,7 @@ fn rows(folder: &Path) -> Vec<BTreeMap<String, String>> {
 
 #[test]
 fn the_same_bytes_come_of_any_number_of_threads_and_of_a_second_call() {
-    let (folder, file) = scratch("sweep-threads", SMALL);
+    let (folder, file) = prepared("sweep-threads", SMALL);
     let out = |name: &str| folder.join(name);
     for (name, jobs) in [("one", "1"), ("four", "4")] {
         fine(&["sweep", text(&file), "-o", text(&out(name)), "--jobs", jobs]);
@@ -124,7 +93,7 @@ fn the_same_bytes_come_of_any_number_of_threads_and_of_a_second_call() {
 
 #[test]
 fn a_case_is_what_run_says_of_it() {
-    let (folder, file) = scratch("sweep-case", SMALL);
+    let (folder, file) = prepared("sweep-case", SMALL);
     let out = folder.join("out");
     fine(&["sweep", text(&file), "-o", text(&out)]);
     let rows = rows(&out);
@@ -146,7 +115,7 @@ fn a_case_is_what_run_says_of_it() {
 #[test]
 fn what_cannot_be_simulated_is_a_row_with_its_reason() {
     let scenario = SMALL.replace("gpus: [8, 16, 32]", "gpus: [8, 12]");
-    let (folder, file) = scratch("sweep-infeasible", &scenario);
+    let (folder, file) = prepared("sweep-infeasible", &scenario);
     let out = folder.join("out");
     let summary = fine(&["sweep", text(&file), "-o", text(&out)]);
     assert!(summary.contains("2 of 4 cases ran; 2 cannot"), "{summary}");
@@ -160,7 +129,7 @@ fn what_cannot_be_simulated_is_a_row_with_its_reason() {
 
 #[test]
 fn a_filter_runs_some_cases_and_keeps_the_others() {
-    let (folder, file) = scratch("sweep-filter", SMALL);
+    let (folder, file) = prepared("sweep-filter", SMALL);
     let out = folder.join("out");
     fine(&["sweep", text(&file), "-o", text(&out), "--filter", "gpus=8"]);
     assert_eq!(rows(&out).len(), 2);
@@ -191,7 +160,7 @@ fn a_killed_sweep_goes_on_and_loses_nothing() {
         .replace("gpus: [8, 16, 32]", "gpus: 8")
         .replace("precision: [bf16, fp8]", "precision: bf16")
         + "simulation: { seed: { from: 1, to: 12, step: 1 } }\n";
-    let (folder, file) = scratch("sweep-killed", &many);
+    let (folder, file) = prepared("sweep-killed", &many);
     let (out, whole) = (folder.join("out"), folder.join("whole"));
     let args = ["sweep", text(&file), "-o", text(&out), "--jobs", "1"];
     let mut child = command(&args)
@@ -240,7 +209,7 @@ fn an_interrupted_sweep_writes_up_what_is_finished_and_goes_on() {
         .replace("gpus: [8, 16, 32]", "gpus: 8")
         .replace("precision: [bf16, fp8]", "precision: bf16")
         + "simulation: { seed: { from: 1, to: 40, step: 1 } }\n";
-    let (folder, file) = scratch("sweep-interrupted", &many);
+    let (folder, file) = prepared("sweep-interrupted", &many);
     let out = folder.join("out");
     let args = ["sweep", text(&file), "-o", text(&out), "--jobs", "1"];
     let child = command(&args)
@@ -274,7 +243,7 @@ fn an_interrupted_sweep_writes_up_what_is_finished_and_goes_on() {
 
 #[test]
 fn a_changed_scenario_runs_again_what_it_changes() {
-    let (folder, file) = scratch("sweep-changed", SMALL);
+    let (folder, file) = prepared("sweep-changed", SMALL);
     let out = folder.join("out");
     fine(&["sweep", text(&file), "-o", text(&out)]);
     let written = |case: &str| {
@@ -296,7 +265,7 @@ fn a_changed_scenario_runs_again_what_it_changes() {
 
 #[test]
 fn other_peoples_folders_are_left_alone() {
-    let (folder, file) = scratch("sweep-foreign", SMALL);
+    let (folder, file) = prepared("sweep-foreign", SMALL);
     let message = refused(&["sweep", text(&file), "-o", text(&folder)]);
     assert!(message.contains("holds other files"), "{message}");
     let typo = folder.join("typo.yaml");
@@ -357,7 +326,7 @@ fn the_page_shows_its_figures_and_its_tables_sort_in_chromium() {
         eprintln!("skipped: there is no Chromium here (Debian: apt install chromium)");
         return;
     };
-    let (folder, file) = scratch("sweep-page", SMALL);
+    let (folder, file) = prepared("sweep-page", SMALL);
     let out = folder.join("out");
     fine(&["sweep", text(&file), "-o", text(&out)]);
     let page = fs::read_to_string(out.join("report.html")).expect("the page");
@@ -405,7 +374,7 @@ fn the_page_shows_its_figures_and_its_tables_sort_in_chromium() {
 
 #[test]
 fn two_runs_are_compared_cause_by_cause() {
-    let (folder, file) = scratch("compare", SMALL);
+    let (folder, file) = prepared("compare", SMALL);
     let out = folder.join("out");
     fine(&["sweep", text(&file), "-o", text(&out)]);
     let case = |name: &str| out.join("cases").join(name);

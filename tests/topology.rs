@@ -1,25 +1,8 @@
 //! `topology` and `route`, as a user calls them.
 
-use std::process::Command;
+mod common;
 
-fn rackflow(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rackflow"))
-        .args(args)
-        .output()
-        .expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is text");
-    (
-        output.status.code().expect("it exits"),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-fn json(args: &[&str]) -> serde_json::Value {
-    let (status, out, err) = rackflow(args);
-    assert_eq!((status, err.as_str()), (0, ""), "{args:?}");
-    serde_json::from_str(&out).expect("the output is JSON")
-}
+use common::{json, outcome, scratch};
 
 #[test]
 fn published_switch_counts_and_bisections() {
@@ -67,13 +50,13 @@ fn published_switch_counts_and_bisections() {
 
 #[test]
 fn the_cluster_of_a_shipped_scenario_in_words_and_as_a_picture() {
-    let (status, text, _) = rackflow(&["topology", "deepseek-v3-2048-h800"]);
+    let (status, text, _) = outcome(&["topology", "deepseek-v3-2048-h800"]);
     assert_eq!(status, 0);
     assert!(
         text.starts_with("2,048 hgx-h800 GPUs on a multi-plane fat tree"),
         "{text}"
     );
-    let (status, svg, _) = rackflow(&["topology", "deepseek-v3-2048-h800", "--format", "svg"]);
+    let (status, svg, _) = outcome(&["topology", "deepseek-v3-2048-h800", "--format", "svg"]);
     assert_eq!(status, 0);
     assert!(
         svg.starts_with("<svg") && svg.contains("plane 7"),
@@ -86,7 +69,7 @@ fn the_cluster_of_a_shipped_scenario_in_words_and_as_a_picture() {
 fn clusters_of_every_size_are_drawn() {
     for gpus in ["8", "1024", "131072"] {
         let (status, svg, err) =
-            rackflow(&["topology", "dgx-h100", "--gpus", gpus, "--format", "svg"]);
+            outcome(&["topology", "dgx-h100", "--gpus", gpus, "--format", "svg"]);
         assert_eq!((status, err.as_str()), (0, ""), "{gpus}");
         // Repeats are counted, not drawn: a picture stays small.
         assert!(svg.len() < 400_000, "{gpus}: {}", svg.len());
@@ -95,8 +78,7 @@ fn clusters_of_every_size_are_drawn() {
 
 #[test]
 fn a_cluster_file_and_its_folder() {
-    let folder = std::env::temp_dir().join(format!("rackflow-topology-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    let folder = scratch("cluster-file");
     let file = folder.join("mine.yaml");
     std::fs::write(
         &file,
@@ -105,8 +87,7 @@ fn a_cluster_file_and_its_folder() {
     .expect("a scratch file");
     let path = file.to_str().expect("a plain path");
     let out = folder.join("out");
-    let (status, text, _) =
-        rackflow(&["topology", path, "-o", out.to_str().expect("a plain path")]);
+    let (status, text, _) = outcome(&["topology", path, "-o", out.to_str().expect("a plain path")]);
     assert_eq!(status, 0);
     assert!(
         text.contains("8 planes that meet only inside a domain"),
@@ -121,13 +102,12 @@ fn a_cluster_file_and_its_folder() {
         assert!(out.join(name).exists(), "{name}");
     }
     std::fs::write(&file, "node: dgx-h100\ngpu: 64\n").expect("a scratch file");
-    let (status, _, err) = rackflow(&["topology", path]);
+    let (status, _, err) = outcome(&["topology", path]);
     assert_eq!(status, 2);
     assert!(
         err.contains("unknown key `gpu`") && err.contains("did you mean `gpus`?"),
         "{err}"
     );
-    std::fs::remove_dir_all(&folder).expect("the scratch folder");
 }
 
 #[test]
@@ -155,7 +135,7 @@ fn routes_hop_by_hop() {
         .collect();
     assert_eq!(names.len(), 6);
     assert_eq!(spread["by_rail"][1]["to"], "GPU 7");
-    let (status, text, _) = rackflow(&[
+    let (status, text, _) = outcome(&[
         "route",
         "0",
         "1021",
@@ -175,19 +155,19 @@ fn routes_hop_by_hop() {
 
 #[test]
 fn what_cannot_be_is_said() {
-    let (status, _, err) = rackflow(&["route", "0", "8", "--cluster", "dgx-h100"]);
+    let (status, _, err) = outcome(&["route", "0", "8", "--cluster", "dgx-h100"]);
     assert_eq!(status, 2);
     assert!(
         err.contains("there is no GPU 8: the cluster has 8 GPUs"),
         "{err}"
     );
-    let (status, _, err) = rackflow(&["topology", "dgx-h10"]);
+    let (status, _, err) = outcome(&["topology", "dgx-h10"]);
     assert_eq!(status, 2);
     assert!(err.contains("did you mean dgx-h100?"), "{err}");
-    let (status, _, err) = rackflow(&["topology", "dgx-h100", "--gpus", "12"]);
+    let (status, _, err) = outcome(&["topology", "dgx-h100", "--gpus", "12"]);
     assert_eq!(status, 2);
     assert!(err.contains("8 or 16"), "{err}");
-    let (status, _, err) = rackflow(&["topology", "dgx-h100", "--fabric", "rail-optimised"]);
+    let (status, _, err) = outcome(&["topology", "dgx-h100", "--fabric", "rail-optimised"]);
     assert_eq!(status, 2);
     assert!(err.contains("did you mean `rail-optimized`?"), "{err}");
 }
@@ -250,13 +230,13 @@ fn clusters_that_somebody_else_described() {
     ]);
     assert_eq!(table["rows"][0]["time_us"], like["rows"][0]["time_us"]);
     // A file that leaves the GPU open names the way out, and a scenario goes it.
-    let (status, _, err) = rackflow(&["topology", &file("cloud-a100.xml")]);
+    let (status, _, err) = outcome(&["topology", &file("cloud-a100.xml")]);
     assert_eq!(status, 2);
     assert!(
         err.contains("cloud-a100.xml:5:7") && err.contains("accelerator:"),
         "{err}"
     );
-    let (status, text, err) = rackflow(&["run", &file("llama3-8b-on-a-cloud.yaml")]);
+    let (status, text, err) = outcome(&["run", &file("llama3-8b-on-a-cloud.yaml")]);
     assert_eq!((status, err.as_str()), (0, ""));
     assert!(text.contains("cloud-a100.xml"), "{text}");
 }

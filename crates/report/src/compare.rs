@@ -7,7 +7,7 @@
 pub mod serving;
 
 use crate::causes::{Family, family};
-use crate::format::{number, percent, seconds, significant};
+use crate::format::{number, percent, seconds, significant, wrap};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +141,34 @@ pub struct CauseDifference {
     pub of_a: f64,
 }
 
+/// A cause that costs `a` in the first run and `b` in the second, where the first spends `all`.
+fn cause_of_both(cause: &str, label: &str, (a, b): (f64, f64), all: f64) -> CauseDifference {
+    CauseDifference {
+        cause: cause.to_owned(),
+        label: label.to_owned(),
+        a,
+        b,
+        difference: b - a,
+        of_a: (b - a) / all,
+    }
+}
+
+/// Every cause that either run names, once, largest difference first.
+fn causes_of_both<'a>(
+    named: impl Iterator<Item = (&'a str, &'a str)>,
+    all: f64,
+    costs: impl Fn(&str) -> (f64, f64),
+) -> Vec<CauseDifference> {
+    let mut causes: Vec<CauseDifference> = Vec::new();
+    for (cause, label) in named {
+        if causes.iter().all(|known| known.cause != cause) {
+            causes.push(cause_of_both(cause, label, costs(cause), all));
+        }
+    }
+    causes.sort_by(|x, y| y.difference.abs().total_cmp(&x.difference.abs()));
+    causes
+}
+
 fn pair(a: f64, b: f64) -> Pair {
     Pair { a, b, ratio: b / a }
 }
@@ -149,22 +177,9 @@ fn pair(a: f64, b: f64) -> Pair {
 pub fn compare(a: &Side, b: &Side) -> Difference {
     let per_gpu = |side: &Side| side.effective() / side.cluster.gpus as f64;
     let all = a.total();
-    let row = |cause: &str, label: &str, x: f64, y: f64| CauseDifference {
-        cause: cause.to_owned(),
-        label: label.to_owned(),
-        a: x,
-        b: y,
-        difference: y - x,
-        of_a: (y - x) / all,
-    };
-    let mut causes: Vec<CauseDifference> = Vec::new();
-    for loss in a.waterfall.iter().chain(&b.waterfall) {
-        if causes.iter().all(|known| known.cause != loss.cause) {
-            let (x, y) = (a.cost(&loss.cause), b.cost(&loss.cause));
-            causes.push(row(&loss.cause, &loss.label, x, y));
-        }
-    }
-    causes.sort_by(|x, y| y.difference.abs().total_cmp(&x.difference.abs()));
+    let losses = a.waterfall.iter().chain(&b.waterfall);
+    let named = losses.map(|loss| (loss.cause.as_str(), loss.label.as_str()));
+    let causes = causes_of_both(named, all, |cause| (a.cost(cause), b.cost(cause)));
     let mut found = Difference {
         schema_version: 1,
         a: a.scenario.clone(),
@@ -173,7 +188,7 @@ pub fn compare(a: &Side, b: &Side) -> Difference {
         effective_flops: pair(a.effective(), b.effective()),
         effective_flops_per_gpu: pair(per_gpu(a), per_gpu(b)),
         settings: settings(a, b),
-        total: row("total", "All", all, b.total()),
+        total: cause_of_both("total", "All", (all, b.total()), all),
         causes,
         words: Vec::new(),
     };
@@ -288,73 +303,82 @@ impl Difference {
 
     /// The comparison for a terminal.
     pub fn render_text(&self) -> String {
-        let mut out = String::new();
-        for sentence in &self.words {
-            for line in crate::format::wrap(sentence, 92) {
-                out.push_str(&line);
-                out.push('\n');
-            }
-        }
-        let mut table = |title: &str, rows: Vec<[String; 4]>| {
-            out.push('\n');
-            out.push_str(&format!(
-                "{title:<32}{:>16}{:>16}{:>18}\n",
-                "A", "B", "B against A"
-            ));
-            for [name, a, b, difference] in rows {
-                out.push_str(&format!("  {name:<30}{a:>16}{b:>16}{difference:>18}\n"));
-            }
-        };
         let times = |pair: &Pair| format!("{} x", significant(pair.ratio));
-        table(
-            "Results",
-            vec![
-                [
-                    "step time".into(),
-                    seconds(self.step_time_s.a),
-                    seconds(self.step_time_s.b),
-                    times(&self.step_time_s),
-                ],
-                [
-                    "effective PFLOP/s".into(),
-                    significant(self.effective_flops.a * 1e-15),
-                    significant(self.effective_flops.b * 1e-15),
-                    times(&self.effective_flops),
-                ],
-                [
-                    "effective TFLOP/s per GPU".into(),
-                    significant(self.effective_flops_per_gpu.a * 1e-12),
-                    significant(self.effective_flops_per_gpu.b * 1e-12),
-                    times(&self.effective_flops_per_gpu),
-                ],
+        let results = vec![
+            [
+                "step time".into(),
+                seconds(self.step_time_s.a),
+                seconds(self.step_time_s.b),
+                times(&self.step_time_s),
             ],
-        );
-        let row = |cause: &CauseDifference| {
+            [
+                "effective PFLOP/s".into(),
+                significant(self.effective_flops.a * 1e-15),
+                significant(self.effective_flops.b * 1e-15),
+                times(&self.effective_flops),
+            ],
+            [
+                "effective TFLOP/s per GPU".into(),
+                significant(self.effective_flops_per_gpu.a * 1e-12),
+                significant(self.effective_flops_per_gpu.b * 1e-12),
+                times(&self.effective_flops_per_gpu),
+            ],
+        ];
+        let mut out = sentences(&self.words);
+        table(&mut out, "Results", results);
+        let rows = rows_of(&self.causes, &self.total);
+        table(&mut out, "GPU-seconds per PFLOP of work", rows);
+        list_settings(&mut out, &self.settings);
+        out
+    }
+}
+
+/// Width of a line of words.
+const LINE: usize = 92;
+/// Share of what the first run spends below which a cause is not listed.
+const SMALLEST_LISTED: f64 = 0.0005;
+
+fn sentences(words: &[String]) -> String {
+    let lines = words.iter().flat_map(|sentence| wrap(sentence, LINE));
+    lines.map(|line| line + "\n").collect()
+}
+
+/// Adds a table of both runs.
+fn table(out: &mut String, title: &str, rows: Vec<[String; 4]>) {
+    out.push_str(&format!(
+        "\n{title:<32}{:>16}{:>16}{:>18}\n",
+        "A", "B", "B against A"
+    ));
+    for [name, a, b, difference] in rows {
+        out.push_str(&format!("  {name:<30}{a:>16}{b:>16}{difference:>18}\n"));
+    }
+}
+
+/// The causes worth a line, and their sum.
+fn rows_of(causes: &[CauseDifference], total: &CauseDifference) -> Vec<[String; 4]> {
+    let listed = causes
+        .iter()
+        .filter(|cause| cause.of_a.abs() >= SMALLEST_LISTED);
+    listed
+        .chain([total])
+        .map(|cause| {
             [
                 cause.label.clone(),
                 format!("{:.4}", cause.a),
                 format!("{:.4}", cause.b),
                 format!("{:+.1} % of A", cause.of_a * 100.0),
             ]
-        };
-        let mut rows: Vec<[String; 4]> = self
-            .causes
-            .iter()
-            .filter(|cause| cause.of_a.abs() >= 0.0005)
-            .map(row)
-            .collect();
-        rows.push(row(&self.total));
-        table("GPU-seconds per PFLOP of work", rows);
-        if !self.settings.is_empty() {
-            out.push_str("\nWhat the two say differently\n");
-            for setting in &self.settings {
-                out.push_str(&format!(
-                    "  {:<20} {}  ->  {}\n",
-                    setting.name, setting.a, setting.b
-                ));
-            }
-        }
-        out
+        })
+        .collect()
+}
+
+/// Adds what the two scenarios say differently.
+fn list_settings(out: &mut String, settings: &[Setting]) {
+    if !settings.is_empty() {
+        out.push_str("\nWhat the two say differently\n");
+    }
+    for Setting { name, a, b } in settings {
+        out.push_str(&format!("  {name:<20} {a}  ->  {b}\n"));
     }
 }
 

@@ -3,8 +3,11 @@
 //! The GPU-time of the window is spent on causes. Divided by the output tokens of the window, two
 //! services of any size are on one footing, and their difference is the sum of the differences by cause.
 
-use super::{CauseDifference, Pair, Setting, pair};
-use crate::format::{percent, significant, wrap};
+use super::{
+    CauseDifference, Pair, Setting, cause_of_both, causes_of_both, list_settings, pair, rows_of,
+    sentences, table,
+};
+use crate::format::{percent, significant};
 use crate::serving::ServingReport;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -56,29 +59,18 @@ fn cost(report: &ServingReport, cause: Option<&str>) -> f64 {
 /// Why `b` differs from `a`.
 pub fn compare(a: &ServingReport, b: &ServingReport) -> ServingDifference {
     let all = cost(a, None);
-    let row = |cause: &str, label: &str, x: f64, y: f64| CauseDifference {
-        cause: cause.to_owned(),
-        label: label.to_owned(),
-        a: x,
-        b: y,
-        difference: y - x,
-        of_a: (y - x) / all,
-    };
-    let mut causes: Vec<CauseDifference> = Vec::new();
-    for loss in a.waterfall.iter().chain(&b.waterfall) {
-        if causes.iter().all(|known| known.cause != loss.cause) {
-            let of = |report| cost(report, Some(&loss.cause));
-            causes.push(row(&loss.cause, &loss.label, of(a), of(b)));
-        }
-    }
-    causes.sort_by(|x, y| y.difference.abs().total_cmp(&x.difference.abs()));
+    let losses = a.waterfall.iter().chain(&b.waterfall);
+    let named = losses.map(|loss| (loss.cause.as_str(), loss.label.as_str()));
+    let causes = causes_of_both(named, all, |cause| {
+        (cost(a, Some(cause)), cost(b, Some(cause)))
+    });
     let mut found = ServingDifference {
         schema_version: 1,
         a: a.scenario.clone(),
         b: b.scenario.clone(),
         figures: figures(a, b),
         settings: settings(a, b),
-        total: row("total", "All", all, cost(b, None)),
+        total: cause_of_both("total", "All", (all, cost(b, None)), all),
         causes,
         words: Vec::new(),
     };
@@ -222,22 +214,6 @@ impl ServingDifference {
 
     /// The comparison for a terminal.
     pub fn render_text(&self) -> String {
-        let mut out = String::new();
-        for sentence in &self.words {
-            for line in wrap(sentence, 92) {
-                out.push_str(&line);
-                out.push('\n');
-            }
-        }
-        let mut table = |title: &str, rows: Vec<[String; 4]>| {
-            out.push_str(&format!(
-                "\n{title:<32}{:>16}{:>16}{:>18}\n",
-                "A", "B", "B against A"
-            ));
-            for [name, a, b, difference] in rows {
-                out.push_str(&format!("  {name:<30}{a:>16}{b:>16}{difference:>18}\n"));
-            }
-        };
         let figure = |figure: &FigureOfBoth| {
             [
                 figure.name.clone(),
@@ -246,30 +222,15 @@ impl ServingDifference {
                 format!("{} x", significant(figure.values.ratio)),
             ]
         };
-        table("Results", self.figures.iter().map(figure).collect());
-        let row = |cause: &CauseDifference| {
-            [
-                cause.label.clone(),
-                format!("{:.4}", cause.a),
-                format!("{:.4}", cause.b),
-                format!("{:+.1} % of A", cause.of_a * 100.0),
-            ]
-        };
-        let shown = self
-            .causes
-            .iter()
-            .filter(|cause| cause.of_a.abs() >= 0.0005);
-        let rows = shown.chain([&self.total]).map(row).collect();
-        table("GPU-milliseconds per token", rows);
-        if !self.settings.is_empty() {
-            out.push_str("\nWhat the two do differently\n");
-            for setting in &self.settings {
-                out.push_str(&format!(
-                    "  {:<20} {}  ->  {}\n",
-                    setting.name, setting.a, setting.b
-                ));
-            }
-        }
+        let mut out = sentences(&self.words);
+        table(
+            &mut out,
+            "Results",
+            self.figures.iter().map(figure).collect(),
+        );
+        let rows = rows_of(&self.causes, &self.total);
+        table(&mut out, "GPU-milliseconds per token", rows);
+        list_settings(&mut out, &self.settings);
         out
     }
 }
