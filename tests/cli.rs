@@ -669,6 +669,66 @@ fn ci_runs_the_test_command_of_the_readme() {
     );
 }
 
+// ---- clusters of several kinds of node
+
+/// Three nodes of one kind and one of another, a job of one stage over both.
+const KINDS: &str = "
+cluster:
+  nodes:
+    - { node: dgx-h100, count: 3 }
+    - { node: { like: dgx-h100, name: dear, accelerator: { like: h100-sxm, name: dear-gpu,
+        power: 1400 W, price: 6 USD/h } }, count: 1 }
+  fabric: rail-optimized
+workload:
+  training:
+    model: llama3-8b
+    stack: megatron-core-25.04
+    precision: bf16
+    sequence_length: 8192
+    global_batch: 64
+    parallelism: { tensor: 2, zero: 1 }
+    run: { days: 30, failures: llama3-16k-h100, checkpoint: { write: 20 GB/s } }
+";
+
+#[test]
+fn power_cost_and_runs_of_several_kinds_are_their_sums() {
+    let folder = scratch("kinds");
+    let report = |name: &str, text: &str| {
+        let file = folder.join(name);
+        fs::write(&file, text).expect("a scenario");
+        let path = file.to_str().expect("a plain path");
+        json(&fine(&["run", path, "--format", "json"]))
+    };
+    let both = report("both.yaml", KINDS);
+    let plain = KINDS.replace("power: 1400 W, price: 6 USD/h", "power: 700 W");
+    let plain = report("plain.yaml", &plain);
+    let real = |report: &Value, path: &str| {
+        let value = report.pointer(path).and_then(Value::as_f64);
+        value.unwrap_or_else(|| panic!("{path} is a number"))
+    };
+    let economics = |report: &Value, key: &str| real(report, &format!("/economics/{key}"));
+    // A quarter of the GPUs has twice the power and its own price.
+    let of_plain = economics(&plain, "gpu_watts");
+    assert!((economics(&both, "gpu_watts") / of_plain - 1.25).abs() < 0.01);
+    let price = economics(&plain, "usd_per_gpu_hour");
+    let expected = (price * 24.0 + 6.0 * 8.0) / 32.0;
+    assert!((economics(&both, "usd_per_gpu_hour") - expected).abs() < 1e-9);
+    assert!((real(&both, "/run/days/mean") - 30.0).abs() < 1e-6);
+    let hours = 30.0 * 24.0;
+    let (usd, mwh) = (real(&both, "/run/usd"), real(&both, "/run/mwh"));
+    assert!(
+        (usd / (expected * 32.0 * hours) - 1.0).abs() < 1e-9,
+        "{usd}"
+    );
+    // Idle time draws less than steps do.
+    let at_work = economics(&both, "facility_mw") * hours;
+    assert!(mwh < at_work && mwh > 0.5 * at_work, "{mwh} of {at_work}");
+    let path = folder.join("both.yaml");
+    let path = path.to_str().expect("a plain path");
+    let ranked = json(&fine(&["elasticities", path, "--format", "json"]));
+    assert!(ranked["elasticities"].as_array().expect("a list").len() >= 8);
+}
+
 // ---- elasticities
 
 #[test]

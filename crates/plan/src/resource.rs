@@ -4,6 +4,7 @@
 //! one thing smaller) by a small factor. Simulating both says how throughput answers.
 
 use crate::setup::Setup;
+use rackflow_topology::Cluster;
 use rackflow_units::{Bandwidth, SimDuration};
 use rackflow_workload::CudaGraphs;
 
@@ -109,46 +110,61 @@ impl Resource {
     /// launched by graph has no launches.
     pub fn more(self, setup: &Setup) -> Option<(Setup, f64)> {
         let mut more = setup.clone();
-        let accelerator = &mut more.cluster.node.accelerator;
+        let cluster = &mut more.cluster;
         match self {
-            Self::TensorFlops => {
-                let peak = &mut accelerator.peak;
+            Self::TensorFlops => cluster.for_each_node(|node| {
+                let peak = &mut node.accelerator.peak;
                 peak.bf16 = peak.bf16 * STEP;
                 peak.fp8 = peak.fp8.map(|rate| rate * STEP);
                 peak.fp4 = peak.fp4.map(|rate| rate * STEP);
-            }
-            Self::VectorFlops => accelerator.vector = accelerator.vector * STEP,
+            }),
+            Self::VectorFlops => cluster.for_each_node(|node| {
+                node.accelerator.vector = node.accelerator.vector * STEP;
+            }),
             Self::Exponentials => {
-                let before = accelerator.exponentials_per_sm_clock;
-                accelerator.exponentials_per_sm_clock = before + 1;
-                return Some((more, f64::from(before + 1) / f64::from(before.max(1))));
+                // The unit grows by whole steps; of several kinds, by the sum over their GPUs.
+                let rate = |cluster: &Cluster| -> u64 {
+                    let kinds = cluster.kinds().into_iter();
+                    kinds
+                        .map(|kind| {
+                            let each = kind.node.accelerator.exponentials_per_sm_clock;
+                            u64::from(each) * u64::from(kind.gpus)
+                        })
+                        .sum()
+                };
+                cluster.for_each_node(|node| node.accelerator.exponentials_per_sm_clock += 1);
+                let factor = rate(cluster) as f64 / rate(&setup.cluster).max(1) as f64;
+                return Some((more, factor));
             }
-            Self::MemoryBandwidth => wider(&mut accelerator.memory_bandwidth),
-            Self::MemoryCapacity => {
-                let larger = (accelerator.memory.as_f64() * STEP) as u64;
-                accelerator.memory = rackflow_units::Bytes::new(larger);
+            Self::MemoryBandwidth => {
+                cluster.for_each_node(|node| wider(&mut node.accelerator.memory_bandwidth));
             }
+            Self::MemoryCapacity => cluster.for_each_node(|node| {
+                let larger = (node.accelerator.memory.as_f64() * STEP) as u64;
+                node.accelerator.memory = rackflow_units::Bytes::new(larger);
+            }),
             Self::NvLink => {
-                if more.cluster.node.scale_up.domain < 2 {
+                if cluster.nodes().all(|node| node.scale_up.domain < 2) {
                     return None;
                 }
-                wider(&mut more.cluster.node.scale_up.bandwidth);
+                cluster.for_each_node(|node| wider(&mut node.scale_up.bandwidth));
             }
             Self::Nic => {
-                if more.cluster.gpus <= more.cluster.node.gpus {
+                if cluster.gpus <= cluster.node.gpus {
                     return None;
                 }
-                wider(&mut more.cluster.node.nic.rate);
-                if let Some(link) = more.cluster.fabric.link_mut() {
+                cluster.for_each_node(|node| wider(&mut node.nic.rate));
+                if let Some(link) = cluster.fabric.link_mut() {
                     wider(link);
                 }
             }
             Self::Latency => {
-                let node = &mut more.cluster.node;
-                shorter(&mut node.scale_up.latency);
-                shorter(&mut node.scale_up.collective_base);
-                shorter(&mut node.nic.latency);
-                shorter(more.cluster.fabric.hop_mut());
+                cluster.for_each_node(|node| {
+                    shorter(&mut node.scale_up.latency);
+                    shorter(&mut node.scale_up.collective_base);
+                    shorter(&mut node.nic.latency);
+                });
+                shorter(cluster.fabric.hop_mut());
             }
             Self::CommunicationSms => return fewer_sms(more),
             Self::Launch => {

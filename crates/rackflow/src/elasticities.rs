@@ -11,7 +11,6 @@ use rayon::prelude::*;
 /// Simulates a scenario once for each resource and ranks what each would bring.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     let resolved = run::resolve(args)?;
-    run::one_kind(&resolved, "elasticities are measured")?;
     let plan = run::plan(&resolved)?;
     let before = rackflow_simulator::simulate(&plan).step_time.as_secs_f64();
     let answers: Vec<Answer> = Resource::ALL

@@ -3,9 +3,10 @@
 use crate::causes::{explain, key};
 use crate::report::{Loss, Report};
 use crate::scaling_law::{CHINCHILLA_REFIT, ComputeOptimal};
-use rackflow_plan::{Cause, Cost, Economics as Prices};
+use rackflow_plan::{Accounts, Cause, Cost, Economics as Prices};
 use rackflow_simulator::{Record, Replication, RunRecord};
-use rackflow_topology::Component;
+use rackflow_topology::{Accelerator, Component, Part};
+use rackflow_units::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -139,13 +140,10 @@ pub struct ScalingLawReport {
     pub compute_optimal: ComputeOptimal,
 }
 
-/// What the cluster draws and costs while `report` is true.
-pub(crate) fn economics(record: &Record, report: &Report, prices: &Prices) -> Economics {
-    let node = &record.facts.cluster.node;
-    let accelerator = &node.accelerator;
-    let limit = accelerator.power.watts();
+/// Mean share of its limit that an accelerator draws over these accounts.
+fn load(accounts: &Accounts, accelerator: &Accelerator, native: Precision) -> f64 {
     let draw = &accelerator.draw;
-    let math = draw.math.get(record.facts.native);
+    let math = draw.math.get(native);
     let of_cause = |cause: Cause| match cause {
         Cause::UsefulMath
         | Cause::WiderPrecision
@@ -162,21 +160,33 @@ pub(crate) fn economics(record: &Record, report: &Report, prices: &Prices) -> Ec
         | Cause::Straggler => draw.waiting,
         Cause::Checkpoint | Cause::LostWork | Cause::Idle => draw.idle,
     };
-    let total = record.total();
-    let all = total.total_picos() as f64;
-    let share = |cause| total.picos(cause) as f64 / all;
-    let busy: f64 = Cause::all()
-        .map(|cause| share(cause) * of_cause(cause))
-        .sum();
-    let rated_rest = node.rack.power.watts() - f64::from(node.rack.gpus) * limit;
-    let rest = REST_OF_RACK * rated_rest.max(0.0);
-    let rack = |gpu_watts: f64| (f64::from(node.rack.gpus) * gpu_watts + rest) * 1e-3;
-    let gpu_watts = busy * limit;
-    let kw_per_rack = rack(gpu_watts);
-    let racks = f64::from(record.facts.cluster.gpus) / f64::from(node.rack.gpus);
-    let facility_mw = kw_per_rack * racks * prices.pue * 1e-3;
+    let all = accounts.total_picos() as f64;
+    Cause::all()
+        .map(|cause| accounts.picos(cause) as f64 / all * of_cause(cause))
+        .sum()
+}
+
+/// What the cluster draws and costs while `report` is true. Of several kinds of node, what is said of
+/// one accelerator or one rack is the mean.
+pub(crate) fn economics(record: &Record, report: &Report, prices: &Prices) -> Economics {
+    let facts = &record.facts;
+    let (mut gpu_watts, mut kw, mut idle_kw, mut racks) = (0.0, 0.0, 0.0, 0.0);
+    for (index, Part { node, gpus }) in facts.cluster.kinds().iter().enumerate() {
+        let limit = node.accelerator.power.watts();
+        let rated_rest = node.rack.power.watts() - f64::from(node.rack.gpus) * limit;
+        let rest = REST_OF_RACK * rated_rest.max(0.0);
+        let rack = |gpu_watts: f64| (f64::from(node.rack.gpus) * gpu_watts + rest) * 1e-3;
+        let watts = load(&of_kind(record, index), &node.accelerator, facts.native) * limit;
+        let count = f64::from(*gpus) / f64::from(node.rack.gpus);
+        racks += count;
+        gpu_watts += watts * f64::from(*gpus);
+        kw += rack(watts) * count;
+        idle_kw += rack(node.accelerator.draw.idle * limit) * count;
+    }
+    let gpus = f64::from(facts.cluster.gpus);
+    let facility_mw = kw * prices.pue * 1e-3;
     let tokens_per_s = report.training.tokens_per_s;
-    let kw_per_gpu = kw_per_rack / f64::from(node.rack.gpus) * prices.pue;
+    let kw_per_gpu = kw / gpus * prices.pue;
     let usd_per_gpu_hour = prices.cost.map(|cost| match cost {
         Cost::Rent { per_gpu_hour } => per_gpu_hour,
         Cost::Purchase {
@@ -185,11 +195,10 @@ pub(crate) fn economics(record: &Record, report: &Report, prices: &Prices) -> Ec
             operation,
         } => per_gpu * (1.0 / years + operation) / HOURS_PER_YEAR + kw_per_gpu * prices.electricity,
     });
-    let gpus = f64::from(record.facts.cluster.gpus);
     Economics {
-        gpu_watts,
-        kw_per_rack,
-        kw_per_idle_rack: rack(draw.idle * limit),
+        gpu_watts: gpu_watts / gpus,
+        kw_per_rack: kw / racks,
+        kw_per_idle_rack: idle_kw / racks,
         pue: prices.pue,
         facility_mw,
         joules_per_token: facility_mw * 1e6 / tokens_per_s,
@@ -204,6 +213,16 @@ pub(crate) fn economics(record: &Record, report: &Report, prices: &Prices) -> Ec
             .to_owned()
         }),
     }
+}
+
+/// Accounts of all ranks on one kind of accelerator, by its place among the kinds.
+fn of_kind(record: &Record, kind: usize) -> Accounts {
+    let mut sum = Accounts::default();
+    let classes = record.classes.iter();
+    for class in classes.filter(|class| class.kind as usize == kind) {
+        sum.add(&class.accounts, u64::from(class.ranks));
+    }
+    sum
 }
 
 const SECONDS: f64 = 1e-9;
@@ -233,7 +252,7 @@ pub(crate) fn run(record: &RunRecord, report: &Report, economics: &Economics) ->
     let mean = |value: &dyn Fn(&Replication) -> f64| estimate(value).mean;
     let running =
         mean(&|r| (r.time.useful + r.time.slow + r.time.lost) as f64 / r.wall.max(1) as f64);
-    let racks = report.cluster.gpus as f64 / report.cluster.gpus_per_rack.max(1) as f64;
+    let racks = economics.facility_mw * 1e3 / (economics.pue * economics.kw_per_rack);
     let kw = running * economics.kw_per_rack + (1.0 - running) * economics.kw_per_idle_rack;
     let hours = days.mean * 24.0;
     let flops = report.model.flops_per_step_causal * tokens.mean / record.tokens_per_step;

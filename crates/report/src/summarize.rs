@@ -142,9 +142,8 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             seed: record.engine.seed,
         },
     };
-    // Power and cost are always known, whatever is paid for it, of one kind of node.
-    let one_kind = !facts.cluster.is_mixed();
-    if let Some(prices) = options.economics.as_ref().filter(|_| one_kind) {
+    // Power is always known, whatever is paid for it.
+    if let Some(prices) = &options.economics {
         let economics = outlook::economics(record, &report, prices);
         if let Some(run) = &options.run {
             check_run(run)?;

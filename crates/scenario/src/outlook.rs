@@ -9,7 +9,7 @@ use crate::resolve::{Findings, Scenario};
 use rackflow_plan::{
     Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, Setup, TrainingRun,
 };
-use rackflow_topology::{Accelerator, FailureProfile};
+use rackflow_topology::{Accelerator, Cluster, FailureProfile};
 
 const RUN: &str = "workload.training.run";
 
@@ -20,8 +20,7 @@ impl Scenario {
     /// With everything that is wrong with it.
     pub fn outlook(&self, setup: &Setup) -> Result<Outlook, Vec<Diagnostic>> {
         let mut findings = self.findings();
-        let accelerator = &setup.cluster.node.accelerator;
-        let economics = economics(&self.document().economics, accelerator, &mut findings);
+        let economics = economics(&self.document().economics, &setup.cluster, &mut findings);
         let run = match &self.document().workload {
             WorkloadText::Training(training) => training.run.as_ref(),
             WorkloadText::Serving(_) | WorkloadText::Chakra(_) => None,
@@ -31,17 +30,22 @@ impl Scenario {
     }
 }
 
-fn economics(
-    text: &EconomicsText,
-    accelerator: &Accelerator,
-    findings: &mut Findings<'_>,
-) -> Economics {
+fn economics(text: &EconomicsText, cluster: &Cluster, findings: &mut Findings<'_>) -> Economics {
     if !(1.0..=3.0).contains(&text.pue) {
         findings.report(findings.at("economics.pue", "a PUE is between 1 and 3").hint(
             "it is the power of the building over that of the racks: 1.1 in the best, 1.5 in older ones",
         ));
     }
-    let price = accelerator.price.map(|price| price.get());
+    let kinds = cluster.kinds();
+    // What one accelerator costs in the mean, where every kind has a price.
+    let mean = |price: &dyn Fn(&Accelerator) -> Option<f64>| -> Option<f64> {
+        let sum: Option<f64> = kinds
+            .iter()
+            .map(|kind| Some(price(&kind.node.accelerator)? * f64::from(kind.gpus)))
+            .sum();
+        Some(sum? / f64::from(cluster.gpus))
+    };
+    let price = mean(&|accelerator| Some(accelerator.price?.get()));
     let cost = match text.cost {
         None => price.map(|per_gpu_hour| Cost::Rent { per_gpu_hour }),
         Some(CostText::Rent(rent)) => Some(Cost::Rent {
@@ -54,11 +58,16 @@ fn economics(
                     "hardware is used for half a year or more",
                 ));
             }
-            let capital = purchase.per_gpu.or(accelerator.capital);
+            let given = purchase.per_gpu.map(|usd| usd.get());
+            let capital = given.or_else(|| mean(&|accelerator| Some(accelerator.capital?.get())));
             if capital.is_none() {
+                let unknown = kinds
+                    .iter()
+                    .map(|kind| &kind.node.accelerator)
+                    .find(|accelerator| accelerator.capital.is_none());
                 let message = format!(
                     "`per_gpu` is missing: the catalogue has no price of a {}",
-                    accelerator.name
+                    unknown.map_or("GPU", |accelerator| &accelerator.name)
                 );
                 findings.report(
                     findings
@@ -67,7 +76,7 @@ fn economics(
                 );
             }
             capital.map(|capital| Cost::Purchase {
-                per_gpu: capital.get(),
+                per_gpu: capital,
                 years: purchase.years,
                 operation: purchase.operation,
             })

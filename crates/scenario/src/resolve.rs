@@ -449,12 +449,10 @@ impl Findings<'_> {
 
     /// What is modelled for clusters of one kind only.
     fn refuse_beside_several_kinds(&mut self) {
-        for path in ["simulation.links", "workload.training.run", "economics"] {
-            if self.written(path) {
-                let name = path.rsplit('.').next().unwrap_or(path);
-                let message = format!("`{name}` is modelled for clusters of one kind of node");
-                self.report(self.at(path, message).hint("leave it out, or `nodes`"));
-            }
+        let path = "simulation.links";
+        if self.written(path) {
+            let message = "`links` is modelled for clusters of one kind of node";
+            self.report(self.at(path, message).hint("leave it out, or `nodes`"));
         }
     }
 

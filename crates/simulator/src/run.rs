@@ -213,7 +213,14 @@ impl Constants {
             stall = if checkpoint.synchronous {
                 write
             } else {
-                to_send(share, cluster.node.accelerator.host_bandwidth)
+                // All wait for the slowest copy to the host.
+                let hosts = cluster.nodes().map(|node| node.accelerator.host_bandwidth);
+                to_send(
+                    share,
+                    hosts
+                        .min()
+                        .unwrap_or(cluster.node.accelerator.host_bandwidth),
+                )
             };
             interval = match checkpoint.interval {
                 Interval::YoungDaly => young_daly(stall, mtbf),

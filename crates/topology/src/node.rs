@@ -206,11 +206,22 @@ impl Cluster {
         of_gpus
     }
 
+    /// The node of every part.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.node).chain(self.parts.iter().map(|part| &part.node))
+    }
+
+    /// Changes the nodes of every kind.
+    pub fn for_each_node(&mut self, change: impl Fn(&mut Node)) {
+        change(&mut self.node);
+        self.parts
+            .iter_mut()
+            .for_each(|part| change(&mut part.node));
+    }
+
     /// The least memory of any accelerator.
     pub fn least_memory(&self) -> Bytes {
-        let parts = self.parts.iter().map(|part| &part.node);
-        parts
-            .chain([&self.node])
+        self.nodes()
             .map(|node| node.accelerator.memory)
             .min()
             .unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Clusters of several kinds of node.
 
 use crate::plans::{cluster, plain};
-use rackflow_plan::{Fidelity, Plan, RankOrder, Setup, compile};
+use rackflow_plan::{Fidelity, Plan, RankOrder, Resource, Setup, compile};
 use rackflow_scenario::Catalogue;
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::{Cluster, Node, Part};
@@ -75,6 +75,22 @@ fn two_halves_of_one_kind_are_the_whole_to_the_picosecond() {
             let half = ran(&job(cluster, pipeline));
             assert_eq!(half.step_time, whole.step_time);
             assert_eq!(half.total(), whole.total());
+        }
+    }
+}
+
+#[test]
+fn more_of_a_resource_goes_to_every_kind() {
+    let h100 = || node("dgx-h100");
+    let mut whole = cluster("dgx-h100", 32);
+    whole.node = h100();
+    let (whole, apart) = (job(whole, 2), job(halves(h100(), twin(h100()), 32), 2));
+    for resource in Resource::ALL {
+        let (of_whole, of_apart) = (resource.more(&whole), resource.more(&apart));
+        assert_eq!(of_whole.is_some(), of_apart.is_some(), "{resource:?}");
+        if let (Some((whole, factor)), Some((apart, of_parts))) = (of_whole, of_apart) {
+            assert_eq!(of_parts, factor, "{resource:?}");
+            assert_eq!(step(&apart), step(&whole), "{resource:?}");
         }
     }
 }
