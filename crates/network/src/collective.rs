@@ -148,6 +148,8 @@ enum Reach {
     Pairs,
     /// One.
     Link,
+    /// One, in steps in which all of the domain send at once.
+    Steps,
 }
 
 /// The rate on some of a rank's scale-up links, in millionths of all.
@@ -165,6 +167,7 @@ impl Candidate {
             Reach::Rings => group.scale_up_rings,
             Reach::Pairs => group.scale_up_pairs,
             Reach::Link => links.one_link,
+            Reach::Steps => links.one_link.min(group.scale_up_pairs),
         }
     }
 
@@ -342,10 +345,20 @@ pub fn collective_with(
         (Algorithm::Direct, CollectiveOp::SendRecv) => (farthest(group), &Protocol::ALL),
         _ => return None,
     };
+    let bus = Bytes::new((bytes.as_f64() * op.bus_factor(group.ranks)) as u64);
+    let on_sms = links.on_channels(bus, candidate.engine == Engine::Switch);
     protocols
         .iter()
         .filter(|protocol| wanted.is_none_or(|wanted| wanted == **protocol))
         .filter_map(|protocol| candidate.demand(bytes, group, links, *protocol))
+        .map(|demand| {
+            // What the SMs take longer than the links keeps no link busy.
+            let longer = on_sms.saturating_sub(demand.nvlink.max(demand.nic));
+            Demand {
+                latency: demand.latency + longer,
+                ..demand
+            }
+        })
         .min_by_key(Demand::duration)
 }
 
@@ -475,6 +488,7 @@ fn recursive_halving(group: &GroupSpan, passes: u64) -> Candidate {
         nic_steps: passes * depth(group.domains),
         serial: true,
         crossing: Crossing::pairs(group),
+        reach: Reach::Steps,
         ..hierarchy
     }
 }
@@ -628,7 +642,7 @@ fn rail_aligned(group: &GroupSpan) -> Candidate {
         peers: members + k - 2,
         crossing: Crossing::pairs(group),
         serial: true,
-        reach: Reach::Pairs,
+        reach: Reach::Steps,
         ..hierarchical(group, 1)
     }
 }

@@ -3,6 +3,7 @@
 use crate::collective::{in_part, stretched};
 use crate::demand::{Algorithm, Demand, Protocol};
 use crate::links::{Crossing, Links, Shape};
+use crate::sms::{ExchangeWay, TokenWork};
 use rackflow_topology::GroupSpan;
 use rackflow_units::{Bytes, SimDuration};
 
@@ -36,20 +37,39 @@ pub fn ranks_visited(experts: u64, ranks: u32, top_k: u64) -> f64 {
     distinct_bins(experts as f64, f64::from(ranks.max(1)), top_k)
 }
 
-/// What dispatching (or combining) asks of one rank: it sends `tokens` tokens to `top_k` different
-/// ones of `experts` experts, which are spread evenly over the group and chosen evenly.
+/// Tokens on their way to experts or back, and whose kernels carry them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenExchange {
+    /// Tokens of one rank.
+    pub tokens: u64,
+    /// Size of one on the wire.
+    pub bytes_per_token: Bytes,
+    /// Experts that a token chooses, all different.
+    pub top_k: u64,
+    /// Experts, spread evenly over the group and chosen evenly.
+    pub experts: u64,
+    /// How tokens travel.
+    pub style: ExchangeStyle,
+    /// Which way.
+    pub way: ExchangeWay,
+    /// SMs that the kernels hold, where they relay.
+    pub sms: u32,
+}
+
+/// What dispatching or combining asks of one rank.
 ///
 /// # Panics
 /// When more experts are chosen than there are.
-pub fn expert_exchange(
-    tokens: u64,
-    bytes_per_token: Bytes,
-    top_k: u64,
-    experts: u64,
-    style: ExchangeStyle,
-    group: &GroupSpan,
-    links: &Links,
-) -> Demand {
+pub fn expert_exchange(exchange: TokenExchange, group: &GroupSpan, links: &Links) -> Demand {
+    let TokenExchange {
+        tokens,
+        bytes_per_token,
+        top_k,
+        experts,
+        style,
+        way,
+        sms,
+    } = exchange;
     assert!(top_k <= experts, "{top_k} experts are chosen of {experts}");
     if group.ranks <= 1 || tokens == 0 {
         return Demand::NONE;
@@ -60,6 +80,8 @@ pub fn expert_exchange(
     // Shares of the peers: the domain with the fewest members sends most over its NICs, the one
     // with the most members sends most over NVLink.
     let remote = 1.0 - f64::from(group.ranks_per_domain_min) / n;
+    // What SMs do to each token, where kernels relay.
+    let mut work = None;
     let (algorithm, copies_nvlink, copies_nic) = match style {
         ExchangeStyle::AllToAll => {
             let local = (f64::from(group.ranks_per_domain_max) - 1.0) / n;
@@ -74,7 +96,10 @@ pub fn expert_exchange(
             };
             (algorithm, copies * local + far * (1.0 - 1.0 / rails), far)
         }
-        ExchangeStyle::Relayed { max_domains, .. } => {
+        ExchangeStyle::Relayed {
+            max_domains,
+            hybrid,
+        } => {
             let reach = max_domains.map_or(domains, |max| f64::from(max.max(1)).min(domains));
             let part = reach / domains;
             // A limit that leaves fewer experts than are chosen cannot be kept; then all are met.
@@ -83,6 +108,14 @@ pub fn expert_exchange(
             let ranks = distinct_bins(items, (n * part).max(1.0), top_k);
             let neighbours = 1.0 - 1.0 / f64::from(group.ranks_per_domain_max);
             let nic = if domains > 1.0 { visited * remote } else { 0.0 };
+            work = Some(TokenWork {
+                way,
+                hybrid,
+                bytes: bytes_per_token.as_f64(),
+                copies: ranks,
+                remote: nic,
+                across: domains > 1.0,
+            });
             (Algorithm::Relayed, ranks * neighbours, nic)
         }
     };
@@ -99,10 +132,13 @@ pub fn expert_exchange(
     };
     let nvlink_rate = in_part(nvlink_rate, group.scale_up_pairs);
     let mut latency = links.base(algorithm, protocol);
+    if relayed && way == ExchangeWay::Combine {
+        latency += links.combine_base(bytes_per_token);
+    }
     if across {
         latency += links.nic_step(group.level, Shape::Ring, protocol);
         latency += if relayed {
-            links.exchange_across()
+            links.exchange_across(group.domains)
         } else {
             SimDuration::ZERO
         };
@@ -122,10 +158,16 @@ pub fn expert_exchange(
     let nic_time = links.nic_rate(protocol).time_to_send(taken);
     let crossing = Crossing::pairs(group);
     let [over_leaf, over_pod] = crossing.millionths();
+    let nvlink_time = nvlink_rate.time_to_send(nvlink);
+    let nic_time = stretched(nic_time, links.nic_slowdown(crossing));
+    // What the SMs take longer than the links keeps no link busy.
+    let on_sms = work.map_or(SimDuration::ZERO, |work| {
+        links.sms.exchange(tokens as f64, work, sms)
+    });
     Demand {
-        latency,
-        nvlink: nvlink_rate.time_to_send(nvlink),
-        nic: stretched(nic_time, links.nic_slowdown(crossing)),
+        latency: latency + on_sms.saturating_sub(nvlink_time.max(nic_time)),
+        nvlink: nvlink_time,
+        nic: nic_time,
         level: group.level,
         wire_bytes_nvlink: nvlink,
         wire_bytes_nic: nic,

@@ -17,13 +17,15 @@ mod flow;
 mod links;
 mod program;
 mod sessions;
+mod sms;
 
 pub use collective::{CollectiveOp, collective, collective_by, collective_with, send_recv, tuned};
 pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
-pub use exchange::{ExchangeStyle, expert_exchange, ranks_visited};
+pub use exchange::{ExchangeStyle, TokenExchange, expert_exchange, ranks_visited};
 pub use fair::FairNet;
 pub use flow::{FlowId, FlowNet, Port};
 pub use links::{HOST_LAUNCH, Links, Shape};
-pub use program::{Edge, Message, Pattern, Phase, Program, Teams, Via};
+pub use program::{Edge, Message, Outline, Pattern, Phase, Program, Teams, Via};
 pub use sessions::Crossing;
+pub use sms::{DISPATCH_SMS, ExchangeWay};

@@ -1,6 +1,8 @@
 //! Rates and latencies of one rank's ports, and the constants of the library that drives them.
 
-use crate::demand::{Algorithm, Protocol};
+use crate::collective::in_part;
+use crate::demand::{Algorithm, Protocol, WHOLE};
+use crate::sms::{self, SmRates};
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 
@@ -75,10 +77,14 @@ const NVLINK_FILL: (f64, u64) = (0.32, 30_000);
 const IN_SWITCH_FILL: f64 = 0.6;
 /// A pipeline over NICs fills for this part of the data, up to so many bytes, at each step.
 const NIC_FILL: (f64, f64) = (0.125, 1.25e6);
-/// Fixed cost of dispatching or combining tokens, beyond the node's own: layout and first flags.
-const EXCHANGE_BASE_NS: u64 = 20_000;
-/// What telling other domains the token counts adds to it.
-const EXCHANGE_ACROSS_NS: u64 = 45_000;
+/// What telling other domains the token counts adds to an exchange, each time that their number doubles:
+/// one token over 2, 4 and 8 nodes of H100 takes 31, 63 and 105 us longer than inside one (AIConfigurator,
+/// DeepEP's normal kernels).
+const EXCHANGE_ACROSS_NS: f64 = 32_000.0;
+/// What combining adds for each byte of a token: a warp adds up one token, and the last one comes when
+/// all else is done. Floors of dispatch and combine lie 6, 12, 18 and 22 us apart with tokens of 4, 8, 12
+/// and 14 KiB, on one node of H100 and on four, and alike on B200 (the same tables).
+const COMBINE_NS_PER_BYTE: f64 = 1.5;
 
 /// Shortest time between two collectives that are launched from the host, one process per GPU and
 /// outside CUDA graphs: small sizes take 42 us on A100 and H100 (Azure/AI-benchmarking-guide), 39 on
@@ -108,6 +114,10 @@ pub struct Links {
     spine_oversubscription: f64,
     load_balance: f64,
     library: bool,
+    /// What SMs of these GPUs move.
+    pub(crate) sms: SmRates,
+    /// SMs that a collective holds, one for each channel; `None`: as many as it needs.
+    channels: Option<u32>,
 }
 
 /// Which of the two NIC latency tables of the library an algorithm follows.
@@ -220,6 +230,8 @@ impl Links {
             spine_oversubscription: map.spine_oversubscription(),
             load_balance: map.load_balance(),
             library: true,
+            sms: SmRates::of(cluster.node.accelerator.generation()),
+            channels: None,
         }
     }
 
@@ -265,6 +277,29 @@ impl Links {
     pub fn without_library(mut self) -> Self {
         self.library = false;
         self
+    }
+
+    /// The same for collectives that hold so many SMs, one for each channel. An ideal library needs none.
+    #[must_use]
+    pub fn with_channels(mut self, channels: Option<u32>) -> Self {
+        self.channels = channels;
+        self
+    }
+
+    /// The least time in which the SMs of a collective move `bytes` of bus traffic.
+    pub(crate) fn on_channels(&self, bytes: Bytes, switches_reduce: bool) -> SimDuration {
+        let rate = if switches_reduce {
+            self.sms.in_switch
+        } else {
+            self.sms.channel
+        };
+        let held = self.channels.filter(|_| self.library);
+        sms::channels(bytes, rate, held)
+    }
+
+    /// What combining tokens of this size adds to the base of dispatching them.
+    pub(crate) fn combine_base(&self, token: Bytes) -> SimDuration {
+        self.overhead((token.as_f64() * COMBINE_NS_PER_BYTE) as u64)
     }
 
     /// Whether a library drives them, and not an ideal one.
@@ -313,7 +348,7 @@ impl Links {
             Algorithm::Local => return SimDuration::ZERO,
             Algorithm::InSwitch => IN_SWITCH_BASE_NS,
             Algorithm::InSwitchTree | Algorithm::InNetwork => IN_SWITCH_TREE_BASE_NS,
-            Algorithm::Relayed => EXCHANGE_BASE_NS,
+            Algorithm::Relayed => self.sms.exchange_base,
             Algorithm::Ring
             | Algorithm::Hierarchical
             | Algorithm::RecursiveHalving
@@ -329,9 +364,9 @@ impl Links {
             }
     }
 
-    /// What an exchange of tokens across domains adds to its base.
-    pub(crate) fn exchange_across(&self) -> SimDuration {
-        self.overhead(EXCHANGE_ACROSS_NS)
+    /// What an exchange of tokens over so many domains adds to its base.
+    pub(crate) fn exchange_across(&self, domains: u32) -> SimDuration {
+        self.overhead((EXCHANGE_ACROSS_NS * f64::from(domains).log2()) as u64)
     }
 
     /// Starting the messages to `peers` peers.
@@ -429,6 +464,17 @@ impl Links {
     /// switches, one link of a mesh or a torus.
     pub(crate) fn part_of(&self, path: &Path) -> f64 {
         (path.bandwidth.as_f64() / self.nvlink_line.as_f64()).min(1.0)
+    }
+
+    /// What of a rank's scale-up rate a step to one other rank has: one link of a mesh or a torus, all
+    /// of it behind switches, and over PCIe what the group's distance leaves.
+    pub(crate) fn on_one_link(&self, rate: Bandwidth, group: &GroupSpan) -> Bandwidth {
+        let part = if self.one_link < WHOLE {
+            self.one_link
+        } else {
+            group.scale_up_pairs
+        };
+        in_part(rate, part)
     }
 
     /// Payload rate of a rank's share of the NICs.

@@ -11,7 +11,7 @@
 use crate::collective::CollectiveOp;
 use crate::demand::{Algorithm, Demand, Protocol, WHOLE};
 use crate::links::{Links, Shape};
-use rackflow_topology::{Axis, GroupSpan, Joined};
+use rackflow_topology::{Axis, GroupSpan, Joined, Seats};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 
 /// Where a message leaves the domain's NVLink switches or reaches them.
@@ -90,10 +90,10 @@ pub struct Phase {
     /// (stride, parts): a team works on the part of the buffer that belongs to place
     /// `rank / stride % parts` of `parts`.
     pub slice: (u32, u32),
-    /// Payload rate of a rank's port.
-    pub rate: Bandwidth,
-    /// What the protocol adds to the latency of the way, at each step.
-    pub added: SimDuration,
+    /// Payload rate of a rank's link into its domain, and of its share of the NICs.
+    pub rates: [Bandwidth; 2],
+    /// What the protocol adds to the latency of the way at each step, inside a domain and across.
+    pub added: [SimDuration; 2],
     /// Into how many chunks a message of a ring is cut: a rank hands on a chunk when it has it,
     /// while the others of the step are still on their way.
     pub chunks: u32,
@@ -215,179 +215,341 @@ impl Phase {
         }
     }
 
-    /// For how long a message keeps the port of its sender busy at line rate.
-    pub fn busy(&self, message: Message) -> SimDuration {
-        self.rate.time_to_send(message.bytes)
+    /// For how long a message keeps the port of its sender busy at line rate, inside its domain or
+    /// across.
+    pub fn busy(&self, message: Message, across: bool) -> SimDuration {
+        self.rates[usize::from(across)].time_to_send(message.bytes)
     }
 }
 
-/// A group whose domains have equally many members: `domains` times `members`, in this order.
+/// A group as its programs see it.
 #[derive(Debug, Clone, Copy)]
-struct Grid {
-    domains: u32,
-    members: u32,
+struct Grid<'a> {
+    seats: &'a Seats,
+    /// Members of the fullest domain and of the emptiest, which a price is of.
+    most: u32,
+    least: u32,
+    rails: u32,
 }
 
-impl Grid {
-    fn of(group: &GroupSpan) -> Option<Self> {
-        let members = group.ranks_per_domain_max;
-        (members == group.ranks_per_domain_min).then_some(Self {
-            domains: group.domains,
-            members,
-        })
+impl<'a> Grid<'a> {
+    fn of(group: &GroupSpan, seats: &'a Seats) -> Self {
+        Self {
+            seats,
+            most: group.ranks_per_domain_max,
+            least: group.ranks_per_domain_min,
+            rails: group.rails,
+        }
     }
 
     fn ranks(self) -> u32 {
-        self.domains * self.members
+        self.seats.ranks()
+    }
+
+    fn domains(self) -> u32 {
+        self.seats.domains()
+    }
+
+    fn across(self) -> bool {
+        self.domains() > 1
+    }
+
+    fn rank(self, domain: u32, member: u32) -> u32 {
+        self.seats.rank(domain, member)
+    }
+
+    fn next_domain(self, domain: u32) -> u32 {
+        (domain + 1) % self.domains()
     }
 
     /// The part of a rank's load that stays in its domain, of an all-to-all that also hands on what
     /// goes to other rails.
-    fn of_own_domain(self, rails: u32, (bytes, busy): Load) -> Load {
-        let own = u128::from(self.members - 1) * u128::from(rails);
-        let handed = u128::from(self.ranks() - self.members) * u128::from(rails - 1);
-        let share = |whole: u64| (u128::from(whole) * own).div_ceil((own + handed).max(1)) as u64;
-        (
-            Bytes::new(share(bytes.get())),
-            SimDuration::from_picos(share(busy.as_picos())),
-        )
-    }
-
-    fn split(self, rank: u32) -> (u32, u32) {
-        (rank / self.members, rank % self.members)
-    }
-
-    fn rank(self, domain: u32, member: u32) -> u32 {
-        domain % self.domains * self.members + member % self.members
+    fn of_own_domain(self, load: Load) -> Load {
+        let rails = u64::from(self.rails);
+        let own = u64::from(self.most - 1) * rails;
+        let handed = u64::from(self.ranks() - self.least) * (rails - 1);
+        load.times(own, (own + handed).max(1))
     }
 }
 
-/// What the edges inside a domain run on.
-struct Near<'a> {
-    joined: &'a Joined,
-    load: Load,
-    /// For how long what goes to one other member keeps its link busy.
-    pair: Load,
+/// A rank in its domain.
+#[derive(Debug, Clone, Copy)]
+struct Seat<'a> {
+    grid: Grid<'a>,
+    rank: u32,
+    domain: u32,
+    member: u32,
+    /// Members of its domain.
+    members: u32,
 }
 
-impl<'a> Near<'a> {
-    fn of(grid: Grid, joined: &'a Joined, load: Load, demand: &Demand) -> Self {
-        let others = u64::from(grid.members - 1).max(1);
-        let bytes = Bytes::new(load.0.get().div_ceil(others));
-        let busy = match joined {
-            Joined::Mesh => load.1,
-            Joined::Switched { .. } => SimDuration::from_picos(load.1.as_picos().div_ceil(others)),
-            // A link has its part of the port's rate, and the port no more than its own part.
-            Joined::Torus(axes) => {
-                let links = 2 * axes.len() as u128;
-                let part = u128::from(load.1.as_picos()) * u128::from(demand.scale_up_part);
-                let of = u128::from(others) * u128::from(WHOLE);
-                SimDuration::from_picos((part * links).div_ceil(of) as u64)
-            }
+impl<'a> Seat<'a> {
+    fn at(grid: Grid<'a>, domain: u32, member: u32) -> Self {
+        Self {
+            grid,
+            rank: grid.rank(domain, member),
+            domain,
+            member,
+            members: grid.seats.members(domain),
+        }
+    }
+
+    fn joined(self) -> &'a Joined {
+        self.grid.seats.joined(self.domain)
+    }
+
+    fn mate(self, member: u32) -> u32 {
+        self.grid.rank(self.domain, member % self.members)
+    }
+
+    fn mates(self) -> impl Iterator<Item = u32> {
+        let first = self.grid.rank(self.domain, 0);
+        (first..first + self.members).filter(move |rank| *rank != self.rank)
+    }
+
+    /// What the members of this domain send to those of another when each of the two sides shares the
+    /// whole evenly: the receivers of this rank's part, and which part of the whole goes to each.
+    fn lanes(self, to: u32) -> impl Iterator<Item = (u32, u64, u64)> {
+        let (here, there) = (
+            u64::from(self.members),
+            u64::from(self.grid.seats.members(to)),
+        );
+        let (start, end) = (
+            u64::from(self.member) * there,
+            u64::from(self.member + 1) * there,
+        );
+        let first = self.grid.rank(to, 0);
+        (start / here..end.div_ceil(here)).map(move |member| {
+            let overlap = end.min((member + 1) * here) - start.max(member * here);
+            (first + member as u32, overlap, here * there)
+        })
+    }
+}
+
+/// Bytes of a flow, and for how long it keeps a port busy.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    bytes: u64,
+    busy: u64,
+}
+
+impl Load {
+    fn new(bytes: Bytes, busy: SimDuration) -> Self {
+        Self {
+            bytes: bytes.get(),
+            busy: busy.as_picos(),
+        }
+    }
+
+    /// A fraction of it, rounded up.
+    fn times(self, numerator: u64, denominator: u64) -> Self {
+        let share = |whole: u64| {
+            let part = u128::from(whole) * u128::from(numerator);
+            part.div_ceil(u128::from(denominator.max(1))) as u64
         };
         Self {
-            joined,
-            load,
-            pair: (bytes, busy),
+            bytes: share(self.bytes),
+            busy: share(self.busy),
         }
     }
 }
 
-/// Collects the edges of a program.
-struct Edges(Vec<Edge>);
+/// What a collective loads its edges with, from its price: loads there are those of the busiest rank.
+struct Loads {
+    /// On the scale-up port.
+    near: Load,
+    /// On the share of the NICs.
+    far: Load,
+    /// Part of a rank's scale-up bandwidth in the price, in millionths.
+    part: u32,
+}
 
-impl Edges {
-    /// `part` of `parts` equal parts of what a rank sends.
-    fn push(
-        &mut self,
-        from: u32,
-        to: u32,
-        via: Via,
-        (bytes, busy): (Bytes, SimDuration),
-        parts: u32,
-    ) {
-        let share = |whole: u64| whole.div_ceil(u64::from(parts));
-        if bytes > Bytes::ZERO {
-            self.0.push(Edge {
+impl Loads {
+    /// What a member of a ring through its domain sends there: of a whole buffer all but the part of
+    /// one in `members`.
+    fn ring(&self, seat: Seat<'_>) -> Load {
+        let (grid, m) = (seat.grid, u64::from(seat.members));
+        if !grid.across() {
+            return self.near;
+        }
+        let most = u64::from(grid.most);
+        self.near.times((m - 1) * most, m * (most - 1).max(1))
+    }
+
+    /// What a member of a reduction in its domain's switches sends: a part for each member and one
+    /// more.
+    fn switched(&self, seat: Seat<'_>) -> Load {
+        let (m, least) = (u64::from(seat.members), u64::from(seat.grid.least));
+        self.near.times((m + 1) * least, m * (least + 1))
+    }
+
+    /// The time on one link of several, of bytes that the price has on a part of all links.
+    fn on_link(&self, load: Load, joined: &Joined, used: u32) -> Load {
+        let busy = u128::from(load.busy) * u128::from(self.part) * u128::from(joined.links());
+        let of = u128::from(used.max(1)) * u128::from(WHOLE);
+        Load {
+            bytes: load.bytes.div_ceil(u64::from(used.max(1))),
+            busy: busy.div_ceil(of) as u64,
+        }
+    }
+
+    /// What one of several equal messages to the others of the domain is, of what they all are.
+    fn pair(&self, all: Load, seat: Seat<'_>) -> Load {
+        let others = seat.members - 1;
+        match seat.joined() {
+            Joined::Switched { .. } => all.times(1, others.into()),
+            joined => self.on_link(all, joined, others),
+        }
+    }
+}
+
+/// Takes the edges of a program one by one.
+struct Edges<'a>(&'a mut dyn FnMut(Edge));
+
+impl Edges<'_> {
+    fn push(&mut self, from: u32, to: u32, via: Via, load: Load) {
+        if load.bytes > 0 {
+            (self.0)(Edge {
                 from,
                 to,
                 via,
-                bytes: Bytes::new(share(bytes.get())),
-                busy: SimDuration::from_picos(share(busy.as_picos())),
+                bytes: Bytes::new(load.bytes),
+                busy: SimDuration::from_picos(load.busy),
             });
         }
     }
 }
 
-impl Program {
+/// A collective whose edges are all busy at once, before they are written down: an exchange has too
+/// many for a list.
+pub struct Outline<'a> {
+    op: CollectiveOp,
+    algorithm: Algorithm,
+    grid: Grid<'a>,
+    loads: Loads,
+    lead: SimDuration,
+}
+
+impl<'a> Outline<'a> {
     /// The collective that costs `demand` on idle links without tiers in its way, as flows that
-    /// share links with whatever else there is, among members that are `joined` so. `None` where the
-    /// group is irregular or the algorithm has no such program: what pipelines nothing has a
-    /// [stepped](Self::stepped) one.
+    /// share links with whatever else there is. `None` where the algorithm has no such program: what
+    /// pipelines nothing has a [stepped](Program::stepped) one.
+    pub fn new(
+        op: CollectiveOp,
+        group: &GroupSpan,
+        seats: &'a Seats,
+        demand: &Demand,
+    ) -> Option<Self> {
+        if Program::is_stepped(demand.algorithm, op) {
+            return None;
+        }
+        Some(Self {
+            op,
+            algorithm: demand.algorithm,
+            grid: Grid::of(group, seats),
+            loads: Loads {
+                near: Load::new(demand.wire_bytes_nvlink, demand.nvlink),
+                far: Load::new(demand.wire_bytes_nic, demand.nic),
+                part: demand.scale_up_part,
+            },
+            lead: demand.latency,
+        })
+    }
+
+    /// What passes before the edges are busy.
+    pub fn lead(&self) -> SimDuration {
+        self.lead
+    }
+
+    /// Whether every rank sends to every other, so that there are as many flows as pairs.
+    pub fn is_exchange(&self) -> bool {
+        matches!(
+            (self.algorithm, self.op),
+            (Algorithm::Direct | Algorithm::Pxn, CollectiveOp::AllToAll) | (Algorithm::Relayed, _)
+        )
+    }
+
+    /// An upper bound of the number of edges.
+    pub fn most_edges(&self) -> u64 {
+        let (n, k) = (u64::from(self.grid.ranks()), u64::from(self.grid.domains()));
+        let (most, least) = (u64::from(self.grid.most), u64::from(self.grid.least));
+        match self.algorithm {
+            Algorithm::Direct | Algorithm::Pxn if self.is_exchange() => n * n,
+            Algorithm::Relayed => n * (most + k * most.div_ceil(least)),
+            _ => n * (most + 16),
+        }
+    }
+
+    /// Calls `each` with every edge, those of a rank after each other.
+    pub fn each(&self, mut each: impl FnMut(Edge)) {
+        let edges = &mut Edges(&mut each);
+        for domain in 0..self.grid.domains() {
+            for member in 0..self.grid.seats.members(domain) {
+                self.of_rank(Seat::at(self.grid, domain, member), edges);
+            }
+        }
+    }
+
+    fn of_rank(&self, seat: Seat<'_>, edges: &mut Edges<'_>) {
+        let (grid, loads) = (self.grid, &self.loads);
+        match (self.algorithm, self.op) {
+            (Algorithm::Ring, CollectiveOp::Broadcast) => chain(seat, loads, edges),
+            (Algorithm::Ring | Algorithm::Hierarchical, _) => ring(seat, loads, edges),
+            (Algorithm::Tree, _) => {
+                up_and_down(seat, loads, edges);
+                tree(seat, loads.far, edges);
+            }
+            (Algorithm::InSwitch | Algorithm::InSwitchTree, _) => {
+                in_switch(seat, loads, edges);
+                if grid.across() {
+                    tree(seat, loads.far, edges);
+                }
+            }
+            (Algorithm::InNetwork, _) => {
+                if *seat.joined() == (Joined::Switched { reduces: true }) && grid.least > 1 {
+                    in_switch(seat, loads, edges);
+                } else {
+                    pairs(seat, loads.pair(loads.ring(seat), seat), edges);
+                }
+                in_network(seat, loads.far, edges);
+            }
+            (Algorithm::Direct, CollectiveOp::SendRecv) => {
+                if seat.rank == 0 {
+                    let load = if grid.across() { loads.far } else { loads.near };
+                    edges.push(0, grid.ranks() - 1, Via::Route, load);
+                }
+            }
+            (Algorithm::Direct, _) => direct(seat, Via::Route, loads.near, loads, edges),
+            // What is handed over is in the edges that leave the domain.
+            (Algorithm::Pxn, _) => {
+                direct(
+                    seat,
+                    Via::Rail,
+                    grid.of_own_domain(loads.near),
+                    loads,
+                    edges,
+                );
+            }
+            (Algorithm::Relayed, _) => relayed(seat, loads, edges),
+            (Algorithm::Local | Algorithm::RecursiveHalving, _) => {}
+        }
+    }
+}
+
+impl Program {
+    /// The flows of an [`Outline`]; `None` where there is none.
     pub fn pipelined(
         op: CollectiveOp,
         group: &GroupSpan,
-        joined: &Joined,
+        seats: &Seats,
         demand: &Demand,
     ) -> Option<Self> {
-        let grid = Grid::of(group)?;
-        if Self::is_stepped(demand.algorithm, op) {
-            return None;
-        }
-        let near = (demand.wire_bytes_nvlink, demand.nvlink);
-        // What PXN hands over is in the edges that leave the domain.
-        let near = match demand.algorithm {
-            Algorithm::Pxn => grid.of_own_domain(group.rails, near),
-            _ => near,
-        };
-        let near = &Near::of(grid, joined, near, demand);
-        let far = (demand.wire_bytes_nic, demand.nic);
-        let mut edges = Edges(Vec::new());
-        for rank in 0..grid.ranks() {
-            match (demand.algorithm, op) {
-                (Algorithm::Ring, CollectiveOp::Broadcast) => {
-                    chain(grid, rank, near, far, &mut edges)
-                }
-                (Algorithm::Ring | Algorithm::Hierarchical, _) => {
-                    ring(grid, rank, near, far, &mut edges)
-                }
-                (Algorithm::Tree, _) => {
-                    up_and_down(grid, rank, near, &mut edges);
-                    tree(grid, rank, far, &mut edges);
-                }
-                (Algorithm::InSwitch | Algorithm::InSwitchTree, _) => {
-                    edges.push(rank, rank, Via::SwitchUp, near.load, 1);
-                    edges.push(rank, rank, Via::SwitchDown, near.load, 1);
-                    if grid.domains > 1 {
-                        tree(grid, rank, far, &mut edges);
-                    }
-                }
-                (Algorithm::InNetwork, _) => {
-                    if *joined == (Joined::Switched { reduces: true }) && grid.members > 1 {
-                        edges.push(rank, rank, Via::SwitchUp, near.load, 1);
-                        edges.push(rank, rank, Via::SwitchDown, near.load, 1);
-                    } else {
-                        pairs(grid, rank, near, &mut edges);
-                    }
-                    edges.push(rank, grid.split(rank).1, Via::Tree, far, 1);
-                }
-                (Algorithm::Direct, CollectiveOp::SendRecv) => {
-                    if rank == 0 {
-                        let what = if grid.domains > 1 { far } else { near.load };
-                        edges.push(0, grid.ranks() - 1, Via::Route, what, 1);
-                    }
-                }
-                (Algorithm::Direct, _) => {
-                    direct(grid, rank, Via::Route, near, far, &mut edges);
-                }
-                (Algorithm::Pxn, _) => direct(grid, rank, Via::Rail, near, far, &mut edges),
-                (Algorithm::Relayed, _) => relayed(grid, rank, near, far, &mut edges),
-                (Algorithm::Local | Algorithm::RecursiveHalving, _) => {}
-            }
-        }
+        let outline = Outline::new(op, group, seats, demand)?;
+        let mut edges = Vec::new();
+        outline.each(|edge| edges.push(edge));
         Some(Self::Pipelined {
-            lead: demand.latency,
-            edges: edges.0,
+            lead: outline.lead(),
+            edges,
         })
     }
 
@@ -400,9 +562,9 @@ impl Program {
         )
     }
 
-    /// A textbook collective over `bytes`, step after step, every message of a ring in `chunks`: a ring, recursive halving
-    /// and doubling, a hierarchy of rings, or an all-to-all by shifts. `None` where the group is irregular, or where halving
-    /// meets a number of ranks that is no power of two.
+    /// A textbook collective over `bytes`, step after step, every message of a ring in `chunks`: a ring through all ranks,
+    /// recursive halving and doubling, a hierarchy of rings, or an all-to-all by shifts. `None` where all but the ring meet
+    /// domains with different numbers of ranks, or halving a number that is no power of two.
     pub fn stepped(
         algorithm: Algorithm,
         op: CollectiveOp,
@@ -412,28 +574,25 @@ impl Program {
         protocol: Protocol,
         chunks: u32,
     ) -> Option<Self> {
-        let grid = Grid::of(group)?;
-        let (k, g) = (grid.domains, grid.members);
+        let (n, k, g) = (group.ranks, group.domains, group.ranks_per_domain_max);
+        let even = g == group.ranks_per_domain_min;
         let inside = Teams { stride: 1, size: g };
         let across = Teams { stride: g, size: k };
-        let near = |teams: Teams| teams.stride == 1 && (k == 1 || teams.size == g);
+        let near = if op == CollectiveOp::AllToAll {
+            links.copy_rate(protocol)
+        } else {
+            links.nvlink_rate(protocol)
+        };
         let phase = |pattern, teams: Teams, slice| Phase {
             pattern,
             teams,
             bytes: bytes.get(),
             slice,
-            rate: if near(teams) && op == CollectiveOp::AllToAll {
-                links.copy_rate(protocol)
-            } else if near(teams) {
-                links.nvlink_rate(protocol)
-            } else {
-                links.nic_rate(protocol)
-            },
-            added: if near(teams) {
-                links.nvlink_added(protocol)
-            } else {
-                links.nic_added(Shape::Ring, protocol)
-            },
+            rates: [links.on_one_link(near, group), links.nic_rate(protocol)],
+            added: [
+                links.nvlink_added(protocol),
+                links.nic_added(Shape::Ring, protocol),
+            ],
             chunks: match pattern {
                 Pattern::Ring => chunks.max(1),
                 Pattern::Halving | Pattern::Doubling | Pattern::Shift => 1,
@@ -442,13 +601,11 @@ impl Program {
         let whole = (1, 1);
         let column = (1, g);
         let reduce: Vec<Phase> = match algorithm {
-            Algorithm::Ring if k == 1 || g == 1 => {
-                let all = Teams {
-                    stride: 1,
-                    size: grid.ranks(),
-                };
+            Algorithm::Ring if op != CollectiveOp::AllToAll => {
+                let all = Teams { stride: 1, size: n };
                 vec![phase(Pattern::Ring, all, whole)]
             }
+            _ if !even => return None,
             Algorithm::Hierarchical if op == CollectiveOp::AllToAll && k > 1 => vec![
                 phase(Pattern::Shift, inside, whole),
                 phase(Pattern::Shift, across, whole),
@@ -485,7 +642,7 @@ impl Program {
                     CollectiveOp::AllToAll => links.peers(u64::from(k + g - 2)),
                     _ => SimDuration::ZERO,
                 },
-            ranks: grid.ranks(),
+            ranks: n,
             phases: phases
                 .into_iter()
                 .filter(|phase| phase.teams.size > 1)
@@ -505,129 +662,155 @@ impl Program {
     }
 }
 
-type Load = (Bytes, SimDuration);
-
 /// Rings enter and leave every domain on each member's NIC in turn. The NVLink edges of all rings
 /// out of one rank go to the same neighbour.
-fn ring(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    around(grid, rank, near, edges);
-    if grid.domains > 1 {
-        edges.push(rank, grid.rank(domain + 1, member), Via::Route, far, 1);
+fn ring(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    around(seat, loads, edges);
+    if seat.grid.across() {
+        to_domain(seat, seat.grid.next_domain(seat.domain), loads.far, edges);
+    }
+}
+
+/// A rank's part of what its domain sends to another. `far` is what a member of the emptiest domain
+/// sends of it.
+fn to_domain(seat: Seat<'_>, to: u32, far: Load, edges: &mut Edges<'_>) {
+    let columns = u64::from(seat.grid.least);
+    for (to, part, of) in seat.lanes(to) {
+        edges.push(seat.rank, to, Via::Route, far.times(part * columns, of));
     }
 }
 
 /// A rank's edges to its neighbours on rings through its domain: one ring behind switches, one per
-/// peer on a mesh, one per direction of every axis on a torus.
-fn around(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    if grid.members == 1 {
+/// peer on a mesh, one per direction of every axis on a torus, one both ways through a part of one.
+fn around(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    if seat.members == 1 {
         return;
     }
-    let mut push = |to: u32, rings: u32| {
-        let bytes = Bytes::new(near.load.0.get().div_ceil(u64::from(rings)));
-        let to = grid.rank(domain, to);
-        edges.push(rank, to, Via::Route, (bytes, near.load.1), 1);
-    };
-    match near.joined {
-        Joined::Switched { .. } => push(member + 1, 1),
-        Joined::Mesh => {
-            for to in (0..grid.members).filter(|to| *to != member) {
-                push(to, grid.members - 1);
+    let (load, member) = (loads.ring(seat), seat.member);
+    let mut push = |to: u32, load: Load| edges.push(seat.rank, seat.mate(to), Via::Route, load);
+    match seat.joined() {
+        Joined::Switched { .. } => push(member + 1, load),
+        joined @ Joined::Mesh { .. } => {
+            let each = loads.on_link(load, joined, seat.members - 1);
+            for to in (0..seat.members).filter(|to| *to != member) {
+                push(to, each);
             }
         }
-        Joined::Torus(axes) => {
+        joined @ Joined::Torus(axes) => {
             let used = || axes.iter().filter(|axis| axis.extent > 1);
             let rings = used().map(|axis| 1 + u32::from(axis.closed)).sum();
+            let each = loads.on_link(load, joined, rings);
             let mut stride = 1;
             for &Axis { extent, closed } in axes {
                 let at = member / stride % extent;
                 let neighbour =
                     |at: u32, by: u32| member - at * stride + (at + by) % extent * stride;
                 if extent > 1 {
-                    push(neighbour(at, 1), rings);
+                    push(neighbour(at, 1), each);
                 }
                 if extent > 1 && closed {
-                    push(neighbour(at, extent - 1), rings);
+                    push(neighbour(at, extent - 1), each);
                 }
                 stride *= extent;
+            }
+        }
+        joined @ Joined::Loop { order, .. } => {
+            let each = loads.on_link(load, joined, 2);
+            let place = order.iter().position(|other| *other == member);
+            let place = place.unwrap_or(0) as u32;
+            for by in [1, seat.members - 1] {
+                push(order[((place + by) % seat.members) as usize], each);
             }
         }
     }
 }
 
 /// A chain of a tree: half of what a rank sends goes up it, half down.
-fn up_and_down(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    if !near.joined.is_switched() {
-        around(grid, rank, near, edges);
-    } else if grid.members > 1 {
-        let last = grid.members - 1;
-        edges.push(
-            rank,
-            grid.rank(domain, member + 1),
-            Via::Route,
-            near.load,
-            2,
-        );
-        edges.push(
-            rank,
-            grid.rank(domain, member + last),
-            Via::Route,
-            near.load,
-            2,
-        );
+fn up_and_down(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    if !seat.joined().is_switched() {
+        around(seat, loads, edges);
+    } else if seat.members > 1 {
+        let half = loads.ring(seat).times(1, 2);
+        for by in [1, seat.members - 1] {
+            edges.push(seat.rank, seat.mate(seat.member + by), Via::Route, half);
+        }
     }
 }
 
 /// A rank's edges to all others of its domain.
-fn pairs(grid: Grid, rank: u32, near: &Near<'_>, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    for to in (0..grid.members).filter(|to| *to != member) {
-        edges.push(rank, grid.rank(domain, to), Via::Route, near.pair, 1);
+fn pairs(seat: Seat<'_>, each: Load, edges: &mut Edges<'_>) {
+    for to in seat.mates() {
+        edges.push(seat.rank, to, Via::Route, each);
     }
 }
 
-fn chain(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    if !near.joined.is_switched() || grid.domains > 1 || member + 1 < grid.members {
-        around(grid, rank, near, edges);
-    }
-    if domain + 1 < grid.domains {
-        edges.push(rank, grid.rank(domain + 1, member), Via::Route, far, 1);
+fn in_switch(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    if seat.members > 1 {
+        let load = loads.switched(seat);
+        edges.push(seat.rank, seat.rank, Via::SwitchUp, load);
+        edges.push(seat.rank, seat.rank, Via::SwitchDown, load);
     }
 }
 
-fn direct(grid: Grid, rank: u32, via: Via, near: &Near<'_>, far: Load, edges: &mut Edges) {
-    let (domain, _) = grid.split(rank);
-    let remote = grid.ranks() - grid.members;
-    pairs(grid, rank, near, edges);
-    for to in (0..grid.ranks()).filter(|to| grid.split(*to).0 != domain) {
-        edges.push(rank, to, via, far, remote);
+/// As many trees of the fabric's switches as the emptiest domain has members; a fuller one has them on
+/// members that are spread over it.
+fn in_network(seat: Seat<'_>, far: Load, edges: &mut Edges<'_>) {
+    let columns = seat.grid.least;
+    for tree in 0..columns {
+        if tree * seat.members / columns == seat.member {
+            edges.push(seat.rank, tree, Via::Tree, far);
+        }
     }
 }
 
-fn relayed(grid: Grid, rank: u32, near: &Near<'_>, far: Load, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    pairs(grid, rank, near, edges);
-    for to in (0..grid.domains).filter(|to| *to != domain) {
-        edges.push(
-            rank,
-            grid.rank(to, member),
-            Via::Route,
-            far,
-            grid.domains - 1,
-        );
+fn chain(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    let grid = seat.grid;
+    if !seat.joined().is_switched() || grid.across() || seat.member + 1 < seat.members {
+        around(seat, loads, edges);
+    }
+    if seat.domain + 1 < grid.domains() {
+        to_domain(seat, seat.domain + 1, loads.far, edges);
     }
 }
 
-/// A rank's edges in both trees over the domains of its column.
-fn tree(grid: Grid, rank: u32, far: Load, edges: &mut Edges) {
-    let (domain, member) = grid.split(rank);
-    let parts = tree_halves(grid.domains);
-    for neighbours in double_tree(domain, grid.domains) {
+/// Every pair alike: a price has all pairs of the fullest domain on NVLink, and of the emptiest on its
+/// NICs.
+fn direct(seat: Seat<'_>, via: Via, near: Load, loads: &Loads, edges: &mut Edges<'_>) {
+    let grid = seat.grid;
+    let own = near.times(u64::from(seat.members - 1), u64::from(grid.most - 1));
+    pairs(seat, loads.pair(own, seat), edges);
+    let each = loads.far.times(1, u64::from(grid.ranks() - grid.least));
+    let first = grid.rank(seat.domain, 0);
+    let elsewhere = (0..first).chain(first + seat.members..grid.ranks());
+    for to in elsewhere {
+        edges.push(seat.rank, to, via, each);
+    }
+}
+
+/// Once to each other domain, as much as it has ranks, and from there to its members.
+fn relayed(seat: Seat<'_>, loads: &Loads, edges: &mut Edges<'_>) {
+    let grid = seat.grid;
+    let most = u64::from(grid.most);
+    let m = u64::from(seat.members);
+    let near = loads.near.times((m - 1) * most, m * (most - 1).max(1));
+    pairs(seat, loads.pair(near, seat), edges);
+    let remote = u64::from(grid.ranks() - grid.least);
+    for to in (0..grid.domains()).filter(|to| *to != seat.domain) {
+        let there = u64::from(grid.seats.members(to));
+        for (to, part, of) in seat.lanes(to) {
+            let load = loads.far.times(there * part * m, remote * of);
+            edges.push(seat.rank, to, Via::Route, load);
+        }
+    }
+}
+
+/// A rank's edges in both trees over the domains.
+fn tree(seat: Seat<'_>, far: Load, edges: &mut Edges<'_>) {
+    let domains = seat.grid.domains();
+    let half = far.times(1, tree_halves(domains).into());
+    for neighbours in double_tree(seat.domain, domains) {
         for peer in neighbours.into_iter().flatten() {
-            edges.push(rank, grid.rank(peer, member), Via::Route, far, parts);
+            to_domain(seat, peer, half, edges);
         }
     }
 }

@@ -6,8 +6,8 @@ mod common;
 use common::cluster;
 use proptest::prelude::*;
 use rackflow_network::{
-    Algorithm, CollectiveOp, Crossing, Demand, ExchangeStyle, FlowId, FlowNet, Links, Port,
-    Protocol, Shape, collective, collective_by, expert_exchange, send_recv,
+    Algorithm, CollectiveOp, Crossing, Demand, ExchangeStyle, ExchangeWay, FlowId, FlowNet, Links,
+    Port, Protocol, Shape, TokenExchange, collective, collective_by, expert_exchange, send_recv,
 };
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
@@ -303,8 +303,18 @@ fn an_in_switch_reduction() {
 fn experts_behind_relays() {
     let scene = Scene::new("hgx-h800", 64, "deepseek-mpft");
     let group = scene.first(64);
-    let exchange =
-        |style| expert_exchange(4096, Bytes::new(7168), 8, 256, style, &group, &scene.links);
+    let exchange = |style| {
+        let exchange = TokenExchange {
+            tokens: 4096,
+            bytes_per_token: Bytes::new(7168),
+            top_k: 8,
+            experts: 256,
+            style,
+            way: ExchangeWay::Dispatch,
+            sms: 24,
+        };
+        expert_exchange(exchange, &group, &scene.links)
+    };
     let payload = 4096.0 * 7168.0;
     let limited = exchange(ExchangeStyle::Relayed {
         max_domains: Some(4),

@@ -10,7 +10,7 @@ use crate::setup::Setup;
 use rackflow_network::{Algorithm, CollectiveOp, Demand, Program};
 use rackflow_topology::{
     Cluster, ClusterMap, Fabric, FaultyLink, GroupSpan, Joined, Level, LinkFault, LinkId, Routing,
-    Wires,
+    Seats, Wires,
 };
 use rackflow_units::{Bytes, SimDuration};
 
@@ -181,7 +181,8 @@ impl Flows {
             wire_bytes_nic: Bytes::new(PARTS),
             ..Demand::NONE
         };
-        let program = Program::pipelined(CollectiveOp::AllReduce, &span, &Joined::PLAIN, &demand);
+        let seats = Seats::even(span.domains, columns as u32, Joined::PLAIN);
+        let program = Program::pipelined(CollectiveOp::AllReduce, &span, &seats, &demand);
         let Some(Program::Pipelined { edges: all, .. }) = program else {
             return Self::rings(domains);
         };

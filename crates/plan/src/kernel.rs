@@ -49,7 +49,7 @@ pub mod calibration {
     pub use super::prefill::prefill_attention_by;
 }
 
-use rackflow_topology::Accelerator;
+use rackflow_topology::{Accelerator, Generation};
 use rackflow_units::SimDuration;
 use rackflow_workload::{AttentionKernel, Operation};
 
@@ -137,17 +137,6 @@ pub enum Launch {
     Graph,
     /// The host, call by call. A call takes at least as long as the host needs to prepare it.
     Host,
-}
-
-/// Generation of the tensor cores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Generation {
-    /// Up to 2048 bf16 operations per SM and clock: Ampere, AMD's units.
-    Ampere,
-    /// 4096: Hopper, also where its rate is held back (H20).
-    Hopper,
-    /// 8192 and more: Blackwell.
-    Blackwell,
 }
 
 /// Cost of `op` on `sms` of the accelerator's SMs, with the fastest attention that it has.
@@ -253,27 +242,13 @@ impl<'a> Device<'a> {
         cycles / (self.accelerator.clock.hertz() * self.clock_share)
     }
 
-    /// Generation of the tensor cores, told by what an SM multiplies in a clock: 0 to 2048 bf16
-    /// operations (Ampere), 1 to 4096 (Hopper), 2 to 8192 and more (Blackwell). Less than Ampere's, but
-    /// in 8 bits too, is a Hopper held back for export (H20).
+    /// Generation of the tensor cores, as an index.
     fn generation(&self) -> usize {
-        let accelerator = self.accelerator;
-        let per_clock = accelerator.peak.bf16.flops_per_sec()
-            / (f64::from(accelerator.sms) * accelerator.clock.hertz());
-        match per_clock {
-            ..1500.0 if accelerator.peak.fp8.is_some() => 1,
-            ..3000.0 => 0,
-            3000.0..6000.0 => 1,
-            _ => 2,
-        }
+        self.accelerator.generation() as usize
     }
 
     fn generation_kind(&self) -> Generation {
-        match self.generation() {
-            0 => Generation::Ampere,
-            1 => Generation::Hopper,
-            _ => Generation::Blackwell,
-        }
+        self.accelerator.generation()
     }
 
     /// Time of host code over that of an x86 host: a Grace core takes 1.65 times as long (vLLM's

@@ -8,7 +8,7 @@
 use crate::cause::CommKind;
 use crate::program::{GroupSlot, Stream};
 use crate::run::{Builder, Context, Run, Spec};
-use rackflow_network::CollectiveOp;
+use rackflow_network::{CollectiveOp, ExchangeWay};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
     Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE, Model,
@@ -780,6 +780,14 @@ enum Way {
 }
 
 impl Way {
+    /// Whether copies go out or come back to be added up.
+    fn exchange(self) -> ExchangeWay {
+        match self {
+            Self::Dispatch | Self::CombineBackward => ExchangeWay::Dispatch,
+            Self::Combine | Self::DispatchBackward => ExchangeWay::Combine,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Dispatch => "dispatch",
@@ -815,6 +823,8 @@ fn exchange(
         experts: moe.experts,
         dispatcher: s.stack.dispatcher,
         limit: moe.group_limit,
+        way: way.exchange(),
+        sms: s.stack.dispatch_sms,
     };
     let sms = s.stack.dispatch_sms;
     Some(b.collective(

@@ -8,7 +8,9 @@ use crate::placement::Placement;
 use crate::program::GroupSlot;
 use crate::run::Spec;
 use crate::setup::Setup;
-use rackflow_network::{self as network, CollectiveOp, Demand, ExchangeStyle, Links};
+use rackflow_network::{
+    self as network, CollectiveOp, Demand, ExchangeStyle, Links, TokenExchange,
+};
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
 use rackflow_workload::{ExpertDispatcher, Zero};
 use std::sync::Arc;
@@ -242,6 +244,8 @@ pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links)
             experts,
             dispatcher,
             limit,
+            way,
+            sms,
         } => {
             let style = if dispatcher.relays() {
                 // Groups of experts are laid out over the domains in order.
@@ -255,7 +259,16 @@ pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links)
             } else {
                 ExchangeStyle::AllToAll
             };
-            network::expert_exchange(tokens, bytes_per_token, top_k, experts, style, span, links)
+            let exchange = TokenExchange {
+                tokens,
+                bytes_per_token,
+                top_k,
+                experts,
+                style,
+                way,
+                sms,
+            };
+            network::expert_exchange(exchange, span, links)
         }
         Spec::Message(_) => unreachable!("messages have no communicator"),
     }

@@ -6,7 +6,7 @@ mod kernel;
 
 pub use kernel::ReplayKernel;
 
-use rackflow_network::{Demand, Links};
+use rackflow_network::{Demand, ExchangeWay, Links};
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Path, TopologyError};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::GroupLimit;
@@ -566,6 +566,12 @@ fn price(payload: &Payload, span: &GroupSpan, hop: &Path, links: &Links) -> Dema
             limit: e
                 .limit
                 .map(|(chosen, groups)| GroupLimit { groups, chosen }),
+            way: if e.back {
+                ExchangeWay::Combine
+            } else {
+                ExchangeWay::Dispatch
+            },
+            sms: e.sms,
         },
         PayloadKind::RingStep(bytes) | PayloadKind::Message(bytes) => Spec::RingStep(bytes),
     };

@@ -8,7 +8,7 @@ use crate::program::{
     GroupSlot, SEGMENT_LEVELS, Segment, SegmentId, Stream, Transfer, TransferId, Work,
 };
 use crate::setup::Setup;
-use rackflow_network::{CollectiveOp, Demand};
+use rackflow_network::{CollectiveOp, Demand, ExchangeWay};
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::chakra::{Exchange, Payload, PayloadKind, TraceOp};
@@ -35,6 +35,9 @@ pub(crate) enum Spec {
         /// DeepEP and HybridEP send a token once per visited domain.
         dispatcher: ExpertDispatcher,
         limit: Option<GroupLimit>,
+        way: ExchangeWay,
+        /// SMs that its kernels hold.
+        sms: u32,
     },
     /// One message to a peer.
     Message(Bytes),
@@ -62,6 +65,8 @@ impl Spec {
                 experts,
                 dispatcher,
                 limit,
+                way,
+                sms,
             } => PayloadKind::Exchange(Exchange {
                 tokens,
                 bytes_per_token,
@@ -69,6 +74,8 @@ impl Spec {
                 experts,
                 dispatcher,
                 limit: limit.map(|limit| (limit.chosen, limit.groups)),
+                back: way == ExchangeWay::Combine,
+                sms,
             }),
             Self::Message(bytes) => PayloadKind::Message(bytes),
         }

@@ -6,10 +6,10 @@ use crate::files;
 use crate::input;
 use clap::{Args, ValueEnum};
 use rackflow_report::{CollectiveReport, CollectiveTable};
-use rackflow_scenario::ClusterChanges;
+use rackflow_scenario::{Catalogue, ClusterChanges};
 use rackflow_simulator::collective::{
-    Algorithm, CollectiveOp, ExpertKernels, Experts, Group, HOST_LAUNCH, NoFlows, Operation,
-    Protocol,
+    Algorithm, CONNECTIONS, CollectiveOp, ExpertKernels, Experts, Group, HOST_LAUNCH, Measurement,
+    NoFlows, Operation, Protocol,
 };
 use rackflow_topology::{Cluster, Wires};
 use rackflow_units::{Bytes, SimDuration};
@@ -29,6 +29,10 @@ pub struct CollectiveArgs {
     /// node]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub gpus: Option<u32>,
+    /// Ranks on these GPUs, as in 0-7,16,20-30/2 (every second one from 20 to 30), in place of the first
+    /// N; --gpus then is the size of the cluster [default: just as many whole nodes as they need]
+    #[arg(long, value_name = "LIST", value_parser = ranks)]
+    pub ranks: Option<Ranks>,
     /// A fabric of the catalogue in place of the cluster's own (`rackflow list fabrics`)
     #[arg(long, value_name = "NAME")]
     pub fabric: Option<String>,
@@ -52,6 +56,14 @@ pub struct CollectiveArgs {
     /// With --fidelity full or --chunks: what hashed paths are drawn from
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// With --fidelity full or --chunks, where paths are hashed: connections between two NICs, each on a
+    /// path of its own (channels times queue pairs)
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub connections: u32,
+    /// SMs that the kernels hold, one for each channel (NCCL_MAX_CTAS, DeepEP's num_sms) [default: as many
+    /// as the links can use; 24 for dispatch and combine]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub sms: Option<u32>,
     /// How calls are started: ahead of the GPU, or by the host, one by one, as a benchmark in PyTorch
     /// times them
     #[arg(long, value_enum, default_value = "ahead")]
@@ -153,6 +165,42 @@ pub struct Sizes(Vec<u64>);
 
 /// More lines than anyone reads.
 const MOST_SIZES: usize = 10_000;
+
+/// GPUs that carry ranks, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ranks(Vec<u32>);
+
+/// More ranks than any cluster has GPUs.
+const MOST_RANKS: usize = 10_000_000;
+
+/// `0-7,16,20-30/2`.
+fn ranks(text: &str) -> Result<Ranks, String> {
+    let wrong = |part: &str| {
+        format!(
+            "`{part}` is no GPU and no range; write 5, 0-7 or 0-63/8, several with commas between"
+        )
+    };
+    let mut all = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (range, step) = part.split_once('/').unwrap_or((part, "1"));
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong(part));
+        let (from, to, step) = (number(from)?, number(to)?, number(step)?);
+        if from > to || step == 0 {
+            return Err(wrong(part));
+        }
+        let count = (to - from) as usize / step as usize + 1;
+        if all.len() + count > MOST_RANKS {
+            return Err(format!("`{text}` names more than {MOST_RANKS} GPUs"));
+        }
+        all.extend((from..=to).step_by(step as usize));
+    }
+    all.sort_unstable();
+    if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("`{text}` names GPU {} twice", twice[0]));
+    }
+    Ok(Ranks(all))
+}
 
 fn sizes(text: &str) -> Result<Sizes, String> {
     let mut all = Vec::new();
@@ -271,10 +319,22 @@ fn table(
     name: &str,
 ) -> Result<CollectiveTable, Failure> {
     let cluster = cluster(name, args)?;
-    let gpus = args.gpus.unwrap_or(cluster.gpus);
-    let group = Group::new(&cluster, gpus).map_err(|error| {
+    let members = match &args.ranks {
+        Some(Ranks(ranks)) => ranks.clone(),
+        None => (0..args.gpus.unwrap_or(cluster.gpus)).collect(),
+    };
+    if let Some(missing) = members.iter().find(|gpu| **gpu >= cluster.gpus) {
+        return Err(Failure::Input(format!(
+            "error: there is no GPU {missing}: {name} has {} GPUs here, counted from 0\n  \
+             hint: `--gpus N` takes more of them",
+            cluster.gpus
+        )));
+    }
+    let gpus = members.len() as u32;
+    let group = Group::on(&cluster, members).map_err(|error| {
         Failure::input(format_args!("{name}: failed to build the cluster: {error}"))
     })?;
+    let group = group.with_connections(args.connections).with_sms(args.sms);
     let protocol = args.protocol.map(|protocol| match protocol {
         ProtocolName::Ll => Protocol::Ll,
         ProtocolName::Ll128 => Protocol::Ll128,
@@ -305,35 +365,35 @@ fn table(
         LaunchName::Ahead => SimDuration::ZERO,
         LaunchName::Host => HOST_LAUNCH,
     };
-    let measure = |bytes: &u64| {
-        let bytes = Bytes::new(*bytes);
-        match &wires {
-            None => group
-                .measure(operation, bytes, algorithm, protocol)
-                .ok_or_else(|| not_served(args, name, gpus)),
-            Some(wires) => match (args.chunks, operation) {
-                (None, _) => group.simulate(wires, operation, bytes, algorithm, protocol),
-                (Some(chunks), Operation::Collective(op)) => {
-                    group.simulate_chunks(wires, op, bytes, algorithm, protocol, chunks)
-                }
-                (Some(_), _) => Err(NoFlows::NotServed),
-            }
-                .map_err(|why| match why {
-                    NoFlows::NotServed => not_served(args, name, gpus),
-                    why => Failure::Input(format!(
-                        "error: the flows of {} over {gpus} GPUs of {name} cannot be simulated: {why}\n  \
-                         hint: --fidelity folded prices it",
-                        typed(&args.operation)
-                    )),
-                }),
-        }
+    let refused = |why: NoFlows| match why {
+        NoFlows::NotServed => not_served(args, name, gpus),
+        why => Failure::Input(format!(
+            "error: the flows of {} over {gpus} GPUs of {name} cannot be simulated: {why}\n  \
+             hint: --fidelity folded prices it",
+            typed(&args.operation)
+        )),
     };
-    let rows = args
-        .sizes
-        .0
-        .iter()
-        .map(|bytes| measure(bytes).map(|row| row.no_faster_than(floor)))
-        .collect::<Result<Vec<_>, _>>()?;
+    let sizes: Vec<Bytes> = args.sizes.0.iter().map(|size| Bytes::new(*size)).collect();
+    let rows: Vec<Measurement> = match (&wires, args.chunks, operation) {
+        (None, _, _) => sizes
+            .iter()
+            .map(|bytes| group.measure(operation, *bytes, algorithm, protocol))
+            .collect::<Option<_>>()
+            .ok_or_else(|| not_served(args, name, gpus))?,
+        (Some(wires), None, _) => group
+            .simulate_all(wires, operation, &sizes, algorithm, protocol)
+            .map_err(refused)?,
+        (Some(wires), Some(chunks), Operation::Collective(op)) => sizes
+            .iter()
+            .map(|bytes| group.simulate_chunks(wires, op, *bytes, algorithm, protocol, chunks))
+            .collect::<Result<_, _>>()
+            .map_err(refused)?,
+        (Some(_), Some(_), _) => return Err(not_served(args, name, gpus)),
+    };
+    let rows = rows
+        .into_iter()
+        .map(|row| row.no_faster_than(floor))
+        .collect();
     Ok(CollectiveTable {
         cluster: cluster_name(name, &cluster),
         gpus,
@@ -382,8 +442,13 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
 
 /// The cluster that a name stands for, with room for `gpus` ranks.
 fn cluster(name: &str, args: &CollectiveArgs) -> Result<Cluster, Failure> {
+    // Ranks that are named say how many GPUs a node of the catalogue must come with.
+    let named = args.ranks.as_ref().and_then(|Ranks(ranks)| ranks.last());
+    let catalogued = Catalogue::builtin().node(name).is_some();
     let changes = ClusterChanges {
-        gpus: args.gpus,
+        gpus: args
+            .gpus
+            .or(named.filter(|_| catalogued).map(|last| last + 1)),
         fabric: args.fabric.clone(),
         whole_nodes: true,
     };
@@ -407,6 +472,17 @@ fn write(folder: &Path, report: &CollectiveReport) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_are_listed_in_ranges() {
+        assert_eq!(
+            ranks("3,0-2,20-30/5"),
+            Ok(Ranks(vec![0, 1, 2, 3, 20, 25, 30]))
+        );
+        for wrong in ["", "a", "3-1", "0-9/0", "1,1", "-", "0-4294967295", "1-"] {
+            assert!(ranks(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_powers_of_1024() {

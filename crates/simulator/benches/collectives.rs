@@ -60,8 +60,7 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
     let (op, protocol) = (CollectiveOp::AllReduce, Protocol::Simple);
     let program = if pipelined {
         let demand = collective_with(algorithm, Some(protocol), op, SIZE, &span, &links);
-        let joined = map.joined(&gpus).expect("switched");
-        Program::pipelined(op, &span, &joined, &demand.expect("it serves"))
+        Program::pipelined(op, &span, &map.seats(&gpus), &demand.expect("it serves"))
     } else {
         Program::stepped(algorithm, op, SIZE, &span, &links, protocol, 1)
     };
@@ -70,6 +69,7 @@ fn run(cluster: &Cluster, algorithm: Algorithm, pipelined: bool) -> Outcome {
         program: &program,
         gpus: &gpus,
         start: SimTime::ZERO,
+        connections: 1,
     };
     let lines = (cluster.node.scale_up.bandwidth, map.nic_share());
     run_flows(&wires, lines, &[task])

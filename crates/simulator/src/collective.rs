@@ -1,14 +1,15 @@
 //! One communication on an otherwise idle cluster: what nccl-tests would print.
 
 mod flows;
+mod tally;
 
 pub use flows::{Outcome, Task, run_flows};
 
 use rackflow_network::{
-    Demand, ExchangeStyle, Links, Program, collective, collective_with, direct_exchange,
-    expert_exchange, ranks_visited, tuned,
+    DISPATCH_SMS, Demand, ExchangeStyle, ExchangeWay, Links, Outline, Program, TokenExchange,
+    collective, collective_with, direct_exchange, expert_exchange, ranks_visited, tuned,
 };
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Joined, LinkId, TopologyError, Wires};
+use rackflow_topology::{Cluster, ClusterMap, GroupSpan, LinkId, Seats, TopologyError, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol};
@@ -84,13 +85,22 @@ impl Measurement {
     }
 }
 
-/// The first ranks of a cluster, and the links between them.
+/// Connections of two NICs where nothing is said: NCCL opens two channels to a peer behind a NIC
+/// (NVIDIA/nccl issue 1424, `NCCL_NCHANNELS_PER_NET_PEER`; 16 rings over the 8 NICs of an H100 node,
+/// issue 1453) with one queue pair each (`NCCL_IB_QPS_PER_CONNECTION`).
+pub const CONNECTIONS: u32 = 2;
+
+/// Ranks on some GPUs of a cluster, and the links between them.
 #[derive(Debug, Clone)]
 pub struct Group {
     links: Links,
     span: GroupSpan,
-    /// How members of a domain are joined, where flows know it.
-    joined: Option<Joined>,
+    /// The GPU of every rank, in order.
+    gpus: Vec<u32>,
+    seats: Seats,
+    connections: u32,
+    /// SMs that kernels hold; `None`: what the library takes.
+    sms: Option<u32>,
     nvlink: Bandwidth,
     /// One of a rank's links into its domain.
     link: Bandwidth,
@@ -104,14 +114,10 @@ pub enum NoFlows {
     #[error("the algorithm does not serve it")]
     NotServed,
     /// Domains hold different numbers of ranks.
-    #[error("NVLink domains hold different numbers of ranks")]
+    #[error(
+        "NVLink domains hold different numbers of ranks, and only a ring is laid out over them"
+    )]
     Irregular,
-    /// Ranks on a torus that are not all of it.
-    #[error("the ranks are a part of a torus, and only its price is modelled")]
-    PartOfTorus,
-    /// Steps between ranks that are no neighbours, without a switch.
-    #[error("its steps are laid out behind switches only")]
-    Steps,
     /// More flows than a run should take.
     #[error("{flows} flows are more than {most}")]
     TooMany {
@@ -129,8 +135,20 @@ const ONE_SIDED_COMBINE: SimDuration = SimDuration::from_micros(31);
 /// More messages than this, one after the other, take minutes.
 const MOST_MESSAGES: u64 = 100_000_000;
 
-/// More flows of one exchange than this take minutes and gigabytes.
+/// Of an exchange of more flows than this, links are counted in place of flows: they would take
+/// minutes and gigabytes.
 const MOST_FLOWS: u64 = 4_000_000;
+
+/// Counting more pairs than this takes more than ten minutes.
+const MOST_PAIRS: u64 = 5_000_000_000;
+
+/// What is kept from one size to the next.
+#[derive(Debug, Default)]
+struct Kept {
+    /// An exchange that was counted, and by which algorithm.
+    tally: Option<tally::Tally>,
+    algorithm: Option<Algorithm>,
+}
 
 impl Group {
     /// The first `ranks` GPUs of `cluster`.
@@ -141,16 +159,46 @@ impl Group {
     /// # Panics
     /// When it has fewer GPUs.
     pub fn new(cluster: &Cluster, ranks: u32) -> Result<Self, TopologyError> {
+        Self::on(cluster, (0..ranks).collect())
+    }
+
+    /// These GPUs of `cluster`; ranks are numbered in their order.
+    ///
+    /// # Errors
+    /// When the cluster cannot be built.
+    ///
+    /// # Panics
+    /// When it does not have them all, or there are none.
+    pub fn on(cluster: &Cluster, mut gpus: Vec<u32>) -> Result<Self, TopologyError> {
+        gpus.sort_unstable();
+        gpus.dedup();
         let map = ClusterMap::new(cluster)?;
-        let gpus: Vec<u32> = (0..ranks).collect();
         Ok(Self {
             links: Links::new(cluster, &map),
             span: map.span(&gpus),
-            joined: map.joined(&gpus),
+            seats: map.seats(&gpus),
+            gpus,
+            connections: CONNECTIONS,
+            sms: None,
             nvlink: cluster.node.scale_up.bandwidth,
             link: map.scale_up_link(),
             nic: map.nic_share(),
         })
+    }
+
+    /// The same with so many connections between two NICs.
+    #[must_use]
+    pub fn with_connections(mut self, connections: u32) -> Self {
+        self.connections = connections.max(1);
+        self
+    }
+
+    /// The same where the kernels of a collective or an exchange hold so many SMs.
+    #[must_use]
+    pub fn with_sms(mut self, sms: Option<u32>) -> Self {
+        self.sms = sms;
+        self.links = self.links.with_channels(sms);
+        self
     }
 
     /// Ranks.
@@ -197,7 +245,7 @@ impl Group {
             Operation::Collective(op) => self.collective(op, bytes, algorithm, protocol)?,
             Operation::Dispatch(experts) | Operation::Combine(experts) => Self::awaited(
                 operation,
-                self.exchange(experts, bytes, algorithm, protocol)?,
+                self.exchange(operation, experts, bytes, algorithm, protocol)?,
             ),
         };
         let bound = self
@@ -240,7 +288,8 @@ impl Group {
     }
 
     /// The same with every message a flow on the links of the cluster, tiers, hashed paths and all.
-    /// `wires` are those of the same cluster; links may be degraded.
+    /// `wires` are those of the same cluster; links may be degraded. An exchange of more than four
+    /// million flows is counted link by link, which comes to the same ([`tally`]).
     ///
     /// # Errors
     /// Any [`NoFlows`].
@@ -251,6 +300,61 @@ impl Group {
         bytes: Bytes,
         algorithm: Option<Algorithm>,
         protocol: Option<Protocol>,
+    ) -> Result<Measurement, NoFlows> {
+        let kept = &mut Kept::default();
+        self.simulate_one(
+            wires,
+            operation,
+            bytes,
+            (algorithm, protocol),
+            MOST_FLOWS,
+            kept,
+        )
+    }
+
+    /// The same at several sizes, with what they have in common computed once.
+    ///
+    /// # Errors
+    /// Any [`NoFlows`].
+    pub fn simulate_all(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        sizes: &[Bytes],
+        algorithm: Option<Algorithm>,
+        protocol: Option<Protocol>,
+    ) -> Result<Vec<Measurement>, NoFlows> {
+        let kept = &mut Kept::default();
+        let wanted = (algorithm, protocol);
+        let one =
+            |bytes: &Bytes| self.simulate_one(wires, operation, *bytes, wanted, MOST_FLOWS, kept);
+        sizes.iter().map(one).collect()
+    }
+
+    /// An exchange counted link by link, however few flows it has: what [`simulate`](Self::simulate)
+    /// does with many.
+    ///
+    /// # Errors
+    /// Any [`NoFlows`].
+    pub fn simulate_counted(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Measurement, NoFlows> {
+        let kept = &mut Kept::default();
+        self.simulate_one(wires, operation, bytes, (algorithm, None), 0, kept)
+    }
+
+    fn simulate_one(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        (algorithm, protocol): (Option<Algorithm>, Option<Protocol>),
+        most_flows: u64,
+        kept: &mut Kept,
     ) -> Result<Measurement, NoFlows> {
         let chosen = self
             .measure(operation, bytes, algorithm, protocol)
@@ -264,34 +368,58 @@ impl Group {
         let (demand, op) = match operation {
             Operation::Collective(op) => (open.collective(op, bytes, wanted, by), op),
             Operation::Dispatch(experts) | Operation::Combine(experts) => (
-                open.exchange(experts, bytes, wanted, by),
+                open.exchange(operation, experts, bytes, wanted, by),
                 CollectiveOp::AllToAll,
             ),
         };
-        let demand = demand.ok_or(NoFlows::NotServed)?;
+        let demand = Self::awaited(operation, demand.ok_or(NoFlows::NotServed)?);
         if self.span.ranks <= 1 {
             return Ok(chosen);
         }
-        // Exchanges have a flow for every pair.
-        let ranks = u64::from(self.span.ranks);
-        let flows = match (demand.algorithm, op) {
-            (Algorithm::Direct | Algorithm::Pxn, CollectiveOp::AllToAll) => ranks * ranks,
-            (Algorithm::Relayed, _) => {
-                ranks * u64::from(self.span.ranks_per_domain_max + self.span.domains)
-            }
-            _ => 0,
-        };
-        if flows > MOST_FLOWS {
-            let most = MOST_FLOWS;
-            return Err(NoFlows::TooMany { flows, most });
-        }
-        let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
         if Program::is_stepped(demand.algorithm, op) {
             return self.step_by_step(wires, operation, bytes, &open, &demand, 1);
         }
-        let program = Program::pipelined(op, &self.span, joined, &demand);
-        let program = program.ok_or(NoFlows::Irregular)?;
+        let outline = Outline::new(op, &self.span, &self.seats, &demand);
+        let outline = outline.ok_or(NoFlows::NotServed)?;
+        if outline.is_exchange() && outline.most_edges() > most_flows {
+            return self.count(wires, operation, bytes, &demand, &outline, kept);
+        }
+        let program = Program::pipelined(op, &self.span, &self.seats, &demand);
+        let program = program.ok_or(NoFlows::NotServed)?;
         Ok(self.run(wires, operation, bytes, &demand, &program))
+    }
+
+    /// An exchange with more flows than are kept one by one.
+    fn count(
+        &self,
+        wires: &Wires,
+        operation: Operation,
+        bytes: Bytes,
+        demand: &Demand,
+        outline: &Outline<'_>,
+        kept: &mut Kept,
+    ) -> Result<Measurement, NoFlows> {
+        let (flows, most) = (outline.most_edges(), MOST_PAIRS);
+        if flows > most {
+            return Err(NoFlows::TooMany { flows, most });
+        }
+        if kept.algorithm != Some(demand.algorithm) {
+            *kept = Kept {
+                tally: None,
+                algorithm: Some(demand.algorithm),
+            };
+        }
+        let lines = (self.link, self.nic);
+        let counted = tally::counted(
+            outline,
+            wires,
+            &self.gpus,
+            lines,
+            self.connections,
+            &mut kept.tally,
+        );
+        let counted = counted.ok_or(NoFlows::Irregular)?;
+        Ok(self.measurement(operation, bytes, demand, counted.time, counted.bound))
     }
 
     /// The textbook's algorithm, message by message, with every message of a ring in `chunks` that are
@@ -309,9 +437,11 @@ impl Group {
         protocol: Option<Protocol>,
         chunks: u32,
     ) -> Result<Measurement, NoFlows> {
+        let uneven = self.seats.evenly().is_none();
         let textbook = match (op, self.span.domains) {
             (CollectiveOp::AllToAll, 1) => Algorithm::Direct,
             (_, 1) => Algorithm::Ring,
+            _ if uneven => Algorithm::Ring,
             _ => Algorithm::Hierarchical,
         };
         let wanted = Some(algorithm.unwrap_or(textbook));
@@ -340,10 +470,6 @@ impl Group {
         let Operation::Collective(op) = operation else {
             return Err(NoFlows::NotServed);
         };
-        let joined = self.joined.as_ref().ok_or(NoFlows::PartOfTorus)?;
-        if !joined.is_switched() {
-            return Err(NoFlows::Steps);
-        }
         let (algorithm, protocol) = (demand.algorithm, demand.protocol);
         let program = Program::stepped(
             algorithm,
@@ -354,13 +480,10 @@ impl Group {
             protocol,
             chunks,
         );
-        let even = self.span.ranks_per_domain_max == self.span.ranks_per_domain_min;
-        let why = if even {
-            NoFlows::NotServed
-        } else {
-            NoFlows::Irregular
-        };
-        let program = program.ok_or(why)?;
+        let program = program.ok_or(match self.seats.evenly() {
+            Some(_) => NoFlows::NotServed,
+            None => NoFlows::Irregular,
+        })?;
         if program.flows() > MOST_MESSAGES {
             return Err(NoFlows::TooMany {
                 flows: program.flows(),
@@ -378,11 +501,11 @@ impl Group {
         demand: &Demand,
         program: &Program,
     ) -> Measurement {
-        let gpus: Vec<u32> = (0..self.span.ranks).collect();
         let task = Task {
             program,
-            gpus: &gpus,
+            gpus: &self.gpus,
             start: SimTime::ZERO,
+            connections: self.connections,
         };
         let outcome = run_flows(wires, (self.link, self.nic), &[task]);
         let bound = (0..)
@@ -433,6 +556,7 @@ impl Group {
 
     fn exchange(
         &self,
+        operation: Operation,
         experts: Experts,
         bytes: Bytes,
         algorithm: Option<Algorithm>,
@@ -464,14 +588,18 @@ impl Group {
         if protocol.is_some_and(|protocol| protocol != Protocol::Simple) {
             return None;
         }
-        Some(expert_exchange(
-            bytes.get().div_ceil(experts.bytes_per_token.get().max(1)),
-            experts.bytes_per_token,
-            experts.top_k,
-            experts.experts,
+        let exchange = TokenExchange {
+            tokens: bytes.get().div_ceil(experts.bytes_per_token.get().max(1)),
+            bytes_per_token: experts.bytes_per_token,
+            top_k: experts.top_k,
+            experts: experts.experts,
             style,
-            &self.span,
-            &self.links,
-        ))
+            way: match operation {
+                Operation::Combine(_) => ExchangeWay::Combine,
+                Operation::Dispatch(_) | Operation::Collective(_) => ExchangeWay::Dispatch,
+            },
+            sms: self.sms.unwrap_or(DISPATCH_SMS),
+        };
+        Some(expert_exchange(exchange, &self.span, &self.links))
     }
 }

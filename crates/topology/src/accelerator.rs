@@ -77,6 +77,31 @@ pub struct Accelerator {
     pub sources: BTreeMap<String, String>,
 }
 
+/// Generation of the tensor cores, told by what an SM multiplies in a clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Generation {
+    /// Up to 2048 bf16 operations per SM and clock: Ampere, AMD's units.
+    Ampere,
+    /// 4096: Hopper, also where its rate is held back (H20).
+    Hopper,
+    /// 8192 and more: Blackwell.
+    Blackwell,
+}
+
+impl Accelerator {
+    /// Generation of the tensor cores. Less than Ampere's, but in 8 bits too, is a Hopper held back for
+    /// export (H20).
+    pub fn generation(&self) -> Generation {
+        let per_clock = self.peak.bf16.flops_per_sec() / (f64::from(self.sms) * self.clock.hertz());
+        match per_clock {
+            ..1500.0 if self.peak.fp8.is_some() => Generation::Hopper,
+            ..3000.0 => Generation::Ampere,
+            3000.0..6000.0 => Generation::Hopper,
+            _ => Generation::Blackwell,
+        }
+    }
+}
+
 /// Power drawn as a fraction of the board's limit, by what runs. The defaults are typical of
 /// data-centre GPUs (from memory, unverified), but for matrix products of 16- and 8-bit operands,
 /// which run at the limit: that is what lowers their clock.

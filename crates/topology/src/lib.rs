@@ -21,7 +21,9 @@ mod trace;
 mod wires;
 mod wiring;
 
-pub use accelerator::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Draw, Measured};
+pub use accelerator::{
+    Accelerator, AttentionRate, AttentionRates, ByPrecision, Draw, Generation, Measured,
+};
 pub use fabric::{
     DragonflyPlus, Fabric, FatTree, MultiPlaneFatTree, RailOnly, RailOptimized, Routing,
 };
@@ -30,7 +32,7 @@ pub use fault::{
 };
 pub use graph::{ClusterGraph, Link, Vertex};
 pub use layout::TopologyError;
-pub use map::{Axis, ClusterMap, GroupSpan, Inventory, Joined, Level, Path, Place, Section};
+pub use map::{Axis, ClusterMap, GroupSpan, Inventory, Joined, Level, Path, Place, Seats, Section};
 pub use node::{Cluster, Nic, Node, Part, Rack, ScaleUp};
 pub use reliability::{Component, FailureProfile};
 pub use survey::{DomainSurvey, PeerSurvey, Sketch, SketchRack, SketchSwitch, Survey, TierSurvey};

@@ -167,9 +167,20 @@ pub enum Joined {
         reduces: bool,
     },
     /// By a link per pair.
-    Mesh,
-    /// As neighbours along these axes, numbered along the first axis first.
+    Mesh {
+        /// Links of each: to all of the domain, members or not.
+        links: u32,
+    },
+    /// They fill a box of a torus, all of it or a part, numbered along the first axis first. Axes
+    /// along which they do not differ have an extent of one.
     Torus(Vec<Axis>),
+    /// They are some chips of a torus that fill no box.
+    Loop {
+        /// The members, each as near to the one before as a walk row by row, to and fro, has it.
+        order: Vec<u32>,
+        /// Axes of the torus.
+        axes: u32,
+    },
 }
 
 impl Joined {
@@ -179,6 +190,80 @@ impl Joined {
     /// Whether switches join them.
     pub const fn is_switched(&self) -> bool {
         matches!(self, Self::Switched { .. })
+    }
+
+    /// Links of a chip into its domain, where it has several.
+    pub fn links(&self) -> u32 {
+        match self {
+            Self::Switched { .. } => 1,
+            Self::Mesh { links } => *links,
+            Self::Torus(axes) => 2 * axes.len() as u32,
+            Self::Loop { axes, .. } => 2 * axes,
+        }
+    }
+}
+
+/// Which ranks of a group sit in one domain, and how they are joined there. Ranks are numbered in the
+/// order of their GPUs, so that those of a domain follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seats {
+    /// First rank of every domain; one more at the end.
+    first: Vec<u32>,
+    /// One for all domains where they are joined alike, else one for each.
+    joined: Vec<Joined>,
+}
+
+impl Seats {
+    /// `domains` with `members` ranks each, joined alike.
+    pub fn even(domains: u32, members: u32, joined: Joined) -> Self {
+        Self {
+            first: (0..=domains).map(|domain| domain * members).collect(),
+            joined: vec![joined],
+        }
+    }
+
+    /// Ranks.
+    pub fn ranks(&self) -> u32 {
+        self.first.last().copied().unwrap_or(0)
+    }
+
+    /// Domains with a rank.
+    pub fn domains(&self) -> u32 {
+        self.first.len() as u32 - 1
+    }
+
+    /// Ranks of a domain.
+    pub fn members(&self, domain: u32) -> u32 {
+        self.first[domain as usize + 1] - self.first[domain as usize]
+    }
+
+    /// The number of ranks in every domain, where it is the same.
+    pub fn evenly(&self) -> Option<u32> {
+        let members = self.members(0);
+        (1..self.domains())
+            .all(|domain| self.members(domain) == members)
+            .then_some(members)
+    }
+
+    /// A rank by its domain and its place there.
+    pub fn rank(&self, domain: u32, member: u32) -> u32 {
+        self.first[domain as usize] + member
+    }
+
+    /// Domain of a rank, and its place there.
+    pub fn split(&self, rank: u32) -> (u32, u32) {
+        let domain = self.first.partition_point(|first| *first <= rank) - 1;
+        (domain as u32, rank - self.first[domain])
+    }
+
+    /// How the ranks of a domain are joined.
+    pub fn joined(&self, domain: u32) -> &Joined {
+        self.joined.get(domain as usize).unwrap_or(&self.joined[0])
+    }
+
+    /// Whether switches join the ranks of all domains.
+    pub fn switched(&self) -> bool {
+        self.joined.iter().all(Joined::is_switched)
     }
 }
 
@@ -462,24 +547,45 @@ impl ClusterMap {
         self.layout.scale_up_link
     }
 
-    /// How the members of a group are joined inside their domains; `None` where they are not all
-    /// chips of a torus. `gpus` are in order.
-    pub fn joined(&self, gpus: &[u32]) -> Option<Joined> {
-        match &self.layout.shape {
-            Shape::Switched => Some(Joined::Switched {
-                reduces: self.layout.domain_reduces,
-            }),
-            Shape::Mesh => Some(Joined::Mesh),
+    /// Who of a group sits in which domain, and how those of a domain are joined.
+    ///
+    /// # Panics
+    /// When `gpus` are none, are not in order, or name a GPU that does not exist.
+    pub fn seats(&self, gpus: &[u32]) -> Seats {
+        assert!(
+            !gpus.is_empty() && gpus.is_sorted(),
+            "ranks are numbered in the order of their GPUs"
+        );
+        let mut seats = Seats {
+            first: vec![0],
+            joined: Vec::new(),
+        };
+        for members in runs(gpus, |gpu| self.places[gpu as usize].domain) {
+            let last = seats.ranks();
+            seats.first.push(last + members.len() as u32);
+            seats.joined.push(self.joined(members));
+        }
+        if seats.joined.iter().all(|joined| *joined == seats.joined[0]) {
+            seats.joined.truncate(1);
+        }
+        seats
+    }
+
+    /// How some GPUs of one domain are joined.
+    fn joined(&self, members: &[u32]) -> Joined {
+        let section = &self.sections[self.section_of(members[0])];
+        match &section.layout.shape {
+            Shape::Switched => Joined::Switched {
+                reduces: section.layout.domain_reduces,
+            },
+            Shape::Mesh => Joined::Mesh {
+                links: section.layout.domain - 1,
+            },
             Shape::Grid(grid) => {
-                let chips: u32 = grid.dims.iter().product();
-                let whole = gpus.is_sorted()
-                    && runs(gpus, |gpu| self.places[gpu as usize].domain)
-                        .all(|members| members.len() as u32 == chips);
-                let axis = |(extent, closed): (&u32, &bool)| Axis {
-                    extent: *extent,
-                    closed: *closed,
-                };
-                whole.then(|| Joined::Torus(grid.dims.iter().zip(&grid.wrap).map(axis).collect()))
+                let local = members[0] - section.first;
+                let start = section.first + section.layout.domain_of(local).start;
+                let chips: Vec<u32> = members.iter().map(|gpu| gpu - start).collect();
+                grid.joined(&chips)
             }
         }
     }

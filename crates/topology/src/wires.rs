@@ -417,14 +417,19 @@ impl Wires {
         }
         if from / self.layout.domain == to / self.layout.domain {
             self.inside(from, to, choice, out);
-            return true;
+        } else {
+            self.onward(from, to, choice, out);
         }
+        true
+    }
+
+    /// Appends the way to a GPU of another domain.
+    fn onward(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) {
         let sender = self.layout.sender(from, to);
         if sender != from {
             self.inside(from, sender, choice, out);
         }
         self.across(sender, to, choice, out);
-        true
     }
 
     /// The same with the message handed over NVLink to the neighbour on the receiver's rail first
@@ -437,14 +442,10 @@ impl Wires {
             Some(relay)
                 if relay != from && from / self.layout.domain != to / self.layout.domain =>
             {
-                let mut rest = Vec::new();
-                let reached = self.route(relay, to, choice, &mut rest);
                 out.clear();
-                if reached {
-                    self.inside(from, relay, choice, out);
-                    out.append(&mut rest);
-                }
-                reached
+                self.inside(from, relay, choice, out);
+                self.onward(relay, to, choice, out);
+                true
             }
             _ => self.route(from, to, choice, out),
         }

@@ -1,5 +1,6 @@
 //! How the GPUs of one domain are wired: through switches, each to each, or on a torus.
 
+use crate::map::{Axis, Joined};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -213,37 +214,85 @@ impl Grid {
             .unwrap_or(0)
     }
 
+    /// How some chips stand along each axis.
+    fn spread(&self, members: impl Iterator<Item = u32> + Clone) -> Vec<Along> {
+        let along = |axis: usize| {
+            let mut seen: Vec<u32> = members.clone().map(|m| self.coordinates(m)[axis]).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            let extent = self.dims[axis];
+            let count = seen.len() as u32;
+            let span = seen[seen.len() - 1] - seen[0] + 1;
+            let stride = (f64::from(span - 1) / f64::from((count - 1).max(1))).max(1.0);
+            // A ring needs members all around; a part of it is a line.
+            let closed =
+                count > 1 && self.wrap[axis] && f64::from(extent) - f64::from(span) < stride;
+            Along {
+                count,
+                stride,
+                closed,
+                length: if closed { extent } else { span },
+            }
+        };
+        (0..self.dims.len()).map(along).collect()
+    }
+
+    /// How these chips, lowest number first, are joined: as the box that they fill, or along one ring
+    /// through all.
+    pub(crate) fn joined(&self, chips: &[u32]) -> Joined {
+        let spread = self.spread(chips.iter().copied());
+        let boxed: u64 = spread.iter().map(|along| u64::from(along.count)).product();
+        if boxed == chips.len() as u64 {
+            let axis = |along: &Along| Axis {
+                extent: along.count,
+                closed: along.closed,
+            };
+            return Joined::Torus(spread.iter().map(axis).collect());
+        }
+        let mut order: Vec<u32> = (0..chips.len() as u32).collect();
+        // Row by row, every other one backwards, so that the next is near.
+        order.sort_by_key(|member| {
+            let at = self.coordinates(chips[*member as usize]);
+            let mut key = [0; MOST_AXES];
+            let mut backwards = false;
+            for axis in (0..self.dims.len()).rev() {
+                let place = if backwards {
+                    self.dims[axis] - 1 - at[axis]
+                } else {
+                    at[axis]
+                };
+                key[MOST_AXES - 1 - axis] = place;
+                backwards ^= at[axis] % 2 == 1;
+            }
+            key
+        });
+        Joined::Loop {
+            order,
+            axes: self.dims.len() as u32,
+        }
+    }
+
     /// Shares of a chip's links that the members of a group can use: those of its neighbours on
     /// rings through the group, and those of all its pairs sending alike.
     ///
     /// Per axis along which members differ: rings use both directions of a closed axis and one of
     /// a line, divided by the distance between members, since the chips between run groups of
     /// their own. Pairs are bound by the cut of the longest axis: with `m` members on `k` chips of
-    /// a ring each cut link carries `m k / 8` times what a pair sends, on a line `m k / 4`.
+    /// a ring each cut link carries `m k / 8` times what a pair sends, on a line `m k / 4`. Members
+    /// that fill no box have one ring both ways through all.
     pub(crate) fn shares(&self, members: impl Iterator<Item = u32> + Clone) -> (f64, f64) {
         let links = 2.0 * self.dims.len() as f64;
         let count = members.clone().count() as f64;
+        let spread = self.spread(members);
+        let boxed: f64 = spread.iter().map(|along| f64::from(along.count)).product();
         let (mut ring, mut worst_cut) = (0.0, 0.0_f64);
-        for axis in 0..self.dims.len() {
-            let mut seen: Vec<u32> = members.clone().map(|m| self.coordinates(m)[axis]).collect();
-            seen.sort_unstable();
-            seen.dedup();
-            if seen.len() < 2 {
-                continue;
-            }
-            let extent = self.dims[axis];
-            let span = seen[seen.len() - 1] - seen[0] + 1;
-            let stride = (f64::from(span - 1) / (seen.len() - 1) as f64).max(1.0);
-            // A ring needs members all around; a part of it is a line.
-            let closed = self.wrap[axis] && f64::from(extent) - f64::from(span) < stride;
-            let (directions, cuts) = if closed { (2.0, 8.0) } else { (1.0, 4.0) };
-            ring += directions / stride;
-            let along = if closed {
-                f64::from(extent)
-            } else {
-                f64::from(span)
-            };
-            worst_cut = worst_cut.max(count * along / cuts);
+        for along in spread.iter().filter(|along| along.count > 1) {
+            let (directions, cuts) = if along.closed { (2.0, 8.0) } else { (1.0, 4.0) };
+            ring += directions / along.stride;
+            worst_cut = worst_cut.max(count * f64::from(along.length) / cuts);
+        }
+        if boxed > count {
+            ring = ring.min(2.0);
         }
         let pairs = if worst_cut > 0.0 {
             (count - 1.0) / worst_cut / links
@@ -252,6 +301,18 @@ impl Grid {
         };
         ((ring / links).min(1.0), pairs.min(1.0))
     }
+}
+
+/// How some chips stand along one axis.
+struct Along {
+    /// Places with a chip of them.
+    count: u32,
+    /// Mean distance of two such places that follow each other.
+    stride: f64,
+    /// They go all around.
+    closed: bool,
+    /// Chips of the axis that they reach over.
+    length: u32,
 }
 
 /// `n` as the product of `axes` factors, as equal as they can be, smallest first.

@@ -2,7 +2,8 @@
 
 use super::parts::Parts;
 use rackflow_network::{
-    self as network, CollectiveOp, Demand, ExchangeStyle, Links, direct_exchange, own_all_reduce,
+    self as network, CollectiveOp, Demand, ExchangeStyle, ExchangeWay, Links, TokenExchange,
+    direct_exchange, own_all_reduce,
 };
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path};
 use rackflow_units::{Bytes, SimDuration};
@@ -119,15 +120,15 @@ impl Groups {
         })
     }
 
-    /// `tokens` of one rank to their experts, or back. `bytes` per token; `decoding` steps choose
-    /// kernels of low latency.
+    /// `tokens` of one rank to their experts, or back. `bytes` per token; `kernel` with the SMs that
+    /// it holds; `decoding` steps choose those of low latency.
     pub fn exchange(
         &self,
         moe: &MoE,
         way: Way,
         tokens: u64,
         bytes: f64,
-        kernel: DispatchKernel,
+        (kernel, sms): (DispatchKernel, u32),
         decoding: bool,
     ) -> Parts {
         if self.stage.ranks <= 1 {
@@ -143,20 +144,27 @@ impl Groups {
                 let all = tokens as f64 * bytes * f64::from(self.stage.ranks);
                 network::collective(op, Bytes::new(all as u64), &self.stage, &self.links)
             }
-            DispatchKernel::DeepEp if !decoding => network::expert_exchange(
-                tokens,
-                per_token,
-                moe.top_k,
-                moe.experts,
-                ExchangeStyle::Relayed {
-                    max_domains: moe.group_limit.map(|limit| {
-                        (u64::from(self.stage.domains) * limit.chosen).div_ceil(limit.groups) as u32
-                    }),
-                    hybrid: false,
-                },
-                &self.stage,
-                &self.links,
-            ),
+            DispatchKernel::DeepEp if !decoding => {
+                let exchange = TokenExchange {
+                    tokens,
+                    bytes_per_token: per_token,
+                    top_k: moe.top_k,
+                    experts: moe.experts,
+                    style: ExchangeStyle::Relayed {
+                        max_domains: moe.group_limit.map(|limit| {
+                            let met = u64::from(self.stage.domains) * limit.chosen;
+                            met.div_ceil(limit.groups) as u32
+                        }),
+                        hybrid: false,
+                    },
+                    way: match way {
+                        Way::Dispatch => ExchangeWay::Dispatch,
+                        Way::Combine => ExchangeWay::Combine,
+                    },
+                    sms,
+                };
+                network::expert_exchange(exchange, &self.stage, &self.links)
+            }
             DispatchKernel::DeepEp | DispatchKernel::OneSided => direct_exchange(
                 tokens as f64,
                 bytes,

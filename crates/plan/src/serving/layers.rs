@@ -326,8 +326,8 @@ impl Layers<'_> {
         };
         let bytes = self.hidden() as f64 * format.bytes();
         let own = tokens.div_ceil(self.tensor());
-        self.groups
-            .exchange(moe, way, own, bytes, d.stack.dispatcher, decoding)
+        let kernel = (d.stack.dispatcher, d.stack.dispatch_sms);
+        self.groups.exchange(moe, way, own, bytes, kernel, decoding)
     }
 
     /// Logits of `rows` positions and the choice of their tokens.

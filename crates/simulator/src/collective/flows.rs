@@ -1,8 +1,9 @@
 //! Programs of flows on the links of a cluster, run by the event loop.
 
+use super::tally::choice;
 use rackflow_engine::{EventClass, EventId, EventQueue, Model, run};
 use rackflow_network::{Edge, FairNet, FlowId, Program, Via};
-use rackflow_topology::{Level, LinkId, Wires};
+use rackflow_topology::{Level, LinkId, Routing, Wires};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 /// The order at one instant: what has left the wire, so that whoever begins a flow finds the net at
@@ -20,6 +21,8 @@ pub struct Task<'a> {
     pub gpus: &'a [u32],
     /// When the program is called.
     pub start: SimTime,
+    /// Connections of two NICs, each hashed to a path of its own on hashed fabrics.
+    pub connections: u32,
 }
 
 /// What a run came to.
@@ -33,6 +36,49 @@ pub struct Outcome {
     pub events: u64,
     /// Bytes that went over each link.
     pub carried: Vec<Bytes>,
+}
+
+/// Writes the links of a message into `route`.
+pub(super) fn find_route(
+    wires: &Wires,
+    from: u32,
+    to: u32,
+    via: Via,
+    connection: u64,
+    route: &mut Vec<LinkId>,
+) {
+    let reached = match via {
+        Via::Route => wires.route(from, to, connection, route),
+        Via::Rail => wires.route_by_rail(from, to, connection, route),
+        Via::Tree => unreachable!("trees are begun as a whole"),
+        Via::SwitchUp | Via::SwitchDown => switch_link(wires, from, via == Via::SwitchUp, route),
+    };
+    assert!(reached, "GPU {from} cannot reach GPU {to}");
+}
+
+/// The link between a GPU and its switches: an end of its way to a neighbour in the domain.
+fn switch_link(wires: &Wires, gpu: u32, up: bool, route: &mut Vec<LinkId>) -> bool {
+    for other in [gpu.checked_sub(1), Some(gpu + 1)].into_iter().flatten() {
+        if other >= wires.gpus() {
+            continue;
+        }
+        let (a, b) = if up { (gpu, other) } else { (other, gpu) };
+        wires.route(a, b, 0, route);
+        let link = if up { route.first() } else { route.last() };
+        if let Some(&link) = link
+            && wires.level(link) == Level::NvLink
+        {
+            route.clear();
+            route.push(link);
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a route leaves its domain.
+pub(super) fn crosses(wires: &Wires, route: &[LinkId]) -> bool {
+    route.iter().any(|link| wires.level(*link) > Level::NvLink)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -245,17 +291,10 @@ impl Runner<'_> {
         let task = self.tasks[index as usize].task;
         match task.program {
             Program::Pipelined { edges, .. } => {
-                self.tasks[index as usize].open = edges.len() as u32;
                 self.begin_trees(index, task.gpus, edges);
                 let along = |edge: &&Edge| edge.via != Via::Tree;
                 for (number, edge) in edges.iter().filter(along).enumerate() {
-                    let (from, to) = (task.gpus[edge.from as usize], task.gpus[edge.to as usize]);
-                    self.find_route(from, to, edge.via, number as u64);
-                    let line = self.line();
-                    let flow = self
-                        .net
-                        .start_busy(&self.route, edge.bytes, edge.busy, line);
-                    self.keep(flow, Sending::of_task(index));
+                    self.begin_edge(index, task, edge, number as u64);
                 }
             }
             Program::Stepped { ranks, phases, .. } => {
@@ -277,6 +316,42 @@ impl Runner<'_> {
                     self.proceed(now, first + rank);
                 }
             }
+        }
+    }
+
+    /// Starts an edge: a flow for each connection that can take a path of its own.
+    fn begin_edge(&mut self, index: u32, task: Task<'_>, edge: &Edge, number: u64) {
+        let (from, to) = (task.gpus[edge.from as usize], task.gpus[edge.to as usize]);
+        let choice = choice(edge, number);
+        self.find_route(from, to, edge.via, choice);
+        let connections = self.connections(task.connections);
+        let part = |whole: u64| whole.div_ceil(connections);
+        let bytes = Bytes::new(part(edge.bytes.get()));
+        let busy = SimDuration::from_picos(part(edge.busy.as_picos()));
+        for connection in 0..connections {
+            if connection > 0 {
+                self.find_route(from, to, edge.via, choice + (connection << 32));
+            }
+            let line = self.line();
+            let flow = self.net.start_busy(&self.route, bytes, busy, line);
+            self.keep(flow, Sending::of_task(index));
+            self.tasks[index as usize].open += 1;
+        }
+    }
+
+    /// How many of a pair's connections matter on the route that was found: those of NICs, where paths
+    /// are hashed.
+    fn connections(&self, connections: u32) -> u64 {
+        let hashed = self.wires.routing() == Routing::Ecmp;
+        let apart = hashed
+            && self
+                .route
+                .iter()
+                .any(|link| self.wires.level(*link) > Level::Leaf);
+        if apart {
+            u64::from(connections.max(1))
+        } else {
+            1
         }
     }
 
@@ -310,7 +385,7 @@ impl Runner<'_> {
             });
             assert!(joined, "the members of a tree have a switch in common");
         }
-        self.tasks[index as usize].open += started - members.len() as u32;
+        self.tasks[index as usize].open += started;
     }
 
     fn tell(&mut self, now: SimTime) {
@@ -323,48 +398,16 @@ impl Runner<'_> {
 
     /// Finds the links of a message. Several flows of one pair count as connections of their own.
     fn find_route(&mut self, from: u32, to: u32, via: Via, connection: u64) {
-        let reached = match via {
-            Via::Route => self.wires.route(from, to, connection, &mut self.route),
-            Via::Rail => self
-                .wires
-                .route_by_rail(from, to, connection, &mut self.route),
-            Via::Tree => unreachable!("trees are begun as a whole"),
-            Via::SwitchUp | Via::SwitchDown => self.switch_link(from, via == Via::SwitchUp),
-        };
-        assert!(reached, "GPU {from} cannot reach GPU {to}");
-    }
-
-    /// The link between a GPU and its switches: an end of its way to a neighbour in the domain.
-    fn switch_link(&mut self, gpu: u32, up: bool) -> bool {
-        for other in [gpu.checked_sub(1), Some(gpu + 1)].into_iter().flatten() {
-            if other >= self.wires.gpus() {
-                continue;
-            }
-            let (a, b) = if up { (gpu, other) } else { (other, gpu) };
-            self.wires.route(a, b, 0, &mut self.route);
-            let link = if up {
-                self.route.first()
-            } else {
-                self.route.last()
-            };
-            if let Some(&link) = link
-                && self.wires.level(link) == Level::NvLink
-            {
-                self.route.clear();
-                self.route.push(link);
-                return true;
-            }
-        }
-        false
+        find_route(self.wires, from, to, via, connection, &mut self.route);
     }
 
     /// The line rate of the port that the route leaves by.
     fn line(&self) -> Bandwidth {
-        let across = self
-            .route
-            .iter()
-            .any(|link| self.wires.level(*link) > Level::NvLink);
-        if across { self.lines.1 } else { self.lines.0 }
+        if crosses(self.wires, &self.route) {
+            self.lines.1
+        } else {
+            self.lines.0
+        }
     }
 
     fn keep(&mut self, flow: FlowId, sending: Sending) {
@@ -412,17 +455,20 @@ impl Runner<'_> {
             task.gpus[message.to as usize],
         );
         let to_state = first + message.to;
+        // Messages take turns on the connections of their pair.
+        let connection = u64::from(number % task.connections.max(1));
         self.tell(now);
-        self.find_route(from, to, Via::Route, 0);
+        self.find_route(from, to, Via::Route, connection);
+        let across = crosses(self.wires, &self.route);
+        let added = phase.added[usize::from(across)];
         let latency: SimDuration = self
             .route
             .iter()
             .map(|link| self.wires.latency(*link))
-            .fold(phase.added, |sum, latency| sum + latency);
-        let line = self.line();
-        let flow = self
-            .net
-            .start_busy(&self.route, message.bytes, phase.busy(message), line);
+            .fold(added, |sum, latency| sum + latency);
+        let busy = phase.busy(message, across);
+        let line = if across { self.lines.1 } else { self.lines.0 };
+        let flow = self.net.start_busy(&self.route, message.bytes, busy, line);
         let sending = Sending {
             from: index,
             to: to_state,

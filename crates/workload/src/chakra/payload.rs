@@ -122,6 +122,10 @@ pub struct Exchange {
     pub experts: u64,
     /// Who carries the tokens.
     pub dispatcher: ExpertDispatcher,
+    /// Results come back and are added up.
+    pub back: bool,
+    /// SMs that its kernels hold.
+    pub sms: u32,
     /// A token visits at most so many groups of experts, of so many.
     pub limit: Option<(u64, u64)>,
 }
@@ -193,6 +197,8 @@ impl Payload {
                     1 => ExpertDispatcher::DeepEp,
                     _ => ExpertDispatcher::HybridEp,
                 },
+                back: fields.back > 0,
+                sms: u32::try_from(fields.sms).map_err(|_| text.to_owned())?,
                 limit: (fields.groups > 0).then_some((fields.chosen, fields.groups)),
             }),
             name => {
@@ -220,6 +226,9 @@ impl Exchange {
     }
 }
 
+/// SMs of an exchange that does not say: what DeepEP's own tests hold.
+const EXCHANGE_SMS: u64 = 24;
+
 /// The largest factor by which anything is slowed.
 const MOST: u64 = 1 << 40;
 
@@ -230,6 +239,8 @@ struct Fields {
     top_k: u64,
     experts: u64,
     relayed: u64,
+    back: u64,
+    sms: u64,
     chosen: u64,
     groups: u64,
     slowdown: u64,
@@ -246,6 +257,8 @@ impl Default for Fields {
             top_k: 1,
             experts: 1,
             relayed: 0,
+            back: 0,
+            sms: EXCHANGE_SMS,
             chosen: 0,
             groups: 0,
             slowdown: SLOWDOWN_ONE,
@@ -267,6 +280,8 @@ impl Fields {
             "top_k" => &mut self.top_k,
             "experts" => &mut self.experts,
             "relayed" => &mut self.relayed,
+            "back" => &mut self.back,
+            "sms" => &mut self.sms,
             "chosen" => &mut self.chosen,
             "groups" => &mut self.groups,
             "slowdown" => &mut self.slowdown,
@@ -305,6 +320,12 @@ impl fmt::Display for Payload {
                         ExpertDispatcher::HybridEp => 2,
                     }
                 )?;
+                if e.back {
+                    write!(f, " back=1")?;
+                }
+                if u64::from(e.sms) != EXCHANGE_SMS {
+                    write!(f, " sms={}", e.sms)?;
+                }
                 match e.limit {
                     Some((chosen, groups)) => write!(f, " chosen={chosen} groups={groups}"),
                     None => Ok(()),
@@ -355,6 +376,8 @@ mod tests {
                             ExpertDispatcher::DeepEp,
                             ExpertDispatcher::HybridEp,
                         ][relayed],
+                        back: limited,
+                        sms: 4 + relayed as u32,
                         limit: limited.then_some((4, 8)),
                     })
                 }),
