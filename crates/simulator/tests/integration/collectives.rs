@@ -373,7 +373,7 @@ proptest! {
         }
         let mut scene = Scene::of(cluster, per_domain * domains);
         // Every other one of a domain, the same in all.
-        if halved { scene.ranks.retain(|rank| rank % per_domain % 2 == 0); }
+        if halved { scene.ranks.retain(|rank| (rank % per_domain).is_multiple_of(2)); }
         // Pairs on a torus are priced by its cuts, which are not laid out evenly.
         let by_pairs = matches!(algorithm, Algorithm::Direct | Algorithm::Pxn | Algorithm::InNetwork);
         prop_assume!(!by_pairs || (scene.ranks.len() < 100 && node != "tpu-v5p-slice-64"));
