@@ -16,7 +16,7 @@ mod fair;
 mod flow;
 mod links;
 mod program;
-mod sessions;
+mod shares;
 mod sms;
 
 pub use collective::{CollectiveOp, collective, collective_by, collective_with, send_recv, tuned};
@@ -24,8 +24,7 @@ pub use demand::{Algorithm, Demand, Protocol};
 pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, TokenExchange, expert_exchange, ranks_visited};
 pub use fair::FairNet;
-pub use flow::{FlowId, FlowNet, Port};
+pub use flow::{Crossing, FlowId, FlowNet, Port};
 pub use links::{HOST_LAUNCH, Links, Shape};
 pub use program::{Edge, Message, Outline, Pattern, Phase, Program, Teams, Via};
-pub use sessions::Crossing;
 pub use sms::{DISPATCH_SMS, ExchangeWay};

@@ -6,7 +6,7 @@
 
 use crate::fabric::{self, Fabric, JobLinks, Keep, Site};
 use crate::fold::Folding;
-use crate::ports::{self, Toggle};
+use crate::ports::{self, Outages, Toggle};
 use crate::record::Record;
 use crate::serving::{
     Fleet, Ground, Rows, ServeError, ServingRecord, ServingRun, all_gpus, visitors,
@@ -119,7 +119,6 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
                     plan,
                     &folded[trained],
                     &fabric.jobs[trained],
-                    &seated.toggles[index],
                     first_port,
                 ))));
                 trained += 1;
@@ -130,7 +129,6 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
                 let ground = Ground {
                     first_port,
                     roads: fabric.roads.clone(),
-                    toggles: seated.fleet_toggles[served].clone(),
                     ..Ground::default()
                 };
                 running.push(Running::Serving(Box::new(Serving::new(
@@ -142,7 +140,8 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
             }
         }
     }
-    run(&mut running, &mut net)?;
+    let mut outages = Outages::new(seated.toggles);
+    run(&mut running, &mut net, &mut outages)?;
     running.into_iter().map(Running::outcome).collect()
 }
 
@@ -181,10 +180,8 @@ impl<'a> Job<'a> {
 struct Seated {
     endpoints: u32,
     first_ports: Vec<u32>,
-    /// Of jobs that train, by job; empty for others.
-    toggles: Vec<Vec<Toggle>>,
-    /// Of jobs that serve, in their order.
-    fleet_toggles: Vec<std::rc::Rc<[Toggle]>>,
+    /// Links that flap, with the ports of all jobs.
+    toggles: Vec<Toggle>,
 }
 
 impl Seated {
@@ -198,9 +195,9 @@ impl Seated {
         let mut seated = Self {
             endpoints: 0,
             first_ports: Vec::new(),
-            toggles: Vec::new(),
-            fleet_toggles: Vec::new(),
+            toggles: ports::toggles(health),
         };
+        ports::flap_uplinks(&mut seated.toggles, fabric, health);
         let (mut folded, mut fleets) = (folded.iter(), fleets.iter());
         for job in jobs {
             let first = seated.endpoints;
@@ -208,16 +205,13 @@ impl Seated {
             match job {
                 Job::Training(plan) => {
                     let folding = folded.next().expect("every plan is folded");
-                    let toggles = ports::toggles(plan, folding, health, fabric, first);
-                    seated.toggles.push(toggles);
+                    ports::flap_ranks(&mut seated.toggles, plan, folding, health, first);
                     seated.endpoints += 2 * folding.entities.len() as u32;
                 }
                 Job::Serving(..) => {
                     let gpus = all_gpus(fleets.next().expect("every job that serves has one"));
-                    let toggles = ports::toggles_of_gpus(&gpus, health, fabric, first);
-                    seated.fleet_toggles.push(toggles.into());
-                    seated.toggles.push(Vec::new());
-                    seated.endpoints += gpus.len() as u32;
+                    ports::flap_gpus(&mut seated.toggles, &gpus, health, first);
+                    seated.endpoints += 2 * gpus.len() as u32;
                 }
             }
         }
@@ -232,7 +226,12 @@ enum Running<'a> {
 }
 
 /// Runs all jobs in the order of time until none needs more.
-fn run(jobs: &mut [Running<'_>], net: &mut FlowNet) -> Result<(), ServeError> {
+fn run(
+    jobs: &mut [Running<'_>],
+    net: &mut FlowNet,
+    outages: &mut Outages,
+) -> Result<(), ServeError> {
+    let mut moved = Vec::new();
     for index in 0..jobs.len() {
         with_net(jobs, index, net, Running::start)?;
     }
@@ -241,6 +240,11 @@ fn run(jobs: &mut [Running<'_>], net: &mut FlowNet) -> Result<(), ServeError> {
             .filter_map(|index| Some((jobs[index].next_time()?, index)))
             .min();
         let (now, index) = soonest.expect("a job that is over begins again");
+        if outages.next_time().is_some_and(|next| next < now) {
+            outages.advance(net, &mut moved);
+            tell(jobs, None, &mut moved);
+            continue;
+        }
         with_net(jobs, index, net, Running::advance)?;
         if jobs[index].next_time().is_none() {
             jobs[index].begin_again(now)?;
@@ -261,15 +265,20 @@ fn with_net<'a>(
     let acted = act(&mut jobs[index]);
     jobs[index].lend(net);
     let mut moved = jobs[index].take_foreign();
+    tell(jobs, Some(index), &mut moved);
+    acted
+}
+
+/// Tells jobs, but for one, which of their flows end at another time.
+fn tell(jobs: &mut [Running<'_>], but: Option<usize>, moved: &mut Vec<(FlowId, SimTime)>) {
     for (flow, ends) in moved.drain(..) {
         for (other, job) in jobs.iter_mut().enumerate() {
             // A flow that ended at this very instant is nobody's any more.
-            if other != index && job.ends_at(flow, ends) {
+            if Some(other) != but && job.ends_at(flow, ends) {
                 break;
             }
         }
     }
-    acted
 }
 
 impl Running<'_> {
@@ -403,7 +412,6 @@ struct Training<'p> {
     plan: &'p Plan,
     folding: &'p Folding,
     links: &'p JobLinks,
-    toggles: &'p [Toggle],
     first_port: u32,
     step: Step<'p>,
     began: SimTime,
@@ -412,21 +420,14 @@ struct Training<'p> {
 }
 
 impl<'p> Training<'p> {
-    fn new(
-        plan: &'p Plan,
-        folding: &'p Folding,
-        links: &'p JobLinks,
-        toggles: &'p [Toggle],
-        first_port: u32,
-    ) -> Self {
+    fn new(plan: &'p Plan, folding: &'p Folding, links: &'p JobLinks, first_port: u32) -> Self {
         let began = SimTime::ZERO;
         Self {
             plan,
             folding,
             links,
-            toggles,
             first_port,
-            step: Step::beside(plan, folding, links, toggles, first_port, began),
+            step: Step::beside(plan, folding, links, first_port, began),
             began,
             times: Vec::new(),
             records: Vec::new(),
@@ -438,7 +439,6 @@ impl<'p> Training<'p> {
             self.plan,
             self.folding,
             self.links,
-            self.toggles,
             self.first_port,
             self.began,
         )

@@ -509,13 +509,16 @@ impl<'p> Replay<'p> {
     }
 
     fn arrived(&mut self, now: SimTime, flow: FlowId) {
+        let mut changed = std::mem::take(&mut self.changed);
+        let over = self.net.arrive(now, flow, &mut changed);
+        self.reschedule(&mut changed, None);
+        self.changed = changed;
+        if !over {
+            return;
+        }
         let (_, communication) = self.active[flow.slot()]
             .take()
             .expect("a flow that ends is active");
-        let mut changed = std::mem::take(&mut self.changed);
-        self.net.finish(now, flow, &mut changed);
-        self.reschedule(&mut changed, None);
-        self.changed = changed;
         let (start, end) = self.plan.communications[communication as usize].members;
         for at in start as usize..end as usize {
             self.finished(now, self.plan.members[at], self.waiting[at]);

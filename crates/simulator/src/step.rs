@@ -13,7 +13,7 @@ use crate::fabric::{self, JobLinks, Keep, Site};
 use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
-use crate::ports::{self, Toggle};
+use crate::ports::{self, Outages};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
 use crate::trace::{Execution, Trace, Watch};
@@ -41,14 +41,14 @@ const BEGINS: EventClass = EventClass(1);
 enum Event {
     /// The running computation of an entity has finished.
     Computed(u32),
-    /// A flow has ended.
+    /// A flow has ended, or its lead has.
     Arrived(FlowId),
     /// The host has issued the head of a stream.
     Issued(u32, Stream),
     /// An entity has come to a collective that islands share, at the head of a stream.
     Joined(u32, Stream),
-    /// A flapping link goes down or comes up; its index, and how many times it has changed.
-    Toggled(u32, u64),
+    /// Flapping links go down or come up.
+    Flapped,
 }
 
 pub(crate) struct Step<'p> {
@@ -58,7 +58,8 @@ pub(crate) struct Step<'p> {
     /// Number of its first end point in the net.
     first_port: u32,
     links: &'p JobLinks,
-    toggles: &'p [Toggle],
+    /// Of a step alone: jobs side by side have one clock for the links.
+    outages: Outages,
     /// Flows of other jobs whose ends this step has moved.
     pub foreign: Vec<(FlowId, SimTime)>,
     /// Tasks that are not finished.
@@ -201,23 +202,19 @@ fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) 
     let health = ports::health(plan);
     let (mut folded, fabric) = fabric::lay_out(Site::of(plan, keep), &[plan], &health);
     let folding = folded.pop().expect("one plan is folded");
-    let toggles = ports::toggles(plan, &folding, &health, &fabric, 0);
+    let mut toggles = ports::toggles(&health);
+    ports::flap_ranks(&mut toggles, plan, &folding, &health, 0);
+    ports::flap_uplinks(&mut toggles, &fabric, &health);
+    let outages = Outages::new(toggles);
     // What islands share beyond their collectives would reach them while they run ahead.
-    let apart = fabric.capacities.is_empty() && toggles.is_empty();
+    let apart = fabric.capacities.is_empty() && outages.is_empty();
     let least = if apart { least_for_islands } else { usize::MAX };
     let islands = Islands::of(&folding.entities, &folding.groups, least);
     let mut net = FlowNet::with_links(2 * folding.entities.len(), &fabric.capacities);
     ports::degrade(plan, &folding, &health, 0, &mut net);
-    let mut step = Step::new(
-        plan,
-        &folding,
-        &fabric.jobs[0],
-        &toggles,
-        islands,
-        0,
-        SimTime::ZERO,
-    );
+    let mut step = Step::new(plan, &folding, &fabric.jobs[0], islands, 0, SimTime::ZERO);
     step.net = net;
+    step.outages = outages;
     let count = folding.entities.len();
     step.watch = match watched {
         Watched::None => None,
@@ -249,7 +246,6 @@ impl<'p> Step<'p> {
         plan: &'p Plan,
         folding: &Folding,
         links: &'p JobLinks,
-        toggles: &'p [Toggle],
         islands: Islands,
         first_port: u32,
         began: SimTime,
@@ -283,7 +279,7 @@ impl<'p> Step<'p> {
             began,
             first_port,
             links,
-            toggles,
+            outages: Outages::default(),
             foreign: Vec::new(),
             unfinished: entities.iter().map(tasks).sum(),
             programs,
@@ -310,12 +306,11 @@ impl<'p> Step<'p> {
         plan: &'p Plan,
         folding: &Folding,
         links: &'p JobLinks,
-        toggles: &'p [Toggle],
         first_port: u32,
         began: SimTime,
     ) -> Self {
         let islands = Islands::of(&folding.entities, &folding.groups, usize::MAX);
-        Self::new(plan, folding, links, toggles, islands, first_port, began)
+        Self::new(plan, folding, links, islands, first_port, began)
     }
 
     fn run(&mut self) {
@@ -329,13 +324,7 @@ impl<'p> Step<'p> {
 
     /// Starts everything that waits for nothing.
     pub fn start(&mut self) {
-        let toggles = self.toggles;
-        for (index, toggle) in toggles.iter().enumerate() {
-            // The step before may have ended while the link was down.
-            self.set_ports(SimTime::ZERO, toggle, false);
-            let first = SimTime::ZERO + toggle.first;
-            self.schedule(0, first, BEGINS, Event::Toggled(index as u32, 0));
-        }
+        self.await_outage();
         for entity in 0..self.entities.len() as u32 {
             self.islands.enter(self.islands.of_entity(entity));
             self.start_heads(SimTime::ZERO, entity);
@@ -349,7 +338,12 @@ impl<'p> Step<'p> {
             return None;
         }
         let next = self.queues[0].next_time()?;
-        Some(self.shared(next))
+        // Flows that stand still end never.
+        Some(if next == SimTime::MAX {
+            next
+        } else {
+            self.shared(next)
+        })
     }
 
     /// Handles one event; false when the step is over.
@@ -364,29 +358,19 @@ impl<'p> Step<'p> {
         true
     }
 
-    /// A flapping link goes down, at every even time, or comes up.
-    fn toggle(&mut self, now: SimTime, index: u32, times: u64) {
-        let toggles = self.toggles;
-        let toggle = &toggles[index as usize];
-        let down = times.is_multiple_of(2);
-        self.set_ports(now, toggle, down);
-        let rest = if down {
-            toggle.down
-        } else {
-            toggle.every - toggle.down
-        };
-        self.schedule(0, now + rest, BEGINS, Event::Toggled(index, times + 1));
+    fn await_outage(&mut self) {
+        if let Some(next) = self.outages.next_time() {
+            self.schedule(0, next, BEGINS, Event::Flapped);
+        }
     }
 
-    fn set_ports(&mut self, now: SimTime, toggle: &Toggle, down: bool) {
+    /// Flapping links go down or come up.
+    fn flap(&mut self) {
         let mut changed = std::mem::take(&mut self.changed);
-        let at = self.shared(now);
-        for (port, up) in &toggle.ports {
-            let fraction = if down { 0.0 } else { *up };
-            self.net.set_capacity(at, *port, fraction, &mut changed);
-        }
+        self.outages.advance(&mut self.net, &mut changed);
         self.reschedule(&mut changed, None);
         self.changed = changed;
+        self.await_outage();
     }
 
     /// The instant on the clock of the net.
@@ -457,7 +441,7 @@ impl<'p> Step<'p> {
                 self.states[entity as usize].waking.remove(stream as usize);
                 self.start_head(now, entity, stream as usize);
             }
-            Event::Toggled(index, times) => self.toggle(now, index, times),
+            Event::Flapped => self.flap(),
             Event::Joined(entity, stream) => {
                 self.joins += 1;
                 let state = &self.states[entity as usize];
@@ -830,14 +814,17 @@ impl<'p> Step<'p> {
     }
 
     fn flow_ended(&mut self, now: SimTime, flow: FlowId) {
+        let mut changed = std::mem::take(&mut self.changed);
+        let at = self.shared(now);
+        let over = self.net.arrive(at, flow, &mut changed);
+        self.reschedule(&mut changed, None);
+        self.changed = changed;
+        if !over {
+            return;
+        }
         let active = self.active[flow.slot()]
             .take()
             .expect("a flow that ends is active");
-        let mut changed = std::mem::take(&mut self.changed);
-        let at = self.shared(now);
-        self.net.finish(at, flow, &mut changed);
-        self.reschedule(&mut changed, None);
-        self.changed = changed;
         self.hold(now, active.transfer, active.what, false);
         self.count(&active);
         if let Some(watch) = &mut self.watch {

@@ -4,13 +4,14 @@ use super::blocks;
 use super::cost::{DecodeTable, StepModel, Work};
 use super::ground::{slowdown, way_of_steps};
 use super::live::{Live, Lives};
-use super::network::{self, Ground, Network, Piece, Purpose, Transfer, Way, Wires};
+use super::network::{self, Ground, Network, Piece, Purpose, Sides, Transfer, Way, Wires};
 use super::record::{
     KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
 };
 use super::replica::{Replica, Run};
 use super::source::{Answered, Rows, Source};
 use super::store::Store;
+use crate::ports::Outages;
 use rackflow_engine::{EventClass, EventQueue, RandomStream};
 use rackflow_network::{Demand, FlowId, FlowNet, Links, Protocol, Shape};
 use rackflow_plan::Straggler;
@@ -203,8 +204,8 @@ enum Event {
     LayersReady(u32),
     /// This replica chooses its next step.
     Choose(u32),
-    /// A flapping link goes down or comes up; its index, and how many times it has changed.
-    Toggled(u32, u64),
+    /// Flapping links go down or come up.
+    Flapped,
 }
 
 /// Parts in which the layers of a cache move: the last is one layer, since it is the only one that
@@ -221,8 +222,9 @@ pub fn serve(
     rows: Option<Rows<'_>>,
     sink: &mut dyn RequestSink,
 ) -> Result<ServingRecord, ServeError> {
-    let (net, ground) = fleet.alone();
+    let (net, ground, outages) = fleet.alone();
     let mut run = ServingRun::new(fleet, rows, Some(sink), net, ground);
+    run.serving.outages = outages;
     run.start()?;
     while run.advance()? {}
     run.finish()
@@ -266,7 +268,7 @@ impl<'a, 's> ServingRun<'a, 's> {
         if serving.window_end < SimTime::MAX {
             queue.schedule(serving.window_end, ENDED, Event::WindowClosed);
         }
-        serving.start_toggles(queue);
+        serving.await_outage(queue);
         let first = serving.source.closed_loop().unwrap_or(1);
         for _ in 0..first {
             serving.pull(queue)?;
@@ -280,14 +282,20 @@ impl<'a, 's> ServingRun<'a, 's> {
             return None;
         }
         let next = self.queue.next_time()?;
-        Some(self.began + next.since(SimTime::ZERO))
+        // Flows that stand still end never.
+        let never = next == SimTime::MAX;
+        Some(if never {
+            next
+        } else {
+            self.began + next.since(SimTime::ZERO)
+        })
     }
 
     /// Links flap for ever: the run is over when nothing else is left, or when nothing that is left
     /// is measured.
     fn is_over(&self) -> bool {
-        let toggles = self.serving.toggles;
-        self.cut || self.queue.len() <= toggles && (toggles == 0 || self.serving.lives.len() == 0)
+        let outages = usize::from(!self.serving.outages.is_empty());
+        self.cut || self.queue.len() <= outages && (outages == 0 || self.serving.lives.len() == 0)
     }
 
     /// Handles one event; false when all is answered.
@@ -330,8 +338,8 @@ impl<'a, 's> ServingRun<'a, 's> {
 struct Serving<'a, 's> {
     fleet: &'a Fleet<'a>,
     sink: Option<&'s mut dyn RequestSink>,
-    /// Links that flap.
-    toggles: usize,
+    /// Of a fleet alone: jobs side by side have one clock for the links.
+    outages: Outages,
     /// How many times longer the kernels of each replica take.
     slowdowns: Vec<f64>,
     /// Links over which the steps of each replica send, and flows of its busiest GPU.
@@ -407,7 +415,7 @@ impl<'a, 's> Serving<'a, 's> {
                 .map(|pool| DecodeTable::new(pool.gpus))
                 .collect(),
             store: Store::new(fleet.store, replicas.len(), block_bytes),
-            toggles: ground.toggles.len(),
+            outages: Outages::default(),
             slowdowns: replicas
                 .iter()
                 .map(|replica| slowdown(fleet, replica))
@@ -482,37 +490,24 @@ impl<'a, 's> Serving<'a, 's> {
             Event::Loaded(id) => self.loaded(id, queue),
             Event::LayersReady(transfer) => self.send_next(transfer, queue),
             Event::Choose(replica) => self.choose(replica, queue),
-            Event::Toggled(index, times) => self.toggled(index, times, queue),
+            Event::Flapped => self.flap(queue),
         }
         Ok(())
     }
 
     // ---- links that flap
 
-    fn start_toggles(&mut self, queue: &mut EventQueue<Event>) {
-        let Some(network) = &mut self.network else {
-            return;
-        };
-        for index in 0..network.ground.toggles.len() as u32 {
-            // A run before may have ended while the link was down.
-            network.toggle(queue, index, false, Event::FlowEnded);
-            let first = SimTime::ZERO + network.ground.toggles[index as usize].first;
-            queue.schedule(first, CHOOSE, Event::Toggled(index, 0));
+    fn await_outage(&mut self, queue: &mut EventQueue<Event>) {
+        if let Some(next) = self.outages.next_time() {
+            queue.schedule(next, CHOOSE, Event::Flapped);
         }
     }
 
-    /// A flapping link goes down, at every even time, or comes up.
-    fn toggled(&mut self, index: u32, times: u64, queue: &mut EventQueue<Event>) {
+    /// Flapping links go down or come up.
+    fn flap(&mut self, queue: &mut EventQueue<Event>) {
         let network = self.network.as_mut().expect("links are of a network");
-        let down = times.is_multiple_of(2);
-        network.toggle(queue, index, down, Event::FlowEnded);
-        let toggle = &network.ground.toggles[index as usize];
-        let rest = if down {
-            toggle.down
-        } else {
-            toggle.every - toggle.down
-        };
-        queue.schedule(queue.now() + rest, CHOOSE, Event::Toggled(index, times + 1));
+        network.flap(&mut self.outages, queue, Event::FlowEnded);
+        self.await_outage(queue);
     }
 
     // ---- arrival
@@ -660,7 +655,7 @@ impl<'a, 's> Serving<'a, 's> {
         let network = self.network.as_mut().expect("a remote tier has a network");
         network.start(
             queue,
-            &self.endpoints,
+            Sides::Into(&self.endpoints),
             &demand,
             Way::Inside,
             Purpose::Load(id),
@@ -858,7 +853,7 @@ impl<'a, 's> Serving<'a, 's> {
         let network = self.network.as_mut().expect("asked by the caller");
         network.start(
             queue,
-            &self.endpoints,
+            Sides::Both(&self.endpoints),
             &demand,
             Way::Links(&self.ways[index as usize].0, self.ways[index as usize].1),
             Purpose::Step(index),
@@ -868,7 +863,10 @@ impl<'a, 's> Serving<'a, 's> {
 
     fn flow_ended(&mut self, slot: u32, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
         let network = self.network.as_mut().expect("a flow has a network");
-        match network.finish(queue, slot, Event::FlowEnded) {
+        let Some(purpose) = network.arrive(queue, slot, Event::FlowEnded) else {
+            return Ok(());
+        };
+        match purpose {
             Purpose::Step(replica) => self.steps_ended(replica, queue)?,
             Purpose::Load(id) => self.loaded(id, queue),
             Purpose::Transfer(transfer) => {
@@ -1505,7 +1503,7 @@ impl<'a, 's> Serving<'a, 's> {
             ];
             network.start(
                 queue,
-                &ends,
+                Sides::Pair(ends[0], ends[1]),
                 &demand,
                 seats.map_or(Way::Inside, |seats| {
                     Way::Pair(seats.gpu_of(ends[0]), seats.gpu_of(ends[1]))

@@ -4,7 +4,7 @@ use super::fleet::{Fleet, Pool};
 use super::network::Ground;
 use super::replica::Replica;
 use crate::fabric::{Fabric, Keep, Site, lay_out};
-use crate::ports;
+use crate::ports::{self, Outages};
 use rackflow_network::FlowNet;
 use rackflow_plan::{Flows, Pattern, may_block};
 use rackflow_topology::Health;
@@ -98,10 +98,14 @@ pub(super) fn slowdown(fleet: &Fleet<'_>, replica: &Replica) -> f64 {
 
 impl Fleet<'_> {
     /// A net of its own.
-    pub(crate) fn alone(&self) -> (FlowNet, Ground) {
+    pub(crate) fn alone(&self) -> (FlowNet, Ground, Outages) {
         let gpus = all_gpus(self);
         let Some(site) = self.site else {
-            return (FlowNet::new(gpus.len()), Ground::default());
+            return (
+                FlowNet::new(2 * gpus.len()),
+                Ground::default(),
+                Outages::default(),
+            );
         };
         let health = Health::new(site.cluster, site.faults)
             .unwrap_or_else(|(_, error)| panic!("the faults were not checked: {error}"));
@@ -123,14 +127,15 @@ impl Fleet<'_> {
             };
             lay_out(ground, &[], &health).1
         };
-        let mut net = FlowNet::with_links(gpus.len(), &fabric.capacities);
+        let mut net = FlowNet::with_links(2 * gpus.len(), &fabric.capacities);
         ports::degrade_gpus(&gpus, &health, 0, &mut net);
-        let toggles = ports::toggles_of_gpus(&gpus, &health, &fabric, 0);
+        let mut toggles = ports::toggles(&health);
+        ports::flap_gpus(&mut toggles, &gpus, &health, 0);
+        ports::flap_uplinks(&mut toggles, &fabric, &health);
         let ground = Ground {
-            toggles: toggles.into(),
             roads: fabric.roads.filter(|_| !fabric.capacities.is_empty()),
             ..Ground::default()
         };
-        (net, ground)
+        (net, ground, Outages::new(toggles))
     }
 }

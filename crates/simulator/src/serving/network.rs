@@ -2,7 +2,7 @@
 
 use super::fleet::FleetSite;
 use crate::fabric::Roads;
-use crate::ports::Toggle;
+use crate::ports::Outages;
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Algorithm, Crossing, Demand, FlowId, FlowNet};
 use rackflow_plan::Flows;
@@ -59,7 +59,7 @@ pub(super) struct Transfer {
     pub computed_at: Option<SimTime>,
 }
 
-/// The part of a shared net that a fleet has: its GPUs are end points one after the other.
+/// The part of a shared net that a fleet has: its GPUs are end points, two each, one after the other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ground {
     /// Number of the first.
@@ -68,8 +68,6 @@ pub(crate) struct Ground {
     pub began: SimTime,
     /// The fabric, where its links can hold flows back.
     pub roads: Option<Rc<Roads>>,
-    /// Links that flap.
-    pub toggles: Rc<[Toggle]>,
 }
 
 /// Flows on the ports of all GPUs.
@@ -87,6 +85,31 @@ pub(super) struct Network {
     flows: Vec<Option<(FlowId, Purpose, EventId)>>,
     changed: Vec<(FlowId, SimTime)>,
     class: EventClass,
+}
+
+/// At which GPUs of the fleet a flow leaves and enters. Each has two sides, sending and receiving.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sides<'a> {
+    /// All send and receive.
+    Both(&'a [u32]),
+    /// One sends, the other receives.
+    Pair(u32, u32),
+    /// All receive.
+    Into(&'a [u32]),
+}
+
+impl Sides<'_> {
+    /// End points in a net in which those of the fleet begin with this one.
+    fn endpoints(self, first: u32, ends: &mut Vec<u32>) {
+        let side = |gpu: u32, side: u32| first + 2 * gpu + side;
+        match self {
+            Self::Both(gpus) => {
+                ends.extend(gpus.iter().flat_map(|gpu| [side(*gpu, 0), side(*gpu, 1)]));
+            }
+            Self::Pair(from, to) => ends.extend([side(from, 0), side(to, 1)]),
+            Self::Into(gpus) => ends.extend(gpus.iter().map(|gpu| side(*gpu, 1))),
+        }
+    }
 }
 
 /// Which links of the fabric a flow goes over.
@@ -131,7 +154,7 @@ impl Network {
     pub fn start<E>(
         &mut self,
         queue: &mut EventQueue<E>,
-        gpus: &[u32],
+        sides: Sides<'_>,
         demand: &Demand,
         way: Way<'_>,
         purpose: Purpose,
@@ -140,8 +163,7 @@ impl Network {
         let now = self.shared(queue.now());
         self.changed.clear();
         self.ends.clear();
-        let first = self.ground.first_port;
-        self.ends.extend(gpus.iter().map(|gpu| first + gpu));
+        sides.endpoints(self.ground.first_port, &mut self.ends);
         let bytes = demand.wire_bytes_nic.get();
         let crossing = match (way, &self.ground.roads) {
             (Way::Pair(from, to), Some(roads)) => {
@@ -159,9 +181,9 @@ impl Network {
             },
             _ => Crossing::NONE,
         };
-        let id = self
-            .net
-            .start_over(now, &self.ends, demand, crossing, &mut self.changed);
+        // Layers compute between their collectives, and caches are posted message by message.
+        let (net, changed) = (&mut self.net, &mut self.changed);
+        let id = net.start_spread(now, &self.ends, demand, crossing, changed);
         let slot = id.slot();
         if self.flows.len() <= slot {
             self.flows.resize(slot + 1, None);
@@ -172,19 +194,22 @@ impl Network {
         self.reschedule(queue, Some(id), event);
     }
 
-    /// The flow of this slot has ended.
-    pub fn finish<E>(
+    /// The flow of this slot has ended: what it was for. `None` where only its lead has.
+    pub fn arrive<E>(
         &mut self,
         queue: &mut EventQueue<E>,
         slot: u32,
         event: impl Fn(u32) -> E,
-    ) -> Purpose {
-        let (id, purpose, _) = self.flows[slot as usize].take().expect("the flow runs");
+    ) -> Option<Purpose> {
+        let (id, purpose, _) = self.flows[slot as usize].expect("the flow runs");
         self.changed.clear();
         let now = self.shared(queue.now());
-        self.net.finish(now, id, &mut self.changed);
+        let over = self.net.arrive(now, id, &mut self.changed);
+        if over {
+            self.flows[slot as usize] = None;
+        }
         self.reschedule(queue, None, event);
-        purpose
+        over.then_some(purpose)
     }
 
     /// Takes every flow off the net: the run is over, and others go on.
@@ -198,21 +223,15 @@ impl Network {
         // Ends of flows of its own may have moved before they were taken off; nobody waits for them.
     }
 
-    /// A flapping link goes down or comes up.
-    pub fn toggle<E>(
+    /// Flapping links go down or come up, on a net of its own.
+    pub fn flap<E>(
         &mut self,
+        outages: &mut Outages,
         queue: &mut EventQueue<E>,
-        index: u32,
-        down: bool,
         event: impl Fn(u32) -> E,
     ) {
         self.changed.clear();
-        let now = self.shared(queue.now());
-        for (port, up) in &self.ground.toggles[index as usize].ports {
-            let fraction = if down { 0.0 } else { *up };
-            self.net
-                .set_capacity(now, *port, fraction, &mut self.changed);
-        }
+        outages.advance(&mut self.net, &mut self.changed);
         self.reschedule(queue, None, event);
     }
 
