@@ -24,11 +24,11 @@
 
 mod passes;
 mod pieces;
+mod strands;
 
 pub(crate) use pieces::PieceTimes;
 
 use crate::compile::Compiler;
-use crate::placement::Placement;
 use crate::price::Prices;
 use crate::program::{Stream, Work};
 use crate::run::Context;
@@ -36,10 +36,10 @@ use crate::schedule;
 use crate::search::MEAN_LOAD;
 use crate::setup::Setup;
 use passes::{Line, StageEnd};
-use pieces::{Gradients, Leg, PassTimes, least};
-use rackflow_topology::ClusterMap;
+use pieces::{Gradients, Leg, PassTimes, QUEUES, least};
 use rackflow_units::SimDuration;
-use rackflow_workload::{Schedule, Zero};
+use rackflow_workload::Schedule;
+use strands::Strands;
 
 /// A message from one stage to the next on idle links, and one from the last stage to the first.
 #[derive(Debug, Clone, Copy)]
@@ -50,12 +50,9 @@ pub(crate) struct Messages {
 
 /// Whether two passes are woven into one, so that each computes while the other communicates.
 fn woven(setup: &Setup) -> bool {
-    setup.training.schedule == Schedule::Dualpipe || woven_by_experts(setup)
-}
-
-/// Whether the stack weaves passes of its own accord, so as to hide the exchange of experts.
-pub(crate) fn woven_by_experts(setup: &Setup) -> bool {
-    setup.training.stack.overlap.expert && setup.training.parallelism.expert > 1
+    let training = &setup.training;
+    training.schedule == Schedule::Dualpipe
+        || (training.stack.overlap.expert && training.parallelism.expert > 1)
 }
 
 fn gradients(schedule: Schedule) -> Gradients {
@@ -67,9 +64,13 @@ fn gradients(schedule: Schedule) -> Gradients {
 }
 
 /// All passes of a stage through one chunk for one micro-batch.
+#[derive(Clone, Copy)]
 struct Round {
     passes: u64,
-    queues: PassTimes,
+    /// What queues on each stream of communication.
+    queued: [u64; QUEUES.len()],
+    fill: u64,
+    drain: u64,
 }
 
 /// A time that no simulation of `compiler`'s setup is under, from sums alone.
@@ -89,10 +90,11 @@ pub(crate) fn step_time(
     );
     let weaves = woven(setup);
     let spent = |leg: Leg| if weaves { leg.kernels } else { leg.end };
-    let positions: Vec<Round> = compiler
-        .chunks()
-        .iter()
-        .map(|chunk| {
+    let mut positions: Vec<Round> = Vec::with_capacity(compiler.chunks().len());
+    for (chunk, same) in compiler.chunks().iter().zip(compiler.same()) {
+        positions.push(if let Some(known) = positions.get(*same as usize) {
+            *known
+        } else {
             let times = times.of(chunk);
             let in_one = spent(times.backward);
             let apart = spent(times.input) + spent(times.weight);
@@ -103,10 +105,12 @@ pub(crate) fn step_time(
             };
             Round {
                 passes: spent(times.forward) + backward,
-                queues: times,
+                queued: times.queued_by_stream(gradients),
+                fill: times.forward.end,
+                drain: times.backward.end,
             }
-        })
-        .collect();
+        });
+    }
     let stages = compiler.stages();
     let mut longest = 0;
     let (mut filled, mut drained) = (0, 0);
@@ -114,18 +118,14 @@ pub(crate) fn step_time(
     for stage in 0..stages {
         let chunks = (0..compiler.chunks_per_stage())
             .map(|chunk| &positions[compiler.position(stage, chunk) as usize]);
-        let (mut passes, mut queues) = (0, PassTimes::default());
+        let (mut passes, mut queued) = (0, [0; QUEUES.len()]);
         for round in chunks {
             passes += round.passes;
-            queues = queues.then(round.queues);
+            for (sum, of_round) in queued.iter_mut().zip(round.queued) {
+                *sum += of_round;
+            }
         }
-        let queued = queues.queued(gradients);
-        // What passes with their gradients apart send of the ends of the model is not the sum of what
-        // its pieces send: they leave the embedding's gradient for the end of the step.
-        let data = match gradients {
-            Gradients::InOne => queued.data,
-            Gradients::Apart | Gradients::Mixed => 0,
-        };
+        let [tensor, expert, data] = queued;
         // Each direction of a bidirectional schedule takes half of the micro-batches, and the first
         // comes from the nearer end, which may be this one.
         let all = |of_one: u64| of_one * micro_batches / if bidirectional { 2 } else { 1 };
@@ -136,57 +136,73 @@ pub(crate) fn step_time(
         };
         longest = longest
             .max(before + all(passes) + after)
-            .max(before + all(queued.inside))
+            .max(before + all(tensor.max(expert)))
             // Weights may be gathered before the first micro-batch is there.
             .max(all(data));
-        let first = &positions[compiler.position(stage, 0) as usize].queues;
-        filled += first.forward.end + message;
+        let first = &positions[compiler.position(stage, 0) as usize];
+        filled += first.fill + message;
         if returns_last {
-            drained += first.backward.end + message;
+            drained += first.drain + message;
         }
     }
     SimDuration::from_picos(longest)
 }
 
-/// A closer one: every pass of every stage in its order.
+/// A closer one: every pass of every stage in its order. `prices` are the least of all communicators of
+/// the first rank, whose experts have `load` of the mean. Passes are woven in an order that depends on
+/// prices: if not on these, then on the `other` ones.
 pub(crate) fn step_time_by_passes(
-    compiler: &Compiler<'_>,
+    mut compiler: Compiler<'_>,
     setup: &Setup,
     times: &PieceTimes,
     messages: Messages,
-    map: &ClusterMap,
-    placement: &Placement,
+    (prices, other): (&Prices, Option<&Prices>),
+    load: u64,
 ) -> SimDuration {
+    let compiler = &mut compiler;
     let training = &setup.training;
-    let positions: Vec<PassTimes> = compiler
-        .chunks()
-        .iter()
-        .map(|chunk| times.of(chunk))
-        .collect();
-    let bidirectional = training.schedule == Schedule::Dualpipe;
-    let line = Line {
-        orders: &schedule::orders(training.schedule, compiler.shape()),
+    let mut positions: Vec<PassTimes> = Vec::with_capacity(compiler.chunks().len());
+    for (chunk, same) in compiler.chunks().iter().zip(compiler.same()) {
+        let known = positions.get(*same as usize).copied();
+        positions.push(known.unwrap_or_else(|| times.of(chunk)));
+    }
+    let mut ctx = Context::of_times(setup, prices, &times.kernels);
+    let strands = Strands::of_chunks(compiler, &mut ctx, load);
+    let ends = stage_ends(compiler, &mut ctx);
+    let orders = schedule::orders(training.schedule, compiler.shape());
+    let pairs = passes::pairs(compiler, &orders);
+    let woven = strands::orders_of_pairs(compiler, &mut ctx, &pairs);
+    let mut line = Line {
+        orders: &orders,
         positions: &positions,
+        strands: &strands,
+        woven: strands::weave_pairs(compiler, &mut ctx, &woven, load),
+        same: compiler.same(),
         micro_batches: training.micro_batches() as u32,
-        bidirectional,
+        bidirectional: training.schedule == Schedule::Dualpipe,
         message: messages.next.as_picos(),
         message_around: messages.around.as_picos(),
         asynchronous: compiler.sends_asynchronously(),
         asks_early: compiler.asks_early(),
-        ends: &stage_ends(compiler, setup, map, placement),
+        ends: &ends,
     };
-    SimDuration::from_picos(line.step_time())
+    let mut least = line.step_time();
+    if let Some(other) = other.filter(|_| !pairs.is_empty()) {
+        let mut again = compiler.afresh();
+        let mut dearer = Context::of_times(setup, other, &times.kernels);
+        let otherwise = strands::orders_of_pairs(&mut again, &mut dearer, &pairs);
+        if otherwise != woven {
+            let mut again = compiler.afresh();
+            let mut ctx = Context::of_times(setup, prices, &times.kernels);
+            line.woven = strands::weave_pairs(&mut again, &mut ctx, &otherwise, load);
+            least = least.min(line.step_time());
+        }
+    }
+    SimDuration::from_picos(least)
 }
 
 /// What each stage does after its last pass, at least.
-fn stage_ends(
-    compiler: &Compiler<'_>,
-    setup: &Setup,
-    map: &ClusterMap,
-    placement: &Placement,
-) -> Vec<StageEnd> {
-    let prices = Prices::between_layers(setup, map, placement);
-    let mut ctx = Context::new(setup, &prices);
+fn stage_ends(compiler: &Compiler<'_>, ctx: &mut Context<'_>) -> Vec<StageEnd> {
     let mut known: Vec<(Vec<u32>, StageEnd)> = Vec::new();
     (0..compiler.stages())
         .map(|stage| {
@@ -194,7 +210,7 @@ fn stage_ends(
             if let Some((_, end)) = known.iter().find(|(of, _)| *of == alike) {
                 return *end;
             }
-            let end = stage_end(compiler, &mut ctx, stage);
+            let end = stage_end(compiler, ctx, stage);
             known.push((alike, end));
             end
         })
@@ -222,30 +238,10 @@ fn stage_end(compiler: &Compiler<'_>, ctx: &mut Context<'_>, stage: u32) -> Stag
         };
         host_waits |= node.host_waits;
     }
-    let training = &ctx.setup.training;
-    // Passes that leave their weight gradients for later are not asked for those of the embedding.
-    let reduced_before = training.stack.overlap.gradient_reduce
-        && compiler.zero() != Zero::Stage3
-        && gradients(training.schedule) == Gradients::InOne;
-    let reductions = if reduced_before {
-        compiler.all_reductions(ctx, &chunks)
-    } else {
-        Vec::new()
-    };
-    // Buckets take no less than all of it at once, but for a picosecond of rounding each.
-    let slack = 8 * (compiler.stage_layers(stage) + 2);
-    let reductions: u64 = reductions
-        .into_iter()
-        .map(|id| least(ctx, id, MEAN_LOAD).saturating_sub(slack))
-        .sum();
     // The norm queues behind the reductions; where there is none, nothing waits for them.
     let queues = run
         .nodes
         .first()
         .is_some_and(|node| node.stream == Stream::Data);
-    StageEnd {
-        reductions,
-        rest,
-        behind_reductions: if queues { rest } else { 0 },
-    }
+    StageEnd { rest, queues }
 }

@@ -15,14 +15,14 @@ use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use rackflow_network::{CollectiveOp, Demand};
-use rackflow_topology::{ByPrecision, ClusterMap, Part, Wires};
+use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
     AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Who does what in one training step. No times of events yet: those are the simulator's.
 #[derive(Debug, Clone)]
@@ -138,25 +138,25 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     let host = ClusterMap::new(setup.host())?;
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
     let spans = Arc::new(Spans::new(setup, &host, &placement));
-    let wires = OnceLock::new();
-    compile_over(setup, &host, &spans, || {
-        wires.get_or_init(|| crossing::wires(setup)).as_ref()
+    compile_over(setup, &host, &spans, |plan| {
+        crossing::blocks(plan, &host, crossing::wires(setup).as_ref())
     })
 }
 
 /// Compiles a setup that is sound, on a map of the whole cluster and over communicators that are
-/// known. `wires` are those of [`crossing::wires`], which many plans share and few ask for.
-pub(crate) fn compile_over<'w>(
+/// known. `blocks` is [`crossing::blocks`], which is asked where links of the fabric may hold a plan
+/// back.
+pub(crate) fn compile_over(
     setup: &Setup,
     host: &ClusterMap,
     spans: &Arc<Spans>,
-    wires: impl FnOnce() -> Option<&'w Wires>,
+    blocks: impl FnOnce(&Plan) -> bool,
 ) -> Result<Plan, PlanError> {
     let may_block = crossing::may_block(setup.host(), &setup.faults, host);
     // Whoever shares the cluster may come to meet this job on any link.
     let shared = may_block && setup.seats.is_some();
     let plan = compile_on(setup, host, spans, shared)?;
-    if may_block && !shared && crossing::blocks(&plan, host, wires()) {
+    if may_block && !shared && blocks(&plan) {
         return compile_on(setup, host, spans, true);
     }
     Ok(plan)
@@ -537,12 +537,21 @@ pub(crate) fn layer_parameters(s: &Sizes<'_>, kind: LayerKind) -> RankParameters
     }
 }
 
+/// Parameters that one rank holds of the layers of a chunk, without the ends of the model.
+fn layers_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
+    let layers = chunk.layers.iter().map(|(key, count)| {
+        let one = layer_parameters(s, key.kind());
+        RankParameters {
+            dense: one.dense * count,
+            expert: one.expert * count,
+        }
+    });
+    layers.fold(RankParameters::default(), |a, b| a + b)
+}
+
 pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     let tp = u64::from(s.plan.tensor);
-    let mut sum = chunk
-        .kinds()
-        .map(|kind| layer_parameters(s, kind))
-        .fold(RankParameters::default(), |a, b| a + b);
+    let mut sum = layers_parameters(s, chunk);
     if chunk.first {
         sum.dense += s.model.embedding_parameters() / tp;
     }
@@ -578,26 +587,74 @@ fn mtp_parameters(s: &Sizes<'_>) -> RankParameters {
     parameters
 }
 
+/// The layers of a model, dealt out to chunks.
+#[derive(Debug)]
+pub(crate) struct ChunkLayout {
+    /// In pipeline order.
+    chunks: Vec<Chunk>,
+    /// Of each chunk, the first that is equal to it.
+    same: Vec<u32>,
+}
+
+impl ChunkLayout {
+    pub fn new(setup: &Setup, placement: &Placement) -> Self {
+        Self::of(split_layers(&Sizes::new(&setup.training), setup, placement))
+    }
+
+    fn of(chunks: Vec<Chunk>) -> Self {
+        let mut distinct: Vec<u32> = Vec::new();
+        let mut same = Vec::with_capacity(chunks.len());
+        for (position, chunk) in chunks.iter().enumerate() {
+            let known = distinct
+                .iter()
+                .find(|known| chunks[**known as usize] == *chunk);
+            same.push(known.copied().unwrap_or(position as u32));
+            if known.is_none() {
+                distinct.push(position as u32);
+            }
+        }
+        Self { chunks, same }
+    }
+}
+
 pub(crate) struct Compiler<'a> {
     pub sizes: Sizes<'a>,
     setup: &'a Setup,
     shard: u32,
-    /// Chunks in pipeline order.
-    chunks: Vec<Chunk>,
+    layout: Arc<ChunkLayout>,
     /// Runs that are built, by chunk.
     runs: BTreeMap<Chunk, [Option<Rc<Run>>; Kind::COUNT]>,
+    /// Pairs of them that are woven into one, by where these lie.
+    weaves: BTreeMap<[*const Run; 2], Rc<[bool]>>,
 }
 
 impl<'a> Compiler<'a> {
     pub fn new(setup: &'a Setup, placement: &Placement) -> Self {
-        let sizes = Sizes::new(&setup.training);
-        let chunks = split_layers(&sizes, setup, placement);
+        let layout = Arc::new(ChunkLayout::new(setup, placement));
+        Self::with_layout(setup, placement, layout)
+    }
+
+    /// Where the layers of this plan are dealt out already.
+    pub fn with_layout(setup: &'a Setup, placement: &Placement, layout: Arc<ChunkLayout>) -> Self {
         Self {
-            sizes,
+            sizes: Sizes::new(&setup.training),
             setup,
             shard: placement.shard_size(),
-            chunks,
+            layout,
             runs: BTreeMap::new(),
+            weaves: BTreeMap::new(),
+        }
+    }
+
+    /// The same compiler before it has built anything.
+    pub fn afresh(&self) -> Self {
+        Self {
+            sizes: self.sizes.clone(),
+            setup: self.setup,
+            shard: self.shard,
+            layout: self.layout.clone(),
+            runs: BTreeMap::new(),
+            weaves: BTreeMap::new(),
         }
     }
 
@@ -607,19 +664,27 @@ impl<'a> Compiler<'a> {
 
     /// Chunks in pipeline order.
     pub fn chunks(&self) -> &[Chunk] {
-        &self.chunks
+        &self.layout.chunks
+    }
+
+    /// Of each chunk, the first that is equal to it.
+    pub fn same(&self) -> &[u32] {
+        &self.layout.same
     }
 
     /// What tells the pieces of a stage from those of another: stages of equal keys hold the same.
     pub fn alike(&self, stage: u32) -> Vec<u32> {
-        let same = |position: u32| {
-            let chunk = &self.chunks[position as usize];
-            let first = self.chunks.iter().position(|other| other == chunk);
-            first.map_or(position, |first| first as u32)
-        };
         (0..self.chunks_per_stage())
-            .map(|chunk| same(self.position(stage, chunk)))
+            .map(|chunk| self.layout.same[self.position(stage, chunk) as usize])
             .collect()
+    }
+
+    /// Whether some passes compute only a part of the gradients.
+    pub fn splits_gradients(&self) -> bool {
+        matches!(
+            self.setup.training.schedule,
+            Schedule::ZeroBubbleH1 | Schedule::ZeroBubbleH2 | Schedule::Dualpipe
+        )
     }
 
     fn dualpipe(&self) -> bool {
@@ -646,7 +711,7 @@ impl<'a> Compiler<'a> {
 
     pub fn stage_chunks(&self, stage: u32) -> Vec<Chunk> {
         (0..self.chunks_per_stage())
-            .map(|c| self.chunks[self.position(stage, c) as usize].clone())
+            .map(|c| self.layout.chunks[self.position(stage, c) as usize].clone())
             .collect()
     }
 
@@ -702,6 +767,14 @@ impl<'a> Compiler<'a> {
         run
     }
 
+    /// Whose node comes next where a forward and a backward run of this compiler are woven into one:
+    /// true for the forward one's.
+    pub fn weave(&mut self, ctx: &Context<'_>, f: &Rc<Run>, b: &Rc<Run>) -> Rc<[bool]> {
+        let key = [Rc::as_ptr(f), Rc::as_ptr(b)];
+        let known = self.weaves.entry(key);
+        known.or_insert_with(|| weave(ctx, f, b).into()).clone()
+    }
+
     /// What one stage sends to the next of a micro-batch.
     pub fn message(&self) -> Bytes {
         Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2)
@@ -712,7 +785,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Parameters are gathered before every use (FSDP).
-    fn gathers_always(&self) -> bool {
+    pub fn gathers_always(&self) -> bool {
         self.zero() == Zero::Stage3 && self.shard > 1
     }
 
@@ -953,17 +1026,6 @@ impl<'a> Compiler<'a> {
         Spec::OwnersInTurn(Bytes::new((count * bytes).div_ceil(owners)), owners)
     }
 
-    /// The collectives that reduce all gradients of a stage's chunks at once.
-    pub fn all_reductions(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Vec<TransferId> {
-        let sms = self.sizes.stack.communication_sms;
-        let list = self.reductions(stage_parameters(&self.sizes, chunks));
-        list.into_iter()
-            .map(|(slot, spec)| {
-                ctx.transfer("gradient reduce", CommKind::Data, Some(slot), spec, sms)
-            })
-            .collect()
-    }
-
     /// Which collectives reduce the gradients of `parameters`, in order.
     fn reductions(&self, parameters: RankParameters) -> Vec<(GroupSlot, Spec)> {
         let each = self.sizes.stack.gradient_bytes;
@@ -1013,7 +1075,7 @@ impl<'a> Compiler<'a> {
             positions: (0..self.chunks_per_stage())
                 .map(|c| self.position(stage, c))
                 .collect(),
-            last_position: self.chunks.len() as u32 - 1,
+            last_position: self.layout.chunks.len() as u32 - 1,
             dualpipe: self.dualpipe(),
             asynchronous: self.sends_asynchronously(),
             asks_early: self.asks_early(),
@@ -1084,7 +1146,8 @@ impl<'a> Compiler<'a> {
                         Kind::Backward
                     };
                     let b = self.run(ctx, &chunks[backward.1 as usize], kind);
-                    emit.overlapped(ctx, &f, forward, &b, backward);
+                    let order = self.weave(ctx, &f, &b);
+                    emit.overlapped(&order, (&f, forward), (&b, backward));
                 }
             }
             emit.mark(*pass, start, &kept);
@@ -1377,8 +1440,6 @@ struct Cursor<'r> {
     run: &'r Run,
     /// Task of each node that has been written.
     tasks: Vec<u32>,
-    /// When each of them would end, for [`Clock`].
-    ends: Vec<u64>,
     entry: Vec<u32>,
     micro_batch: u32,
 }
@@ -1388,7 +1449,6 @@ impl<'r> Cursor<'r> {
         Self {
             run,
             tasks: Vec::with_capacity(run.nodes.len()),
-            ends: Vec::new(),
             entry,
             micro_batch,
         }
@@ -1396,10 +1456,6 @@ impl<'r> Cursor<'r> {
 
     fn done(&self) -> bool {
         self.tasks.len() == self.run.nodes.len()
-    }
-
-    fn progress(&self) -> f64 {
-        self.tasks.len() as f64 / self.run.nodes.len().max(1) as f64
     }
 }
 
@@ -1424,19 +1480,6 @@ impl Emitter {
             self.last_compute = Some(task);
         }
         cursor.tasks.push(task);
-    }
-
-    /// One computation with the communication that follows it.
-    fn write_unit(&mut self, cursor: &mut Cursor<'_>) {
-        let mut computed = false;
-        while !cursor.done() {
-            let next_is_compute = cursor.run.nodes[cursor.tasks.len()].stream == Stream::Compute;
-            if next_is_compute && computed {
-                return;
-            }
-            computed |= next_is_compute;
-            self.write_node(cursor);
-        }
     }
 
     fn write_all(&mut self, cursor: &mut Cursor<'_>) {
@@ -1599,40 +1642,83 @@ impl Emitter {
         self.write_all(&mut cursor);
     }
 
-    /// Forward and backward of different micro-batches, interleaved so that the communication of
-    /// one runs beside the computation of the other: whichever can compute first goes first, as
-    /// far as durations alone tell.
+    /// Forward and backward of different micro-batches, woven into one in the order of [`weave`].
     fn overlapped(
         &mut self,
-        ctx: &Context<'_>,
-        f: &Run,
-        forward: (u32, u32),
-        b: &Run,
-        backward: (u32, u32),
+        order: &[bool],
+        (f, forward): (&Run, (u32, u32)),
+        (b, backward): (&Run, (u32, u32)),
     ) {
         let f_entry = self.forward_input(forward.0, forward.1);
         let b_entry = self.backward_input(backward.0, backward.1);
         let mut f = Cursor::new(f, f_entry, forward.0);
         let mut b = Cursor::new(b, b_entry, backward.0);
-        let mut clock = Clock::default();
-        while !f.done() || !b.done() {
-            let forward_first = match (f.done(), b.done()) {
-                (true, _) => false,
-                (_, true) => true,
-                _ => {
-                    let (f_ready, b_ready) = (clock.ready(&f), clock.ready(&b));
-                    f_ready < b_ready || (f_ready == b_ready && f.progress() <= b.progress())
-                }
-            };
-            let cursor = if forward_first { &mut f } else { &mut b };
-            let before = cursor.tasks.len();
-            self.write_unit(cursor);
-            clock.advance(ctx, cursor, before);
+        for of_forward in order {
+            self.write_node(if *of_forward { &mut f } else { &mut b });
         }
         let waits = self.after(&f);
         self.forward_output(forward.0, forward.1, &waits);
         let waits = self.after(&b);
         self.backward_output(backward.0, backward.1, &waits);
+    }
+}
+
+/// Weaves two runs into one, so that the communication of one runs beside the computation of the
+/// other: whichever can compute first goes first, as far as durations alone tell. Returns whose node
+/// comes next, true for the forward run's.
+fn weave(ctx: &Context<'_>, f: &Run, b: &Run) -> Vec<bool> {
+    let mut threads = [Thread::new(f), Thread::new(b)];
+    let mut order = Vec::with_capacity(f.nodes.len() + b.nodes.len());
+    let mut clock = Clock::default();
+    loop {
+        let [f, b] = &threads;
+        let forward_first = match (f.done(), b.done()) {
+            (true, true) => return order,
+            (true, _) => false,
+            (_, true) => true,
+            _ => {
+                let (f_ready, b_ready) = (clock.ready(f), clock.ready(b));
+                f_ready < b_ready || (f_ready == b_ready && f.progress() <= b.progress())
+            }
+        };
+        let thread = &mut threads[usize::from(!forward_first)];
+        let unit = thread.unit();
+        order.extend(std::iter::repeat_n(forward_first, unit));
+        clock.advance(ctx, thread, unit);
+    }
+}
+
+/// A run that is woven into another.
+struct Thread<'r> {
+    run: &'r Run,
+    /// When each node would end that is placed.
+    ends: Vec<u64>,
+}
+
+impl<'r> Thread<'r> {
+    fn new(run: &'r Run) -> Self {
+        Self {
+            run,
+            ends: Vec::with_capacity(run.nodes.len()),
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.ends.len() == self.run.nodes.len()
+    }
+
+    fn progress(&self) -> f64 {
+        self.ends.len() as f64 / self.run.nodes.len().max(1) as f64
+    }
+
+    /// How many nodes are one computation with the communication that follows it.
+    fn unit(&self) -> usize {
+        let left = &self.run.nodes[self.ends.len()..];
+        let mut computations = left
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.stream == Stream::Compute);
+        computations.nth(1).map_or(left.len(), |(second, _)| second)
     }
 }
 
@@ -1643,24 +1729,21 @@ struct Clock {
 }
 
 impl Clock {
-    /// When the next computation of `cursor` could start.
-    fn ready(&self, cursor: &Cursor<'_>) -> u64 {
-        let node = &cursor.run.nodes[cursor.tasks.len()];
-        let deps = node.deps.iter().map(|dep| cursor.ends[*dep as usize]);
+    /// When the next computation of `thread` could start.
+    fn ready(&self, thread: &Thread<'_>) -> u64 {
+        let node = &thread.run.nodes[thread.ends.len()];
+        let deps = node.deps.iter().map(|dep| thread.ends[*dep as usize]);
         deps.max()
             .unwrap_or(0)
             .max(self.free[Stream::Compute as usize])
     }
 
-    /// Takes up the nodes that were written since `before`.
-    fn advance(&mut self, ctx: &Context<'_>, cursor: &mut Cursor<'_>, before: usize) {
-        for node in &cursor.run.nodes[before..cursor.tasks.len()] {
-            let ready = node
-                .deps
-                .iter()
-                .map(|dep| cursor.ends[*dep as usize])
-                .max()
-                .unwrap_or(0);
+    /// Takes up the next nodes.
+    fn advance(&mut self, ctx: &Context<'_>, thread: &mut Thread<'_>, count: usize) {
+        let placed = thread.ends.len();
+        for node in &thread.run.nodes[placed..placed + count] {
+            let deps = node.deps.iter().map(|dep| thread.ends[*dep as usize]);
+            let ready = deps.max().unwrap_or(0);
             let free = &mut self.free[node.stream as usize];
             let duration = match node.work {
                 Work::Compute(id) => ctx.segments[id.0 as usize].time[0],
@@ -1671,7 +1754,7 @@ impl Clock {
                 Work::Send(..) | Work::Receive(..) => SimDuration::ZERO,
             };
             *free = ready.max(*free) + duration.as_picos();
-            cursor.ends.push(*free);
+            thread.ends.push(*free);
         }
     }
 }

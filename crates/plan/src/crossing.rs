@@ -13,6 +13,7 @@ use rackflow_topology::{
     Seats, Wires,
 };
 use rackflow_units::{Bytes, SimDuration};
+use std::sync::Arc;
 
 /// Which flows a collective has between NVLink domains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -280,12 +281,7 @@ impl Plan {
                     continue;
                 };
                 for (pattern, part) in &patterns[*slot as usize][*class as usize] {
-                    members.clear();
-                    self.placement.members(*slot, group, &mut members);
-                    for member in &mut members {
-                        *member = self.setup.gpu_of(*member);
-                    }
-                    let flows = Flows::among(*pattern, &members, map);
+                    let flows = self.flows_of_group(*slot, group, *pattern, map, &mut members);
                     if !flows.edges.is_empty() {
                         let pattern = *pattern;
                         visit(Sender::Group { at, group, pattern }, &flows, *part);
@@ -296,16 +292,77 @@ impl Plan {
         if self.spans.next_paths.is_empty() {
             return;
         }
-        let stages = self.setup.training.parallelism.pipeline;
         for rank in 0..self.placement.ranks() {
-            for (forward, by) in [(true, 1), (false, stages - 1)] {
-                let to = self.setup.gpu_of(self.placement.shifted(rank, by));
-                let flows = Flows::message(self.setup.gpu_of(rank), to, map);
+            for forward in [true, false] {
+                let flows = self.flows_of_message(rank, forward, map);
                 if !flows.edges.is_empty() {
                     visit(Sender::Message { rank, forward }, &flows, 1.0);
                 }
             }
         }
+    }
+
+    /// The flows of one communicator. `members` is scratch.
+    fn flows_of_group(
+        &self,
+        slot: GroupSlot,
+        group: u32,
+        pattern: Pattern,
+        map: &ClusterMap,
+        members: &mut Vec<u32>,
+    ) -> Flows {
+        members.clear();
+        self.placement.members(slot, group, members);
+        for member in &mut *members {
+            *member = self.setup.gpu_of(*member);
+        }
+        Flows::among(pattern, members, map)
+    }
+
+    /// The flow of a rank's messages to the next stage, or to the one before.
+    fn flows_of_message(&self, rank: u32, forward: bool, map: &ClusterMap) -> Flows {
+        let stages = self.setup.training.parallelism.pipeline;
+        let by = if forward { 1 } else { stages - 1 };
+        let to = self.setup.gpu_of(self.placement.shifted(rank, by));
+        Flows::message(self.setup.gpu_of(rank), to, map)
+    }
+
+    /// All that a source has on the links above the leaves.
+    fn crowd(&self, source: Source, map: &ClusterMap, wires: &Wires) -> Crowd {
+        let mut reach = Reach::default();
+        let mut route = Vec::new();
+        match source {
+            Source::Groups(slot, class, pattern) => {
+                let mut members = Vec::new();
+                for (group, of_group) in self.spans.classes[slot as usize].iter().enumerate() {
+                    if *of_group == class {
+                        let group = group as u32;
+                        let flows = self.flows_of_group(slot, group, pattern, map, &mut members);
+                        reach.add(wires, &flows, 1.0, 0, &mut route);
+                    }
+                }
+            }
+            Source::Messages(forward) => {
+                for rank in 0..self.placement.ranks() {
+                    let flows = self.flows_of_message(rank, forward, map);
+                    reach.add(wires, &flows, 1.0, 0, &mut route);
+                }
+            }
+        }
+        Crowd::of(reach)
+    }
+
+    /// The patterns by which the communicators of each of [`Plan::slots`] have flows, by class: with
+    /// the communicators all that says where those flows run.
+    pub fn flow_patterns(&self) -> Vec<(GroupSlot, usize, Pattern)> {
+        let patterns = self.patterns();
+        let mut found = Vec::new();
+        for slot in &self.slots {
+            for (class, used) in patterns[*slot as usize].iter().enumerate() {
+                found.extend(used.iter().map(|(pattern, _)| (*slot, class, *pattern)));
+            }
+        }
+        found
     }
 
     /// The patterns that collectives of each slot use, by span class, with the largest part of the time
@@ -384,18 +441,139 @@ pub(crate) fn blocks(plan: &Plan, map: &ClusterMap, wires: Option<&Wires>) -> bo
     let Some(wires) = wires else {
         return false;
     };
+    blocks_at(plan, map, wires, None)
+}
+
+/// Where each communication sends for this part of its time, or for its own.
+fn blocks_at(plan: &Plan, map: &ClusterMap, wires: &Wires, part: Option<f64>) -> bool {
     let mut reach = Reach::default();
     let mut route = Vec::new();
-    plan.crossings(map, &mut |_, flows, part| {
-        reach.add(wires, flows, part, 0, &mut route)
+    plan.crossings(map, &mut |_, flows, own| {
+        reach.add(wires, flows, part.unwrap_or(own), 0, &mut route)
     });
-    let hashed = setup.host().fabric.routing() == Routing::Ecmp;
-    let rate = map.nic_share().as_f64();
-    reach.most().into_iter().any(|(link, ranks)| {
-        let capacity = wires.bandwidth(link).as_f64() / map.load_balance();
-        let asked = ranks * rate;
-        (hashed && ranks > 1.0) || asked > capacity * (1.0 + 1e-9)
-    })
+    let narrow = Narrow::new(plan, map, wires);
+    let links = reach.most();
+    links
+        .into_iter()
+        .any(|(link, ranks)| narrow.for_ranks(link, ranks))
+}
+
+/// All communicators of one slot and class that have flows of one pattern, or all messages one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    Groups(GroupSlot, u32, Pattern),
+    Messages(bool),
+}
+
+/// How many ranks send and how many receive over each link above the leaves.
+#[derive(Debug)]
+pub(crate) struct Crowd(Vec<(LinkId, u32, u32)>);
+
+impl Crowd {
+    fn of(mut reach: Reach) -> Self {
+        let mut counted = [Vec::new(), Vec::new()];
+        for (ranks, counts) in [&mut reach.senders, &mut reach.receivers]
+            .into_iter()
+            .zip(&mut counted)
+        {
+            ranks.sort_unstable();
+            let of_link = ranks.chunk_by(|a, b| a.0 == b.0);
+            counts.extend(of_link.map(|run| {
+                let of_rank = run.chunk_by(|a, b| a.1 == b.1);
+                (run[0].0, of_rank.count() as u32)
+            }));
+        }
+        // Both name the same links, in order.
+        let [sent, received] = counted;
+        let both = sent.iter().zip(&received);
+        Self(both.map(|(sent, got)| (sent.0, sent.1, got.1)).collect())
+    }
+}
+
+/// [`blocks`], answered from what plans share where that is enough: on each link there are no more
+/// ranks than those of all sources together, and no fewer than those of the busiest one. `crowd`
+/// keeps what it is asked for, and so does `at_most`, which says of the same sources whether they
+/// block when none of them ever pauses.
+pub(crate) fn blocks_by(
+    plan: &Plan,
+    map: &ClusterMap,
+    wires: Option<&Wires>,
+    crowd: impl Fn(Source, &dyn Fn() -> Crowd) -> Arc<Crowd>,
+    at_most: impl FnOnce(Vec<Source>, &dyn Fn() -> bool) -> bool,
+) -> bool {
+    let Some(wires) = wires else {
+        return blocks(plan, map, None);
+    };
+    if plan.setup.faults.iter().any(is_of_leaf) {
+        return true;
+    }
+    let mut sources = Vec::new();
+    let patterns = plan.patterns();
+    for slot in &plan.slots {
+        for (class, used) in patterns[*slot as usize].iter().enumerate() {
+            let groups = |pattern| Source::Groups(*slot, class as u32, pattern);
+            sources.extend(used.iter().map(|(pattern, part)| (groups(*pattern), *part)));
+        }
+    }
+    if !plan.spans.next_paths.is_empty() {
+        sources.extend([true, false].map(|forward| (Source::Messages(forward), 1.0)));
+    }
+    let mut on: Vec<(LinkId, u64, u64)> = Vec::new();
+    for (source, part) in sources.iter().copied() {
+        let part = u64::from(millionths(part));
+        let crowd = crowd(source, &|| plan.crowd(source, map, wires));
+        let busy = |count: u32| u64::from(count) * part;
+        let links = crowd.0.iter();
+        on.extend(links.map(|(link, sent, got)| (*link, busy(*sent), busy(*got))));
+    }
+    on.sort_unstable();
+    let narrow = Narrow::new(plan, map, wires);
+    let mut unclear = false;
+    for run in on.chunk_by(|a, b| a.0 == b.0) {
+        let (mut all, mut busiest) = ((0, 0), (0, 0));
+        for (_, sent, got) in run {
+            all = (all.0 + sent, all.1 + got);
+            busiest = (busiest.0.max(*sent), busiest.1.max(*got));
+        }
+        let ranks = |(sent, got): (u64, u64)| sent.min(got) as f64 / f64::from(WHOLE);
+        if narrow.for_ranks(run[0].0, ranks(busiest)) {
+            return true;
+        }
+        unclear |= narrow.for_ranks(run[0].0, ranks(all));
+    }
+    if !unclear {
+        return false;
+    }
+    let sources = sources.into_iter().map(|(source, _)| source).collect();
+    let never_pausing = || blocks_at(plan, map, wires, Some(1.0));
+    at_most(sources, &never_pausing) && blocks(plan, map, Some(wires))
+}
+
+/// What makes a link too narrow.
+struct Narrow<'a> {
+    wires: &'a Wires,
+    hashed: bool,
+    /// Of one NIC [bytes/s].
+    rate: f64,
+    load_balance: f64,
+}
+
+impl<'a> Narrow<'a> {
+    fn new(plan: &Plan, map: &ClusterMap, wires: &'a Wires) -> Self {
+        Self {
+            wires,
+            hashed: plan.setup.host().fabric.routing() == Routing::Ecmp,
+            rate: map.nic_share().as_f64(),
+            load_balance: map.load_balance(),
+        }
+    }
+
+    /// Whether a link is too narrow for so many ranks that send over it at once.
+    fn for_ranks(&self, link: LinkId, ranks: f64) -> bool {
+        let capacity = self.wires.bandwidth(link).as_f64() / self.load_balance;
+        let asked = ranks * self.rate;
+        (self.hashed && ranks > 1.0) || asked > capacity * (1.0 + 1e-9)
+    }
 }
 
 /// Which ranks send and receive over each link above the leaves, and how busily.
@@ -409,6 +587,10 @@ pub struct Reach {
 /// All of a NIC's rate, in millionths.
 const WHOLE: u32 = 1_000_000;
 
+fn millionths(part: f64) -> u32 {
+    (part * f64::from(WHOLE)).ceil().min(f64::from(WHOLE)) as u32
+}
+
 impl Reach {
     /// Adds the flows of one communication, whose connections are drawn by `choice`: each rank sends at
     /// this part of its NIC's rate. `route` is scratch.
@@ -420,7 +602,7 @@ impl Reach {
         choice: u64,
         route: &mut Vec<LinkId>,
     ) {
-        let part = (part * f64::from(WHOLE)).ceil().min(f64::from(WHOLE)) as u32;
+        let part = millionths(part);
         let firsts = [self.senders.len(), self.receivers.len()];
         for &edge in &flows.edges {
             route_of(wires, edge, choice, route);

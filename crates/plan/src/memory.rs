@@ -4,12 +4,12 @@
 //! does not restore, after Korthikanti et al. 2022 for the dense transformer and in the same way
 //! for latent attention and experts.
 
-use crate::compile::{Chunk, Plan, sharded_parameters, stage_parameters};
+use crate::compile::{Chunk, Plan, RankParameters, sharded_parameters, stage_parameters};
 use crate::error::{MemoryPart, PlanError};
 use crate::facts::StageFacts;
 use crate::layer::Sizes;
 use crate::placement::Placement;
-use crate::schedule::Pass;
+use crate::schedule::{InFlight, Pass};
 use crate::setup::Setup;
 use rackflow_units::Bytes;
 use rackflow_workload::{
@@ -69,55 +69,59 @@ pub(crate) fn of_stage(
     chunks: &[Chunk],
     order: &[Pass],
 ) -> MemoryUse {
-    let zero = s.plan.zero;
-    let parameters = stage_parameters(s, chunks);
-    let all = parameters.dense + parameters.expert;
-    let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
-    let mine = sharded_parameters(zero, parameters, placement.shard_size(), expert_data);
-    let layer_bytes: Vec<u64> = chunks.iter().map(|c| chunk_activations(s, c)).collect();
-    let widest = chunks.iter().flat_map(Chunk::kinds).map(|k| {
-        let p = crate::compile::layer_parameters(s, k);
-        p.dense + p.expert
-    });
-    let gathered = if zero == Zero::Stage3 {
-        2 * widest.max().unwrap_or(0) * 2
-    } else {
-        0
-    };
-    MemoryUse {
-        weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
-        gradients: Bytes::new(
-            s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all },
-        ),
-        optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
-        activations: Bytes::new(peak_in_flight(order, &layer_bytes)),
-        buffers: Bytes::new(gathered + buffers(s, chunks)),
-        reserved: s.stack.reserved_memory,
-    }
+    let in_flight = InFlight::of(order, chunks.len());
+    Held::of(s, chunks, &in_flight).memory(s, placement)
 }
 
-/// The most that is alive at once while the stage works through its order.
-fn peak_in_flight(order: &[Pass], bytes_of_chunk: &[u64]) -> u64 {
-    let (mut now, mut peak) = (0u64, 0u64);
-    for pass in order {
-        match *pass {
-            Pass::Forward { chunk, .. } => now += bytes_of_chunk[chunk as usize],
-            // What the weight gradient still needs stays until it is done; about half of it.
-            Pass::InputGradient { chunk, .. } => now -= bytes_of_chunk[chunk as usize] / 2,
-            Pass::WeightGradient { chunk, .. } => {
-                let bytes = bytes_of_chunk[chunk as usize];
-                now -= bytes - bytes / 2;
-            }
-            Pass::Backward { chunk, .. } => now -= bytes_of_chunk[chunk as usize],
-            Pass::Overlapped { forward, backward } => {
-                now += bytes_of_chunk[forward.1 as usize];
-                peak = peak.max(now);
-                now -= bytes_of_chunk[backward.1 as usize];
-            }
+/// What a stage holds whatever ZeRO shards.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    parameters: RankParameters,
+    /// Parameters of the largest layer.
+    widest: u64,
+    activations: u64,
+    buffers: u64,
+}
+
+impl Held {
+    /// Of a stage that holds `chunks`.
+    pub fn of(s: &Sizes<'_>, chunks: &[Chunk], in_flight: &InFlight) -> Self {
+        let kinds = chunks.iter().flat_map(|chunk| &chunk.layers);
+        let widest = kinds.map(|(key, _)| {
+            let p = crate::compile::layer_parameters(s, key.kind());
+            p.dense + p.expert
+        });
+        let bytes: Vec<u64> = chunks.iter().map(|c| chunk_activations(s, c)).collect();
+        Self {
+            parameters: stage_parameters(s, chunks),
+            widest: widest.max().unwrap_or(0),
+            activations: in_flight.peak(&bytes),
+            buffers: buffers(s, chunks),
         }
-        peak = peak.max(now);
     }
-    peak
+
+    /// All of it, as the plan's ZeRO shards it over the ranks of `placement`.
+    pub fn memory(&self, s: &Sizes<'_>, placement: &Placement) -> MemoryUse {
+        let zero = s.plan.zero;
+        let all = self.parameters.dense + self.parameters.expert;
+        let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
+        let mine = sharded_parameters(zero, self.parameters, placement.shard_size(), expert_data);
+        let gathered = if zero == Zero::Stage3 {
+            2 * self.widest * 2
+        } else {
+            0
+        };
+        MemoryUse {
+            weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
+            gradients: Bytes::new(
+                s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all },
+            ),
+            optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
+            activations: Bytes::new(self.activations),
+            buffers: Bytes::new(gathered + self.buffers),
+            reserved: s.stack.reserved_memory,
+        }
+    }
 }
 
 fn recomputes(s: &Sizes<'_>, activation: Activation) -> bool {
@@ -137,17 +141,16 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
         Recompute::FullLayers(n) => u64::from(n).min(chunk.len()),
         _ => 0,
     };
-    let kept: u64 = chunk
-        .kinds()
-        .enumerate()
-        .map(|(i, kind)| {
-            if (i as u64) < recomputed {
-                input
-            } else {
-                layer_activations(s, kind)
-            }
-        })
-        .sum();
+    let mut left = recomputed;
+    let mut kept = 0;
+    for (key, count) in &chunk.layers {
+        let again = left.min(*count);
+        left -= again;
+        kept += again * input;
+        if again < *count {
+            kept += (count - again) * layer_activations(s, key.kind());
+        }
+    }
     let mtp = match (&s.model.mtp, chunk.last) {
         (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.mtp_layer_kind()),
         _ => 0,
@@ -291,8 +294,8 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let live = match s.training.recompute {
         Recompute::Full | Recompute::FullLayers(_) => chunks
             .iter()
-            .flat_map(Chunk::kinds)
-            .map(|kind| layer_activations(s, kind))
+            .flat_map(|chunk| &chunk.layers)
+            .map(|(key, _)| layer_activations(s, key.kind()))
             .max()
             .unwrap_or(0),
         _ => 4 * s.tokens * s.model.hidden * 2,
@@ -543,15 +546,18 @@ mod tests {
         };
         for stage in 0..4 {
             let one = order(Schedule::OneForwardOneBackward, shape, stage);
-            assert_eq!(peak_in_flight(&one, &[100]), 100 * u64::from(4 - stage));
+            assert_eq!(
+                InFlight::of(&one, 1).peak(&[100]),
+                100 * u64::from(4 - stage)
+            );
             let all = order(Schedule::Gpipe, shape, stage);
-            assert_eq!(peak_in_flight(&all, &[100]), 1600);
+            assert_eq!(InFlight::of(&all, 1).peak(&[100]), 1600);
         }
         let both = Shape { chunks: 2, ..shape };
         for stage in 0..4 {
             let order = order(Schedule::Dualpipe, both, stage);
             assert_eq!(
-                peak_in_flight(&order, &[100, 100]),
+                InFlight::of(&order, 2).peak(&[100, 100]),
                 500,
                 "one more than the stages"
             );

@@ -3,7 +3,6 @@
 //! Communicators of one kind fall into few classes of equal span, and pairs of neighbouring stages
 //! into few classes of equal path. A transfer has one price for each.
 
-use crate::crossing;
 use crate::placement::Placement;
 use crate::program::GroupSlot;
 use crate::run::Spec;
@@ -12,7 +11,7 @@ use rackflow_network::{
     self as network, CollectiveOp, Demand, ExchangeStyle, Links, TokenExchange,
 };
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
-use rackflow_workload::{ExpertDispatcher, Zero};
+use rackflow_workload::ExpertDispatcher;
 use std::sync::Arc;
 
 /// Most of the memory bandwidth that communication can take. A guard against demands whose wire
@@ -76,6 +75,33 @@ impl Spans {
             next_paths,
         }
     }
+
+    /// The communicators that the first rank is in, and no others, at a price that does not grow with
+    /// the cluster: all of them, or those whose members meet in a layer to share its work.
+    pub(crate) fn of_first_rank(map: &ClusterMap, placement: &Placement, all: bool) -> Self {
+        let mut spans: Vec<Vec<(GroupSpan, Path, u32)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut members = Vec::new();
+        for slot in GroupSlot::ALL {
+            if placement.group_size(slot) > 1 && (all || is_inside(slot)) {
+                members.clear();
+                placement.members(slot, placement.group_of(slot, 0), &mut members);
+                let (span, hop) = span_and_hop(map, &members);
+                spans[slot as usize].push((span, hop, 0));
+            }
+        }
+        Self {
+            spans,
+            classes: Vec::new(),
+            paths: Vec::new(),
+            joined: vec![vec![0]],
+            next_paths: Vec::new(),
+        }
+    }
+
+    /// Whether communicators of these cost the same as of those.
+    pub(crate) fn cost_alike(&self, other: &Self) -> bool {
+        self.spans == other.spans
+    }
 }
 
 #[derive(Clone)]
@@ -100,45 +126,13 @@ impl Prices {
         }
     }
 
-    /// The communicators inside a layer that the first rank is in, and no others: all that the
-    /// passes through a layer ask for, at a price that does not grow with the cluster.
-    pub fn inside_layers(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
-        // Without weights to gather, data-parallel ranks meet once per step and not in a layer.
-        let gathers = setup.training.parallelism.zero == Zero::Stage3;
-        Self::of_first_rank(setup, map, placement, |slot| is_inside(slot) || gathers)
-    }
-
-    /// The communicators of the first rank whose members meet once per step.
-    pub fn between_layers(setup: &Setup, map: &ClusterMap, placement: &Placement) -> Self {
-        Self::of_first_rank(setup, map, placement, |slot| !is_inside(slot))
-    }
-
-    fn of_first_rank(
-        setup: &Setup,
-        map: &ClusterMap,
-        placement: &Placement,
-        wanted: impl Fn(GroupSlot) -> bool,
-    ) -> Self {
-        let mut spans: Vec<Vec<(GroupSpan, Path, u32)>> = vec![Vec::new(); GroupSlot::COUNT];
-        let mut members = Vec::new();
-        for slot in GroupSlot::ALL {
-            if placement.group_size(slot) > 1 && wanted(slot) {
-                members.clear();
-                placement.members(slot, placement.group_of(slot, 0), &mut members);
-                let (span, hop) = span_and_hop(map, &members);
-                spans[slot as usize].push((span, hop, 0));
-            }
-        }
-        let spans = Spans {
+    /// Prices on links that are known.
+    pub fn over(links: &Links, spans: Arc<Spans>, setup: &Setup) -> Self {
+        Self {
+            links: vec![links.clone()],
             spans,
-            classes: Vec::new(),
-            paths: Vec::new(),
-            joined: vec![vec![0]],
-            next_paths: Vec::new(),
-        };
-        // Flows that run over the links of the tiers may be faster than their average.
-        let on_fabric = crossing::may_block(setup.host(), &setup.faults, map);
-        Self::new(setup, map, Arc::new(spans), on_fabric)
+            memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
+        }
     }
 
     /// The same seen from accelerators that read their memory at this rate [bytes/s].
@@ -208,6 +202,11 @@ fn links_among(setup: &Setup, map: &ClusterMap, sections: &[u32], on_fabric: boo
     } else {
         links
     }
+}
+
+/// What the links of the first section of a cluster cost; see [`links`].
+pub(crate) fn first_links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
+    links_among(setup, map, &[0], on_fabric)
 }
 
 /// What the links of a cluster cost; without what its tiers cost where flows run over their links.

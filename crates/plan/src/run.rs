@@ -15,6 +15,7 @@ use rackflow_workload::chakra::{Exchange, Payload, PayloadKind, TraceOp};
 use rackflow_workload::{
     AttentionKernel, CudaGraphs, Direction, ExpertDispatcher, GroupLimit, Operation, SoftwareStack,
 };
+use std::sync::{Mutex, PoisonError};
 
 /// What a transfer asks of the network, before it is known who its members are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -170,6 +171,28 @@ pub(crate) struct Context<'a> {
     pub segment_flops: Vec<SegmentFlops>,
     options: kernel::KernelOptions,
     level_sms: [u32; SEGMENT_LEVELS],
+    /// Where nothing but times is asked for: what is known of kernels.
+    known: Option<&'a KnownKernels>,
+}
+
+/// What kernels take, as [`Segment::time`].
+type Times = [SimDuration; SEGMENT_LEVELS];
+
+/// Times of kernels, each found once. They belong to one accelerator and one stack.
+#[derive(Debug, Default)]
+pub(crate) struct KnownKernels(Mutex<Vec<(Operation, Times)>>);
+
+impl KnownKernels {
+    /// The times of `op`, found by `price` when they are asked for first.
+    fn times(&self, op: &Operation, price: impl FnOnce() -> Times) -> Times {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, time)) = known.iter().find(|(of, _)| of == op) {
+            return *time;
+        }
+        let time = price();
+        known.push((op.clone(), time));
+        time
+    }
 }
 
 /// Tensor-core FLOPs of one segment, and the kernels that they are done by.
@@ -205,6 +228,15 @@ impl<'a> Context<'a> {
                 load: kernel::Load::Continuous,
             },
             level_sms,
+            known: None,
+        }
+    }
+
+    /// The same for whoever asks for times alone: nothing is said of causes and FLOPs.
+    pub fn of_times(setup: &'a Setup, prices: &'a Prices, known: &'a KnownKernels) -> Self {
+        Self {
+            known: Some(known),
+            ..Self::new(setup, prices)
         }
     }
 
@@ -275,6 +307,9 @@ impl<'a> Context<'a> {
         routed: bool,
         recompute: bool,
     ) -> SegmentId {
+        if let Some(known) = self.known {
+            return self.timed_segment(known, label, ops, besides, routed);
+        }
         let native = self.setup.training.recipe.gemm();
         let peak_native = self.accelerator.peak.get(native);
         // The rate by which the cost model turns bytes into time of the memory.
@@ -354,13 +389,7 @@ impl<'a> Context<'a> {
             book(Cause::ExponentBound, exponent);
             book(Cause::Launch, floor);
         }
-        let launch = match stack.cuda_graphs {
-            CudaGraphs::None => host,
-            CudaGraphs::Partial if routed => host,
-            CudaGraphs::Partial => stack.launch,
-            CudaGraphs::Full => SimDuration::ZERO,
-        };
-        let launch = on_host(launch, self.setup);
+        let launch = self.issues(host, routed);
         self.segments.push(Segment {
             label,
             time,
@@ -372,6 +401,51 @@ impl<'a> Context<'a> {
         });
         self.segment_flops.push(flops);
         SegmentId(self.segments.len() as u32 - 1)
+    }
+
+    /// The times of a run of operations, and nothing else of it.
+    fn timed_segment(
+        &mut self,
+        known: &KnownKernels,
+        label: &'static str,
+        ops: &[(&'static str, Operation)],
+        besides: SimDuration,
+        routed: bool,
+    ) -> SegmentId {
+        let (mut time, mut host) = ([SimDuration::ZERO; SEGMENT_LEVELS], besides);
+        for (_, op) in ops {
+            let times = known.times(op, || {
+                let on = |sms| kernel::cost_with(op, self.accelerator, sms, self.options).time;
+                let alone = on(self.level_sms[0]);
+                self.level_sms.map(|sms| on(sms).max(alone))
+            });
+            for (sum, of_op) in time.iter_mut().zip(times) {
+                *sum += of_op;
+            }
+            host += host_time(op, &self.setup.training.stack);
+        }
+        self.segments.push(Segment {
+            label,
+            time,
+            memory_time: SimDuration::ZERO,
+            launch: self.issues(host, routed),
+            routed,
+            causes: Vec::new(),
+            flops: 0.0,
+        });
+        SegmentId(self.segments.len() as u32 - 1)
+    }
+
+    /// Host time to issue a segment whose kernels take `host` one by one.
+    fn issues(&self, host: SimDuration, routed: bool) -> SimDuration {
+        let stack = &self.setup.training.stack;
+        let launch = match stack.cuda_graphs {
+            CudaGraphs::None => host,
+            CudaGraphs::Partial if routed => host,
+            CudaGraphs::Partial => stack.launch,
+            CudaGraphs::Full => SimDuration::ZERO,
+        };
+        on_host(launch, self.setup)
     }
 }
 

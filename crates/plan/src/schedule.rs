@@ -90,6 +90,74 @@ pub fn orders(schedule: Schedule, shape: Shape) -> Vec<Vec<Pass>> {
     }
 }
 
+/// What a stage keeps at its fullest moments: of each chunk, how many micro-batches wait for their
+/// backward pass, and how many for their weight gradients alone. Moments that hold no more of
+/// anything than another one are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct InFlight {
+    moments: Vec<Vec<(u32, u32)>>,
+}
+
+impl InFlight {
+    /// Of a stage with so many chunks that works in this order.
+    pub fn of(order: &[Pass], chunks: usize) -> Self {
+        let mut found = Self::default();
+        let mut now = vec![(0u32, 0u32); chunks];
+        for pass in order {
+            match *pass {
+                Pass::Forward { chunk, .. } => now[chunk as usize].0 += 1,
+                Pass::Backward { chunk, .. } => {
+                    found.note(&now);
+                    now[chunk as usize].0 -= 1;
+                }
+                Pass::InputGradient { chunk, .. } => {
+                    found.note(&now);
+                    now[chunk as usize].0 -= 1;
+                    now[chunk as usize].1 += 1;
+                }
+                Pass::WeightGradient { chunk, .. } => {
+                    found.note(&now);
+                    now[chunk as usize].1 -= 1;
+                }
+                Pass::Overlapped { forward, backward } => {
+                    now[forward.1 as usize].0 += 1;
+                    found.note(&now);
+                    now[backward.1 as usize].0 -= 1;
+                }
+            }
+        }
+        found.note(&now);
+        found
+    }
+
+    fn note(&mut self, now: &[(u32, u32)]) {
+        // What is still whole is no less than what waits for its weight gradients.
+        let within = |less: &[(u32, u32)], more: &[(u32, u32)]| {
+            less.iter()
+                .zip(more)
+                .all(|(less, more)| less.0 <= more.0 && less.0 + less.1 <= more.0 + more.1)
+        };
+        if self.moments.iter().any(|known| within(now, known)) {
+            return;
+        }
+        self.moments.retain(|known| !within(known, now));
+        self.moments.push(now.to_vec());
+    }
+
+    /// The most bytes at once, where a micro-batch keeps so many of each chunk. What a weight gradient
+    /// still needs is about half of it.
+    pub fn peak(&self, bytes_of_chunk: &[u64]) -> u64 {
+        let at = |moment: &Vec<(u32, u32)>| {
+            let held = moment.iter().zip(bytes_of_chunk);
+            held.map(|((whole, rest), bytes)| {
+                u64::from(*whole) * bytes + u64::from(*rest) * (bytes - bytes / 2)
+            })
+            .sum::<u64>()
+        };
+        self.moments.iter().map(at).max().unwrap_or(0)
+    }
+}
+
 /// Micro-batches in flight of ZB-H1: the memory of 1F1B.
 fn zb_h1(stage: u32, stages: u32) -> (u32, u32) {
     (stages - stage, stages)
@@ -189,9 +257,12 @@ fn zero_bubble(shape: Shape, limits: impl Fn(u32, u32) -> (u32, u32)) -> Vec<Vec
     let mut forwards = vec![0u32; p];
     let mut inputs = vec![0u32; p];
     let mut weights = vec![0u32; p];
-    while orders.iter().any(|order| order.len() < 3 * m as usize) {
+    let (mut f_before, mut b_before) = (forwards.clone(), inputs.clone());
+    let mut unfinished = p;
+    while unfinished > 0 {
         // What was finished before this tick decides what may run in it.
-        let (f_before, b_before) = (forwards.clone(), inputs.clone());
+        f_before.copy_from_slice(&forwards);
+        b_before.copy_from_slice(&inputs);
         let mut progress = false;
         for s in 0..p {
             let f_ready = forwards[s] < m && (s == 0 || f_before[s - 1] > forwards[s]);
@@ -222,6 +293,7 @@ fn zero_bubble(shape: Shape, limits: impl Fn(u32, u32) -> (u32, u32)) -> Vec<Vec
                 continue;
             };
             orders[s].push(pass);
+            unfinished -= usize::from(orders[s].len() == 3 * m as usize);
             progress = true;
         }
         assert!(

@@ -7,13 +7,15 @@
 //! not fit is counted.
 
 use crate::bound::{self, Messages, PieceTimes};
-use crate::compile::{self, Compiler, Plan};
-use crate::crossing;
+use crate::compile::{self, Chunk, ChunkLayout, Compiler, Plan};
+use crate::crossing::{self, Crowd, Source};
 use crate::error::{self, MemoryPart, PlanError};
-use crate::memory::{self, MemoryUse};
+use crate::layer::Sizes;
+use crate::memory::{Held, MemoryUse};
 use crate::placement::Placement;
-use crate::price::{self, Spans};
-use crate::schedule::Shape;
+use crate::price::{self, Prices, Spans};
+use crate::run::KnownKernels;
+use crate::schedule::{self, InFlight, Shape};
 use crate::setup::{RankOrder, Setup};
 use rackflow_network::{Links, send_recv};
 use rackflow_topology::{ClusterMap, Path, Wires};
@@ -186,11 +188,38 @@ pub struct Expansion {
     pub left_out: LeftOut,
 }
 
-/// How a plan divides the ranks beyond a layer.
+/// How plans of a branch divide the ranks beyond a layer, but for ZeRO and the order of ranks.
 struct Division {
     parallelism: Parallelism,
     schedule: Schedule,
-    rank_order: RankOrder,
+}
+
+/// A stage, and every other one that holds the same pieces and keeps no more of them.
+#[derive(Debug)]
+struct StageClass {
+    chunks: Vec<Chunk>,
+    in_flight: InFlight,
+}
+
+/// What depends on numbers of stages, chunks and micro-batches alone, and so is found once.
+struct Known<K, V>(Mutex<BTreeMap<K, Arc<V>>>);
+
+impl<K, V> Default for Known<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Ord, V> Known<K, V> {
+    fn get(&self, key: K, find: impl FnOnce() -> V) -> Arc<V> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&key) {
+            return known.clone();
+        }
+        // Two threads may find the same; what they find is equal.
+        let found = Arc::new(find());
+        lock().entry(key).or_insert(found).clone()
+    }
 }
 
 /// All plans for one scenario.
@@ -198,14 +227,28 @@ pub struct Search {
     setup: Setup,
     map: ClusterMap,
     links: Links,
+    /// Those among the first GPUs.
+    first_links: Links,
+    /// The same with what tiers cost, where a plan may or may not have its flows run over them.
+    dearer_links: Option<Links>,
     space: Space,
     /// Load of the rank with the fullest experts, by number of expert-parallel ranks.
     loads: BTreeMap<u32, u64>,
-    /// Distinct paths between ranks so far apart in number, as they are asked for.
-    paths: Mutex<BTreeMap<u32, Arc<[Path]>>>,
-    /// Communicators of plans that divide the ranks alike, as they are asked for.
-    spans: Mutex<BTreeMap<SpansKey, Arc<Spans>>>,
-    /// Links above the leaves, once they are asked for.
+    /// Distinct paths between ranks so far apart in number, as they are asked for; so are all below.
+    paths: Known<u32, Vec<Path>>,
+    /// Communicators of plans that divide the ranks alike.
+    spans: Known<SpansKey, Spans>,
+    /// Those of the first rank; all of them, or only those inside a layer.
+    first_spans: Known<(SpansKey, bool), Spans>,
+    /// Layers dealt out to so many chunks.
+    layouts: Known<u64, ChunkLayout>,
+    /// Stages by schedule, stages, virtual stages, micro-batches, and whether passes are woven.
+    stages: Known<(u8, u32, u32, u32, bool), Vec<StageClass>>,
+    /// Who is on the links above the leaves.
+    crowds: Known<(SpansKey, Source), Crowd>,
+    /// Whether all of these sources together could ask too much of one.
+    blocks: Known<(SpansKey, Vec<Source>), bool>,
+    /// Those links.
     wires: OnceLock<Option<Wires>>,
 }
 
@@ -220,19 +263,23 @@ impl Search {
     pub fn new(setup: &Setup, space: Space) -> Result<Self, PlanError> {
         error::check(setup)?;
         let map = ClusterMap::new(&setup.cluster)?;
+        // Flows that run over the links of the tiers may be faster than their average.
+        let on_fabric = crossing::may_block(setup.host(), &setup.faults, &map);
         Ok(Self {
             setup: setup.clone(),
-            // Flows that run over the links of the tiers may be faster than their average.
-            links: price::links(
-                setup,
-                &map,
-                crossing::may_block(setup.host(), &setup.faults, &map),
-            ),
+            links: price::links(setup, &map, on_fabric),
+            first_links: price::first_links(setup, &map, on_fabric),
+            dearer_links: on_fabric.then(|| price::first_links(setup, &map, false)),
             map,
             space,
             loads: BTreeMap::new(),
-            paths: Mutex::default(),
-            spans: Mutex::default(),
+            paths: Known::default(),
+            spans: Known::default(),
+            first_spans: Known::default(),
+            layouts: Known::default(),
+            stages: Known::default(),
+            crowds: Known::default(),
+            blocks: Known::default(),
             wires: OnceLock::new(),
         })
     }
@@ -284,55 +331,18 @@ impl Search {
 
     /// The plans of one branch, each held against memory and bounded.
     pub fn expand(&self, branch: &Branch) -> Expansion {
-        let mut setup = self.setup.clone();
-        let mut known: Vec<(TimesKey, Arc<PieceTimes>)> = Vec::new();
         let mut expansion = Expansion::default();
-        let left_out = &mut expansion.left_out;
-        let mut first_stage_fits = false;
-        for division in self.divisions(branch, left_out) {
-            let zero = division.parallelism.zero;
-            // ZeRO 2 takes the time of ZeRO 1 and less memory: it stands in where that does not fit.
-            if zero == Zero::Stage2 && first_stage_fits {
-                continue;
-            }
-            write(&mut setup, branch, &division);
-            if let Err(error) = error::check(&setup) {
-                *left_out.impossible.entry(obstacle(&error)).or_default() += 1;
-                continue;
-            }
-            let placement = Placement::new(&division.parallelism, division.rank_order);
-            let compiler = Compiler::new(&setup, &placement);
-            let fullest = fullest(&compiler, &setup, &placement);
-            let fits = fullest.total() <= setup.cluster.least_memory();
-            first_stage_fits = zero == Zero::Stage1 && fits;
-            if !fits {
-                *left_out.too_large.entry(fullest.largest()).or_default() += 1;
-                continue;
-            }
-            let key = times_key(&division);
-            let times = known.iter().find(|(of, _)| *of == key);
-            let times = times.map(|(_, times)| times.clone()).unwrap_or_else(|| {
-                let times = Arc::new(PieceTimes::new(&setup, &self.map, self.load(branch)));
-                known.push((key, times.clone()));
-                times
-            });
-            let at_least = bound::step_time(
-                &compiler,
-                &setup,
-                &times,
-                self.messages(&compiler, &division),
-            );
-            expansion.candidates.push(Candidate {
-                parallelism: division.parallelism,
-                micro_batch: branch.micro_batch,
-                recipe: branch.recipe,
-                recompute: branch.recompute.clone(),
-                schedule: division.schedule,
-                rank_order: division.rank_order,
-                at_least,
-                memory: fullest.total(),
-                times,
-            });
+        let mut branch = Open {
+            search: self,
+            branch,
+            setup: self.setup.clone(),
+            kernels: Arc::default(),
+            times: Vec::new(),
+            by_spans: Vec::new(),
+            load: self.load(branch.parallelism.expert),
+        };
+        for division in self.divisions(branch.branch, &mut expansion.left_out) {
+            branch.expand(&division, &mut expansion);
         }
         expansion
     }
@@ -342,21 +352,16 @@ impl Search {
     pub fn bound(&self, candidate: &Candidate) -> SimDuration {
         let setup = candidate.setup(&self.setup);
         let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
-        let compiler = Compiler::new(&setup, &placement);
-        let division = Division {
-            parallelism: candidate.parallelism.clone(),
-            schedule: candidate.schedule,
-            rank_order: candidate.rank_order,
-        };
-        if bound::woven_by_experts(&setup) {
-            // Nothing closer is proved for forward and backward passes that take turns by expert
-            // exchange: what one of them waits for is not what it would wait for alone.
-            return candidate.at_least;
-        }
-        let messages = self.messages(&compiler, &division);
+        let layout = self.layout(&setup, &placement);
+        let compiler = Compiler::with_layout(&setup, &placement, layout);
+        let messages = self.messages(&compiler, &candidate.parallelism, candidate.rank_order);
+        let least = self.first_prices(&setup, &placement, false);
+        let links = self.dearer_links.as_ref();
+        let dearer = links.map(|links| Prices::over(links, least.spans.clone(), &setup));
+        let load = self.load(candidate.parallelism.expert);
         let times = &candidate.times;
-        let closer =
-            bound::step_time_by_passes(&compiler, &setup, times, messages, &self.map, &placement);
+        let prices = (&least, dearer.as_ref());
+        let closer = bound::step_time_by_passes(compiler, &setup, times, messages, prices, load);
         closer.max(candidate.at_least)
     }
 
@@ -372,49 +377,114 @@ impl Search {
         }
         error::check(&setup)?;
         let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
-        let spans = self.spans(&setup, &placement);
-        compile::compile_over(&setup, &self.map, &spans, || {
+        let key = spans_key(&setup, &placement);
+        let spans = self
+            .spans
+            .get(key, || Spans::new(&setup, &self.map, &placement));
+        compile::compile_over(&setup, &self.map, &spans, |plan| {
             let wires = || crossing::wires(&self.setup);
-            self.wires.get_or_init(wires).as_ref()
+            let wires = self.wires.get_or_init(wires).as_ref();
+            crossing::blocks_by(
+                plan,
+                &self.map,
+                wires,
+                |source, find| self.crowds.get((key, source), find),
+                |sources, find| *self.blocks.get((key, sources), find),
+            )
         })
     }
 
-    fn spans(&self, setup: &Setup, placement: &Placement) -> Arc<Spans> {
-        let plan = &setup.training.parallelism;
-        let counts = [
-            plan.tensor,
-            plan.context,
-            plan.pipeline,
-            plan.data,
-            plan.expert,
-            plan.expert_tensor,
-            placement.shard_size(),
-        ];
-        let key = (counts, setup.rank_order == RankOrder::PipelineBeforeData);
-        let lock = || self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&key) {
-            return known.clone();
-        }
-        let spans = Arc::new(Spans::new(setup, &self.map, placement));
-        lock().insert(key, spans.clone());
-        spans
+    fn load(&self, expert: u32) -> u64 {
+        self.loads.get(&expert).copied().unwrap_or(MEAN_LOAD)
     }
 
-    fn load(&self, branch: &Branch) -> u64 {
-        let load = self.loads.get(&branch.parallelism.expert);
-        load.copied().unwrap_or(MEAN_LOAD)
+    /// Layers dealt out to the chunks of a plan.
+    fn layout(&self, setup: &Setup, placement: &Placement) -> Arc<ChunkLayout> {
+        let plan = &setup.training.parallelism;
+        if setup.cluster.is_mixed() {
+            // Who gets how many depends on where the stages lie.
+            return Arc::new(ChunkLayout::new(setup, placement));
+        }
+        let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
+        self.layouts
+            .get(chunks, || ChunkLayout::new(setup, placement))
+    }
+
+    /// What the communicators of the first rank cost; where `inside`, only those that meet in a layer.
+    fn first_prices(&self, setup: &Setup, placement: &Placement, inside: bool) -> Prices {
+        // Without weights to gather, data-parallel ranks meet once per step and not in a layer.
+        let all = !inside || setup.training.parallelism.zero == Zero::Stage3;
+        let key = (spans_key(setup, placement), all);
+        let spans = self
+            .first_spans
+            .get(key, || Spans::of_first_rank(&self.map, placement, all));
+        Prices::over(&self.first_links, spans, setup)
+    }
+
+    /// The stages of a plan, those left out that are no fuller than another. No schedule starts more
+    /// than two rounds of micro-batches before the first comes back, and once a pipeline is full it
+    /// stays as full as it is: four rounds stand for all, and two where each takes several chunks. Of
+    /// stages that hold the same pieces the first has the most in flight, but for DualPipe, where
+    /// micro-batches enter from both ends.
+    fn stage_classes(&self, compiler: &Compiler<'_>, setup: &Setup) -> Arc<Vec<StageClass>> {
+        let training = &setup.training;
+        let plan = &training.parallelism;
+        let rounds = if plan.virtual_pipeline > 1 { 2 } else { 4 };
+        let micro_batches = (training.micro_batches() as u32).min(rounds * plan.pipeline);
+        let shape = Shape {
+            micro_batches,
+            ..compiler.shape()
+        };
+        let find = || {
+            let mut known: Vec<(Vec<u32>, u32)> = Vec::new();
+            let mut classes: Vec<StageClass> = Vec::new();
+            let orders = schedule::orders(training.schedule, shape);
+            for (stage, order) in (0..plan.pipeline).zip(orders) {
+                let alike = compiler.alike(stage);
+                let differs = training.schedule == Schedule::Dualpipe;
+                let known_one = known.iter().any(|(of, _)| *of == alike);
+                if known_one && !differs {
+                    continue;
+                }
+                let chunks = compiler.stage_chunks(stage);
+                let in_flight = InFlight::of(&order, chunks.len());
+                let same = |(of, at): &(Vec<u32>, u32)| {
+                    *of == alike && classes[*at as usize].in_flight == in_flight
+                };
+                if !known.iter().any(same) {
+                    known.push((alike, classes.len() as u32));
+                    classes.push(StageClass { chunks, in_flight });
+                }
+            }
+            classes
+        };
+        if setup.cluster.is_mixed() {
+            return Arc::new(find());
+        }
+        let key = (
+            training.schedule as u8,
+            plan.pipeline,
+            plan.virtual_pipeline,
+            micro_batches,
+            shape.overlap_passes,
+        );
+        self.stages.get(key, find)
     }
 
     /// Messages between the stages of a plan on the shortest paths there are.
-    fn messages(&self, compiler: &Compiler<'_>, division: &Division) -> Messages {
-        let plan = &division.parallelism;
+    fn messages(
+        &self,
+        compiler: &Compiler<'_>,
+        plan: &Parallelism,
+        rank_order: RankOrder,
+    ) -> Messages {
         let inner = plan.tensor * plan.context;
-        let apart = match division.rank_order {
+        let apart = match rank_order {
             RankOrder::DataBeforePipeline => inner * plan.data,
             RankOrder::PipelineBeforeData => inner,
         };
         let shortest = |apart: u32| {
-            let paths = self.paths(apart);
+            let paths = self.paths.get(apart, || self.paths_between(apart));
             let spans = paths
                 .iter()
                 .map(|path| send_recv(compiler.message(), path, &self.links).duration());
@@ -437,19 +507,15 @@ impl Search {
     }
 
     /// Distinct paths between GPUs that are so far apart in number.
-    fn paths(&self, apart: u32) -> Arc<[Path]> {
-        let mut known = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
-        let paths = known.entry(apart).or_insert_with(|| {
-            let mut paths: Vec<Path> = Vec::new();
-            for gpu in 0..self.setup.cluster.gpus.saturating_sub(apart) {
-                let path = self.map.path(gpu, gpu + apart);
-                if !paths.contains(&path) {
-                    paths.push(path);
-                }
+    fn paths_between(&self, apart: u32) -> Vec<Path> {
+        let mut paths: Vec<Path> = Vec::new();
+        for gpu in 0..self.setup.cluster.gpus.saturating_sub(apart) {
+            let path = self.map.path(gpu, gpu + apart);
+            if !paths.contains(&path) {
+                paths.push(path);
             }
-            paths.into()
-        });
-        paths.clone()
+        }
+        paths
     }
 
     fn tensors(&self) -> Vec<(u32, bool)> {
@@ -500,7 +566,7 @@ impl Search {
         pairs
     }
 
-    /// The pipeline, data parallelism, sharding, schedule and order of ranks that a branch leaves open.
+    /// The pipeline, data parallelism and schedule that a branch leaves open.
     fn divisions(&self, branch: &Branch, left_out: &mut LeftOut) -> Vec<Division> {
         let training = &self.setup.training;
         let layer = &branch.parallelism;
@@ -525,34 +591,28 @@ impl Search {
                 continue;
             }
             for (schedule, virtual_pipeline) in self.schedules(pipeline) {
-                // Without a pipeline both orders of ranks are one.
-                let orders = if pipeline == 1 {
-                    &self.space.rank_orders[..1]
-                } else {
-                    &self.space.rank_orders
-                };
-                for rank_order in orders {
-                    for zero in Zero::ALL {
-                        // One rank shards nothing.
-                        if zero != Zero::Stage0 && data * layer.context == 1 {
-                            continue;
-                        }
-                        found.push(Division {
-                            parallelism: Parallelism {
-                                pipeline,
-                                virtual_pipeline,
-                                data,
-                                zero,
-                                ..layer.clone()
-                            },
-                            schedule,
-                            rank_order: *rank_order,
-                        });
-                    }
-                }
+                found.push(Division {
+                    parallelism: Parallelism {
+                        pipeline,
+                        virtual_pipeline,
+                        data,
+                        ..layer.clone()
+                    },
+                    schedule,
+                });
             }
         }
         found
+    }
+
+    /// The orders of ranks that differ.
+    fn rank_orders(&self, pipeline: u32) -> &[RankOrder] {
+        // Without a pipeline both orders of ranks are one.
+        if pipeline == 1 {
+            &self.space.rank_orders[..1]
+        } else {
+            &self.space.rank_orders
+        }
     }
 
     /// The schedules of so many stages, each with its virtual stages.
@@ -579,25 +639,177 @@ impl Search {
 /// whether these gather weights in each layer.
 type TimesKey = (bool, Option<(u32, RankOrder)>);
 
-fn times_key(division: &Division) -> TimesKey {
-    let plan = &division.parallelism;
+fn times_key(setup: &Setup) -> TimesKey {
+    let plan = &setup.training.parallelism;
     let gathers = plan.zero == Zero::Stage3;
     let reaches = gathers || plan.expert * plan.expert_tensor > plan.tensor * plan.context;
     (
         gathers,
-        reaches.then_some((plan.pipeline, division.rank_order)),
+        reaches.then_some((plan.pipeline, setup.rank_order)),
     )
 }
 
-fn write(setup: &mut Setup, branch: &Branch, division: &Division) {
-    setup.rank_order = division.rank_order;
-    let training = &mut setup.training;
-    training.parallelism.clone_from(&division.parallelism);
-    training.micro_batch = branch.micro_batch;
-    training.recipe = branch.recipe;
-    training.recompute.clone_from(&branch.recompute);
-    training.schedule = division.schedule;
-    training.layers_per_chunk = None;
+fn spans_key(setup: &Setup, placement: &Placement) -> SpansKey {
+    let plan = &setup.training.parallelism;
+    let counts = [
+        plan.tensor,
+        plan.context,
+        plan.pipeline,
+        plan.data,
+        plan.expert,
+        plan.expert_tensor,
+        placement.shard_size(),
+    ];
+    (counts, setup.rank_order == RankOrder::PipelineBeforeData)
+}
+
+/// A branch whose plans are being listed.
+struct Open<'a> {
+    search: &'a Search,
+    branch: &'a Branch,
+    /// The scenario with the plan that is looked at.
+    setup: Setup,
+    kernels: Arc<KnownKernels>,
+    times: Vec<(TimesKey, Arc<PieceTimes>)>,
+    /// The same by what they cost: whether weights are gathered in each layer, and where groups lie.
+    by_spans: Vec<(bool, Arc<Spans>, Arc<PieceTimes>)>,
+    load: u64,
+}
+
+impl Open<'_> {
+    /// The plans of one division: all orders of ranks, each with all ways to shard.
+    fn expand(&mut self, division: &Division, expansion: &mut Expansion) {
+        let search = self.search;
+        let orders = search.rank_orders(division.parallelism.pipeline);
+        let plan = &division.parallelism;
+        // One rank shards nothing.
+        let ways = if plan.data * plan.context == 1 {
+            &Zero::ALL[..1]
+        } else {
+            &Zero::ALL[..]
+        };
+        self.write(division);
+        let left_out = &mut expansion.left_out;
+        if let Err(error) = error::check(&self.setup) {
+            let plans = (orders.len() * ways.len()) as u64;
+            *left_out.impossible.entry(obstacle(&error)).or_default() += plans;
+            return;
+        }
+        let held = self.held();
+        let mut bounds: Vec<(Arc<PieceTimes>, RankOrder, SimDuration)> = Vec::new();
+        for rank_order in orders {
+            self.setup.rank_order = *rank_order;
+            let mut first_stage_fits = false;
+            for zero in ways {
+                // ZeRO 2 takes the time of ZeRO 1 and less memory: it stands in where that does not fit.
+                if *zero == Zero::Stage2 && first_stage_fits {
+                    continue;
+                }
+                self.setup.training.parallelism.zero = *zero;
+                let fullest = self.fullest(&held);
+                let fits = fullest.total() <= self.setup.cluster.least_memory();
+                first_stage_fits = *zero == Zero::Stage1 && fits;
+                if !fits {
+                    *left_out.too_large.entry(fullest.largest()).or_default() += 1;
+                    continue;
+                }
+                let times = self.times();
+                let same = |(of, order, _): &&(Arc<PieceTimes>, RankOrder, SimDuration)| {
+                    Arc::ptr_eq(of, &times) && order == rank_order
+                };
+                let at_least = if let Some((.., known)) = bounds.iter().find(same) {
+                    *known
+                } else {
+                    let found = self.bound(&times);
+                    bounds.push((times.clone(), *rank_order, found));
+                    found
+                };
+                expansion.candidates.push(Candidate {
+                    parallelism: self.setup.training.parallelism.clone(),
+                    micro_batch: self.branch.micro_batch,
+                    recipe: self.branch.recipe,
+                    recompute: self.branch.recompute.clone(),
+                    schedule: division.schedule,
+                    rank_order: *rank_order,
+                    at_least,
+                    memory: fullest.total(),
+                    times,
+                });
+            }
+        }
+    }
+
+    fn write(&mut self, division: &Division) {
+        let training = &mut self.setup.training;
+        training.parallelism.clone_from(&division.parallelism);
+        training.micro_batch = self.branch.micro_batch;
+        training.recipe = self.branch.recipe;
+        training.recompute.clone_from(&self.branch.recompute);
+        training.schedule = division.schedule;
+        training.layers_per_chunk = None;
+    }
+
+    fn placement(&self) -> Placement {
+        Placement::new(&self.setup.training.parallelism, self.setup.rank_order)
+    }
+
+    /// What the stages hold whatever ZeRO shards.
+    fn held(&self) -> Vec<Held> {
+        let placement = self.placement();
+        let layout = self.search.layout(&self.setup, &placement);
+        let compiler = Compiler::with_layout(&self.setup, &placement, layout);
+        let classes = self.search.stage_classes(&compiler, &self.setup);
+        let held = |class: &StageClass| Held::of(&compiler.sizes, &class.chunks, &class.in_flight);
+        classes.iter().map(held).collect()
+    }
+
+    /// Memory of the fullest stage.
+    fn fullest(&self, held: &[Held]) -> MemoryUse {
+        let placement = self.placement();
+        let sizes = Sizes::new(&self.setup.training);
+        let mut fullest = MemoryUse::default();
+        for held in held {
+            let memory = held.memory(&sizes, &placement);
+            if memory.total() > fullest.total() {
+                fullest = memory;
+            }
+        }
+        fullest
+    }
+
+    fn times(&mut self) -> Arc<PieceTimes> {
+        let key = times_key(&self.setup);
+        if let Some((_, times)) = self.times.iter().find(|(of, _)| *of == key) {
+            return times.clone();
+        }
+        let gathers = key.0;
+        let prices = self
+            .search
+            .first_prices(&self.setup, &self.placement(), true);
+        let same = |(of, spans, _): &&(bool, Arc<Spans>, Arc<PieceTimes>)| {
+            *of == gathers && spans.cost_alike(&prices.spans)
+        };
+        let times = if let Some((.., known)) = self.by_spans.iter().find(same) {
+            known.clone()
+        } else {
+            let found = PieceTimes::new(&self.setup, &prices, self.load, &self.kernels);
+            let found = Arc::new(found);
+            self.by_spans
+                .push((gathers, prices.spans.clone(), found.clone()));
+            found
+        };
+        self.times.push((key, times.clone()));
+        times
+    }
+
+    fn bound(&self, times: &PieceTimes) -> SimDuration {
+        let placement = self.placement();
+        let layout = self.search.layout(&self.setup, &placement);
+        let compiler = Compiler::with_layout(&self.setup, &placement, layout);
+        let plan = &self.setup.training.parallelism;
+        let messages = self.search.messages(&compiler, plan, self.setup.rank_order);
+        bound::step_time(&compiler, &self.setup, times, messages)
+    }
 }
 
 fn obstacle(error: &PlanError) -> Obstacle {
@@ -606,40 +818,6 @@ fn obstacle(error: &PlanError) -> Obstacle {
         PlanError::DoesNotDivide { .. } => Obstacle::Batch,
         _ => Obstacle::Schedule,
     }
-}
-
-/// Memory of the fullest stage. No schedule starts more than two rounds of micro-batches before the
-/// first comes back, and once a pipeline is full it stays as full as it is: four rounds stand for
-/// all, and two where each takes several chunks. Of stages that hold the same pieces the first has
-/// the most in flight, but for DualPipe, where micro-batches enter from both ends.
-fn fullest(compiler: &Compiler<'_>, setup: &Setup, placement: &Placement) -> MemoryUse {
-    let training = &setup.training;
-    let stages = training.parallelism.pipeline;
-    let rounds = if training.parallelism.virtual_pipeline > 1 {
-        2 * stages
-    } else {
-        4 * stages
-    };
-    let shape = Shape {
-        micro_batches: (training.micro_batches() as u32).min(rounds),
-        ..compiler.shape()
-    };
-    let mut known: Vec<Vec<u32>> = Vec::new();
-    let mut fullest = MemoryUse::default();
-    for stage in 0..stages {
-        let alike = compiler.alike(stage);
-        if training.schedule != Schedule::Dualpipe && known.contains(&alike) {
-            continue;
-        }
-        known.push(alike);
-        let order = crate::schedule::order(training.schedule, shape, stage);
-        let chunks = compiler.stage_chunks(stage);
-        let memory = memory::of_stage(&compiler.sizes, placement, &chunks, &order);
-        if memory.total() > fullest.total() {
-            fullest = memory;
-        }
-    }
-    fullest
 }
 
 fn divisors(of: u32) -> Vec<u32> {

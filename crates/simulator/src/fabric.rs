@@ -10,7 +10,7 @@ use crate::fold::{Folding, fold};
 use rackflow_plan::{Fidelity, Flows, Pattern, Plan, Reach, Sender, route_of};
 use rackflow_topology::{Cluster, ClusterMap, FlappingPorts, Health, LinkId, Vertex, Wires};
 use rustc_hash::FxHashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a communication has on the fabric: flows that carry alike.
 #[derive(Debug, Clone, Copy, Default)]
@@ -68,7 +68,7 @@ pub(crate) struct Fabric {
     /// Links of each leaf that flaps.
     pub of_leaf: FxHashMap<u32, Vec<u32>>,
     /// For flows that come with requests.
-    pub roads: Option<Rc<Roads>>,
+    pub roads: Option<Arc<Roads>>,
     /// Links that those may use.
     pinned: FxHashMap<LinkId, u32>,
 }
@@ -158,7 +158,7 @@ pub(crate) fn lay_out(site: Site<'_>, plans: &[&Plan], health: &Health) -> (Vec<
     let (folded, mut fabric) = layout.fold(plans, health);
     if !site.visitors.is_empty() {
         let link_of = std::mem::take(&mut fabric.pinned);
-        fabric.roads = Some(Rc::new(Roads { wires, link_of }));
+        fabric.roads = Some(Arc::new(Roads { wires, link_of }));
     }
     (folded, fabric)
 }

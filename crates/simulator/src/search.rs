@@ -1,14 +1,16 @@
 //! The best plans for a scenario: every plan bounded, only those simulated that could be among them.
 
 use crate::record::Record;
-use crate::step::simulate;
+use crate::step::{LaidOut, simulate, simulate_laid_out};
 use rackflow_plan::{
-    Candidate, Expansion, LeftOut, PlanError, RankOrder, Search, Setup, Space, compile,
+    Candidate, Expansion, GroupSlot, LeftOut, Pattern, Plan, PlanError, RankOrder, Search, Setup,
+    Space, Spans, compile,
 };
 use rackflow_units::SimDuration;
 use rayon::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Plans that are bounded closely at a time, and those that are simulated. Constants, so that the
 /// same plans are simulated on any number of threads.
@@ -100,6 +102,7 @@ pub fn search(
     let (candidates, left_out) = list(search, &progress);
     let mut judge = Judge {
         search,
+        simulator: Simulator::default(),
         keep,
         candidates: &candidates,
         best: Vec::new(),
@@ -136,9 +139,40 @@ pub fn search(
     })
 }
 
+/// Candidates that divide the ranks alike are laid out once.
+#[derive(Default)]
+pub struct Simulator {
+    known: Mutex<Vec<LaidOutAlike>>,
+}
+
+/// Communicators, flows, and where they are.
+type LaidOutAlike = (Arc<Spans>, Flown, Arc<LaidOut>);
+
+/// What says where the flows of a plan run, beside its communicators.
+type Flown = (Vec<GroupSlot>, Option<Vec<(GroupSlot, usize, Pattern)>>);
+
+impl Simulator {
+    /// Simulates one step of a plan that [`Search::plan`] made: what [`simulate`] does, and cheaper
+    /// where another one divides the ranks alike.
+    pub fn simulate(&self, plan: &Plan) -> Record {
+        let patterns = plan.on_fabric.then(|| plan.flow_patterns());
+        let flown = (plan.slots.clone(), patterns);
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(spans, of, _): &&LaidOutAlike| Arc::ptr_eq(spans, &plan.spans) && *of == flown;
+        let known = lock().iter().find(same).map(|(.., laid)| laid.clone());
+        let laid = known.unwrap_or_else(|| {
+            let laid = Arc::new(LaidOut::of(plan));
+            lock().push((plan.spans.clone(), flown, laid.clone()));
+            laid
+        });
+        simulate_laid_out(plan, &laid)
+    }
+}
+
 /// The best of what is simulated so far.
 struct Judge<'a> {
     search: &'a Search,
+    simulator: Simulator,
     keep: usize,
     candidates: &'a [Candidate],
     /// Places in the listing, and what was found there.
@@ -177,7 +211,7 @@ impl Judge<'_> {
         queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, *place, true))));
         let runs: Vec<Option<Found>> = to_simulate
             .par_iter()
-            .map(|place| run(self.search, &self.candidates[*place]))
+            .map(|place| self.run(&self.candidates[*place]))
             .collect();
         for (place, found) in to_simulate.iter().zip(runs) {
             match found {
@@ -193,6 +227,15 @@ impl Judge<'_> {
             .sort_by_key(|(place, found)| (found.step_time(), *place));
         self.best.truncate(self.keep);
         !to_bound.is_empty() || !to_simulate.is_empty()
+    }
+
+    fn run(&self, candidate: &Candidate) -> Option<Found> {
+        let plan = self.search.plan(candidate).ok()?;
+        Some(Found {
+            candidate: Some(candidate.clone()),
+            rank_order: candidate.rank_order,
+            record: self.simulator.simulate(&plan),
+        })
     }
 
     fn could_win(&self, at_least: SimDuration) -> bool {
@@ -221,13 +264,4 @@ fn list(search: &Search, progress: &(impl Fn(Progress) + Sync)) -> (Vec<Candidat
         candidates.extend(expansion.candidates);
     }
     (candidates, left_out)
-}
-
-fn run(search: &Search, candidate: &Candidate) -> Option<Found> {
-    let plan = search.plan(candidate).ok()?;
-    Some(Found {
-        candidate: Some(candidate.clone()),
-        rank_order: candidate.rank_order,
-        record: simulate(&plan),
-    })
 }

@@ -9,7 +9,7 @@ use crate::booking::{
     book_beyond, book_segment, book_wait, load_of, natural_end, scale_u64, scaled, stretched,
 };
 use crate::compiled::Compiled;
-use crate::fabric::{self, JobLinks, Keep, Site};
+use crate::fabric::{self, Fabric, JobLinks, Keep, Site};
 use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
@@ -198,21 +198,54 @@ enum Seen {
     Execution(Execution),
 }
 
+/// Where the ranks of a plan and its flows are: equal for plans whose communicators are equal and
+/// have flows of the same patterns ([`Plan::flow_patterns`]).
+pub(crate) struct LaidOut {
+    folding: Folding,
+    fabric: Fabric,
+}
+
+impl LaidOut {
+    pub fn of(plan: &Plan) -> Self {
+        Self::keeping(plan, Keep::Narrow)
+    }
+
+    fn keeping(plan: &Plan, keep: Keep) -> Self {
+        let health = ports::health(plan);
+        let (mut folded, fabric) = fabric::lay_out(Site::of(plan, keep), &[plan], &health);
+        let folding = folded.pop().expect("one plan is folded");
+        Self { folding, fabric }
+    }
+}
+
+/// Simulates one step of `plan`, whose ranks and flows are laid out.
+pub(crate) fn simulate_laid_out(plan: &Plan, laid: &LaidOut) -> Record {
+    run_laid_out(plan, laid, LEAST_FOR_ISLANDS, Watched::None).0
+}
+
 fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) -> (Record, Seen) {
+    let laid = LaidOut::keeping(plan, keep);
+    run_laid_out(plan, &laid, least_for_islands, watched)
+}
+
+fn run_laid_out(
+    plan: &Plan,
+    LaidOut { folding, fabric }: &LaidOut,
+    least_for_islands: usize,
+    watched: Watched<'_>,
+) -> (Record, Seen) {
     let health = ports::health(plan);
-    let (mut folded, fabric) = fabric::lay_out(Site::of(plan, keep), &[plan], &health);
-    let folding = folded.pop().expect("one plan is folded");
     let mut toggles = ports::toggles(&health);
-    ports::flap_ranks(&mut toggles, plan, &folding, &health, 0);
-    ports::flap_uplinks(&mut toggles, &fabric, &health);
+    ports::flap_ranks(&mut toggles, plan, folding, &health, 0);
+    ports::flap_uplinks(&mut toggles, fabric, &health);
     let outages = Outages::new(toggles);
     // What islands share beyond their collectives would reach them while they run ahead.
     let apart = fabric.capacities.is_empty() && outages.is_empty();
     let least = if apart { least_for_islands } else { usize::MAX };
     let islands = Islands::of(&folding.entities, &folding.groups, least);
     let mut net = FlowNet::with_links(2 * folding.entities.len(), &fabric.capacities);
-    ports::degrade(plan, &folding, &health, 0, &mut net);
-    let mut step = Step::new(plan, &folding, &fabric.jobs[0], islands, 0, SimTime::ZERO);
+    ports::degrade(plan, folding, &health, 0, &mut net);
+    let mut step = Step::new(plan, folding, &fabric.jobs[0], islands, 0, SimTime::ZERO);
     step.net = net;
     step.outages = outages;
     let count = folding.entities.len();
@@ -236,7 +269,7 @@ fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) 
         (Some(watch), _) => Seen::Execution(watch.execution(plan, &folding.entities, classes)),
         (None, _) => Seen::Nothing,
     };
-    (step.record(folding.class_of_rank), seen)
+    (step.record(folding.class_of_rank.clone()), seen)
 }
 
 impl<'p> Step<'p> {

@@ -1,6 +1,8 @@
 //! The closer bound: every pass of every stage in its order, each as fast as it could be.
 
 use super::pieces::{Leg, PassTimes};
+use super::strands::{Followed, Pair, Strand, Strands};
+use crate::compile::Compiler;
 use crate::schedule::Pass;
 
 /// Not there yet.
@@ -16,6 +18,12 @@ pub(crate) struct Line<'a> {
     pub orders: &'a [Vec<Pass>],
     /// Times of the chunk at each position of the model.
     pub positions: &'a [PassTimes],
+    /// Passes in which data-parallel ranks meet, by the first position of an equal chunk.
+    pub strands: &'a [Strands],
+    /// Passes that are woven into one.
+    pub woven: Vec<(Pair, Strand)>,
+    /// Of each position, the first one that holds an equal chunk.
+    pub same: &'a [u32],
     /// Micro-batches.
     pub micro_batches: u32,
     /// Each stage holds two chunks, and micro-batches enter from both ends.
@@ -34,13 +42,11 @@ pub(crate) struct Line<'a> {
 /// What a stage does after its last pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct StageEnd {
-    /// Reductions of gradients that begin no earlier than the first of the last backward passes.
-    pub reductions: u64,
     /// From the last pass on: what is left to reduce, the norm of the gradients, the optimizer,
     /// weights on their way back.
     pub rest: u64,
-    /// What of it follows those reductions.
-    pub behind_reductions: u64,
+    /// It queues behind what data-parallel ranks said to each other in the passes.
+    pub queues: bool,
 }
 
 struct Stage {
@@ -54,10 +60,81 @@ struct Stage {
     sent: u64,
     /// When the last message of each stream is through.
     streams: [u64; SENDERS],
-    /// Of two passes woven into one: when each that has begun could begin.
-    woven: (Option<u64>, Option<u64>),
-    /// When the first pass began that completes gradients.
-    released: u64,
+    /// When the stream of data-parallel ranks is free.
+    data: u64,
+    /// Chunks that a forward pass went through.
+    seen: Vec<bool>,
+}
+
+/// One pass, or two woven into one, on the way.
+#[derive(Clone, Copy)]
+struct Motion {
+    followed: Followed,
+    kernels: u64,
+    issue: u64,
+    launch: u64,
+}
+
+impl Motion {
+    fn of_leg(leg: Leg, start: u64, data: u64) -> Self {
+        Self {
+            followed: Followed {
+                end: start + leg.end,
+                out: [start + leg.out, 0],
+                data,
+            },
+            kernels: leg.kernels,
+            issue: leg.issue,
+            launch: leg.launch,
+        }
+    }
+
+    fn of_strand(strand: &Strand, followed: Followed) -> Self {
+        Self {
+            followed,
+            kernels: strand.kernels,
+            issue: strand.issue,
+            launch: strand.launch,
+        }
+    }
+}
+
+/// The different pairs of passes that are woven into one.
+pub(crate) fn pairs(compiler: &Compiler<'_>, orders: &[Vec<Pass>]) -> Vec<Pair> {
+    let mut found: Vec<Pair> = Vec::new();
+    for (stage, order) in orders.iter().enumerate() {
+        let position = |chunk: u32| {
+            let position = compiler.position(stage as u32, chunk);
+            compiler.same()[position as usize]
+        };
+        let completing = completing(order);
+        let mut seen = vec![false; compiler.chunks_per_stage() as usize];
+        let mut before = None;
+        for (place, pass) in order.iter().enumerate() {
+            let (Pass::Forward { chunk, .. }
+            | Pass::Overlapped {
+                forward: (_, chunk),
+                ..
+            }) = *pass
+            else {
+                continue;
+            };
+            let first = !std::mem::replace(&mut seen[chunk as usize], true);
+            let Pass::Overlapped { backward, .. } = *pass else {
+                continue;
+            };
+            let pair = Pair {
+                forward: position(chunk),
+                first,
+                backward: position(backward.1),
+                last: completing.contains(&place),
+            };
+            if before.replace(pair) != Some(pair) && !found.contains(&pair) {
+                found.push(pair);
+            }
+        }
+    }
+    found
 }
 
 impl Line<'_> {
@@ -75,10 +152,12 @@ impl Line<'_> {
                     issued: 0,
                     sent: 0,
                     streams: [0; SENDERS],
-                    woven: (None, None),
-                    released: UNKNOWN,
+                    data: 0,
+                    seen: vec![false; self.positions.len().div_ceil(self.orders.len()).max(2)],
                 })
                 .collect(),
+            ends: Vec::new(),
+            last_woven: vec![None; self.woven.len()],
             forward: vec![UNKNOWN; cells],
             backward: vec![UNKNOWN; cells],
             awake: Vec::with_capacity(self.orders.len()),
@@ -93,12 +172,8 @@ impl Line<'_> {
         }
         let ends = walk.stages.iter().zip(self.ends);
         ends.map(|(stage, end)| {
-            // Without any backward pass, which no schedule has, nothing is reduced.
-            let reduced = match stage.released {
-                UNKNOWN => 0,
-                released => released + end.reductions + end.behind_reductions,
-            };
-            reduced.max(stage.computed + end.rest)
+            let queued = if end.queues { stage.data } else { 0 };
+            stage.data.max(stage.computed.max(queued) + end.rest)
         })
         .max()
         .unwrap_or(0)
@@ -146,6 +221,10 @@ struct Walk<'a> {
     backward: Vec<u64>,
     awake: Vec<usize>,
     is_awake: Vec<bool>,
+    /// Scratch of [`Strand::follow`].
+    ends: Vec<u64>,
+    /// By pair: how it went the last time, from zero, and how much later which run began.
+    last_woven: Vec<Option<([u64; 2], Followed)>>,
 }
 
 impl Walk<'_> {
@@ -165,95 +244,161 @@ impl Walk<'_> {
         let Some(pass) = self.line.orders[stage].get(place) else {
             return false;
         };
-        let began = match *pass {
+        let last = self.last[stage].contains(&place);
+        let taken = match *pass {
             Pass::Forward { micro_batch, chunk } => {
-                let leg = self.times(stage, chunk).forward;
-                self.alone(stage, true, micro_batch, chunk, leg)
+                self.alone(stage, true, micro_batch, chunk, pass, last)
             }
-            Pass::Backward { micro_batch, chunk } => {
-                let leg = self.times(stage, chunk).backward;
-                self.alone(stage, false, micro_batch, chunk, leg)
-            }
-            Pass::InputGradient { micro_batch, chunk } => {
-                let leg = self.times(stage, chunk).input;
-                self.alone(stage, false, micro_batch, chunk, leg)
+            Pass::Backward { micro_batch, chunk } | Pass::InputGradient { micro_batch, chunk } => {
+                self.alone(stage, false, micro_batch, chunk, pass, last)
             }
             Pass::WeightGradient { chunk, .. } => {
-                let leg = self.times(stage, chunk).weight;
-                let stage = &mut self.stages[stage];
-                let start = stage.computed.max(std::mem::take(&mut stage.sent));
-                stage.compute(start, leg);
-                Some(start)
+                let of_stage = &mut self.stages[stage];
+                let start = of_stage.computed.max(std::mem::take(&mut of_stage.sent));
+                let motion = self.backward(stage, chunk, pass, last, start);
+                self.stages[stage].compute(motion);
+                true
             }
-            Pass::Overlapped { forward, backward } => self.woven(stage, forward, backward),
+            Pass::Overlapped { forward, backward } => self.woven(stage, forward, backward, last),
         };
-        let Some(began) = began else {
-            return false;
-        };
-        let completes = self.last[stage].contains(&place);
-        let stage = &mut self.stages[stage];
-        if completes {
-            stage.released = stage.released.min(began);
+        if taken {
+            self.stages[stage].at += 1;
         }
-        stage.at += 1;
-        true
+        taken
     }
 
-    /// One pass with an input and an output; when it began.
+    /// A forward pass that begins at `start`.
+    fn forward(&mut self, stage: usize, chunk: u32, start: u64) -> Motion {
+        let line = self.line;
+        let of_stage = &mut self.stages[stage];
+        let first = !std::mem::replace(&mut of_stage.seen[chunk as usize], true);
+        let from = of_stage.data;
+        let position = line.position(stage, chunk);
+        match line.strands[line.same[position] as usize].of_forward(first) {
+            Some(strand) => {
+                let followed = strand.follow([start; 2], from, &mut self.ends);
+                Motion::of_strand(strand, followed)
+            }
+            None => Motion::of_leg(line.positions[position].forward, start, from),
+        }
+    }
+
+    /// The backward part of a pass that begins at `start`.
+    fn backward(
+        &mut self,
+        stage: usize,
+        chunk: u32,
+        pass: &Pass,
+        last: bool,
+        start: u64,
+    ) -> Motion {
+        let line = self.line;
+        let from = self.stages[stage].data;
+        let position = line.position(stage, chunk);
+        if let Some(strand) = line.strands[line.same[position] as usize].of_backward(pass, last) {
+            let followed = strand.follow([start; 2], from, &mut self.ends);
+            return Motion::of_strand(strand, followed);
+        }
+        let times = self.times(stage, chunk);
+        let leg = match pass {
+            Pass::InputGradient { .. } => times.input,
+            Pass::WeightGradient { .. } => times.weight,
+            _ => times.backward,
+        };
+        Motion::of_leg(leg, start, from)
+    }
+
+    /// One pass with an input and an output; false where its input is not known yet.
     fn alone(
         &mut self,
         stage: usize,
         forward: bool,
         micro_batch: u32,
         chunk: u32,
-        leg: Leg,
-    ) -> Option<u64> {
-        let input = self.input(stage, forward, micro_batch, chunk)?;
+        pass: &Pass,
+        last: bool,
+    ) -> bool {
+        let Some(input) = self.input(stage, forward, micro_batch, chunk) else {
+            return false;
+        };
         let of_stage = &mut self.stages[stage];
         let sent = std::mem::take(&mut of_stage.sent);
         let start = of_stage.computed.max(input).max(sent);
-        let out = of_stage.compute(start, leg);
+        let motion = if forward {
+            self.forward(stage, chunk, start)
+        } else {
+            self.backward(stage, chunk, pass, last, start)
+        };
+        let out = self.stages[stage].compute(motion);
         self.send(stage, forward, micro_batch, chunk, out);
-        Some(start)
+        true
     }
 
-    /// A forward and a backward pass whose kernels take turns: each follows its own input, and both
-    /// share the GPU.
-    fn woven(&mut self, stage: usize, forward: (u32, u32), backward: (u32, u32)) -> Option<u64> {
-        let (f, b) = (
-            self.times(stage, forward.1).forward,
-            self.times(stage, backward.1).backward,
-        );
-        if self.stages[stage].woven.0.is_none()
-            && let Some(input) = self.input(stage, true, forward.0, forward.1)
-        {
-            // Sends that the stage waits for hold up the forward pass.
-            let of_stage = &mut self.stages[stage];
-            let sent = std::mem::take(&mut of_stage.sent);
-            let start = of_stage.computed.max(input).max(sent);
-            of_stage.woven.0 = Some(start);
-            self.send(stage, true, forward.0, forward.1, start + f.out);
-        }
-        if self.stages[stage].woven.1.is_none()
-            && let Some(input) = self.input(stage, false, backward.0, backward.1)
-        {
-            let start = self.stages[stage].computed.max(input);
-            self.stages[stage].woven.1 = Some(start);
-            self.send(stage, false, backward.0, backward.1, start + b.out);
-        }
-        let of_stage = &mut self.stages[stage];
-        let (Some(f_start), Some(b_start)) = of_stage.woven else {
-            return None;
+    /// A forward and a backward pass woven into one: each follows its own input. False where an input
+    /// is not known yet.
+    fn woven(
+        &mut self,
+        stage: usize,
+        forward: (u32, u32),
+        backward: (u32, u32),
+        last: bool,
+    ) -> bool {
+        let (Some(f_input), Some(b_input)) = (
+            self.input(stage, true, forward.0, forward.1),
+            self.input(stage, false, backward.0, backward.1),
+        ) else {
+            return false;
         };
-        of_stage.woven = (None, None);
-        let start = f_start.min(b_start);
-        of_stage.issued += f.launch + b.launch;
-        let host = of_stage.issued - (f.launch + b.launch) + f.issue + b.issue;
-        of_stage.computed = (f_start + f.end)
-            .max(b_start + b.end)
-            .max(start + f.kernels + b.kernels)
-            .max(host);
-        Some(start)
+        let line = self.line;
+        let of_stage = &mut self.stages[stage];
+        // Sends that the stage waits for hold up the forward pass.
+        let sent = std::mem::take(&mut of_stage.sent);
+        let starts = [
+            of_stage.computed.max(f_input).max(sent),
+            of_stage.computed.max(b_input),
+        ];
+        let first = !std::mem::replace(&mut of_stage.seen[forward.1 as usize], true);
+        let data = of_stage.data;
+        let same = |chunk: u32| line.same[line.position(stage, chunk)];
+        let pair = Pair {
+            forward: same(forward.1),
+            first,
+            backward: same(backward.1),
+            last,
+        };
+        let index = line.woven.iter().position(|(of, _)| *of == pair);
+        let index = index.expect("every pair is woven");
+        let motion = self.follow_pair(index, starts, data);
+        self.stages[stage].compute(motion);
+        let [f_out, b_out] = motion.followed.out;
+        self.send(stage, true, forward.0, forward.1, f_out);
+        self.send(stage, false, backward.0, backward.1, b_out);
+        true
+    }
+
+    fn follow_pair(&mut self, index: usize, starts: [u64; 2], data: u64) -> Motion {
+        let strand = &self.line.woven[index].1;
+        if strand.meets {
+            let followed = strand.follow(starts, data, &mut self.ends);
+            return Motion::of_strand(strand, followed);
+        }
+        // It only matters how much later one begins than the other.
+        let zero = starts[0].min(starts[1]);
+        let later = starts.map(|start| start - zero);
+        let known = self.last_woven[index].filter(|(of, _)| *of == later);
+        let from_zero = match known {
+            Some((_, followed)) => followed,
+            None => strand.follow(later, 0, &mut self.ends),
+        };
+        self.last_woven[index] = Some((later, from_zero));
+        let followed = Followed {
+            end: from_zero.end + zero,
+            out: from_zero
+                .out
+                .map(|out| if out > 0 { out + zero } else { 0 }),
+            data,
+        };
+        Motion::of_strand(strand, followed)
     }
 
     /// When the input of a pass is there; `None` where nobody knows yet.
@@ -329,15 +474,16 @@ impl Walk<'_> {
 }
 
 impl Stage {
-    /// Runs a pass that begins at `start`; when what it hands on is there.
-    fn compute(&mut self, start: u64, leg: Leg) -> u64 {
-        let host = self.issued + leg.issue;
-        self.issued += leg.launch;
-        if leg.kernels == 0 {
+    /// Takes a pass to its end; when what it hands on is there.
+    fn compute(&mut self, motion: Motion) -> u64 {
+        let host = self.issued + motion.issue;
+        self.issued += motion.launch;
+        self.data = motion.followed.data;
+        if motion.kernels == 0 {
             // Nothing holds what a pass without kernels hands on.
             return 0;
         }
-        self.computed = (start + leg.end).max(host);
-        (start + leg.out).max(self.computed)
+        self.computed = motion.followed.end.max(host);
+        motion.followed.out[0].max(self.computed)
     }
 }

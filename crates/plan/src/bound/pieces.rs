@@ -5,14 +5,14 @@ use crate::cause::CommKind;
 use crate::compile::{Chunk, Compiler, Kind, LayerKindKey};
 use crate::placement::Placement;
 use crate::price::Prices;
-use crate::program::{Stream, TransferId, Work};
-use crate::run::{Context, Run};
+use crate::program::{Segment, Stream, TransferId, Work};
+use crate::run::{Context, KnownKernels, Run};
 use crate::search::MEAN_LOAD;
 use crate::setup::Setup;
-use rackflow_topology::ClusterMap;
 use rackflow_units::SimDuration;
 use rackflow_workload::Recompute;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Least times of one run, in picoseconds from the instant at which it could begin: its stage is
 /// done with the kernels before, and what the run waits for from outside is there.
@@ -62,7 +62,7 @@ impl Leg {
 }
 
 /// Streams whose communication is summed.
-const QUEUES: [Stream; 3] = [Stream::Tensor, Stream::Expert, Stream::Data];
+pub(crate) const QUEUES: [Stream; 3] = [Stream::Tensor, Stream::Expert, Stream::Data];
 
 /// Least times of all passes through one piece.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,6 +92,18 @@ impl PassTimes {
         }
     }
 
+    /// Without what queues for data-parallel ranks.
+    fn without_data(mut self) -> Self {
+        for queues in [&mut self.queued, &mut self.queued_apart] {
+            for (stream, queue) in QUEUES.iter().zip(queues) {
+                if *stream == Stream::Data {
+                    *queue = 0;
+                }
+            }
+        }
+        self
+    }
+
     /// A piece of the model and the one behind it.
     pub fn then(self, next: Self) -> Self {
         Self {
@@ -104,21 +116,13 @@ impl PassTimes {
         }
     }
 
-    /// The longest queues: with both gradients in one pass, with the gradients apart, or with
-    /// whichever of the two has less.
-    pub fn queued(&self, gradients: Gradients) -> Queued {
-        let of = |[tensor, expert, data]: [u64; QUEUES.len()]| Queued {
-            inside: tensor.max(expert),
-            data,
-        };
-        let (one, apart) = (of(self.queued), of(self.queued_apart));
+    /// What queues on each stream: with both gradients in one pass, with the gradients apart, or
+    /// with whichever of the two has less.
+    pub fn queued_by_stream(&self, gradients: Gradients) -> [u64; QUEUES.len()] {
         match gradients {
-            Gradients::InOne => one,
-            Gradients::Apart => apart,
-            Gradients::Mixed => Queued {
-                inside: one.inside.min(apart.inside),
-                data: one.data.min(apart.data),
-            },
+            Gradients::InOne => self.queued,
+            Gradients::Apart => self.queued_apart,
+            Gradients::Mixed => std::array::from_fn(|i| self.queued[i].min(self.queued_apart[i])),
         }
     }
 }
@@ -134,20 +138,14 @@ pub(crate) enum Gradients {
     Mixed,
 }
 
-/// What queues on streams of communication.
-pub(crate) struct Queued {
-    /// On the longer one of those inside a layer.
-    pub inside: u64,
-    /// Weights that are gathered and gradients that are reduced in each layer.
-    pub data: u64,
-}
-
 /// Least times of passes through each piece of a model. They hold for all plans that divide a layer
 /// alike: equal tensor, context and expert parallelism, micro-batch, recomputation and formats.
 pub(crate) struct PieceTimes {
     layers: BTreeMap<LayerKindKey, PassTimes>,
     embedding: PassTimes,
     head: PassTimes,
+    /// Times of the kernels that they are made of.
+    pub kernels: Arc<KnownKernels>,
 }
 
 impl std::fmt::Debug for PieceTimes {
@@ -159,17 +157,21 @@ impl std::fmt::Debug for PieceTimes {
 
 impl PieceTimes {
     /// Measures the pieces on the first rank of `setup`, whose experts have `load` of the mean, in
-    /// parts of [`MEAN_LOAD`].
-    pub fn new(setup: &Setup, map: &ClusterMap, load: u64) -> Self {
-        let mut setup = setup.clone();
-        if let Recompute::FullLayers(_) = setup.training.recompute {
+    /// parts of [`MEAN_LOAD`], at the prices of its communicators inside a layer.
+    pub fn new(setup: &Setup, prices: &Prices, load: u64, kernels: &Arc<KnownKernels>) -> Self {
+        let without;
+        let setup = if let Recompute::FullLayers(_) = setup.training.recompute {
             // Some layers are computed again and some are not; none is less.
-            setup.training.recompute = Recompute::None;
-        }
+            let mut none = setup.clone();
+            none.training.recompute = Recompute::None;
+            without = none;
+            &without
+        } else {
+            setup
+        };
         let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
-        let prices = Prices::inside_layers(&setup, map, &placement);
-        let mut ctx = Context::new(&setup, &prices);
-        let mut compiler = Compiler::new(&setup, &placement);
+        let mut ctx = Context::of_times(setup, prices, kernels);
+        let mut compiler = Compiler::new(setup, &placement);
         let mut times = |layers: Vec<(LayerKindKey, u64)>, first: bool, last: bool| {
             let chunk = Chunk {
                 layers,
@@ -186,12 +188,13 @@ impl PieceTimes {
                 .entry(key)
                 .or_insert_with(|| times(vec![(key, 1)], false, false));
         }
-        let embedding = times(Vec::new(), true, false);
-        let head = times(Vec::new(), false, true);
+        // The gradients of the ends are reduced together with those of a layer beside them.
+        let mut end = |first| times(Vec::new(), first, !first).without_data();
         Self {
             layers,
-            embedding,
-            head,
+            embedding: end(true),
+            head: end(false),
+            kernels: kernels.clone(),
         }
     }
 
@@ -208,6 +211,19 @@ impl PieceTimes {
             sum = sum.then(self.head);
         }
         sum
+    }
+}
+
+impl Segment {
+    /// Time on an idle GPU, where the experts' share of tokens is `load` [ps].
+    pub(super) fn least(&self, load: u64) -> u64 {
+        let time = self.time[0];
+        let loaded = if self.routed {
+            time.scale(load, MEAN_LOAD)
+        } else {
+            time
+        };
+        loaded.as_picos()
     }
 }
 
@@ -280,12 +296,7 @@ fn leg(ctx: &Context<'_>, run: &Run, load: u64) -> Leg {
         ends.push(match node.work {
             Work::Compute(id) => {
                 let segment = &ctx.segments[id.0 as usize];
-                let time = if segment.routed {
-                    segment.time[0].scale(load, MEAN_LOAD)
-                } else {
-                    segment.time[0]
-                }
-                .as_picos();
+                let time = segment.least(load);
                 leg.kernels += time;
                 leg.issue += segment.launch.as_picos();
                 leg.launch += segment.launch.as_picos();

@@ -10,7 +10,7 @@ use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What one GPU's ports carry.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +67,7 @@ pub(crate) struct Ground {
     /// When the fleet began, on the clock of the net.
     pub began: SimTime,
     /// The fabric, where its links can hold flows back.
-    pub roads: Option<Rc<Roads>>,
+    pub roads: Option<Arc<Roads>>,
 }
 
 /// Flows on the ports of all GPUs.
