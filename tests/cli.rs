@@ -176,6 +176,22 @@ fn plan_searches_the_rate_of_a_serving_scenario() {
     ]));
     let ways = found["candidates"].as_array().expect("ways");
     assert!(ways.len() >= 3, "{ways:?}");
+    // The best has prefill and decode apart; replicas that do both are among the others.
+    let names: Vec<&str> = ways.iter().filter_map(|way| way["name"].as_str()).collect();
+    assert!(
+        names.iter().any(|name| name.starts_with("prefill ")),
+        "{names:?}"
+    );
+    assert!(names.contains(&"2 x TP4"), "{names:?}");
+    let best = ways[0]["goodput_requests_per_s_per_gpu"]
+        .as_f64()
+        .expect("a rate");
+    for way in found["beaten"].as_array().expect("ways") {
+        let below = way["below_requests_per_s_per_gpu"]
+            .as_f64()
+            .expect("a rate");
+        assert!(below < best * 1.03, "{way}");
+    }
     for way in ways {
         assert!(way["goodput_requests_per_s"].as_f64().expect("a rate") > 0.0);
         assert!(way["slo_attainment"].as_f64().expect("a share") >= 0.95);

@@ -174,6 +174,8 @@ fn engines_do_what_their_users_know() {
     }
     for decoder in [
         "{ speculative: { draft: n_gram, draft_tokens: 3, acceptance: 0.6 } }",
+        "{ speculative: { draft: n_gram, draft_tokens: 3, acceptance: { by_depth: [0.8, 0.5] } } }",
+        "{ speculative: { draft: n_gram, draft_tokens: 3, acceptance: { beta: { mean: 0.7, sd: 0.2 } } } }",
         "{ block_diffusion: { block: 8, steps: 4 } }",
         "{ full_diffusion: { tokens_per_step: 4, refresh_every: 2 } }",
     ] {
@@ -220,12 +222,99 @@ fn models_formats_and_tiers_are_served() {
         (
             ONE,
             "model: llama3-8b\n    precision: { weights: bf16 }",
-            "    router: cache_aware\n    store:\n      - { medium: host_dram, capacity: 1 GB, read: 40 GB/s, latency: 20 us }\n      - { medium: cxl, capacity: 2 GB, read: 20 GB/s, latency: 40 us, eviction: fifo }\n      - { medium: local_ssd, capacity: 4 GB, read: 6 GB/s, latency: 100 us }\n      - { medium: remote, capacity: 1 TB, read: 10 GB/s, latency: 80 us }\n",
+            "    router: cache_aware\n    store:\n      - { medium: host_dram, capacity: 1 GB, read: 40 GB/s, latency: 20 us }\n      - { medium: cxl, capacity: 2 GB, read: 20 GB/s, latency: 40 us, eviction: lfu, write: 5 GB/s }\n      - { medium: local_ssd, capacity: 4 GB, read: 6 GB/s, latency: 100 us }\n      - { medium: remote, capacity: 1 TB, read: 10 GB/s, latency: 80 us, write_policy: write_through, eviction: length_aware }\n",
         ),
     ] {
         let text = scenario(cluster, model, serving, FEW);
         holds(&run_with(&folder, &text, &[]), &text);
     }
+}
+
+/// A setting that cannot be is refused at its place.
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let folder = scratch("refused");
+    for (serving, says) in [
+        (
+            "    decoder: { speculative: { draft: n_gram, draft_tokens: 3, acceptance: { by_depth: [0.5, 0.6] } } }\n",
+            "shares fall with depth",
+        ),
+        (
+            "    decoder: { speculative: { draft: n_gram, draft_tokens: 3, acceptance: { by_depth: [] } } }\n",
+            "0 depths are given; 1 to 16 can be",
+        ),
+        (
+            "    decoder: { speculative: { draft: n_gram, draft_tokens: 3, acceptance: { beta: { mean: 0.7, sd: 0.6 } } } }\n",
+            "below 0.458",
+        ),
+        (
+            "    decoder: { speculative: { draft: n_gram, draft_tokens: 3, acceptance: often } }\n",
+            "often",
+        ),
+        (
+            "    store:\n      - { medium: host_dram, capacity: 1 GB, read: 40 GB/s, latency: 20 us, eviction: oldest }\n",
+            "length_aware",
+        ),
+    ] {
+        let path = folder.join("serving.yaml");
+        fs::write(&path, scenario(ONE, SMALL, serving, FEW)).expect("written");
+        let (status, out, err) = rackflow(&["check", path.to_str().expect("a plain path")]);
+        assert_eq!((status, out.as_str()), (2, ""), "{err}");
+        assert!(
+            err.contains(says) && err.contains("serving.yaml:"),
+            "{says}: {err}"
+        );
+    }
+}
+
+#[test]
+fn a_service_says_what_it_is_bound_by() {
+    let folder = scratch("elasticities");
+    let out = folder.to_str().expect("a plain path");
+    // Few users at once: every step reads all weights.
+    let text = scenario(
+        ONE,
+        SMALL,
+        "    slo: { ttft: 1 s }\n",
+        "      arrivals: { closed_loop: { concurrency: 2 } }\n      input: { fixed: 64 }\n      output: { fixed: 200 }\n      count: 20\n",
+    );
+    let path = folder.join("serving.yaml");
+    fs::write(&path, text).expect("written");
+    let path = path.to_str().expect("a plain path");
+    let (status, json, err) = rackflow(&["elasticities", path, "--format", "json", "-o", out]);
+    assert_eq!(status, 0, "{err}");
+    let found: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(found["basis"], "output_tokens_per_s");
+    assert!(
+        found["bound_by"]
+            .as_str()
+            .expect("words")
+            .starts_with("bound by memory bandwidth"),
+        "{json}"
+    );
+    let answers = found["elasticities"].as_array().expect("a list");
+    let of = |resource: &str| {
+        answers
+            .iter()
+            .find(|answer| answer["resource"] == resource)
+            .and_then(|answer| answer["elasticity"].as_f64())
+    };
+    let sum: f64 = ["tensor_flops", "memory_bandwidth", "vector_flops", "launch"]
+        .into_iter()
+        .filter_map(of)
+        .sum();
+    assert!((0.5..1.05).contains(&sum), "{json}");
+    assert_eq!(of("max_num_seqs"), Some(0.0), "nobody waits for a place");
+    assert!(of("nic").is_none() && of("kv_store").is_none(), "{json}");
+    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+    let (status, table, err) = rackflow(&["elasticities", path]);
+    assert_eq!(status, 0, "{err}");
+    assert!(
+        table.contains("One per cent more of") && table.contains("memory bandwidth"),
+        "{table}"
+    );
 }
 
 #[test]

@@ -36,11 +36,23 @@ pub enum Resource {
     Launch,
     /// Sequences per step.
     Batch,
+    /// Of a service: room for the KV cache.
+    KvCapacity,
+    /// Of a service: sequences that run at once, at most.
+    Sequences,
+    /// Of a service: tokens of one step, at most.
+    StepTokens,
+    /// Of a service: bandwidth between GPU and host, for caches that are swapped out.
+    HostLink,
+    /// Of a service: rates and latencies of the tiers of the KV store.
+    Store,
+    /// Of a service: time of the server in front of the engine.
+    Server,
 }
 
 impl Resource {
-    /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 11] = [
+    /// Those of a training run, in the order in which they are told.
+    pub const OF_TRAINING: [Self; 11] = [
         Self::TensorFlops,
         Self::VectorFlops,
         Self::Exponentials,
@@ -52,6 +64,26 @@ impl Resource {
         Self::CommunicationSms,
         Self::Launch,
         Self::Batch,
+    ];
+
+    /// Those of a service, in the order in which they are told.
+    pub const OF_SERVING: [Self; 16] = [
+        Self::TensorFlops,
+        Self::VectorFlops,
+        Self::Exponentials,
+        Self::MemoryBandwidth,
+        Self::MemoryCapacity,
+        Self::KvCapacity,
+        Self::NvLink,
+        Self::Nic,
+        Self::Latency,
+        Self::CommunicationSms,
+        Self::Launch,
+        Self::Sequences,
+        Self::StepTokens,
+        Self::HostLink,
+        Self::Store,
+        Self::Server,
     ];
 
     /// Its name in JSON documents.
@@ -68,6 +100,12 @@ impl Resource {
             Self::CommunicationSms => "communication_sms",
             Self::Launch => "launch",
             Self::Batch => "batch",
+            Self::KvCapacity => "kv_capacity",
+            Self::Sequences => "max_num_seqs",
+            Self::StepTokens => "max_num_batched_tokens",
+            Self::HostLink => "host_link",
+            Self::Store => "kv_store",
+            Self::Server => "request_overhead",
         }
     }
 
@@ -85,6 +123,12 @@ impl Resource {
             Self::CommunicationSms => "fewer SMs held by communication",
             Self::Launch => "shorter kernel launches",
             Self::Batch => "a larger batch",
+            Self::KvCapacity => "room for the KV cache",
+            Self::Sequences => "sequences at once (limit)",
+            Self::StepTokens => "tokens per step (limit)",
+            Self::HostLink => "bandwidth to the host",
+            Self::Store => "a faster KV store",
+            Self::Server => "a faster server in front",
         }
     }
 
@@ -102,6 +146,12 @@ impl Resource {
             Self::CommunicationSms => "the SMs that communication holds",
             Self::Launch => "the host that launches kernels",
             Self::Batch => "the size of the batch",
+            Self::KvCapacity => "the room for the KV cache",
+            Self::Sequences => "the limit on sequences at once",
+            Self::StepTokens => "the limit on tokens per step",
+            Self::HostLink => "the link to the host",
+            Self::Store => "the KV store",
+            Self::Server => "the server in front of the engine",
         }
     }
 
@@ -110,16 +160,56 @@ impl Resource {
     /// launched by graph has no launches.
     pub fn more(self, setup: &Setup) -> Option<(Setup, f64)> {
         let mut more = setup.clone();
-        let cluster = &mut more.cluster;
+        match self {
+            Self::CommunicationSms => return fewer_sms(more),
+            Self::Launch => {
+                let stack = &mut more.training.stack;
+                if stack.cuda_graphs == CudaGraphs::Full && stack.step_overhead == SimDuration::ZERO
+                {
+                    return None;
+                }
+                let times = [
+                    Some(&mut stack.launch),
+                    stack.linear_launch.as_mut(),
+                    stack.quantized_linear_launch.as_mut(),
+                    Some(&mut stack.mixture_launch),
+                    Some(&mut stack.step_overhead),
+                ];
+                for time in times.into_iter().flatten() {
+                    shorter(time, STEP);
+                }
+            }
+            Self::Batch => {
+                // One round of the pipeline more: every schedule takes whole rounds.
+                let before = more.training.micro_batches();
+                let training = &mut more.training;
+                let round = u64::from(training.parallelism.pipeline);
+                training.global_batch +=
+                    round * u64::from(training.parallelism.data) * training.micro_batch;
+                let factor = (before + round) as f64 / before.max(1) as f64;
+                return Some((more, factor));
+            }
+            _ => {
+                let factor = self.of_hardware(&mut more.cluster, STEP)?;
+                return Some((more, factor));
+            }
+        }
+        Some((more, STEP))
+    }
+
+    /// Gives a cluster `step` times as much of this, where it can be given by any amount: how many
+    /// times as much it then has. `None` where the cluster has no such thing, or where this is no part
+    /// of the hardware.
+    pub(crate) fn of_hardware(self, cluster: &mut Cluster, step: f64) -> Option<f64> {
         match self {
             Self::TensorFlops => cluster.for_each_node(|node| {
                 let peak = &mut node.accelerator.peak;
-                peak.bf16 = peak.bf16 * STEP;
-                peak.fp8 = peak.fp8.map(|rate| rate * STEP);
-                peak.fp4 = peak.fp4.map(|rate| rate * STEP);
+                peak.bf16 = peak.bf16 * step;
+                peak.fp8 = peak.fp8.map(|rate| rate * step);
+                peak.fp4 = peak.fp4.map(|rate| rate * step);
             }),
             Self::VectorFlops => cluster.for_each_node(|node| {
-                node.accelerator.vector = node.accelerator.vector * STEP;
+                node.accelerator.vector = node.accelerator.vector * step;
             }),
             Self::Exponentials => {
                 // The unit grows by whole steps; of several kinds, by the sum over their GPUs.
@@ -132,65 +222,43 @@ impl Resource {
                         })
                         .sum()
                 };
+                let before = rate(cluster);
                 cluster.for_each_node(|node| node.accelerator.exponentials_per_sm_clock += 1);
-                let factor = rate(cluster) as f64 / rate(&setup.cluster).max(1) as f64;
-                return Some((more, factor));
+                return Some(rate(cluster) as f64 / before.max(1) as f64);
             }
             Self::MemoryBandwidth => {
-                cluster.for_each_node(|node| wider(&mut node.accelerator.memory_bandwidth));
+                cluster.for_each_node(|node| wider(&mut node.accelerator.memory_bandwidth, step));
             }
             Self::MemoryCapacity => cluster.for_each_node(|node| {
-                let larger = (node.accelerator.memory.as_f64() * STEP) as u64;
+                let larger = (node.accelerator.memory.as_f64() * step) as u64;
                 node.accelerator.memory = rackflow_units::Bytes::new(larger);
             }),
             Self::NvLink => {
                 if cluster.nodes().all(|node| node.scale_up.domain < 2) {
                     return None;
                 }
-                cluster.for_each_node(|node| wider(&mut node.scale_up.bandwidth));
+                cluster.for_each_node(|node| wider(&mut node.scale_up.bandwidth, step));
             }
             Self::Nic => {
                 if cluster.gpus <= cluster.node.gpus {
                     return None;
                 }
-                cluster.for_each_node(|node| wider(&mut node.nic.rate));
+                cluster.for_each_node(|node| wider(&mut node.nic.rate, step));
                 if let Some(link) = cluster.fabric.link_mut() {
-                    wider(link);
+                    wider(link, step);
                 }
             }
             Self::Latency => {
                 cluster.for_each_node(|node| {
-                    shorter(&mut node.scale_up.latency);
-                    shorter(&mut node.scale_up.collective_base);
-                    shorter(&mut node.nic.latency);
+                    shorter(&mut node.scale_up.latency, step);
+                    shorter(&mut node.scale_up.collective_base, step);
+                    shorter(&mut node.nic.latency, step);
                 });
-                shorter(cluster.fabric.hop_mut());
+                shorter(cluster.fabric.hop_mut(), step);
             }
-            Self::CommunicationSms => return fewer_sms(more),
-            Self::Launch => {
-                let stack = &mut more.training.stack;
-                if stack.cuda_graphs == CudaGraphs::Full && stack.step_overhead == SimDuration::ZERO
-                {
-                    return None;
-                }
-                shorter(&mut stack.launch);
-                stack.linear_launch.as_mut().map(shorter);
-                stack.quantized_linear_launch.as_mut().map(shorter);
-                shorter(&mut stack.mixture_launch);
-                shorter(&mut stack.step_overhead);
-            }
-            Self::Batch => {
-                // One round of the pipeline more: every schedule takes whole rounds.
-                let before = more.training.micro_batches();
-                let training = &mut more.training;
-                let round = u64::from(training.parallelism.pipeline);
-                training.global_batch +=
-                    round * u64::from(training.parallelism.data) * training.micro_batch;
-                let factor = (before + round) as f64 / before.max(1) as f64;
-                return Some((more, factor));
-            }
+            _ => return None,
         }
-        Some((more, STEP))
+        Some(step)
     }
 }
 
@@ -204,10 +272,10 @@ fn fewer_sms(mut setup: Setup) -> Option<(Setup, f64)> {
     (after > 0 && after < before).then(|| (setup, f64::from(before) / f64::from(after)))
 }
 
-fn wider(rate: &mut Bandwidth) {
-    *rate = rate.scaled(STEP);
+pub(crate) fn wider(rate: &mut Bandwidth, step: f64) {
+    *rate = rate.scaled(step);
 }
 
-fn shorter(time: &mut SimDuration) {
-    *time = SimDuration::from_picos((time.as_picos() as f64 / STEP).round() as u64);
+pub(crate) fn shorter(time: &mut SimDuration, step: f64) {
+    *time = SimDuration::from_picos((time.as_picos() as f64 / step).round() as u64);
 }

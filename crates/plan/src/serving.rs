@@ -7,7 +7,7 @@
 //!
 //! What a step is made of, its equations and its errors are in `docs/serving-cost.md`.
 
-mod candidates;
+mod ceiling;
 mod communication;
 mod error;
 mod fleet;
@@ -17,16 +17,19 @@ mod layers;
 mod memory;
 mod overlap;
 mod parts;
+mod resource;
+mod space;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use candidates::{Candidate, candidates};
+pub use ceiling::{Ceiling, Demand};
 pub use error::ServingError;
 pub use fleet::{FleetError, FleetPlan, FleetSetup, PoolSetup, compile_fleet};
 pub use instance::Instance;
 pub use memory::InstanceMemory;
 pub use rackflow_workload::serving::Duty;
+pub use space::{ServingSpace, Way, Ways, other_limits};
 
 use crate::cause::Accounts;
 use rackflow_topology::Level;

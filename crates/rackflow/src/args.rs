@@ -67,6 +67,8 @@ Examples:
   rackflow elasticities my.yaml --format json | jq -r .bound_by
   rackflow elasticities my.yaml -o results    also writes results/elasticities.json, .svg and .png
 
+  rackflow elasticities serve-llama3-70b-8-h100     of a service: times of requests, and limits too
+
 An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
 second. Nothing but that resource changes; the plan stays as it is.")]
     Elasticities(RunArgs),
@@ -83,9 +85,10 @@ left out only if it does not fit into memory, or if a bound proves that it canno
 
   rackflow plan serve-llama3-70b-8-h100
   rackflow plan serving.yaml --attainment 0.99 -o results   also writes plan.json and pareto.svg, .png
+  rackflow plan serving.yaml --precision bf16 --precision fp8   number formats of weights
 
-Of a serving scenario its own plan and its neighbours are tried: other tensor-parallel degrees, or other
-numbers of prefill and decode replicas on the same GPUs. For each the rate of arrivals is raised until too
+Of a serving scenario, ways to use its GPUs are tried: tensor, pipeline, data and expert parallelism,
+replicas, prefill and decode apart, limits of the engine. For each the rate of arrivals is raised until too
 few requests are inside the scenario's `slo`, by bisection to two per cent, always with the same random
 numbers. Every run is a point of tokens/s per user against tokens/s per GPU.")]
     Plan(PlanArgs),

@@ -2,36 +2,104 @@
 
 use crate::args::{Format, RunArgs};
 use crate::failure::Failure;
-use crate::{files, run, terminal};
+use crate::input::{self, Input};
+use crate::{files, run, serve, terminal};
 use clap::ColorChoice;
+use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_plan::{Resource, Setup};
-use rackflow_report::{Answer, Elasticities};
+use rackflow_report::plot::Picture;
+use rackflow_report::{
+    Answer, Basis, Elasticities, ServingAnswer, ServingElasticities, ServingOutcome,
+};
+use rackflow_simulator::serving::NoSink;
+use rackflow_workload::Arrivals;
 use rayon::prelude::*;
 
 /// Simulates a scenario once for each resource and ranks what each would bring.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
+    let input = input::read(&args.scenario)?;
+    if input::serves(&input) {
+        return of_service(args, &input, color);
+    }
     let resolved = run::resolve(args)?;
     let plan = run::plan(&resolved)?;
     let before = rackflow_simulator::simulate(&plan).step_time.as_secs_f64();
-    let answers: Vec<Answer> = Resource::ALL
+    let answers: Vec<Answer> = Resource::OF_TRAINING
         .into_par_iter()
         .filter_map(|resource| answer(resource, &resolved.setup, before).transpose())
         .collect::<Result<_, _>>()?;
     let ranked = Elasticities::of(&resolved.setup.name, before, &answers);
+    let text = match args.format {
+        Format::Table => ranked.render(&terminal::style(color)),
+        Format::Json => ranked.to_json(),
+    };
+    show(args, &text, &ranked.to_json(), &ranked.picture())
+}
+
+/// Writes what was found.
+fn show(args: &RunArgs, text: &str, json: &str, picture: &Picture) -> Result<(), Failure> {
     if let Some(folder) = &args.output {
-        let picture = ranked.picture();
         files::write_folder(
             folder,
             &[
-                ("elasticities.json", ranked.to_json().as_bytes()),
+                ("elasticities.json", json.as_bytes()),
                 ("elasticities.svg", picture.svg().as_bytes()),
                 ("elasticities.png", &picture.png()),
             ],
         )?;
     }
-    files::print(&match args.format {
+    files::print(text)
+}
+
+/// The same of a service, with the same requests every time.
+fn of_service(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+    let resolved = input::resolve_fleet(input, args.seed)?;
+    let trace = serve::trace_path(&resolved);
+    let plan = serve::compile(resolved)?;
+    let setup = &plan.setup;
+    let slo = &setup.slo;
+    let limited = slo.ttft.is_some() || slo.tpot.is_some() || slo.e2e.is_some();
+    let basis = match setup.requests.arrivals {
+        Some(Arrivals::ClosedLoop { .. } | Arrivals::Burst {}) => Basis::OutputTokensPerS,
+        _ => Basis::E2eS,
+    };
+    let outcome = |plan: &FleetPlan| {
+        let record = serve::record(plan, trace.as_deref(), &mut NoSink)?;
+        Ok(ServingOutcome::of(&record, limited))
+    };
+    let before = outcome(&plan)?;
+    let answers: Vec<ServingAnswer> = Resource::OF_SERVING
+        .into_par_iter()
+        .filter_map(|resource| {
+            let (more, factor) = resource.more_of_fleet(&plan)?;
+            Some(served(resource, more, factor, &outcome))
+        })
+        .collect::<Result<_, _>>()?;
+    let ranked = ServingElasticities::of(&setup.name, basis, before, &answers);
+    let text = match args.format {
         Format::Table => ranked.render(&terminal::style(color)),
         Format::Json => ranked.to_json(),
+    };
+    show(args, &text, &ranked.to_json(), &ranked.picture())
+}
+
+/// A service with a little more of one resource, simulated.
+fn served(
+    resource: Resource,
+    more: FleetSetup,
+    factor: f64,
+    outcome: &(impl Fn(&FleetPlan) -> Result<ServingOutcome, Failure> + Sync),
+) -> Result<ServingAnswer, Failure> {
+    let plan = compile_fleet(more).map_err(|error| {
+        let what = resource.label();
+        Failure::run(format_args!(
+            "the fleet with {what} cannot be made: {error}"
+        ))
+    })?;
+    Ok(ServingAnswer {
+        resource,
+        factor,
+        outcome: outcome(&plan)?,
     })
 }
 

@@ -50,7 +50,7 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
     })
 }
 
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     }

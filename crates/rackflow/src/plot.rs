@@ -33,13 +33,13 @@ pub struct PlotArgs {
 pub enum Kind {
     /// From the dense peak to effective FLOP/s, loss by loss: a run that trains or serves
     Waterfall,
-    /// Kernels under the ceilings of memory and tensor cores: a training run
+    /// Kernels, or steps of a service, under the ceilings of memory and tensor cores: one run
     Roofline,
     /// Passes of each pipeline stage over time: a training run
     Gantt,
-    /// How busy the links are, on a drawing of the rack: a training run
+    /// How busy the links are: of a training run on a drawing of the rack, or of a service
     Links,
-    /// Memory of each stage by category: a training run
+    /// Memory of each stage or pool by category: one run
     Memory,
     /// Effective FLOP/s over GPUs, with the line of linear scaling: a sweep or several runs
     Scaling,
@@ -136,13 +136,9 @@ fn pictures(args: &PlotArgs) -> Result<Vec<NamedPicture>, Failure> {
             Source::ServingPlan(_) => Err(Failure::input(format_args!(
                 "{name} is a search for a serving plan, of which `pareto` is the picture"
             ))),
-            Source::Serving(report) if args.kind == Kind::Waterfall => {
-                Ok(vec![single(args.kind, plot::serving_waterfall(&report))])
+            Source::Serving(report) => {
+                of_service(args.kind, name, &report).map(|p| vec![single(args.kind, p)])
             }
-            Source::Serving(_) => Err(Failure::input(format_args!(
-                "{} shows training runs, and {name} serves\n  hint: serving has a `waterfall`, and a `pareto` of a scenario with `slo` or of what `rackflow plan SCENARIO --format json` writes",
-                args.kind.name()
-            ))),
             Source::Training(report) if args.kind.of_many() => {
                 of_results(args, &together(&[*report]))
             }
@@ -239,6 +235,27 @@ fn of_run(kind: Kind, name: &str, report: &Report) -> Result<Picture, Failure> {
         Kind::Memory => Ok(plot::memory(report)),
         _ => Ok(plot::waterfall(report)),
     }
+}
+
+/// A picture of one serving run.
+fn of_service(kind: Kind, name: &str, report: &ServingReport) -> Result<Picture, Failure> {
+    let drawn = match kind {
+        Kind::Waterfall => Some(plot::serving_waterfall(report)),
+        Kind::Roofline => plot::serving_roofline(report),
+        Kind::Links => plot::serving_links(report),
+        Kind::Memory => plot::serving_memory(report),
+        _ => {
+            return Err(Failure::input(format_args!(
+                "{} shows training runs, and {name} serves\n  hint: serving has `waterfall`, `roofline`, `memory` and `links`, and a `pareto` of a scenario with `slo` or of what `rackflow plan SCENARIO --format json` writes",
+                kind.name()
+            )));
+        }
+    };
+    drawn.ok_or_else(|| {
+        Failure::input(format_args!(
+            "{name} does not hold what this picture shows\n  hint: reports of older versions lack it; `rackflow run SCENARIO --format json` writes one anew"
+        ))
+    })
 }
 
 /// Single runs as the results of a sweep: one row each, and a curve for each kind of hardware.

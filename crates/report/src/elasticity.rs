@@ -66,7 +66,7 @@ impl Elasticities {
             })
             .collect();
         elasticities.sort_by(|a, b| b.elasticity.total_cmp(&a.elasticity));
-        let not_used = Resource::ALL
+        let not_used = Resource::OF_TRAINING
             .into_iter()
             .filter(|resource| answers.iter().all(|answer| answer.resource != *resource))
             .map(|resource| resource.label().to_owned())
@@ -74,7 +74,14 @@ impl Elasticities {
         Self {
             scenario: scenario.to_owned(),
             step_time_s,
-            bound_by: bound_by(answers),
+            bound_by: bound_by(
+                // A larger batch is no resource of the hardware: it only dilutes what is there.
+                answers
+                    .iter()
+                    .filter(|answer| answer.resource != Resource::Batch)
+                    .map(|answer| (answer.throughput.ln() / answer.factor.ln(), answer.resource)),
+                NOTHING,
+            ),
             elasticities,
             not_used,
         }
@@ -125,17 +132,7 @@ impl Elasticities {
         let bars = self
             .elasticities
             .iter()
-            .map(|answer| {
-                let value = shown(answer.percent_per_percent);
-                let ink = if value > 0.0 {
-                    style::USEFUL
-                } else {
-                    style::LOST
-                };
-                let sign = if value < 0.0 { "\u{2212}" } else { "+" };
-                let figure = format!("{sign}{} %", number(value.abs(), 3));
-                Bar::new(&answer.label, value, ink, &figure)
-            })
+            .map(|answer| bar(&answer.label, answer.percent_per_percent))
             .collect();
         Bars {
             title: sentence(&self.bound_by),
@@ -151,8 +148,21 @@ impl Elasticities {
     }
 }
 
+/// What one per cent more of a resource brings, in per cent.
+pub(crate) fn bar(label: &str, percent: f64) -> Bar {
+    let value = shown(percent);
+    let ink = if value > 0.0 {
+        style::USEFUL
+    } else {
+        style::LOST
+    };
+    let sign = if value < 0.0 { "\u{2212}" } else { "+" };
+    let figure = format!("{sign}{} %", number(value.abs(), 3));
+    Bar::new(label, value, ink, &figure)
+}
+
 /// Noise of the last digit has no sign.
-fn shown(percent: f64) -> f64 {
+pub(crate) fn shown(percent: f64) -> f64 {
     if percent.abs() < 0.000_5 {
         0.0
     } else {
@@ -160,12 +170,10 @@ fn shown(percent: f64) -> f64 {
     }
 }
 
-fn bound_by(answers: &[Answer]) -> String {
-    // A larger batch is no resource of the hardware: it only dilutes what is there.
+/// What holds a run back, in words: of the resources with their elasticities those above `nothing`.
+pub(crate) fn bound_by(answers: impl Iterator<Item = (f64, Resource)>, nothing: f64) -> String {
     let mut ranked: Vec<(f64, Resource)> = answers
-        .iter()
-        .map(|answer| (answer.throughput.ln() / answer.factor.ln(), answer.resource))
-        .filter(|(elasticity, resource)| *elasticity > NOTHING && *resource != Resource::Batch)
+        .filter(|(elasticity, _)| *elasticity > nothing)
         .collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
     let part = |(elasticity, resource): &(f64, Resource)| {
@@ -182,7 +190,7 @@ fn bound_by(answers: &[Answer]) -> String {
     }
 }
 
-fn sentence(words: &str) -> String {
+pub(crate) fn sentence(words: &str) -> String {
     let mut letters = words.chars();
     letters.next().map_or_else(String::new, |first| {
         first.to_uppercase().chain(letters).collect()

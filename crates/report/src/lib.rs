@@ -30,6 +30,8 @@ mod report;
 mod requests;
 pub mod scaling_law;
 mod serving;
+mod serving_detail;
+mod serving_elasticity;
 mod serving_plan;
 mod summarize;
 pub mod sweep;
@@ -62,7 +64,11 @@ pub use serving::{
     ByLevel, ByPhase, Kv, Latency, Phases, PoolReport, ServedModel, Serving, ServingReport,
     TierReport, summarize_serving,
 };
-pub use serving_plan::{CandidateReport, Impossible, Point, PointAt, ServingPlan, Tried};
+pub use serving_detail::{PoolLink, PoolMemory, PoolRoofline, RooflinePoint};
+pub use serving_elasticity::{
+    Basis, ServingAnswer, ServingElasticities, ServingElasticity, ServingOutcome,
+};
+pub use serving_plan::{Beaten, CandidateReport, Impossible, Point, PointAt, ServingPlan, Tried};
 pub use summarize::{Options, Published, ReportError, summarize};
 pub use text::{render_serving_text, render_text};
 pub use topology::{route_text, topology_text};

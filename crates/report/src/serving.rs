@@ -2,11 +2,13 @@
 
 use crate::disturbed::Disturbed;
 use crate::report::{Cluster, Engine, Loss, Peak, Rack, SCHEMA_VERSION};
+use crate::serving_detail::{self, PoolLink, PoolMemory, PoolRoofline};
 use crate::summarize::{self, ReportError};
 use rackflow_plan::Accounts;
 use rackflow_plan::serving::FleetPlan;
 use rackflow_simulator::serving::{Phase, PoolRecord, ServingRecord, Spans, Work};
 use rackflow_topology::Level;
+use rackflow_workload::serving::Acceptance;
 use rackflow_workload::{Decoder, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -101,6 +103,15 @@ pub struct PoolReport {
     pub kv_occupancy_peak: f64,
     /// Requests whose blocks were taken away.
     pub preemptions: u64,
+    /// What one GPU holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<PoolMemory>,
+    /// How its steps compute and read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roofline: Option<PoolRoofline>,
+    /// How busy the links of one GPU are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<PoolLink>,
 }
 
 /// Mean and quantiles of times. Quantiles are exact to three digits.
@@ -241,6 +252,9 @@ pub struct TierReport {
     pub medium: String,
     /// Bytes read from it.
     pub read_bytes: f64,
+    /// Bytes written to it.
+    #[serde(default)]
+    pub written_bytes: f64,
 }
 
 impl ServingReport {
@@ -440,6 +454,9 @@ fn pool_report(
             / (steps.max(1) as f64 * capacity.max(1) as f64),
         kv_occupancy_peak: pool.kv_peak_blocks as f64 / pool.kv_blocks.max(1) as f64,
         preemptions: pool.preemptions,
+        memory: Some(serving_detail::memory(plan, index, pool)),
+        roofline: Some(serving_detail::roofline(plan, record, index)),
+        links: serving_detail::links(plan, record, index),
     }
 }
 
@@ -601,9 +618,10 @@ fn kv(record: &ServingRecord) -> Kv {
         tiers: kv
             .tiers
             .iter()
-            .map(|(medium, bytes)| TierReport {
-                medium: medium.key().into(),
-                read_bytes: *bytes as f64,
+            .map(|tier| TierReport {
+                medium: tier.medium.key().into(),
+                read_bytes: tier.read as f64,
+                written_bytes: tier.written as f64,
             })
             .collect(),
         occupancy_mean: if room > 0.0 { tokens / room } else { 0.0 },
@@ -681,10 +699,22 @@ fn racks(plan: &FleetPlan, record: &ServingRecord) -> Vec<Rack> {
 pub(crate) fn decoder(decoder: Decoder) -> String {
     match decoder {
         Decoder::Autoregressive => "one token per step".into(),
-        Decoder::Speculative(guess) => format!(
-            "{} guesses per step, each accepted with probability {}",
-            guess.draft_tokens, guess.acceptance
-        ),
+        Decoder::Speculative(guess) => {
+            let which = match guess.acceptance {
+                Acceptance::Each(each) => format!("each accepted with probability {each}"),
+                Acceptance::ByDepth(depths) => {
+                    let shares: Vec<String> = depths.shares().iter().map(f64::to_string).collect();
+                    format!(
+                        "accepted up to each depth in {} of the steps",
+                        shares.join(", ")
+                    )
+                }
+                Acceptance::Beta { mean, sd } => {
+                    format!("each accepted with a probability of {mean} \u{b1} {sd} over requests")
+                }
+            };
+            format!("{} guesses per step, {which}", guess.draft_tokens)
+        }
         Decoder::BlockDiffusion { block, steps } => {
             format!("diffusion, blocks of {block} tokens in {steps} steps")
         }

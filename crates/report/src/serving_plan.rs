@@ -1,8 +1,9 @@
 //! The search for goodput: which way to use the GPUs bears the highest rate inside the objective.
 
+use crate::elasticity::sentence;
 use crate::format::{number, percent, seconds, significant};
 use crate::paint::{Ink, Style};
-use crate::plot::{Axis, Kind, Lines, Picture, Series};
+use crate::plot::{Axis, Kind, Lines, Picture, Series, style};
 use crate::serving::ServingReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,12 +15,37 @@ pub struct ServingPlan {
     pub scenario: String,
     /// Share of requests that must be inside the objective.
     pub attainment: f64,
-    /// Every way that was tried, the highest goodput per GPU first.
+    /// Every way whose highest rate was sought, the highest goodput per GPU first.
     pub candidates: Vec<CandidateReport>,
-    /// Ways that cannot run, and why.
+    /// Ways that failed at a part of the best rate, or cannot reach it by what their steps cost.
+    pub beaten: Vec<Beaten>,
+    /// Replicas that cannot be, and why.
     pub impossible: Vec<Impossible>,
-    /// Tokens/s per user against tokens/s per GPU: the points that no other point beats in both.
+    /// Tokens/s per user against tokens/s per GPU: the runs inside the objective that no other one
+    /// beats in both.
     pub pareto: Vec<Point>,
+    /// Every run of every way.
+    pub points: Vec<Point>,
+}
+
+/// Ways that a picture can tell apart.
+const NAMED: usize = 6;
+/// Replicas that cannot be and are told why.
+const IMPOSSIBLE: usize = 3;
+/// Points of a front closer than this in pace are one row of the table.
+const CLOSE: f64 = 1.04;
+
+/// A front without points that are nearly the same.
+fn thinned(front: &[Point]) -> impl Iterator<Item = &Point> {
+    let mut last = f64::INFINITY;
+    let count = front.len();
+    front.iter().enumerate().filter_map(move |(at, point)| {
+        let apart = last / point.tokens_per_s_per_user >= CLOSE;
+        (apart || at + 1 == count).then(|| {
+            last = point.tokens_per_s_per_user;
+            point
+        })
+    })
 }
 
 /// One way to use the GPUs.
@@ -74,9 +100,25 @@ pub struct Point {
     pub output_tokens_per_s_per_gpu: f64,
     /// Share inside the objective.
     pub slo_attainment: f64,
+    /// That is as many as asked for.
+    pub inside: bool,
 }
 
-/// A way that cannot run.
+/// A way that is known to be worse, by how much was not asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Beaten {
+    /// In a few words.
+    pub name: String,
+    /// GPUs that it uses.
+    pub gpus: u64,
+    /// Its goodput is below this.
+    pub below_requests_per_s_per_gpu: f64,
+    /// Simulated at this rate it failed; else its ceiling says so: no batch of its steps is cheap
+    /// enough.
+    pub simulated: bool,
+}
+
+/// A replica that cannot be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Impossible {
     /// In a few words.
@@ -92,6 +134,8 @@ pub struct Tried {
     pub name: String,
     /// Offered rate, whether it passed, and the report of each run.
     pub runs: Vec<(f64, bool, ServingReport)>,
+    /// Its highest rate was sought; else a few runs show where it stands.
+    pub sought: bool,
 }
 
 impl ServingPlan {
@@ -100,20 +144,25 @@ impl ServingPlan {
         scenario: &str,
         attainment: f64,
         tried: &[Tried],
+        beaten: Vec<Beaten>,
         impossible: Vec<Impossible>,
     ) -> Self {
-        let mut candidates: Vec<CandidateReport> = tried.iter().map(candidate).collect();
+        let sought = tried.iter().filter(|way| way.sought);
+        let mut candidates: Vec<CandidateReport> = sought.map(candidate).collect();
         candidates.sort_by(|a, b| {
             b.goodput_requests_per_s_per_gpu
                 .total_cmp(&a.goodput_requests_per_s_per_gpu)
         });
-        let pareto = front(candidates.iter().flat_map(|candidate| &candidate.points));
+        let points: Vec<Point> = tried.iter().flat_map(points).collect();
+        let pareto = front(points.iter().filter(|point| point.inside));
         Self {
             scenario: scenario.to_owned(),
             attainment,
             candidates,
+            beaten,
             impossible,
             pareto,
+            points,
         }
     }
 
@@ -123,8 +172,8 @@ impl ServingPlan {
         text + "\n"
     }
 
-    /// The table for people.
-    pub fn render(&self, style: &Style) -> String {
+    /// The table for people, with the best `top` ways.
+    pub fn render(&self, top: usize, style: &Style) -> String {
         let strong = |text: &str| style.paint(Ink::Strong, text);
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let mut out = format!(
@@ -132,11 +181,20 @@ impl ServingPlan {
             strong(&self.scenario),
             percent(self.attainment)
         );
+        let shown = &self.candidates[..self.candidates.len().min(top)];
+        let wide = shown
+            .iter()
+            .map(|way| &way.name)
+            .chain(thinned(&self.pareto).map(|point| &point.candidate))
+            .map(|name| name.len() + 2)
+            .max()
+            .unwrap_or(0)
+            .max(20);
         out.push_str(&faint(&format!(
-            "  {:<30}{:>5}{:>12}{:>12}{:>12}{:>11}{:>11}{:>12}\n",
+            "  {:<wide$}{:>5}{:>12}{:>12}{:>12}{:>11}{:>11}{:>12}\n",
             "", "GPUs", "requests/s", "per GPU", "per USD", "TTFT p99", "TPOT p99", "tok/s/GPU"
         )));
-        for (place, candidate) in self.candidates.iter().enumerate() {
+        for (place, candidate) in shown.iter().enumerate() {
             let cells = match &candidate.at_goodput {
                 None => format!("{:>12}", "none"),
                 Some(at) => format!(
@@ -156,26 +214,49 @@ impl ServingPlan {
                 ),
             };
             let name = format!(
-                "  {:<30}{:>5}",
+                "  {:<wide$}{:>5}",
                 candidate.name,
                 number(candidate.gpus as f64, 0)
             );
             let line = if place == 0 { strong(&name) } else { name };
             out.push_str(&format!("{line}{cells}\n"));
         }
-        for impossible in &self.impossible {
+        let more = self.candidates.len() - shown.len();
+        let failed = self.beaten.iter().filter(|way| way.simulated).count();
+        let ruled_out = self.beaten.len() - failed;
+        let mut rest = Vec::new();
+        for (count, what) in [
+            (more, "were searched and are worse"),
+            (failed, "failed at a part of the best rate"),
+            (ruled_out, "cannot reach it, by what their steps cost"),
+        ] {
+            if count > 0 {
+                rest.push(format!("{count} {what}"));
+            }
+        }
+        if !rest.is_empty() {
             out.push_str(&faint(&format!(
-                "  {:<30} {}\n",
+                "  of the other ways {}\n",
+                rest.join(", ")
+            )));
+        }
+        for impossible in self.impossible.iter().take(IMPOSSIBLE) {
+            out.push_str(&faint(&format!(
+                "  {:<wide$}{}\n",
                 impossible.name, impossible.reason
             )));
         }
+        if self.impossible.len() > IMPOSSIBLE {
+            let more = self.impossible.len() - IMPOSSIBLE;
+            out.push_str(&faint(&format!("  and {more} more replicas cannot be\n")));
+        }
         out.push_str(&format!(
             "\n{}\n",
-            faint("  Pareto front: tokens/s per user against output tokens/s per GPU")
+            faint("  Pareto front, inside the objective: tokens/s per user against output tokens/s per GPU")
         ));
-        for point in &self.pareto {
+        for point in thinned(&self.pareto) {
             out.push_str(&format!(
-                "  {:<30}{:>10} requests/s{:>10} per user{:>10} per GPU\n",
+                "  {:<wide$}{:>10} requests/s{:>10} per user{:>10} per GPU\n",
                 point.candidate,
                 significant(point.requests_per_s),
                 significant(point.tokens_per_s_per_user),
@@ -193,20 +274,37 @@ impl ServingPlan {
                 point.output_tokens_per_s_per_gpu,
             )
         };
-        let mut series: Vec<Series> = self
-            .candidates
-            .iter()
-            .map(|candidate| {
-                let points = candidate.points.iter().map(pair).collect();
-                Series::line(&candidate.name, points).drawn(Kind::Points)
-            })
-            .collect();
+        // The ways on the front have names, the others are one cloud.
+        let mut names: Vec<&str> = Vec::new();
+        for point in &self.pareto {
+            let name = base(&point.candidate);
+            if !names.contains(&name) && names.len() < NAMED {
+                names.push(name);
+            }
+        }
+        let of = |wanted: &dyn Fn(&Point) -> bool| {
+            let chosen = self.points.iter().filter(|point| wanted(point));
+            chosen.map(pair).collect::<Vec<_>>()
+        };
+        let inside = |point: &Point| point.inside && point.tokens_per_s_per_user > 0.0;
+        let others = of(&|point| inside(point) && !names.contains(&base(&point.candidate)));
+        let mut series: Vec<Series> = Vec::new();
+        if !others.is_empty() {
+            series.push(Series {
+                ink: Some(style::PEAK),
+                ..Series::line("other ways", others).drawn(Kind::Points)
+            });
+        }
+        series.extend(names.iter().map(|name| {
+            let points = of(&|point| inside(point) && base(&point.candidate) == *name);
+            Series::line(name, points).drawn(Kind::Points)
+        }));
         let front = self.pareto.iter().map(pair).collect();
         series.push(Series::line("Pareto front", front).drawn(Kind::Ideal));
         let title = match self.candidates.first() {
             Some(best) if best.goodput_requests_per_s > 0.0 => format!(
                 "{} bears most: {} requests/s per GPU inside the objective",
-                best.name,
+                sentence(&best.name),
                 significant(best.goodput_requests_per_s_per_gpu)
             ),
             _ => "No rate is inside the objective".to_owned(),
@@ -214,8 +312,9 @@ impl ServingPlan {
         Lines {
             title,
             subtitle: format!(
-                "{}: each point is one run at one rate; towards the upper right is better",
-                self.scenario
+                "{}: each point is one run at one rate with {} % of the requests inside the objective; towards the upper right is better",
+                self.scenario,
+                percent(self.attainment)
             ),
             x: Axis::linear("tokens/s per user"),
             y: Axis::linear("output tokens/s per GPU"),
@@ -226,7 +325,7 @@ impl ServingPlan {
     }
 }
 
-fn point(name: &str, rate: f64, report: &ServingReport) -> Point {
+fn point(name: &str, rate: f64, inside: bool, report: &ServingReport) -> Point {
     let serving = &report.serving;
     Point {
         candidate: name.to_owned(),
@@ -234,6 +333,7 @@ fn point(name: &str, rate: f64, report: &ServingReport) -> Point {
         tokens_per_s_per_user: serving.tokens_per_s_per_user,
         output_tokens_per_s_per_gpu: serving.output_tokens_per_s_per_gpu,
         slo_attainment: serving.slo_attainment.unwrap_or(1.0),
+        inside,
     }
 }
 
@@ -269,10 +369,24 @@ fn candidate(tried: &Tried) -> CandidateReport {
             tokens_per_s_per_user: report.serving.tokens_per_s_per_user,
             usd_per_million_output_tokens: report.serving.usd_per_million_output_tokens,
         }),
-        points: runs
-            .iter()
-            .map(|(rate, _, report)| point(&tried.name, *rate, report))
-            .collect(),
+        points: points(tried),
+    }
+}
+
+/// Every run of one way, in rising order.
+fn points(tried: &Tried) -> Vec<Point> {
+    let mut runs: Vec<&(f64, bool, ServingReport)> = tried.runs.iter().collect();
+    runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    runs.iter()
+        .map(|(rate, inside, report)| point(&tried.name, *rate, *inside, report))
+        .collect()
+}
+
+/// The way without what its engine is told.
+fn base(name: &str) -> &str {
+    match name.rsplit_once(", ") {
+        Some((way, limit)) if limit.ends_with("/step") => way,
+        _ => name,
     }
 }
 
@@ -312,6 +426,7 @@ mod tests {
             tokens_per_s_per_user: user,
             output_tokens_per_s_per_gpu: gpu,
             slo_attainment: 1.0,
+            inside: true,
         };
         let points = [
             point(10.0, 50.0),

@@ -24,7 +24,7 @@ pub use operation::{Direction, Operation};
 pub use requests::{Arrivals, Length, Request, RequestPlan, Segment, Sessions, Shapes};
 pub use serving_engine::{
     BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role,
-    Router, Scheduler, Slo,
+    Router, Scheduler, Slo, WritePolicy,
 };
 pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
 pub use trace::{Trace, TraceError};

@@ -1,8 +1,10 @@
 //! Serving as data: number formats, parallelism, speculation and the software of one model replica.
 
+mod acceptance;
 mod format;
 mod stack;
 
+pub use acceptance::{Acceptance, Depths, beta_shape};
 pub use format::{KvFormat, ServingPrecision, WeightFormat};
 pub use stack::{
     CustomAllReduce, DispatchKernel, GraphCapture, KernelLibrary, SchedulerLimits, ServingStack,
@@ -67,19 +69,18 @@ pub struct Speculation {
     pub draft: Draft,
     /// Tokens that are guessed before each step.
     pub draft_tokens: u32,
-    /// Probability that a guess is accepted, given that those before it were.
-    pub acceptance: f64,
+    /// Which guesses are accepted: a number is the probability of each, given that those before it
+    /// were; `{ by_depth: [0.85, 0.6] }` is the share of steps that keep the first guess, the first
+    /// two and so on, as engines log it; `{ beta: { mean: 0.8, sd: 0.1 } }` gives every request a
+    /// probability of its own.
+    pub acceptance: Acceptance,
 }
 
 impl Speculation {
     /// Tokens that a sequence gains in one step on average: one, and every guess up to the first
     /// that is refused.
     pub fn tokens_per_step(&self) -> f64 {
-        (1..=self.draft_tokens).fold(1.0, |sum, guess| {
-            sum + self
-                .acceptance
-                .powi(i32::try_from(guess).unwrap_or(i32::MAX))
-        })
+        (1..=self.draft_tokens).fold(1.0, |sum, guess| sum + self.acceptance.kept(guess))
     }
 }
 
@@ -166,7 +167,7 @@ mod tests {
         let speculation = |draft_tokens, acceptance| Speculation {
             draft: Draft::Mtp,
             draft_tokens,
-            acceptance,
+            acceptance: Acceptance::Each(acceptance),
         };
         assert_eq!(speculation(0, 0.9).tokens_per_step(), 1.0);
         // DeepSeek-V3: the second token is accepted in 85 to 90 % of the steps.

@@ -225,6 +225,26 @@ pub enum Eviction {
     Lru,
     /// The one that came first.
     Fifo,
+    /// The one that was used least often; of those, the one used longest ago.
+    Lfu,
+    /// The one that was used last (LMCache's `MRU`): keeps a part of a loop that does not fit.
+    Mru,
+    /// The one that was used least often; of those, the one furthest from the beginning of its prompt
+    /// (Mooncake's `LengthAwareCache`).
+    LengthAware,
+}
+
+/// When a block is written to a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WritePolicy {
+    /// When it falls out of the tier above (SGLang's `write_back`): HBM and the tiers hold different
+    /// blocks, and whoever needs the place in HBM waits for the copy.
+    #[default]
+    WriteBack,
+    /// When it is computed (vLLM's offloading, LMCache, SGLang's `write_through`): the tier holds
+    /// again what HBM holds, the copy runs beside the steps, and a place in HBM is free at once.
+    WriteThrough,
 }
 
 /// What a tier of the KV store is made of.
@@ -266,8 +286,15 @@ pub struct KvTier {
     /// Rate at which it is read, by one replica; a remote tier is read over the NICs and at most at
     /// this rate.
     pub read: Bandwidth,
+    /// Rate at which it is written; that of reading where it is left out. A disk reads and writes in
+    /// turn, memory does both at once.
+    #[serde(default)]
+    pub write: Option<Bandwidth>,
     /// Time until the first byte.
     pub latency: SimDuration,
+    /// When a block is written to it.
+    #[serde(default)]
+    pub write_policy: WritePolicy,
     /// Which block leaves when it is full.
     #[serde(default)]
     pub eviction: Eviction,

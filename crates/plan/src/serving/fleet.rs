@@ -26,6 +26,15 @@ pub struct PoolSetup {
     pub engine: EngineConfig,
 }
 
+impl PoolSetup {
+    /// Activations are kept for the largest step of one attention group.
+    pub fn fit_activations(&mut self) {
+        let groups = u64::from(self.deployment.parallelism.data.max(1));
+        let tokens = u64::from(self.engine.max_num_batched_tokens);
+        self.deployment.max_batched_tokens = tokens.div_ceil(groups);
+    }
+}
+
 /// A serving scenario as meant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FleetSetup {

@@ -5,7 +5,7 @@ use crate::cause::{Cause, CommKind};
 use rackflow_scenario::Catalogue;
 use rackflow_topology::{Cluster, ClusterMap, Level};
 use rackflow_workload::serving::{
-    Deployment, Draft, ServingParallelism, ServingPrecision, Speculation, WeightFormat,
+    Acceptance, Deployment, Draft, ServingParallelism, ServingPrecision, Speculation, WeightFormat,
 };
 
 fn cluster(node: &str, gpus: u32) -> Cluster {
@@ -114,7 +114,7 @@ fn instances() -> Vec<(&'static str, Instance)> {
     woven.speculation = Some(Speculation {
         draft: Draft::Mtp,
         draft_tokens: 1,
-        acceptance: 0.85,
+        acceptance: Acceptance::Each(0.85),
     });
     all.push((
         "deepseek ep32, two batches, guesses",

@@ -270,13 +270,14 @@ fn cache(page: &mut Page<'_>, report: &ServingReport) {
                 .iter()
                 .map(|tier| {
                     format!(
-                        "{} {}",
+                        "{} {} and {}",
                         tier.medium.replace('_', " "),
-                        bytes(tier.read_bytes)
+                        bytes(tier.read_bytes),
+                        bytes(tier.written_bytes)
                     )
                 })
                 .collect();
-            text.push_str(&format!("; read: {}", tiers.join(", ")));
+            text.push_str(&format!("; read and written: {}", tiers.join(", ")));
         }
         page.entry("found", &text);
     }

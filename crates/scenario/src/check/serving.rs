@@ -5,7 +5,7 @@ use crate::resolve::Findings;
 use crate::serving_text::{EngineText, ServingText};
 use rackflow_plan::serving::FleetSetup;
 use rackflow_units::{Bandwidth, Bytes, RequestRate, SimDuration};
-use rackflow_workload::serving::{Draft, ServingParallelism};
+use rackflow_workload::serving::{Acceptance, Draft, ServingParallelism};
 use rackflow_workload::{Arrivals, Decoder, Length, Medium};
 
 const SERVING: &str = "workload.serving";
@@ -275,14 +275,8 @@ fn decoder(text: &ServingText, findings: &mut Findings<'_>) {
                 guess.draft_tokens.into(),
                 64,
             );
-            if !(0.0..=1.0).contains(&guess.acceptance) {
-                let found = findings.at(
-                    &at("speculative.acceptance"),
-                    format!(
-                        "`acceptance` is {}; it must be between 0 and 1",
-                        guess.acceptance
-                    ),
-                );
+            if let Some(wrong) = wrong_acceptance(guess.acceptance) {
+                let found = findings.at(&at("speculative.acceptance"), wrong);
                 findings.report(found);
             }
             debug_assert!(matches!(guess.draft, Draft::Mtp | Draft::NGram));
@@ -322,6 +316,43 @@ fn decoder(text: &ServingText, findings: &mut Findings<'_>) {
     }
 }
 
+/// What no distribution of accepted guesses is like.
+fn wrong_acceptance(acceptance: Acceptance) -> Option<String> {
+    let share = 0.0..=1.0;
+    match acceptance {
+        Acceptance::Each(each) if !share.contains(&each) => Some(format!(
+            "`acceptance` is {each}; it must be between 0 and 1"
+        )),
+        Acceptance::ByDepth(depths) => {
+            let shares = depths.shares();
+            let outside = shares.iter().find(|part| !share.contains(*part));
+            let rises = shares.windows(2).find(|pair| pair[1] > pair[0]);
+            match (outside, rises) {
+                (Some(part), _) => Some(format!(
+                    "a depth is reached in {part} of the steps; it must be between 0 and 1"
+                )),
+                (None, Some(pair)) => Some(format!(
+                    "{} after {}: a guess is kept only where those before it are, so that shares fall with depth",
+                    pair[1], pair[0]
+                )),
+                (None, None) => None,
+            }
+        }
+        Acceptance::Beta { mean, .. } if !share.contains(&mean) => {
+            Some(format!("`mean` is {mean}; it must be between 0 and 1"))
+        }
+        Acceptance::Beta { mean, sd } => {
+            let most = (mean * (1.0 - mean)).sqrt();
+            (!(0.0..=most).contains(&sd) || sd > 0.0 && sd == most).then(|| {
+                format!(
+                    "`sd` is {sd}; with a mean of {mean} it must be at least 0 and below {most:.3}"
+                )
+            })
+        }
+        Acceptance::Each(_) => None,
+    }
+}
+
 fn store(text: &ServingText, findings: &mut Findings<'_>) {
     if text.store.len() > 8 {
         let found = findings.at(
@@ -346,6 +377,15 @@ fn store(text: &ServingText, findings: &mut Findings<'_>) {
             Bandwidth::from_bytes_per_sec(1_000),
             Bandwidth::from_gigabytes_per_sec(1_000_000),
         );
+        if let Some(write) = tier.write {
+            within(
+                findings,
+                &at("write"),
+                write,
+                Bandwidth::from_bytes_per_sec(1_000),
+                Bandwidth::from_gigabytes_per_sec(1_000_000),
+            );
+        }
         within(
             findings,
             &at("latency"),

@@ -147,19 +147,19 @@ impl Base<'_> {
         deployment.expert_imbalance = experts.imbalance;
         deployment.two_batch_overlap = experts.two_batch_overlap;
         let engine = self.engine(engine, &parallelism);
-        deployment.max_batched_tokens =
-            u64::from(engine.max_num_batched_tokens).div_ceil(u64::from(parallelism.data.max(1)));
         if let Decoder::Speculative(guess) = self.text.decoder {
             deployment.speculation = Some(guess);
         }
-        PoolSetup {
+        let mut pool = PoolSetup {
             role,
             cluster: 0,
             first_gpu: 0,
             replicas: 1,
             deployment,
             engine,
-        }
+        };
+        pool.fit_activations();
+        pool
     }
 
     /// The pool's own settings, then the workload's, then the stack's.

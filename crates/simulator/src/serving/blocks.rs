@@ -18,6 +18,8 @@ struct Node {
     uses: u32,
     /// Blocks: 1, or the length of a run of private blocks.
     blocks: u32,
+    /// Blocks of its prompt before it.
+    depth: u32,
     named: bool,
     older: u32,
     newer: u32,
@@ -37,15 +39,29 @@ pub struct Blocks {
     oldest: u32,
     newest: u32,
     caching: bool,
-    /// Names of blocks that lost their place, for the tiers below.
-    evicted: Vec<u64>,
-    keep_evicted: bool,
+    /// Blocks that lost their place, for the tiers below.
+    evicted: Vec<Named>,
+    /// Blocks that got a name.
+    published: Vec<Named>,
+    keeps: Keeps,
+}
+
+/// A block that tiers can hold: its name, and how many blocks of its prompt come before it.
+pub type Named = (u64, u32);
+
+/// What is remembered for the tiers below HBM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keeps {
+    /// Blocks that lose their place.
+    pub evicted: bool,
+    /// Blocks that get a name.
+    pub published: bool,
 }
 
 impl Blocks {
-    /// `total` empty blocks. `caching`: prefixes are kept. `tiers`: evicted names are remembered
-    /// until [`Blocks::drain_evicted`].
-    pub fn new(total: u64, caching: bool, tiers: bool) -> Self {
+    /// `total` empty blocks. `caching`: prefixes are kept. What `keeps` says is remembered until
+    /// [`Blocks::drain_evicted`] and [`Blocks::drain_published`].
+    pub fn new(total: u64, caching: bool, keeps: Keeps) -> Self {
         Self {
             total,
             free: total,
@@ -57,7 +73,8 @@ impl Blocks {
             newest: NIL,
             caching,
             evicted: Vec::new(),
-            keep_evicted: tiers,
+            published: Vec::new(),
+            keeps,
         }
     }
 
@@ -113,10 +130,10 @@ impl Blocks {
         true
     }
 
-    /// Gives private blocks names, in the order of `chain`. Where a name is taken, the block that
+    /// Gives private blocks the names of `chain` from `from` on. Where a name is taken, the block that
     /// has it is used instead and the private one is free again.
-    pub fn publish(&mut self, chain: &[u64]) {
-        for &hash in chain {
+    pub fn publish(&mut self, chain: &[u64], from: u64) {
+        for (depth, &hash) in (0_u32..).zip(chain).skip(from as usize) {
             if let Some(&node) = self.names.get(&hash) {
                 if self.nodes[node as usize].uses == 0 {
                     self.unlink(node);
@@ -129,11 +146,15 @@ impl Blocks {
                     hash,
                     uses: 1,
                     blocks: 1,
+                    depth,
                     named: true,
                     older: NIL,
                     newer: NIL,
                 });
                 self.names.insert(hash, node);
+                if self.keeps.published {
+                    self.published.push((hash, depth));
+                }
             }
         }
     }
@@ -146,6 +167,7 @@ impl Blocks {
                     hash: 0,
                     uses: 0,
                     blocks: u32::try_from(private).expect("a request has fewer than 2^32 blocks"),
+                    depth: 0,
                     named: false,
                     older: NIL,
                     newer: NIL,
@@ -167,9 +189,14 @@ impl Blocks {
         }
     }
 
-    /// Names that were evicted since the last call.
-    pub fn drain_evicted(&mut self) -> std::vec::Drain<'_, u64> {
+    /// Blocks that were evicted since the last call.
+    pub fn drain_evicted(&mut self) -> std::vec::Drain<'_, Named> {
         self.evicted.drain(..)
+    }
+
+    /// Blocks that were named since the last call.
+    pub fn drain_published(&mut self) -> std::vec::Drain<'_, Named> {
+        self.published.drain(..)
     }
 
     /// Frees up to `wanted` blocks at the old end of the list.
@@ -188,8 +215,8 @@ impl Blocks {
         self.spare.push(index);
         if node.named {
             self.names.remove(&node.hash);
-            if self.keep_evicted {
-                self.evicted.push(node.hash);
+            if self.keeps.evicted {
+                self.evicted.push((node.hash, node.depth));
             }
         }
     }
@@ -294,13 +321,20 @@ mod tests {
     #[test]
     fn the_end_of_a_prefix_is_evicted_first() {
         let chain = names(&[(1, 64)], 64);
-        let mut blocks = Blocks::new(4, true, true);
+        let mut blocks = Blocks::new(
+            4,
+            true,
+            Keeps {
+                evicted: true,
+                published: false,
+            },
+        );
         assert!(blocks.take(4));
-        blocks.publish(&chain);
+        blocks.publish(&chain, 0);
         blocks.release(&chain, 0);
         assert!(blocks.take(1));
         assert_eq!(blocks.hit(&chain), (3, 3));
-        assert_eq!(blocks.drain_evicted().collect::<Vec<_>>(), chain[3..]);
+        assert_eq!(blocks.drain_evicted().collect::<Vec<_>>(), [(chain[3], 3)]);
     }
 
     proptest! {
@@ -314,7 +348,7 @@ mod tests {
             caching in any::<bool>(),
             script in prop::collection::vec((0u64..4, 1u64..6, any::<bool>()), 1..80),
         ) {
-            let mut blocks = Blocks::new(total, caching, false);
+            let mut blocks = Blocks::new(total, caching, Keeps::default());
             let mut live: Vec<(Vec<u64>, u64)> = Vec::new();
             for (key, length, leave) in script {
                 if leave && !live.is_empty() {
@@ -327,7 +361,7 @@ mod tests {
                     if blocks.available() - idle >= fresh {
                         blocks.share(&chain[..hit as usize]);
                         prop_assert!(blocks.take(fresh));
-                        blocks.publish(&chain[hit as usize..]);
+                        blocks.publish(&chain, hit);
                         let private = if caching { 1 } else { length + 1 };
                         live.push((chain, private));
                     }

@@ -4,9 +4,10 @@ use super::blocks;
 use super::cost::{DecodeTable, StepModel, Work};
 use super::ground::{slowdown, way_of_steps};
 use super::live::{Live, Lives};
+use super::luck::Luck;
 use super::network::{self, Ground, Network, Piece, Purpose, Sides, Transfer, Way, Wires};
 use super::record::{
-    KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
+    KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans, TierRecord,
 };
 use super::replica::{Replica, Run};
 use super::source::{Answered, Rows, Source};
@@ -177,10 +178,12 @@ pub enum ServeError {
     },
 }
 
-/// At one instant: what ends, who comes, who is chosen.
+/// At one instant: what ends, who comes, who is chosen; last where prompts are computed, since that asks
+/// for room where answers are.
 const ENDED: EventClass = EventClass(0);
 const CAME: EventClass = EventClass(1);
 const CHOOSE: EventClass = EventClass(2);
+const CHOOSE_PREFILL: EventClass = EventClass(3);
 
 #[derive(Debug)]
 enum Event {
@@ -308,7 +311,8 @@ impl<'a, 's> ServingRun<'a, 's> {
         };
         self.serving.handle(event, &mut self.queue)?;
         self.events += 1;
-        if self.queue.now() > self.serving.window_end && self.serving.all_measured() {
+        let enough = self.serving.sink.as_ref().is_some_and(|sink| sink.enough());
+        if enough || self.queue.now() > self.serving.window_end && self.serving.all_measured() {
             self.cut = true;
             if let Some(network) = &mut self.serving.network {
                 network.abandon(self.queue.now());
@@ -392,7 +396,7 @@ impl<'a, 's> Serving<'a, 's> {
                     pool.engine,
                     fleet.decoder,
                     pool.kv_tokens,
-                    !fleet.store.is_empty(),
+                    Store::keeps(fleet.store),
                     pool.kv_bytes_per_token / host.max(1.0),
                 ));
             }
@@ -521,8 +525,11 @@ impl<'a, 's> Serving<'a, 's> {
         if matches!(self.fleet.decoder, Decoder::FullDiffusion { .. }) {
             live.target = 0;
         }
-        if let Decoder::Speculative(_) = self.fleet.decoder {
-            live.luck = Some(self.luck.derive_index(live.number));
+        if let Decoder::Speculative(guess) = self.fleet.decoder {
+            live.luck = Some(Luck::new(
+                guess.acceptance,
+                self.luck.derive_index(live.number),
+            ));
         }
         let pool = &self.fleet.pools[0];
         blocks::chain(
@@ -533,7 +540,7 @@ impl<'a, 's> Serving<'a, 's> {
         );
         let last = &self.fleet.pools[self.fleet.pools.len() - 1];
         let fits = live.all_tokens() <= last.kv_tokens && u64::from(live.input) <= pool.kv_tokens;
-        let replica = self.route(0, &live);
+        let replica = self.route(0, &live, now);
         let chosen = &self.replicas[replica as usize];
         let full = chosen
             .config
@@ -579,11 +586,16 @@ impl<'a, 's> Serving<'a, 's> {
     }
 
     /// The replica of `pool` for this request.
-    fn route(&mut self, pool: usize, live: &Live) -> u32 {
+    fn route(&mut self, pool: usize, live: &Live, now: SimTime) -> u32 {
         let range = self.ranges[pool].clone();
         let count = range.end - range.start;
         if count == 1 {
             return range.start;
+        }
+        if self.fleet.router == Router::CacheAware {
+            for index in range.clone() {
+                self.catch_up(index, now);
+            }
         }
         let replicas = &self.replicas;
         let least = |key: &dyn Fn(&Replica) -> u64| {
@@ -627,7 +639,8 @@ impl<'a, 's> Serving<'a, 's> {
                 queue.schedule(found.local.max(now), CAME, Event::Loaded(id));
                 if found.remote > 0 {
                     live.loads = 2;
-                    self.load_remote(id, index, found.remote, found.remote_read, queue);
+                    let posting = found.remote_read.saturating_since(now);
+                    self.over_nics(index, found.remote, posting, Purpose::Load(id), queue);
                 }
                 return;
             }
@@ -635,19 +648,18 @@ impl<'a, 's> Serving<'a, 's> {
         self.wait(id, queue);
     }
 
-    /// Blocks of the remote tier come over the replica's NICs.
-    fn load_remote(
+    /// Blocks come from the remote tier, or go there, over the replica's NICs.
+    fn over_nics(
         &mut self,
-        id: u32,
         index: u32,
         blocks: u64,
-        read: SimTime,
+        posting: SimDuration,
+        purpose: Purpose,
         queue: &mut EventQueue<Event>,
     ) {
         let replica = &self.replicas[index as usize];
         let pool = &self.fleet.pools[replica.pool];
         let bytes = blocks * self.store.block_bytes() / u64::from(pool.cache_gpus);
-        let posting = read.saturating_since(queue.now());
         let demand = network::demand((&pool.wires, &pool.wires), Level::Spine, bytes, posting);
         self.endpoints.clear();
         self.endpoints
@@ -658,7 +670,7 @@ impl<'a, 's> Serving<'a, 's> {
             Sides::Into(&self.endpoints),
             &demand,
             Way::Inside,
-            Purpose::Load(id),
+            purpose,
             Event::FlowEnded,
         );
     }
@@ -684,34 +696,56 @@ impl<'a, 's> Serving<'a, 's> {
         let replica = &mut self.replicas[index as usize];
         if replica.run.is_none() {
             if !replica.decide {
-                replica.decide = true;
-                queue.schedule(queue.now(), CHOOSE, Event::Choose(index));
+                self.choose_soon(index, queue);
             }
         } else if now_first {
             self.cut_short(index, queue);
         }
     }
 
+    /// The replica chooses its next step when everything of this instant is known.
+    fn choose_soon(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        let replica = &mut self.replicas[index as usize];
+        replica.decide = true;
+        let class = match self.fleet.pools[replica.pool].role {
+            Role::Prefill => CHOOSE_PREFILL,
+            Role::Both | Role::Decode => CHOOSE,
+        };
+        queue.schedule(queue.now(), class, Event::Choose(index));
+    }
+
     /// Ends a run of several steps with the one under way.
     fn cut_short(&mut self, index: u32, queue: &mut EventQueue<Event>) {
-        let now = queue.now();
-        let replica = &mut self.replicas[index as usize];
-        let pool = &self.fleet.pools[replica.pool];
-        let Some(run) = &mut replica.run else { return };
-        if run.steps <= 1 {
+        let begun = self.begun_before(index, queue.now());
+        self.cut_after(index, begun, queue);
+    }
+
+    /// Steps of a run that have begun before an instant, and the time that they take; `None` where
+    /// no run of several is under way.
+    fn begun_before(&mut self, index: u32, at: SimTime) -> Option<(u64, SimDuration)> {
+        let replica = &self.replicas[index as usize];
+        let run = replica.run.as_ref().filter(|run| run.steps > 1)?;
+        let span = at.since(run.start).saturating_sub(run.stall);
+        let model = self.fleet.pools[replica.pool].model;
+        // A run that begins now has one step under way.
+        let span = span.max(SimDuration::from_picos(1));
+        Some(self.tables[replica.pool].steps_reaching(model, run.decode, span, run.steps))
+    }
+
+    /// Ends a run of several steps after so many.
+    fn cut_after(
+        &mut self,
+        index: u32,
+        after: Option<(u64, SimDuration)>,
+        queue: &mut EventQueue<Event>,
+    ) {
+        let run = self.replicas[index as usize].run.as_mut();
+        let (Some(run), Some((steps, time))) = (run, after) else {
             return;
-        }
-        let span = now.since(run.start).saturating_sub(run.stall);
-        let (steps, time) = self.tables[replica.pool].steps_reaching(
-            pool.model,
-            run.decode,
-            // A run that begins now has one step under way.
-            span.max(SimDuration::from_picos(1)),
-            run.steps,
-        );
+        };
         if steps < run.steps {
             run.steps = steps;
-            let end = (run.start + run.stall + time).max(now);
+            let end = (run.start + run.stall + time).max(queue.now());
             if let Some(old) = run.end.take() {
                 queue.cancel(old);
             }
@@ -719,12 +753,20 @@ impl<'a, 's> Serving<'a, 's> {
         }
     }
 
+    /// Takes the blocks of the steps of a run that have begun before an instant, before somebody looks
+    /// at what a replica holds.
+    fn catch_up(&mut self, index: u32, at: SimTime) -> Option<(u64, SimDuration)> {
+        let begun = self.begun_before(index, at)?;
+        self.replicas[index as usize].grow(begun.0, &mut self.lives);
+        Some(begun)
+    }
+
     // ---- steps
 
     fn choose(&mut self, index: u32, queue: &mut EventQueue<Event>) {
         let now = queue.now();
         let slowdown = self.slowdowns[index as usize];
-        let ahead = self.may_run_ahead() && slowdown <= 1.0;
+        let ahead = self.may_run_ahead(index) && slowdown <= 1.0;
         let replica = &mut self.replicas[index as usize];
         replica.decide = false;
         if replica.run.is_some() {
@@ -732,10 +774,9 @@ impl<'a, 's> Serving<'a, 's> {
         }
         replica.plan(&mut self.lives, now);
         if !self.store.is_empty() {
-            for hash in replica.blocks.drain_evicted() {
-                self.store.demote(index as usize, hash);
-            }
+            self.keep_blocks(index, queue);
         }
+        let replica = &mut self.replicas[index as usize];
         if replica.prefilling.is_empty() && replica.decoding.is_empty() {
             return;
         }
@@ -776,7 +817,9 @@ impl<'a, 's> Serving<'a, 's> {
         };
         let time = time + run.slow;
         let span = stall + time;
-        if self.network.is_some() {
+        let flows = self.steps_are_flows(index);
+        let replica = &mut self.replicas[index as usize];
+        if flows {
             run.flow = true;
             replica.run = Some(run);
             self.start_as_flow(index, span, queue);
@@ -789,16 +832,32 @@ impl<'a, 's> Serving<'a, 's> {
         }
     }
 
-    /// Whether steps may be taken together: nobody looks at a replica in the middle of a run. Beside
-    /// transfers every step is a flow of its own; and a router or a store that asks what a cache
-    /// holds must see the evictions of every step.
-    fn may_run_ahead(&self) -> bool {
-        let looks_at_caches = self.fleet.router == Router::CacheAware && self.replicas.len() > 1;
-        self.fleet.together
-            && self.fleet.pools.len() == 1
-            && self.network.is_none()
-            && self.store.is_empty()
-            && !looks_at_caches
+    /// Blocks that were named or lost their place since the last step go to the tiers below.
+    fn keep_blocks(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        let now = queue.now();
+        let replica = &mut self.replicas[index as usize];
+        let blocks = replica.blocks.drain_published();
+        let computed = self.store.computed(now, index as usize, blocks);
+        let blocks = replica.blocks.drain_evicted();
+        let fallen = self.store.demote(now, index as usize, blocks);
+        replica.wait_for(fallen.wait);
+        let remote = computed.remote + fallen.remote;
+        if remote > 0 {
+            self.over_nics(index, remote, SimDuration::ZERO, Purpose::Write, queue);
+        }
+    }
+
+    /// Whether steps of a replica may be taken together: nobody meets them or looks at the replica in
+    /// the middle of a run. Beside transfers every step with traffic is a flow of its own; and a store
+    /// must see the evictions of every step when they happen.
+    fn may_run_ahead(&self, index: u32) -> bool {
+        self.fleet.together && self.store.is_empty() && !self.steps_are_flows(index)
+    }
+
+    /// Whether the steps of a replica can meet others on the links.
+    fn steps_are_flows(&self, index: u32) -> bool {
+        let pool = self.replicas[index as usize].pool;
+        self.network.is_some() && self.fleet.pools[pool].gpus > 1
     }
 
     /// The work of the step that is about to run, from the table or from the model.
@@ -869,6 +928,8 @@ impl<'a, 's> Serving<'a, 's> {
         match purpose {
             Purpose::Step(replica) => self.steps_ended(replica, queue)?,
             Purpose::Load(id) => self.loaded(id, queue),
+            // Nobody waits for it.
+            Purpose::Write => {}
             Purpose::Transfer(transfer) => {
                 let moving = self.transfers[transfer as usize]
                     .as_mut()
@@ -921,8 +982,7 @@ impl<'a, 's> Serving<'a, 's> {
         self.grant_room(index, queue);
         let replica = &mut self.replicas[index as usize];
         if !replica.decide {
-            replica.decide = true;
-            queue.schedule(now, CHOOSE, Event::Choose(index));
+            self.choose_soon(index, queue);
         }
         Ok(())
     }
@@ -1122,10 +1182,7 @@ impl<'a, 's> Serving<'a, 's> {
             Decoder::Autoregressive => steps as u32,
             Decoder::Speculative(guess) => {
                 let luck = live.luck.as_mut().expect("given at arrival");
-                let accepted = (0..guess.draft_tokens)
-                    .take_while(|_| luck.happens(guess.acceptance))
-                    .count();
-                (1 + accepted as u32).min(left)
+                (1 + luck.accepted(guess.draft_tokens)).min(left)
             }
             Decoder::BlockDiffusion { block, steps } => {
                 live.denoised += 1;
@@ -1280,11 +1337,7 @@ impl<'a, 's> Serving<'a, 's> {
         if request.output_tokens > 1 {
             record.tpot.add(tpot);
         }
-        let slo = &self.fleet.slo;
-        let inside = slo.ttft.is_none_or(|most| request.ttft <= most)
-            && slo.tpot.is_none_or(|most| tpot <= most)
-            && slo.e2e.is_none_or(|most| request.e2e <= most);
-        record.inside_slo += u64::from(inside);
+        record.inside_slo += u64::from(request.inside(&self.fleet.slo));
         for (sum, spent) in record.phases.iter_mut().zip(request.phases) {
             *sum += u128::from(spent.as_picos());
         }
@@ -1357,6 +1410,8 @@ impl<'a, 's> Serving<'a, 's> {
 
     /// Gives room to caches that wait for it, in the order in which they asked.
     fn grant_room(&mut self, index: u32, queue: &mut EventQueue<Event>) {
+        // Whoever asks for room comes after the decode steps of this instant.
+        let begun = self.catch_up(index, queue.now() + SimDuration::from_picos(1));
         loop {
             let replica = &mut self.replicas[index as usize];
             let Some(&id) = replica.incoming.front() else {
@@ -1365,6 +1420,9 @@ impl<'a, 's> Serving<'a, 's> {
             if !replica.reserve(&mut self.lives[id]) {
                 return;
             }
+            // Later steps may find no blocks.
+            self.cut_after(index, begun, queue);
+            let replica = &mut self.replicas[index as usize];
             replica.incoming.pop_front();
             let transfer = self.transfer_of[id as usize];
             if let Some(moving) = &mut self.transfers[transfer as usize] {
@@ -1620,9 +1678,10 @@ impl<'a, 's> Serving<'a, 's> {
         self.record.kv.tiers = self
             .store
             .tiers()
-            .map(|copies| {
-                let read: u64 = copies.iter().map(|tier| tier.blocks_read).sum();
-                (copies[0].medium(), read * block_bytes)
+            .map(|copies| TierRecord {
+                medium: copies[0].medium(),
+                read: copies.iter().map(|tier| tier.blocks_read).sum::<u64>() * block_bytes,
+                written: copies.iter().map(|tier| tier.blocks_written).sum::<u64>() * block_bytes,
             })
             .collect();
         Ok(self.record)

@@ -1,7 +1,7 @@
 //! Requests that are not answered yet.
 
+use super::luck::Luck;
 use super::record::Phase;
-use rackflow_engine::RandomStream;
 use rackflow_units::{SimDuration, SimTime};
 use rackflow_workload::Segment;
 
@@ -45,7 +45,7 @@ pub(super) struct Live {
     /// Loads that are under way.
     pub loads: u32,
     /// Which guesses are accepted.
-    pub luck: Option<RandomStream>,
+    pub luck: Option<Luck>,
     pub measured: bool,
     phase: Phase,
     since: SimTime,

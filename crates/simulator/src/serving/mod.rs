@@ -11,6 +11,7 @@ mod fleet;
 mod goodput;
 mod ground;
 mod live;
+mod luck;
 mod network;
 mod record;
 mod replica;
@@ -28,5 +29,6 @@ pub(crate) use network::Ground;
 pub use network::Wires;
 pub use record::{
     KvRecord, NoSink, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans,
+    TierRecord,
 };
 pub use source::Rows;

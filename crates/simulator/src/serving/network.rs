@@ -34,6 +34,8 @@ pub(super) enum Purpose {
     Step(u32),
     /// Blocks that this request waits for.
     Load(u32),
+    /// Blocks on their way to the remote tier.
+    Write,
 }
 
 /// A part of a cache: some layers of some tokens.

@@ -4,7 +4,7 @@ use super::cost::Work;
 use hdrhistogram::Histogram;
 use rackflow_plan::Accounts;
 use rackflow_units::{SimDuration, SimTime};
-use rackflow_workload::{Medium, Role};
+use rackflow_workload::{Medium, Role, Slo};
 
 /// What a request was doing, each moment one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,13 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
+    /// Whether it is inside every limit.
+    pub fn inside(&self, slo: &Slo) -> bool {
+        slo.ttft.is_none_or(|most| self.ttft <= most)
+            && slo.tpot.is_none_or(|most| self.tpot() <= most)
+            && slo.e2e.is_none_or(|most| self.e2e <= most)
+    }
+
     /// Mean time per token after those that came first; where all came at once, end to end per
     /// token.
     pub fn tpot(&self) -> SimDuration {
@@ -106,6 +113,11 @@ impl RequestRecord {
 pub trait RequestSink {
     /// One was answered.
     fn answered(&mut self, request: &RequestRecord);
+
+    /// Nothing more is wanted: the run ends here.
+    fn enough(&self) -> bool {
+        false
+    }
 }
 
 /// Keeps nothing.
@@ -219,8 +231,19 @@ pub struct KvRecord {
     pub hit_tokens: u64,
     /// Of those, found in lower tiers.
     pub loaded_tokens: u64,
-    /// Bytes read from each tier.
-    pub tiers: Vec<(Medium, u64)>,
+    /// Tiers below HBM, the nearest first.
+    pub tiers: Vec<TierRecord>,
+}
+
+/// One tier of the KV store, of all replicas, over the whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierRecord {
+    /// What it is.
+    pub medium: Medium,
+    /// Bytes read from it.
+    pub read: u64,
+    /// Bytes written to it.
+    pub written: u64,
 }
 
 /// A fleet's run.

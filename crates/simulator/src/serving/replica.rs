@@ -3,7 +3,7 @@
 //! Each scheduler is the engine's of that name, reduced to what decides who runs when. The source
 //! is named at each.
 
-use super::blocks::{self, Blocks};
+use super::blocks::{self, Blocks, Keeps};
 use super::cost::Work;
 use super::live::{Live, Lives};
 use super::record::Phase;
@@ -100,7 +100,7 @@ impl Replica {
         config: EngineConfig,
         decoder: Decoder,
         kv_tokens: u64,
-        tiers: bool,
+        keeps: Keeps,
         swap_time_per_token: f64,
     ) -> Self {
         let total = kv_tokens / u64::from(config.block_size);
@@ -109,7 +109,7 @@ impl Replica {
             gpu,
             config,
             decoder,
-            blocks: Blocks::new(total, config.prefix_caching, tiers),
+            blocks: Blocks::new(total, config.prefix_caching, keeps),
             waiting: VecDeque::new(),
             unseen: VecDeque::new(),
             since_look: 0,
@@ -415,8 +415,7 @@ impl Replica {
         self.blocks.share(&live.chain[..hit as usize]);
         let taken = self.blocks.take(fresh);
         assert!(taken, "there was room");
-        self.blocks
-            .publish(&live.chain[hit as usize..known as usize]);
+        self.blocks.publish(&live.chain[..known as usize], hit);
         live.named = known;
         live.private = fresh - (known - hit);
         if live.preemptions == 0 {
@@ -741,6 +740,11 @@ impl Replica {
         self.calm += steps;
     }
 
+    /// The next step waits for copies.
+    pub fn wait_for(&mut self, copies: SimDuration) {
+        self.stall += copies;
+    }
+
     pub fn take_stall(&mut self) -> SimDuration {
         std::mem::take(&mut self.stall)
     }
@@ -753,7 +757,7 @@ impl Replica {
         let full = (live.computed / self.block()).min(live.chain.len() as u64);
         if full > live.named {
             self.blocks
-                .publish(&live.chain[live.named as usize..full as usize]);
+                .publish(&live.chain[..full as usize], live.named);
             live.private -= full - live.named;
             live.named = full;
         }

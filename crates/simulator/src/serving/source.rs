@@ -282,9 +282,13 @@ fn draw(stream: &mut RandomStream, length: Length) -> u32 {
     }
 }
 
-/// Gamma with mean 1 and this coefficient of variation (Marsaglia and Tsang 2000).
+/// Gamma with mean 1 and this coefficient of variation.
 fn gamma(stream: &mut RandomStream, cv: f64) -> f64 {
-    let shape = 1.0 / (cv * cv);
+    gamma_of_shape(stream, 1.0 / (cv * cv))
+}
+
+/// Gamma with mean 1 and this shape (Marsaglia and Tsang 2000).
+pub(super) fn gamma_of_shape(stream: &mut RandomStream, shape: f64) -> f64 {
     // Below 1 the method needs a shape one higher and a power of a uniform.
     let boost = if shape < 1.0 {
         libm::pow(1.0 - stream.uniform(), 1.0 / shape)

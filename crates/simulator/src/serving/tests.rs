@@ -8,10 +8,10 @@ use rackflow_plan::serving::{StepBatch, StepCost};
 use rackflow_plan::{Accounts, Cause};
 use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, RequestRate, SimDuration, SimTime};
-use rackflow_workload::serving::{Draft, Speculation};
+use rackflow_workload::serving::{Acceptance, Draft, Speculation};
 use rackflow_workload::{
     Arrivals, BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Length, Medium,
-    Preemption, Request, RequestPlan, Role, Router, Scheduler, Sessions, Shapes, Slo,
+    Preemption, Request, RequestPlan, Role, Router, Scheduler, Sessions, Shapes, Slo, WritePolicy,
 };
 
 const GPUS: u32 = 2;
@@ -19,6 +19,7 @@ const GPUS: u32 = 2;
 /// Costs that are plain to see: so much per step, per token and per token of context.
 #[derive(Debug, Clone, Copy)]
 struct Plain {
+    gpus: u32,
     step: u64,
     prompt_token: u64,
     sequence: u64,
@@ -41,13 +42,14 @@ impl StepModel for Plain {
         };
         let time = SimDuration::from_picos(self.step + math + memory + fading);
         let mut causes = Accounts::default();
-        let gpus = u64::from(GPUS);
+        let gpus = u64::from(self.gpus);
         causes.book_times(Cause::UsefulMath, SimDuration::from_picos(math), gpus);
         causes.book_times(Cause::MemoryBound, SimDuration::from_picos(memory), gpus);
         causes.book_times(Cause::Shape, SimDuration::from_picos(fading), gpus);
         causes.book_times(Cause::Launch, SimDuration::from_picos(self.step), gpus);
         let mut wire_bytes = [0.0; Level::ALL.len()];
-        wire_bytes[Level::NvLink as usize] = math as f64 / 1000.0;
+        // One GPU sends nothing.
+        wire_bytes[Level::NvLink as usize] = math as f64 / 1000.0 * f64::from(self.gpus - 1);
         StepCost {
             time,
             causes,
@@ -59,6 +61,7 @@ impl StepModel for Plain {
 }
 
 const MODEL: Plain = Plain {
+    gpus: GPUS,
     step: 5_000_000_000,
     prompt_token: 20_000_000,
     sequence: 50_000_000,
@@ -211,6 +214,7 @@ fn a_queue_of_one_place_is_an_m_d_1_queue() {
             60_000,
         );
         let model = Plain {
+            gpus: GPUS,
             step: 10_000_000_000,
             prompt_token: 0,
             sequence: 0,
@@ -262,6 +266,7 @@ fn places_that_do_not_share_are_an_m_m_c_queue() {
         priorities: 1,
     };
     let model = Plain {
+        gpus: GPUS,
         step: 1_000_000_000,
         prompt_token: 0,
         sequence: 0,
@@ -396,15 +401,19 @@ fn what_falls_out_of_hbm_comes_back_from_below() {
             medium: Medium::HostDram,
             capacity: Bytes::new(100_000 * 20_000),
             read: Bandwidth::from_gigabytes_per_sec(40),
+            write: None,
             latency: SimDuration::from_micros(20),
+            write_policy: WritePolicy::WriteBack,
             eviction: Eviction::Lru,
         },
         KvTier {
             medium: Medium::Remote,
             capacity: Bytes::new(100_000 * 2_000_000),
             read: Bandwidth::from_gigabytes_per_sec(10),
+            write: None,
             latency: SimDuration::from_micros(50),
-            eviction: Eviction::Lru,
+            write_policy: WritePolicy::WriteThrough,
+            eviction: Eviction::LengthAware,
         },
     ];
     let mut small = fleet(vec![pool(&MODEL)], &plan);
@@ -416,7 +425,10 @@ fn what_falls_out_of_hbm_comes_back_from_below() {
     holds_together(&with, &requests, 120);
     assert!(with.kv.loaded_tokens > 50_000, "{}", with.kv.loaded_tokens);
     assert!(
-        with.kv.tiers.iter().all(|(_, bytes)| *bytes > 0),
+        with.kv
+            .tiers
+            .iter()
+            .all(|tier| tier.read > 0 && tier.written > 0),
         "{:?}",
         with.kv.tiers
     );
@@ -461,7 +473,7 @@ fn guesses_save_steps() {
     let guess = Speculation {
         draft: Draft::NGram,
         draft_tokens: 3,
-        acceptance: 0.7,
+        acceptance: Acceptance::Each(0.7),
     };
     fleet.decoder = Decoder::Speculative(guess);
     let (record, requests) = run(&fleet);
@@ -540,6 +552,34 @@ fn engines() -> impl Strategy<Value = EngineConfig> {
         )
 }
 
+/// Two runs came to the same.
+fn same_bits(record: &ServingRecord, slow: &ServingRecord) -> Result<(), TestCaseError> {
+    prop_assert_eq!(record.window, slow.window);
+    prop_assert_eq!(record.output_tokens, slow.output_tokens);
+    for (a, b) in record.pools.iter().zip(&slow.pools) {
+        prop_assert_eq!(&a.prefill, &b.prefill);
+        prop_assert_eq!(&a.decode, &b.decode);
+        prop_assert_eq!(&a.accounts, &b.accounts);
+        prop_assert_eq!(
+            (
+                a.kv_peak_blocks,
+                a.kv_token_steps,
+                a.preemptions,
+                a.decode_sequences,
+                a.decode_tokens
+            ),
+            (
+                b.kv_peak_blocks,
+                b.kv_token_steps,
+                b.preemptions,
+                b.decode_sequences,
+                b.decode_tokens
+            )
+        );
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 200, ..ProptestConfig::default() })]
 
@@ -600,22 +640,14 @@ proptest! {
         let mut slowly = Vec::new();
         let slow = serve(&fleet, None, &mut slowly).expect("as before");
         prop_assert_eq!(&requests, &slowly);
-        prop_assert_eq!(record.window, slow.window);
-        prop_assert_eq!(record.output_tokens, slow.output_tokens);
-        for (a, b) in record.pools.iter().zip(&slow.pools) {
-            prop_assert_eq!(&a.prefill, &b.prefill);
-            prop_assert_eq!(&a.decode, &b.decode);
-            prop_assert_eq!(&a.accounts, &b.accounts);
-            prop_assert_eq!(
-                (a.kv_peak_blocks, a.kv_token_steps, a.preemptions, a.decode_sequences, a.decode_tokens),
-                (b.kv_peak_blocks, b.kv_token_steps, b.preemptions, b.decode_sequences, b.decode_tokens)
-            );
-        }
+        same_bits(&record, &slow)?;
     }
 
-    /// The same over two pools and a network.
+    /// The same over two pools and a network; and where the steps of a replica send nothing, they are
+    /// taken together, with the same bits as one by one.
     #[test]
     fn nothing_is_lost_between_prefill_and_decode(
+        gpus in 1u32..3,
         engine in engines(),
         arrivals in arrivals(),
         kv_tokens in 900u64..4000,
@@ -626,14 +658,17 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let plan = plan(arrivals, Length::Uniform { min: 1, max: 300 }, Length::Uniform { min: 1, max: 60 }, 50);
-        let mut prefill = pool(&MODEL);
+        let model = Plain { gpus, ..MODEL };
+        let mut prefill = pool(&model);
+        (prefill.gpus, prefill.cache_gpus) = (gpus, gpus);
         prefill.role = Role::Prefill;
         prefill.replicas = prefill_replicas;
         prefill.kv_tokens = kv_tokens;
         prefill.engine = EngineConfig { scheduler: Scheduler::Vllm, ..engine };
-        let mut decode = pool(&MODEL);
+        let mut decode = pool(&model);
+        (decode.gpus, decode.cache_gpus) = (gpus, gpus);
         decode.role = Role::Decode;
-        decode.first_gpu = prefill_replicas * GPUS;
+        decode.first_gpu = prefill_replicas * gpus;
         decode.replicas = decode_replicas;
         decode.kv_tokens = kv_tokens;
         decode.engine = if engine.scheduler == Scheduler::Static { EngineConfig { scheduler: Scheduler::Sglang, ..engine } } else { engine };
@@ -648,5 +683,9 @@ proptest! {
         holds_together(&record, &requests, 50);
         let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
         prop_assert_eq!(record.output_tokens, asked);
+        fleet.together = false;
+        let (slow, slowly) = run(&fleet);
+        prop_assert_eq!(&requests, &slowly);
+        same_bits(&record, &slow)?;
     }
 }

@@ -23,6 +23,18 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
+    /// Machine name.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Fp8Block => "fp8_block",
+            Self::Nvfp4 => "nvfp4",
+            Self::Mxfp4 => "mxfp4",
+            Self::Int4 => "int4",
+        }
+    }
+
     /// Bytes of one weight, with its share of scales.
     pub const fn bytes(self) -> f64 {
         match self {
