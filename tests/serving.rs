@@ -255,10 +255,22 @@ fn settings_that_cannot_be_are_refused() {
             "    store:\n      - { medium: host_dram, capacity: 1 GB, read: 40 GB/s, latency: 20 us, eviction: oldest }\n",
             "length_aware",
         ),
+        (
+            "    parallelism: { tensor: 3 }\n",
+            "cannot be shared by 3 tensor ranks",
+        ),
+        (
+            "    parallelism: { data: 2, expert: 2 }\n",
+            "has no experts to spread",
+        ),
     ] {
         let path = folder.join("serving.yaml");
-        fs::write(&path, scenario(ONE, SMALL, serving, FEW)).expect("written");
-        let (status, out, err) = rackflow(&["check", path.to_str().expect("a plain path")]);
+        fs::write(
+            &path,
+            scenario("{ node: hgx-h100, gpus: 8 }", SMALL, serving, FEW),
+        )
+        .expect("written");
+        let (status, out, err) = outcome(&["check", path.to_str().expect("a plain path")]);
         assert_eq!((status, out.as_str()), (2, ""), "{err}");
         assert!(
             err.contains(says) && err.contains("serving.yaml:"),
@@ -281,7 +293,7 @@ fn a_service_says_what_it_is_bound_by() {
     let path = folder.join("serving.yaml");
     fs::write(&path, text).expect("written");
     let path = path.to_str().expect("a plain path");
-    let (status, json, err) = rackflow(&["elasticities", path, "--format", "json", "-o", out]);
+    let (status, json, err) = outcome(&["elasticities", path, "--format", "json", "-o", out]);
     assert_eq!(status, 0, "{err}");
     let found: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(found["basis"], "output_tokens_per_s");
@@ -309,7 +321,7 @@ fn a_service_says_what_it_is_bound_by() {
     for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
         assert!(folder.join(name).is_file(), "{name}");
     }
-    let (status, table, err) = rackflow(&["elasticities", path]);
+    let (status, table, err) = outcome(&["elasticities", path]);
     assert_eq!(status, 0, "{err}");
     assert!(
         table.contains("One per cent more of") && table.contains("memory bandwidth"),

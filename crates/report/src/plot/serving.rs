@@ -85,7 +85,8 @@ pub fn serving_roofline(report: &ServingReport) -> Option<Picture> {
     }
     for (at, (name, point)) in points.iter().enumerate() {
         series.push(Series {
-            name: name.clone(),
+            // Named beside its mark.
+            name: String::new(),
             points: vec![(point.flops_per_byte, point.flops_per_s * T)],
             kind: Kind::Points,
             labels: vec![name.clone()],
@@ -102,7 +103,10 @@ pub fn serving_roofline(report: &ServingReport) -> Option<Picture> {
         ),
         points: vec![(from, from * memory * T), (ridge, peak * T), (to, peak * T)],
         kind: Kind::Ideal,
-        labels: vec![format!("memory, {} TB/s", significant(memory * T))],
+        labels: vec![
+            String::new(),
+            format!("memory, {} TB/s", significant(memory * T)),
+        ],
         ..Series::default()
     });
     let share = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), percent);
@@ -229,6 +233,12 @@ pub fn serving_links(report: &ServingReport) -> Option<Picture> {
             "NICs"
         }
     };
+    let links = || report.pools.iter().flat_map(|pool| &pool.links);
+    let carries = [
+        links().any(|link| link.steps > 0.0),
+        links().any(|link| link.caches > 0.0),
+        links().any(|link| link.store > 0.0),
+    ];
     let busy = |link: &PoolLink| (link.steps + link.caches + link.store) / link.line_rate;
     let mut bars = Vec::new();
     let mut busiest: Option<(f64, String)> = None;
@@ -237,7 +247,7 @@ pub fn serving_links(report: &ServingReport) -> Option<Picture> {
             let name = if pool.role == "both" {
                 words(link).to_owned()
             } else {
-                format!("{}, {}", pool.role, words(link))
+                format!("{} of {}", words(link), pool.role)
             };
             let share = busy(link);
             if busiest.as_ref().is_none_or(|(most, _)| share > *most) {
@@ -263,14 +273,21 @@ pub fn serving_links(report: &ServingReport) -> Option<Picture> {
     }
     let (share, name) = busiest?;
     let title = if share > 0.0 {
-        format!("{name} are busiest: {} % of the line rate", percent(share))
-            .replace("NVLink are", "NVLink is")
+        let verb = if name.starts_with("NVLink") {
+            "is"
+        } else {
+            "are"
+        };
+        format!(
+            "{name} {verb} busiest: {} % of the line rate",
+            percent(share)
+        )
     } else {
         "Nothing is sent: every replica is one GPU".to_owned()
     };
     Some(
         Bars {
-            title: title[..1].to_uppercase() + &title[1..],
+            title,
             subtitle: format!(
                 "{}: bytes that one GPU sends, or receives where caches arrive, over the line rate, mean over {} s",
                 report.scenario,
@@ -281,6 +298,7 @@ pub fn serving_links(report: &ServingReport) -> Option<Picture> {
             legend: parts
                 .iter()
                 .enumerate()
+                .filter(|(at, _)| carries[*at])
                 .map(|(at, name)| (style::series(at), (*name).to_owned()))
                 .collect(),
             ..Bars::default()

@@ -3,10 +3,10 @@
 use super::{count, hardware, within};
 use crate::resolve::Findings;
 use crate::serving_text::{EngineText, ServingText};
-use rackflow_plan::serving::FleetSetup;
+use rackflow_plan::serving::{FleetSetup, PoolSetup};
 use rackflow_units::{Bandwidth, Bytes, RequestRate, SimDuration};
 use rackflow_workload::serving::{Acceptance, Draft, ServingParallelism};
-use rackflow_workload::{Arrivals, Decoder, Length, Medium};
+use rackflow_workload::{Arrivals, Attention, Decoder, Length, Medium, Role};
 
 const SERVING: &str = "workload.serving";
 const REQUESTS: &str = "workload.serving.requests";
@@ -417,6 +417,9 @@ pub(crate) fn fleet(setup: &FleetSetup, findings: &mut Findings<'_>) {
         let found = findings.at(&path, error.to_string());
         findings.report(found);
     }
+    for pool in &setup.pools {
+        shares(pool, findings);
+    }
     if let Decoder::Speculative(guess) = setup.decoder
         && guess.draft == Draft::Mtp
         && pool.deployment.model.mtp.is_none()
@@ -426,5 +429,39 @@ pub(crate) fn fleet(setup: &FleetSetup, findings: &mut Findings<'_>) {
             format!("{} has no prediction module", pool.deployment.model.name),
         );
         findings.report(found.hint("draft: n_gram"));
+    }
+}
+
+/// Whether a model can be shared out like this.
+fn shares(pool: &PoolSetup, findings: &mut Findings<'_>) {
+    let model = &pool.deployment.model;
+    let p = &pool.deployment.parallelism;
+    let path = match pool.role {
+        Role::Both => format!("{SERVING}.parallelism"),
+        Role::Prefill => format!("{SERVING}.disaggregation.prefill.parallelism"),
+        Role::Decode => format!("{SERVING}.disaggregation.decode.parallelism"),
+    };
+    let heads = match model.attention {
+        Attention::Grouped { heads, .. } | Attention::Latent { heads, .. } => heads,
+    };
+    if p.tensor > 0 && !heads.is_multiple_of(p.tensor.into()) {
+        let found = findings.at(
+            &format!("{path}.tensor"),
+            format!(
+                "the {heads} heads of {} cannot be shared by {} tensor ranks; engines refuse to start",
+                model.name, p.tensor
+            ),
+        );
+        let fit = (1..p.tensor)
+            .rev()
+            .find(|ranks| heads.is_multiple_of((*ranks).into()));
+        findings.report(found.hint(format!("tensor: {}", fit.unwrap_or(1))));
+    }
+    if p.expert > 1 && model.moe.is_none() {
+        let found = findings.at(
+            &format!("{path}.expert"),
+            format!("{} has no experts to spread over groups", model.name),
+        );
+        findings.report(found.hint("leave `expert` out"));
     }
 }

@@ -168,7 +168,7 @@ pub enum ServeError {
     Trace(#[from] TraceError),
     /// No request was measured.
     #[error(
-        "no request was measured: {answered} were answered and {refused} refused, all of them before the warm-up ended or too long for the cache"
+        "no request was measured: {answered} were answered and {refused} refused, all of them outside the measured window or too long for the cache\n  hint: more requests (`count`), a shorter `warm_up`, a longer `measure_for`, or more room for the cache"
     )]
     NothingMeasured {
         /// Requests answered.

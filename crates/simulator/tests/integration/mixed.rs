@@ -85,7 +85,7 @@ fn more_of_a_resource_goes_to_every_kind() {
     let mut whole = cluster("dgx-h100", 32);
     whole.node = h100();
     let (whole, apart) = (job(whole, 2), job(halves(h100(), twin(h100()), 32), 2));
-    for resource in Resource::ALL {
+    for resource in Resource::OF_TRAINING {
         let (of_whole, of_apart) = (resource.more(&whole), resource.more(&apart));
         assert_eq!(of_whole.is_some(), of_apart.is_some(), "{resource:?}");
         if let (Some((whole, factor)), Some((apart, of_parts))) = (of_whole, of_apart) {
