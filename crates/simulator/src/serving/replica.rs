@@ -478,18 +478,22 @@ impl Replica {
     /// be made, else one decode step of all.
     fn plan_prefill_first(&mut self, lives: &mut Lives, now: SimTime) {
         let mut budget = u64::from(self.config.max_num_batched_tokens);
-        for index in 0..self.running.len() {
+        let mut index = 0;
+        while index < self.running.len() {
             let id = self.running[index];
             let rest = lives[id].rest();
             if rest > 0 && budget > 0 {
                 let tokens = rest.min(budget);
-                if self.make_room(id, tokens, lives, now) {
-                    budget -= tokens;
-                    self.push_chunk(id, tokens, lives);
-                } else {
+                if !self.make_room(id, tokens, lives, now) {
                     return;
                 }
+                budget -= tokens;
+                self.push_chunk(id, tokens, lives);
+                // Somebody before it may be gone.
+                let place = self.running.iter().position(|other| *other == id);
+                index = place.unwrap_or(index);
             }
+            index += 1;
         }
         self.admit(budget, lives, now);
         if !self.prefilling.is_empty() {
