@@ -230,6 +230,98 @@ fn models_formats_and_tiers_are_served() {
     }
 }
 
+/// Grouped latents (GLA): each tensor rank keeps its own, so that a rank holds half of what one latent
+/// for all heads takes on every rank.
+#[test]
+fn grouped_latents_share_the_cache_among_tensor_ranks() {
+    let folder = scratch("latents");
+    let room = |kv_lora_rank: u32, latents: u32| {
+        let model = format!(
+            "model: {{ layers: 27, hidden: 2048, attention: {{ mla: {{ heads: 16, kv_lora_rank: {kv_lora_rank}, latents: {latents}, qk_nope_head_dim: 128, qk_rope_head_dim: 64, v_head_dim: 128 }} }}, ffn: 11264, gated: true, vocab: 163840 }}\n    precision: {{ weights: bf16 }}"
+        );
+        let text = scenario(
+            "{ node: hgx-h100, gpus: 2 }",
+            &model,
+            "    parallelism: { tensor: 2 }\n",
+            FEW,
+        );
+        let report = run_with(&folder, &text, &[]);
+        holds(&report, &text);
+        report["pools"][0]["kv_capacity_tokens"]
+            .as_f64()
+            .expect("tokens")
+    };
+    // 512 and 64 elements on each rank against 256 and 64.
+    let ratio = room(256, 2) / room(512, 1);
+    assert!((ratio / (576.0 / 320.0) - 1.0).abs() < 0.03, "{ratio}");
+}
+
+#[test]
+fn who_comes_first_is_served_first() {
+    let folder = scratch("priorities");
+    let requests = "      arrivals: { burst: {} }\n      input: { fixed: 400 }\n      output: { fixed: 50 }\n      count: 90\n      priorities: 3\n";
+    let text = scenario(ONE, SMALL, "    engine: { max_num_seqs: 4 }\n", requests);
+    let path = folder.join("requests.csv");
+    run_with(
+        &folder,
+        &text,
+        &["--requests", path.to_str().expect("a plain path")],
+    );
+    let rows = fs::read_to_string(&path).expect("it was written");
+    let mut lines = rows.lines();
+    let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
+    let column = |name: &str| {
+        head.iter()
+            .position(|other| *other == name)
+            .expect("a column")
+    };
+    let (class, first) = (column("priority"), column("ttft_s"));
+    let mut waits = [(0.0, 0.0); 3];
+    for line in lines {
+        let cells: Vec<&str> = line.split(',').collect();
+        let class: usize = cells[class].parse().expect("a class");
+        waits[class].0 += cells[first].parse::<f64>().expect("a time");
+        waits[class].1 += 1.0;
+    }
+    let mean = waits.map(|(sum, count)| sum / count);
+    assert!(
+        mean[0] * 2.0 < mean[1] && mean[1] * 1.3 < mean[2],
+        "{mean:?}"
+    );
+}
+
+/// Every picture of a service that one run has, from its report and from its scenario.
+#[test]
+fn pictures_of_a_service() {
+    let folder = scratch("pictures");
+    let text = scenario(
+        "{ node: hgx-h100, gpus: 2 }",
+        SMALL,
+        "    disaggregation:\n      prefill: { parallelism: { tensor: 1 } }\n      decode: { parallelism: { tensor: 1 } }\n",
+        FEW,
+    );
+    let path = folder.join("serving.yaml");
+    let report = run_with(&folder, &text, &[]);
+    let json = folder.join("report.json");
+    fs::write(&json, report.to_string()).expect("written");
+    for (kind, says) in [
+        ("waterfall", "Effective"),
+        ("roofline", "memory, 3.350 TB/s"),
+        ("links", "caches from prefill to decode"),
+        ("memory", "cache in use, mean"),
+    ] {
+        for source in [&path, &json] {
+            let source = source.to_str().expect("a plain path");
+            let (status, svg, err) = outcome(&["plot", kind, source]);
+            assert_eq!(status, 0, "{kind}: {err}");
+            assert!(svg.contains(says), "{kind} of {source} lacks {says:?}");
+        }
+    }
+    let (status, out, err) = outcome(&["plot", "gantt", json.to_str().expect("a plain path")]);
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(err.contains("serving has `waterfall`, `roofline`"), "{err}");
+}
+
 /// A setting that cannot be is refused at its place.
 #[test]
 fn settings_that_cannot_be_are_refused() {

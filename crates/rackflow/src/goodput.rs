@@ -131,10 +131,12 @@ fn search(
         search.wave(wave, NEAR)?;
         bar.inc(wave.len() as u64);
     }
+    // Where no way bears anything, no limit will.
+    let varied = if search.best > 0.0 { VARIED } else { 0 };
     let other: Vec<Way> = search
         .ranked()
         .into_iter()
-        .take(VARIED)
+        .take(varied)
         .filter_map(|(_, name)| ways.ways.iter().find(|way| way.name == name))
         .flat_map(|way| other_limits(way, &space))
         .collect();

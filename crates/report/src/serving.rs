@@ -235,6 +235,9 @@ pub struct Kv {
     pub exposed_transfer_s: Latency,
     /// Bytes moved from prefill to decode, by level.
     pub transfer_bytes: ByLevel,
+    /// Bytes that need not move: decode replicas held them from requests before.
+    #[serde(default)]
+    pub spared_bytes: f64,
     /// Bytes read from each tier below HBM.
     pub tiers: Vec<TierReport>,
     /// Share of the cache in use, mean over all steps of all pools.
@@ -615,6 +618,7 @@ fn kv(record: &ServingRecord) -> Kv {
         transfers: kv.transfers,
         exposed_transfer_s: latency(&kv.exposed),
         transfer_bytes: by_level(|level| kv.sent[level as usize] as f64),
+        spared_bytes: kv.spared,
         tiers: kv
             .tiers
             .iter()

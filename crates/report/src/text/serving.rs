@@ -282,10 +282,15 @@ fn cache(page: &mut Page<'_>, report: &ServingReport) {
         page.entry("found", &text);
     }
     if moved {
+        let spared = if kv.spared_bytes > 0.0 {
+            format!(", {} were there already", bytes(kv.spared_bytes))
+        } else {
+            String::new()
+        };
         page.entry(
             "moved",
             &format!(
-                "{} caches, {}; waited for: {} mean, {} p99",
+                "{} caches, {}{spared}; waited for: {} mean, {} p99",
                 number(kv.transfers as f64, 0),
                 levels(&kv.transfer_bytes),
                 seconds(kv.exposed_transfer_s.mean),

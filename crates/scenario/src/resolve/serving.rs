@@ -13,7 +13,7 @@ use rackflow_plan::serving::{FleetError, FleetSetup, PoolSetup};
 use rackflow_topology::Cluster;
 use rackflow_units::SimDuration;
 use rackflow_workload::serving::{Deployment, ServingParallelism, ServingPrecision, ServingStack};
-use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Shapes};
+use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Scheduler, Shapes};
 
 pub(crate) const SERVING: &str = "workload.serving";
 const MODEL: &str = "workload.serving.model";
@@ -146,7 +146,13 @@ impl Base<'_> {
         deployment.redundant_experts = experts.redundant;
         deployment.expert_imbalance = experts.imbalance;
         deployment.two_batch_overlap = experts.two_batch_overlap;
-        let engine = self.engine(engine, &parallelism);
+        let mut limits = self.engine(engine, &parallelism);
+        let said = engine.prefix_caching.or(self.text.engine.prefix_caching);
+        if role == Role::Decode && said.is_none() {
+            // vLLM looks its own blocks up before it fetches others; SGLang's decode side keeps none.
+            limits.prefix_caching = limits.scheduler == Scheduler::Vllm;
+        }
+        let engine = limits;
         if let Decoder::Speculative(guess) = self.text.decoder {
             deployment.speculation = Some(guess);
         }

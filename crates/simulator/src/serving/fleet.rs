@@ -665,9 +665,14 @@ impl<'a, 's> Serving<'a, 's> {
         self.endpoints
             .extend((0..pool.cache_gpus).map(|gpu| replica.gpu + gpu));
         let network = self.network.as_mut().expect("a remote tier has a network");
+        let sides = if purpose == Purpose::Write {
+            Sides::From(&self.endpoints)
+        } else {
+            Sides::Into(&self.endpoints)
+        };
         network.start(
             queue,
-            Sides::Into(&self.endpoints),
+            sides,
             &demand,
             Way::Inside,
             purpose,
@@ -1374,7 +1379,7 @@ impl<'a, 's> Serving<'a, 's> {
             }
         };
         self.transfer_of[id as usize] = transfer;
-        let target = self.route_decode();
+        let target = self.route_decode(id, queue.now());
         self.lives[id].decode_replica = target;
         let tokens = self.lives[id].all_tokens();
         let replica = &mut self.replicas[target as usize];
@@ -1386,8 +1391,16 @@ impl<'a, 's> Serving<'a, 's> {
     }
 
     /// The replica that will decode.
-    fn route_decode(&mut self) -> u32 {
+    fn route_decode(&mut self, id: u32, now: SimTime) -> u32 {
         let range = self.ranges[1].clone();
+        if self.fleet.router == Router::CacheAware {
+            for index in range.clone() {
+                // As where room is asked for: after the decode steps of this instant.
+                self.catch_up(index, now + SimDuration::from_picos(1));
+                self.replicas[index as usize].name_blocks(&mut self.lives[id]);
+            }
+        }
+        let live = &self.lives[id];
         let replicas = &self.replicas;
         match self.fleet.router {
             Router::RoundRobin => {
@@ -1401,9 +1414,15 @@ impl<'a, 's> Serving<'a, 's> {
             Router::LeastRequests => range
                 .min_by_key(|index| replicas[*index as usize].requests)
                 .expect("a pool has a replica"),
-            // A cache that arrives has nothing to find on the decode side: load decides.
-            Router::LeastTokens | Router::CacheAware => range
+            Router::LeastTokens => range
                 .min_by_key(|index| replicas[*index as usize].tokens)
+                .expect("a pool has a replica"),
+            // What is there already need neither come nor be kept twice.
+            Router::CacheAware => range
+                .min_by_key(|index| {
+                    let replica = &replicas[*index as usize];
+                    replica.tokens + live.all_tokens() - replica.holds(live)
+                })
                 .expect("a pool has a replica"),
         }
     }
@@ -1448,8 +1467,8 @@ impl<'a, 's> Serving<'a, 's> {
             let live = &self.lives[id];
             let pool = &self.fleet.pools[self.replicas[index as usize].pool];
             // What the prefix cache held goes with the first chunk.
-            let sent = tokens + if first { live.computed } else { 0 };
-            let bytes = sent as f64 * pool.kv_bytes_per_token;
+            let from = if first { 0 } else { live.computed };
+            let tokens = (from, live.computed + tokens);
             let layers = pool.layers.max(1);
             let parts = if plan.layer_by_layer {
                 layers.min(PARTS)
@@ -1477,8 +1496,8 @@ impl<'a, 's> Serving<'a, 's> {
                 };
                 let piece = Piece {
                     ready,
-                    bytes: (bytes * count as f64 / layers as f64) as u64,
-                    messages: count * sent.div_ceil(u64::from(plan.tokens_per_message)),
+                    tokens,
+                    layers: count,
                 };
                 if let Some(moving) = &mut self.transfers[transfer as usize] {
                     moving.pieces.push_back(piece);
@@ -1533,11 +1552,26 @@ impl<'a, 's> Serving<'a, 's> {
             return;
         }
         moving.pieces.pop_front();
+        let live = &self.lives[moving.request];
         let source = &self.replicas[moving.source as usize];
         let target = &self.replicas[target as usize];
         let from = &self.fleet.pools[source.pool];
         let to = &self.fleet.pools[target.pool];
-        let number = self.lives[moving.request].number;
+        let (begin, end) = piece.tokens;
+        let sent = end.saturating_sub(begin.max(live.room.tokens));
+        let part = piece.layers as f64 / from.layers.max(1) as f64;
+        if now <= self.window_end {
+            let spared = (end - begin - sent) as f64;
+            self.record.kv.spared += spared * from.kv_bytes_per_token * part;
+        }
+        if sent == 0 {
+            // All of it is there already.
+            return self.send_next(transfer, queue);
+        }
+        let number = live.number;
+        let bytes = (sent as f64 * from.kv_bytes_per_token * part) as u64;
+        let each = u64::from(self.fleet.transfer.tokens_per_message);
+        let messages = piece.layers * sent.div_ceil(each);
         let first = |replica: &Replica, pool: &Pool<'_>| {
             let groups = u64::from(pool.gpus / pool.cache_gpus);
             replica.gpu + (number % groups) as u32 * pool.cache_gpus
@@ -1546,11 +1580,11 @@ impl<'a, 's> Serving<'a, 's> {
         let pairs = from.cache_gpus.max(to.cache_gpus);
         let seats = self.fleet.site;
         let level = network::level(seats, from_gpu, to_gpu);
-        let posting = self.fleet.transfer.per_message * piece.messages;
-        let bytes = piece.bytes / u64::from(pairs);
-        let demand = network::demand((&from.wires, &to.wires), level, bytes, posting);
+        let posting = self.fleet.transfer.per_message * messages;
+        let each = bytes / u64::from(pairs);
+        let demand = network::demand((&from.wires, &to.wires), level, each, posting);
         if now <= self.window_end {
-            self.record.kv.sent[level as usize] += piece.bytes;
+            self.record.kv.sent[level as usize] += bytes;
         }
         moving.active = pairs;
         let network = self.network.as_mut().expect("two pools have a network");
@@ -1593,9 +1627,7 @@ impl<'a, 's> Serving<'a, 's> {
         source.requests -= 1;
         source.tokens -= live.all_tokens();
         let replica = &mut self.replicas[target as usize];
-        replica.reserved -= 1;
-        live.chain.clear();
-        live.private = replica.reserved_blocks(live);
+        replica.receive_cache(live);
         live.enter(Phase::Decode, now);
         if live.first_at.is_none() && live.generated > 0 {
             live.first_at = Some(now);
@@ -1627,6 +1659,7 @@ impl<'a, 's> Serving<'a, 's> {
         self.record.output_tokens = 0;
         let kv = &mut self.record.kv;
         kv.sent = [0; Level::ALL.len()];
+        kv.spared = 0.0;
         kv.transfers = 0;
         kv.exposed = Spans::new();
     }

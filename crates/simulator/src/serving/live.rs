@@ -23,6 +23,8 @@ pub(super) struct Live {
     pub private: u64,
     /// Blocks of `chain` that lower tiers have brought.
     pub fetched: u64,
+    /// What waits on a decode replica while the prompt is computed elsewhere.
+    pub room: Room,
     /// Tokens that must be in the cache before it decodes.
     pub target: u64,
     /// Tokens in the cache.
@@ -66,6 +68,7 @@ impl Live {
             named: 0,
             private: 0,
             fetched: 0,
+            room: Room::default(),
             target: u64::from(request.input_tokens),
             computed: 0,
             generated: 0,
@@ -112,6 +115,19 @@ impl Live {
     pub fn all_tokens(&self) -> u64 {
         u64::from(self.input) + u64::from(self.output)
     }
+}
+
+/// Blocks on the decode side before the cache is there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Room {
+    /// Names of the whole blocks of the prompt, as that replica counts blocks.
+    pub chain: Vec<u64>,
+    /// Blocks of `chain` that were there, from the first.
+    pub named: u64,
+    /// Blocks of its own.
+    pub private: u64,
+    /// Tokens that need not come.
+    pub tokens: u64,
 }
 
 /// Live requests by a number that is used again.

@@ -42,9 +42,9 @@ pub(super) enum Purpose {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
     pub ready: SimTime,
-    pub bytes: u64,
-    /// Messages that each pair of ranks sends.
-    pub messages: u64,
+    /// From this token of the prompt to before that one.
+    pub tokens: (u64, u64),
+    pub layers: u64,
 }
 
 /// One request's cache on its way.
@@ -98,6 +98,8 @@ pub(super) enum Sides<'a> {
     Pair(u32, u32),
     /// All receive.
     Into(&'a [u32]),
+    /// All send.
+    From(&'a [u32]),
 }
 
 impl Sides<'_> {
@@ -110,6 +112,7 @@ impl Sides<'_> {
             }
             Self::Pair(from, to) => ends.extend([side(from, 0), side(to, 1)]),
             Self::Into(gpus) => ends.extend(gpus.iter().map(|gpu| side(*gpu, 1))),
+            Self::From(gpus) => ends.extend(gpus.iter().map(|gpu| side(*gpu, 0))),
         }
     }
 }

@@ -221,6 +221,8 @@ pub struct PoolRecord {
 pub struct KvRecord {
     /// Bytes of prefill caches sent to decode, by level of the fabric.
     pub sent: [u64; rackflow_topology::Level::ALL.len()],
+    /// Bytes that need not be sent: decode replicas held them already.
+    pub spared: f64,
     /// Caches sent.
     pub transfers: u64,
     /// From the end of prefill to the cache being there.

@@ -241,7 +241,26 @@ impl Replica {
         };
     }
 
-    /// Room for a cache that will come from a prefill replica.
+    /// Names the blocks of a prompt that is computed elsewhere, as this replica counts blocks.
+    pub fn name_blocks(&self, live: &mut Live) {
+        if self.config.prefix_caching && live.room.chain.is_empty() {
+            let mut chain = std::mem::take(&mut live.room.chain);
+            blocks::chain(
+                &live.prefix,
+                live.input.into(),
+                self.config.block_size,
+                &mut chain,
+            );
+            live.room.chain = chain;
+        }
+    }
+
+    /// Tokens of a prompt that is computed elsewhere which this replica holds already.
+    pub fn holds(&self, live: &Live) -> u64 {
+        self.blocks.hit(&live.room.chain).0 * self.block()
+    }
+
+    /// Room for a cache that will come from a prefill replica; what is here already is used.
     pub fn reserve(&mut self, live: &mut Live) -> bool {
         if self.running.len() as u32 + self.reserved >= self.config.max_num_seqs {
             return false;
@@ -251,22 +270,29 @@ impl Replica {
         } else {
             u64::from(live.input) + 1
         };
-        let need = self.blocks_for(tokens);
-        if !self.blocks.take(need) {
+        self.name_blocks(live);
+        let (hit, idle) = self.blocks.hit(&live.room.chain);
+        let fresh = self.blocks_for(tokens) - hit;
+        if self.blocks.available() - idle < fresh {
             return false;
         }
+        self.blocks.share(&live.room.chain[..hit as usize]);
+        let taken = self.blocks.take(fresh);
+        assert!(taken, "there was room");
+        live.room.named = hit;
+        live.room.private = fresh;
+        live.room.tokens = hit * self.block();
         self.reserved += 1;
         self.kv_peak = self.kv_peak.max(self.blocks.used());
         true
     }
 
-    /// Blocks that [`Replica::reserve`] took.
-    pub fn reserved_blocks(&self, live: &Live) -> u64 {
-        self.blocks_for(if self.reserves() {
-            live.all_tokens()
-        } else {
-            u64::from(live.input) + 1
-        })
+    /// The cache of a request is here: its blocks have names.
+    pub fn receive_cache(&mut self, live: &mut Live) {
+        self.reserved -= 1;
+        let room = std::mem::take(&mut live.room);
+        (live.chain, live.named, live.private) = (room.chain, room.named, room.private);
+        self.publish(live);
     }
 
     /// Chooses what the next step does. Nothing is left to do where both lists stay empty.

@@ -382,6 +382,51 @@ fn layers_hide_behind_the_layers_that_follow() {
     assert!((exposed[0] - 5.0e-3 / 12.0).abs() < 2.0e-4, "{exposed:?}");
 }
 
+/// A turn of a conversation brings only what its decode replica has not kept.
+#[test]
+fn the_decode_side_keeps_conversations() {
+    let mut plan = plan(poisson(1.0), Length::Fixed(160), Length::Fixed(32), 60);
+    plan.shapes = Shapes::Drawn {
+        input: Length::Fixed(160),
+        output: Length::Fixed(32),
+        sessions: Some(Sessions {
+            turns: Length::Fixed(4),
+            think_time: SimDuration::from_micros(500_000),
+            system_prompt: 0,
+            system_prompts: 1,
+        }),
+        count: 60,
+    };
+    let sent = |caching: bool| {
+        let mut prefill = pool(&MODEL);
+        prefill.role = Role::Prefill;
+        let mut decode = pool(&MODEL);
+        decode.role = Role::Decode;
+        decode.first_gpu = GPUS;
+        decode.replicas = 2;
+        decode.engine.prefix_caching = caching;
+        let mut fleet = fleet(vec![prefill, decode], &plan);
+        fleet.router = Router::CacheAware;
+        let (record, requests) = run(&fleet);
+        holds_together(&record, &requests, 60);
+        let bytes = record.kv.sent.iter().sum::<u64>() as f64;
+        let tokens = |request: &RequestRecord| f64::from(request.input_tokens);
+        let asked: f64 = requests.iter().map(tokens).sum();
+        let again: f64 = requests.iter().map(|request| tokens(request) - 160.0).sum();
+        (bytes, record.kv.spared, again / asked)
+    };
+    let (all, none, _) = sent(false);
+    let (fresh, spared, again) = sent(true);
+    assert_eq!(none, 0.0);
+    assert!(
+        (fresh + spared - all).abs() < 1e-3 * all,
+        "{all} {fresh} {spared}"
+    );
+    // Of every later turn all but the new part is there, but for the last block.
+    let share = spared / all;
+    assert!(share > 0.85 * again && share <= again, "{share} of {again}");
+}
+
 #[test]
 fn what_falls_out_of_hbm_comes_back_from_below() {
     let mut plan = plan(poisson(2.0), Length::Fixed(640), Length::Fixed(16), 120);
@@ -655,9 +700,19 @@ proptest! {
         decode_replicas in 1u32..3,
         layer_by_layer in any::<bool>(),
         gigabytes in 1u64..50,
+        talk in any::<bool>(),
+        aware in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let plan = plan(arrivals, Length::Uniform { min: 1, max: 300 }, Length::Uniform { min: 1, max: 60 }, 50);
+        let mut plan = plan(arrivals, Length::Uniform { min: 1, max: 300 }, Length::Uniform { min: 1, max: 60 }, 50);
+        if talk && let Shapes::Drawn { sessions, .. } = &mut plan.shapes {
+            *sessions = Some(Sessions {
+                turns: Length::Uniform { min: 1, max: 4 },
+                think_time: SimDuration::from_micros(100_000),
+                system_prompt: 40,
+                system_prompts: 2,
+            });
+        }
         let model = Plain { gpus, ..MODEL };
         let mut prefill = pool(&model);
         (prefill.gpus, prefill.cache_gpus) = (gpus, gpus);
@@ -677,10 +732,11 @@ proptest! {
             pool.wires.nic = Bandwidth::from_gigabytes_per_sec(gigabytes);
         }
         fleet.transfer.layer_by_layer = layer_by_layer;
-        fleet.router = Router::LeastTokens;
+        fleet.router = if aware { Router::CacheAware } else { Router::LeastTokens };
         fleet.seed = seed;
         let (record, requests) = run(&fleet);
-        holds_together(&record, &requests, 50);
+        let issued = if talk { record.answered + record.refused } else { 50 };
+        holds_together(&record, &requests, issued);
         let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
         prop_assert_eq!(record.output_tokens, asked);
         fleet.together = false;
