@@ -397,16 +397,16 @@ fn the_decode_side_keeps_conversations() {
         }),
         count: 60,
     };
-    let sent = |caching: bool| {
+    let sent = |caching: bool, replicas: u32, router: Router| {
         let mut prefill = pool(&MODEL);
         prefill.role = Role::Prefill;
         let mut decode = pool(&MODEL);
         decode.role = Role::Decode;
         decode.first_gpu = GPUS;
-        decode.replicas = 2;
+        decode.replicas = replicas;
         decode.engine.prefix_caching = caching;
         let mut fleet = fleet(vec![prefill, decode], &plan);
-        fleet.router = Router::CacheAware;
+        fleet.router = router;
         let (record, requests) = run(&fleet);
         holds_together(&record, &requests, 60);
         let bytes = record.kv.sent.iter().sum::<u64>() as f64;
@@ -415,8 +415,8 @@ fn the_decode_side_keeps_conversations() {
         let again: f64 = requests.iter().map(|request| tokens(request) - 160.0).sum();
         (bytes, record.kv.spared, again / asked)
     };
-    let (all, none, _) = sent(false);
-    let (fresh, spared, again) = sent(true);
+    let (all, none, _) = sent(false, 1, Router::RoundRobin);
+    let (fresh, spared, again) = sent(true, 1, Router::RoundRobin);
     assert_eq!(none, 0.0);
     assert!(
         (fresh + spared - all).abs() < 1e-3 * all,
@@ -425,6 +425,10 @@ fn the_decode_side_keeps_conversations() {
     // Of every later turn all but the new part is there, but for the last block.
     let share = spared / all;
     assert!(share > 0.85 * again && share <= again, "{share} of {again}");
+    // Of two replicas one has it: a router that looks finds it more often.
+    let spared = |router| sent(true, 2, router).1;
+    let (blind, aware) = (spared(Router::RoundRobin), spared(Router::CacheAware));
+    assert!(aware > 1.3 * blind, "{aware} {blind}");
 }
 
 #[test]
