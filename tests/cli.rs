@@ -687,6 +687,47 @@ fn ci_runs_the_test_command_of_the_readme() {
 
 // ---- clusters of several kinds of node
 
+#[test]
+fn networks_of_several_kinds_are_described_and_measured() {
+    let name = "mixed-llama3-70b-h100-gb200";
+    let folder = scratch("several-kinds");
+    let path = folder.to_str().expect("a plain path");
+    let text = fine(&["topology", name, "--output", path]);
+    assert!(
+        text.contains("GPUs 72 to 143, on leaves of their own"),
+        "{text}"
+    );
+    let picture = fs::read_to_string(folder.join("topology.svg")).expect("a picture");
+    assert!(picture.contains("144 GPUs of 2 kinds"));
+    let route = fine(&["route", "0", "100", "--cluster", name]);
+    assert!(route.contains("NIC 100 -> GPU 100"), "{route}");
+    for fidelity in ["folded", "full"] {
+        let sizes = ["--sizes", "1G", "--fidelity", fidelity, "--format", "json"];
+        let args = [
+            &["collective", "all-reduce", "--cluster", name][..],
+            &sizes[..],
+        ]
+        .concat();
+        let report = json(&fine(&args));
+        let busbw = report
+            .pointer("/rows/0/busbw_gb_per_s")
+            .and_then(Value::as_f64);
+        // The H100 have eight NICs of 400 Gbit/s.
+        assert!(
+            busbw.is_some_and(|busbw| (300.0..400.0).contains(&busbw)),
+            "{report}"
+        );
+    }
+    let dead = fine(&[
+        "route",
+        "3",
+        "20",
+        "--cluster",
+        "dead-rail-llama3-8b-64-h100",
+    ]);
+    assert!(dead.contains("dead: 50 % of a neighbour's NIC"), "{dead}");
+}
+
 /// Three nodes of one kind and one of another, a job of one stage over both.
 const KINDS: &str = "
 cluster:

@@ -221,8 +221,7 @@ impl Links {
             hybrid_expert: scale_up.bandwidth.scaled(hybrid_expert),
             collective_base: scale_up.collective_base,
             nvlink_latency: scale_up.latency,
-            one_link: (map.scale_up_link().as_f64() / scale_up.bandwidth.as_f64() * 1e6).round()
-                as u32,
+            one_link: one_link(map.scale_up_link(), scale_up.bandwidth),
             in_network: map.reduces_in_network(),
             nic_latency: nic.latency,
             tier_latency: Level::ALL.map(|level| map.tier_latency(level)),
@@ -248,6 +247,7 @@ impl Links {
             alone.node.nic = section.nic().clone();
             Self {
                 nic: section.nic_share().scaled(section.nic().efficiency),
+                one_link: one_link(section.scale_up_link(), section.scale_up().bandwidth),
                 ..Self::new(&alone, map)
             }
         };
@@ -265,6 +265,7 @@ impl Links {
             in_switch: self.in_switch.zip(other.in_switch).map(|(a, b)| less(a, b)),
             nic: less(self.nic, other.nic),
             expert: less(self.expert, other.expert),
+            one_link: self.one_link.min(other.one_link),
             collective_base: self.collective_base.max(other.collective_base),
             nvlink_latency: self.nvlink_latency.max(other.nvlink_latency),
             nic_latency: self.nic_latency.max(other.nic_latency),
@@ -505,6 +506,11 @@ impl Links {
         let pod = crossing.pod * self.leaf_oversubscription * self.spine_oversubscription;
         (leaf.max(pod) / self.load_balance).max(1.0)
     }
+}
+
+/// One link of a rank's over all of them, in millionths.
+fn one_link(link: Bandwidth, all: Bandwidth) -> u32 {
+    (link.as_f64() / all.as_f64() * 1e6).round() as u32
 }
 
 /// The time that a part of the bytes takes.

@@ -5,7 +5,7 @@ use rackflow_plan::serving::FleetSetup;
 use rackflow_plan::{Fidelity, Setup};
 use rackflow_report::Published;
 use rackflow_scenario::{Catalogue, ClusterChanges, Section, Written};
-use rackflow_topology::Cluster;
+use rackflow_topology::{Cluster, LinkFault};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -141,11 +141,18 @@ pub fn cluster(name: &str, changes: &ClusterChanges) -> Result<Cluster, Failure>
     rackflow_scenario::parse_cluster(&input.source, &input.text, changes, &files).map_err(refusal)
 }
 
-/// The cluster of a scenario whose nodes are of several kinds; a faulty scenario has none.
-pub fn mixed_cluster(name: &str) -> Option<Cluster> {
-    let input = read(name).ok()?;
-    let cluster = resolve(&input, None, None).ok()?.setup.cluster;
-    cluster.is_mixed().then_some(cluster)
+/// Dead, slow and flapping links of a scenario; what is no sound scenario has none.
+pub fn faults(name: &str) -> Vec<LinkFault> {
+    if !Path::new(name).exists() && Catalogue::builtin().node(name).is_some() {
+        return Vec::new();
+    }
+    let Ok(input) = read(name) else {
+        return Vec::new();
+    };
+    if serves(&input) {
+        return resolve_fleet(&input, None).map_or_else(|_| Vec::new(), |fleet| fleet.setup.faults);
+    }
+    resolve(&input, None, None).map_or_else(|_| Vec::new(), |resolved| resolved.setup.faults)
 }
 
 /// A name that is none of a node, a file and a shipped scenario.

@@ -11,10 +11,10 @@ use std::path::Path;
 
 /// Describes a cluster.
 pub fn topology(args: &TopologyArgs, color: ColorChoice) -> Result<(), Failure> {
-    if let Some(mixed) = input::mixed_cluster(&args.cluster) {
-        return parts(args, &mixed, color);
-    }
     let cluster = input::cluster(&args.cluster, &changes(&args.changes))?;
+    if cluster.is_mixed() {
+        return parts(args, &cluster, color);
+    }
     let survey = Survey::new(&cluster).map_err(Failure::input)?;
     if let Some(folder) = &args.output {
         write(folder, &survey)?;
@@ -28,35 +28,35 @@ pub fn topology(args: &TopologyArgs, color: ColorChoice) -> Result<(), Failure> 
 
 /// Describes a cluster of several kinds of node, one part after the other.
 fn parts(args: &TopologyArgs, cluster: &Cluster, color: ColorChoice) -> Result<(), Failure> {
-    if args.output.is_some() || args.format == DrawnFormat::Svg {
-        return Err(Failure::input(
-            "pictures are drawn of clusters of one kind of node, and this one has several",
-        ));
-    }
-    let mut surveys = Vec::with_capacity(cluster.parts.len());
+    let surveys = Survey::parts(cluster).map_err(Failure::input)?;
     let mut text = String::new();
     let mut first = 0;
-    for part in &cluster.parts {
-        let alone = Cluster {
-            node: part.node.clone(),
-            gpus: part.gpus,
-            fabric: cluster.fabric.clone(),
-            parts: Vec::new(),
-        };
-        let survey = Survey::new(&alone).map_err(Failure::input)?;
-        let last = first + part.gpus - 1;
+    for survey in &surveys {
+        let last = first + survey.gpus - 1;
         text.push_str(&format!(
             "GPUs {first} to {last}, on leaves of their own\n\n"
         ));
-        text.push_str(&topology_text(&survey, &terminal::style(color)));
+        text.push_str(&topology_text(survey, &terminal::style(color)));
         text.push('\n');
-        first += part.gpus;
-        surveys.push(survey);
+        first += survey.gpus;
     }
     text.push_str("The upper tiers of the fabric join the parts; their switches are counted for each apart.\n");
+    let picture = plot::topology_of_parts(&surveys);
+    if let Some(folder) = &args.output {
+        files::write_folder(
+            folder,
+            &[
+                ("topology.txt", text.as_bytes()),
+                ("topology.json", json(&surveys)?.as_bytes()),
+                ("topology.svg", picture.svg().as_bytes()),
+                ("topology.png", &picture.png()),
+            ],
+        )?;
+    }
     files::print(&match args.format {
         DrawnFormat::Json => json(&surveys)?,
-        _ => text,
+        DrawnFormat::Svg => picture.svg(),
+        DrawnFormat::Table => text,
     })
 }
 
@@ -73,6 +73,10 @@ pub fn route(args: &RouteArgs, color: ColorChoice) -> Result<(), Failure> {
         }
     }
     let trace = RouteTrace::new(&cluster, args.from, args.to, args.seed).map_err(Failure::input)?;
+    let faults = input::faults(&args.cluster);
+    let trace = trace
+        .with_faults(&cluster, &faults)
+        .map_err(|(_, error)| Failure::input(error))?;
     files::print(&match args.format {
         Format::Table => route_text(&trace, &terminal::style(color)),
         Format::Json => json(&trace)?,

@@ -363,10 +363,11 @@ pub fn route_text(route: &RouteTrace, style: &Style) -> String {
 }
 
 fn hops(page: &mut Lines<'_>, hops: &[Hop], direct: bool) {
+    let faulty = hops.iter().any(|hop| hop.fault.is_some());
     let rows: Vec<Vec<String>> = hops
         .iter()
         .map(|hop| {
-            vec![
+            let mut cells = vec![
                 format!("{} -> {}", hop.from, hop.to),
                 gigabytes(hop.bytes_per_s),
                 microseconds(hop.latency_ns),
@@ -376,8 +377,16 @@ fn hops(page: &mut Lines<'_>, hops: &[Hop], direct: bool) {
                 } else {
                     String::new()
                 },
-            ]
+            ];
+            if faulty {
+                cells.push(hop.fault.clone().unwrap_or_default());
+            }
+            cells
         })
         .collect();
-    page.table(&["link", "rate", "latency", "tier", "chosen from"], &rows);
+    let mut columns = vec!["link", "rate", "latency", "tier", "chosen from"];
+    if faulty {
+        columns.push("fault");
+    }
+    page.table(&columns, &rows);
 }

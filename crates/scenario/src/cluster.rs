@@ -4,6 +4,7 @@ use crate::catalogue::Catalogue;
 use crate::check;
 use crate::decode::{self, Subtree};
 use crate::diagnostic::{Diagnostic, Source, Span};
+use crate::document::PartText;
 use crate::import;
 use crate::resolve::{Files, Findings};
 use crate::yaml::{self, Key, Node as Tree, Value};
@@ -26,7 +27,10 @@ pub struct ClusterChanges {
 #[serde(deny_unknown_fields)]
 struct HardwareText {
     #[allow(dead_code, reason = "it is decoded from the tree")]
-    node: Subtree,
+    #[serde(default)]
+    node: Option<Subtree>,
+    #[serde(default)]
+    nodes: Option<Vec<PartText>>,
     #[serde(default)]
     gpus: Option<u32>,
     #[serde(default)]
@@ -153,7 +157,12 @@ fn roomy_fabric(node: &Node, gpus: u32) -> Option<Fabric> {
 fn under_cluster(tree: Tree, changes: &ClusterChanges) -> Tree {
     let span = tree.place("cluster");
     let mut cluster = tree.get("cluster").cloned().unwrap_or(tree);
-    let gpus = changes.gpus.map(|gpus| gpus.to_string());
+    // Ranks of a cluster whose nodes are listed are some of its GPUs.
+    let counted = !(changes.whole_nodes && cluster.get("nodes").is_some());
+    let gpus = changes
+        .gpus
+        .filter(|_| counted)
+        .map(|gpus| gpus.to_string());
     for (name, text) in [("gpus", gpus), ("fabric", changes.fabric.clone())] {
         let Some(text) = text else { continue };
         cluster = cluster.without(name);
@@ -181,9 +190,6 @@ fn key(text: &str, span: Span) -> Key {
 fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> Option<Cluster> {
     let text = tree.at("cluster")?;
     let place = tree.place("cluster");
-    if findings.written("cluster.nodes") {
-        return findings.node().and(None);
-    }
     let hardware: HardwareText = match decode::decode(text, "cluster", place) {
         Ok(hardware) => hardware,
         Err(error) => {
@@ -191,6 +197,14 @@ fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> O
             return None;
         }
     };
+    if let Some(nodes) = &hardware.nodes {
+        return several(findings, nodes, hardware.fabric.is_some());
+    }
+    if hardware.node.is_none() {
+        let found = findings.at("cluster", "there is no `node` in it");
+        findings.report(found.hint("write `node: hgx-h100`, or `nodes` of several kinds"));
+        return None;
+    }
     let node = findings.node()?;
     let mut gpus = hardware.gpus.unwrap_or(node.gpus);
     if changes.whole_nodes {
@@ -208,6 +222,24 @@ fn read(findings: &mut Findings<'_>, tree: &Tree, changes: &ClusterChanges) -> O
         fabric,
         parts: Vec::new(),
     };
+    check::cluster(&cluster, findings);
+    findings.is_clean().then_some(cluster)
+}
+
+/// Nodes of several kinds.
+fn several(findings: &mut Findings<'_>, nodes: &[PartText], fabric: bool) -> Option<Cluster> {
+    let parts = findings.parts(Some(nodes), 0)?;
+    let fabric = match findings.fabric(fabric)? {
+        Some(fabric) => fabric,
+        None => {
+            let gpus = parts
+                .iter()
+                .fold(0, |sum: u32, part| sum.saturating_add(part.gpus));
+            roomy_fabric(&parts[0].node, gpus)
+                .or_else(|| Catalogue::builtin().fabric("rail-optimized").cloned())?
+        }
+    };
+    let cluster = Cluster::of_parts(parts, fabric);
     check::cluster(&cluster, findings);
     findings.is_clean().then_some(cluster)
 }

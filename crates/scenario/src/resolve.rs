@@ -8,7 +8,7 @@ use crate::check;
 use crate::decode::{self, DecodeError, shorten};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::document::{
-    ClusterText, Document, FidelityText, NodeText, ParallelismText, Published, RankOrderText,
+    Document, FidelityText, NodeText, ParallelismText, PartText, Published, RankOrderText,
     StragglerText, TrainingText, WorkloadText,
 };
 use crate::huggingface;
@@ -180,7 +180,8 @@ impl Scenario {
             let found = findings.at("workload", self.not_this("a training one"));
             return Err(vec![found.hint("write workload: { training: ... }")]);
         };
-        let parts = findings.parts(&self.document.cluster);
+        let cluster = &self.document.cluster;
+        let parts = findings.parts(cluster.nodes.as_deref(), cluster.gpus);
         let fabric = findings.fabric(self.document.cluster.fabric.is_some());
         let model = findings.model_at(MODEL, files);
         let stack =
@@ -416,10 +417,9 @@ impl Findings<'_> {
     }
 
     /// The nodes of the cluster, kind by kind in the order of GPUs.
-    fn parts(&mut self, text: &ClusterText) -> Option<Vec<Part>> {
-        let Some(parts) = &text.nodes else {
+    pub fn parts(&mut self, nodes: Option<&[PartText]>, gpus: u32) -> Option<Vec<Part>> {
+        let Some(parts) = nodes else {
             let node = self.node_at(NODE)?;
-            let gpus = text.gpus;
             return Some(vec![Part { node, gpus }]);
         };
         for path in [NODE, "cluster.gpus"] {

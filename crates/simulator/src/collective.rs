@@ -9,7 +9,9 @@ use rackflow_network::{
     DISPATCH_SMS, Demand, ExchangeStyle, ExchangeWay, Links, Outline, Program, TokenExchange,
     collective, collective_with, direct_exchange, expert_exchange, ranks_visited, tuned,
 };
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, LinkId, Seats, TopologyError, Wires};
+use rackflow_topology::{
+    Cluster, ClusterMap, GroupSpan, LinkId, Seats, Section, TopologyError, Wires,
+};
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
 pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol};
@@ -173,16 +175,30 @@ impl Group {
         gpus.sort_unstable();
         gpus.dedup();
         let map = ClusterMap::new(cluster)?;
+        // The slowest of the kinds that are in it sets the pace of all.
+        let mut sections: Vec<u32> = gpus.iter().map(|gpu| map.section_of(*gpu) as u32).collect();
+        sections.dedup();
+        let links = if map.sections().len() > 1 {
+            Links::among(cluster, &map, &sections)
+        } else {
+            Links::new(cluster, &map)
+        };
+        let slowest = |rate: fn(&Section) -> Bandwidth| {
+            let rates = sections
+                .iter()
+                .map(|at| rate(&map.sections()[*at as usize]));
+            rates.min().expect("a group sits in some section")
+        };
         Ok(Self {
-            links: Links::new(cluster, &map),
+            links,
             span: map.span(&gpus),
             seats: map.seats(&gpus),
-            gpus,
             connections: CONNECTIONS,
             sms: None,
-            nvlink: cluster.node.scale_up.bandwidth,
-            link: map.scale_up_link(),
-            nic: map.nic_share(),
+            nvlink: slowest(|section| section.scale_up().bandwidth),
+            link: slowest(Section::scale_up_link),
+            nic: slowest(Section::nic_share),
+            gpus,
         })
     }
 

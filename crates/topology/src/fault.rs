@@ -131,6 +131,8 @@ pub struct Health {
     pub leaf: BTreeMap<u32, f64>,
     /// Links that are up and down.
     pub flaps: Vec<Flap>,
+    /// GPUs whose own NICs are dead: a neighbour's carry what they send.
+    pub dead: Vec<u32>,
 }
 
 impl Health {
@@ -151,6 +153,7 @@ impl Health {
                 .map_err(|error| (index, error))?;
         }
         health.relay(&layout, &dead)?;
+        health.dead = dead.into_keys().collect();
         Ok(health)
     }
 

@@ -459,6 +459,16 @@ impl Layout {
     /// Checks, in this order: counts and shares, nesting of node, domain and NICs, tiers, rails,
     /// room at the leaf, room in the tree.
     pub(crate) fn new(cluster: &Cluster) -> Result<Self, TopologyError> {
+        Self::sized(cluster, false)
+    }
+
+    /// The same for a part of a cluster of several kinds: it climbs to what joins the parts, however
+    /// small it is.
+    pub(crate) fn part(cluster: &Cluster) -> Result<Self, TopologyError> {
+        Self::sized(cluster, true)
+    }
+
+    fn sized(cluster: &Cluster, joined: bool) -> Result<Self, TopologyError> {
         let node = &cluster.node;
         Self::check_counts(cluster)?;
         if cluster.gpus > node.gpus && !cluster.gpus.is_multiple_of(node.gpus) {
@@ -534,7 +544,7 @@ impl Layout {
             reduces: cluster.fabric.reduces(),
             domain_reduces: node.scale_up.in_switch_reduction,
         };
-        layout.wire(&tree)?;
+        layout.wire(&tree, joined)?;
         Ok(layout)
     }
 
@@ -621,8 +631,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Sizes the tiers of one plane.
-    fn wire(&mut self, tree: &Tree) -> Result<(), TopologyError> {
+    /// Sizes the tiers of one plane. What is `joined` to other parts has uplinks in every tier.
+    fn wire(&mut self, tree: &Tree, joined: bool) -> Result<(), TopologyError> {
         for (what, rails) in [("rails", self.rails), ("planes", self.planes)] {
             if !self.ports_per_node.is_multiple_of(rails) {
                 let nics = self.ports_per_node;
@@ -648,7 +658,7 @@ impl Layout {
             radix: tree.radix,
             tiers: tree.tiers,
         };
-        if leaves == 1 {
+        if leaves == 1 && (!joined || tree.tiers == 1) {
             self.segments_per_pod = 1;
             return Ok(());
         }
@@ -687,7 +697,7 @@ impl Layout {
             self.uplinks,
             leaves_of_pod.saturating_mul(self.uplinks).div_ceil(down),
         );
-        if self.pods > 1 {
+        if self.pods > 1 || joined {
             let spine_down = f64::from(leaves_of_pod * (self.uplinks / self.spines));
             self.spine_uplinks = ((spine_down / over - 1e-9).ceil() as u32).max(1);
             let wanted = self

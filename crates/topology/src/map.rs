@@ -295,6 +295,33 @@ pub struct Section {
     nic: Nic,
 }
 
+/// The parts of a cluster that differ in what the network sees, each as a cluster of its own; of one
+/// kind only the cluster itself.
+pub(crate) fn parts(cluster: &Cluster) -> Vec<Cluster> {
+    let mut parts: Vec<Part> = Vec::new();
+    for part in &cluster.parts {
+        match parts.last_mut() {
+            Some(last) if last.node.connects_as(&part.node) => last.gpus += part.gpus,
+            _ => parts.push(part.clone()),
+        }
+    }
+    if parts.len() < 2 {
+        return vec![Cluster {
+            parts: Vec::new(),
+            ..cluster.clone()
+        }];
+    }
+    parts
+        .into_iter()
+        .map(|part| Cluster {
+            node: part.node,
+            gpus: part.gpus,
+            fabric: cluster.fabric.clone(),
+            parts: Vec::new(),
+        })
+        .collect()
+}
+
 impl Section {
     /// The network inside its nodes.
     pub fn scale_up(&self) -> &ScaleUp {
@@ -311,43 +338,35 @@ impl Section {
         self.layout.nic_share
     }
 
+    /// One direction of one link inside a domain.
+    pub fn scale_up_link(&self) -> Bandwidth {
+        self.layout.scale_up_link
+    }
+
     /// The sections of a cluster: parts that differ in what the network sees.
     fn of(cluster: &Cluster) -> Result<Vec<Self>, TopologyError> {
-        let mut parts: Vec<Part> = Vec::new();
-        for part in &cluster.parts {
-            match parts.last_mut() {
-                Some(last) if last.node.connects_as(&part.node) => last.gpus += part.gpus,
-                _ => parts.push(part.clone()),
-            }
-        }
+        let parts = parts(cluster);
         if parts.len() < 2 {
-            return Ok(vec![Self::new(0, cluster)?]);
+            return Ok(vec![Self::new(0, cluster, Layout::new(cluster)?)]);
         }
         let mut sections = Vec::with_capacity(parts.len());
         let mut first = 0;
-        for part in parts {
-            let gpus = part.gpus;
-            let alone = Cluster {
-                node: part.node,
-                gpus,
-                fabric: cluster.fabric.clone(),
-                parts: Vec::new(),
-            };
-            sections.push(Self::new(first, &alone)?);
-            first += gpus;
+        for alone in parts {
+            sections.push(Self::new(first, &alone, Layout::part(&alone)?));
+            first += alone.gpus;
         }
         let layouts: Vec<&Layout> = sections.iter().map(|section| &section.layout).collect();
         layout::check_joined(&layouts, &cluster.fabric)?;
         Ok(sections)
     }
 
-    fn new(first: u32, cluster: &Cluster) -> Result<Self, TopologyError> {
-        Ok(Self {
+    fn new(first: u32, cluster: &Cluster, layout: Layout) -> Self {
+        Self {
             first,
-            layout: Layout::new(cluster)?,
+            layout,
             scale_up: cluster.node.scale_up.clone(),
             nic: cluster.node.nic.clone(),
-        })
+        }
     }
 
     /// Where its GPUs sit, after those of `before`.
@@ -845,7 +864,7 @@ const NOTHING: Inventory = Inventory {
     cables: 0,
 };
 
-fn inventory(layout: &Layout) -> Inventory {
+pub(crate) fn inventory(layout: &Layout) -> Inventory {
     let nics = layout.ports * layout.nics_per_port;
     let leaf_uplinks = u64::from(layout.leaves_total()) * u64::from(layout.uplinks);
     Inventory {

@@ -3,7 +3,7 @@
 
 use crate::graph::Vertex;
 use crate::layout::{Layout, TopologyError};
-use crate::map::{ClusterMap, Inventory, Level};
+use crate::map::{ClusterMap, Inventory, Level, inventory};
 use crate::node::Cluster;
 use crate::wiring::{Shape, bridged_part};
 use schemars::JsonSchema;
@@ -166,11 +166,32 @@ impl Survey {
     /// # Errors
     /// Any [`TopologyError`], the same as [`ClusterMap::new`].
     pub fn new(cluster: &Cluster) -> Result<Self, TopologyError> {
+        Self::of_layout(cluster, &Layout::new(cluster)?)
+    }
+
+    /// The same for each part of a cluster of several kinds of node, with its links to what joins the
+    /// parts.
+    ///
+    /// # Errors
+    /// Any [`TopologyError`].
+    pub fn parts(cluster: &Cluster) -> Result<Vec<Self>, TopologyError> {
+        ClusterMap::new(cluster)?;
+        let alone = cluster.parts.iter().map(|part| Cluster {
+            node: part.node.clone(),
+            gpus: part.gpus,
+            fabric: cluster.fabric.clone(),
+            parts: Vec::new(),
+        });
+        alone
+            .map(|part| Self::of_layout(&part, &Layout::part(&part)?))
+            .collect()
+    }
+
+    fn of_layout(cluster: &Cluster, layout: &Layout) -> Result<Self, TopologyError> {
         let map = ClusterMap::new(cluster)?;
-        let layout = Layout::new(cluster)?;
         let node = &cluster.node;
-        let inventory = map.inventory();
-        let (bisection, share) = bisection(&layout);
+        let inventory = inventory(layout);
+        let (bisection, share) = bisection(layout);
         Ok(Self {
             node: node.name.clone(),
             accelerator: node.accelerator.name.clone(),
@@ -180,7 +201,7 @@ impl Survey {
             rack_power_w: node.rack.power.watts(),
             inventory,
             transceivers: 2 * inventory.cables,
-            domain: domain(cluster, &layout),
+            domain: domain(cluster, layout),
             nics_per_node: node.nic.count,
             nic_bytes_per_s: node.nic.rate.bytes_per_sec(),
             nic_share_bytes_per_s: map.nic_share().bytes_per_sec(),
@@ -190,11 +211,11 @@ impl Survey {
             planes: layout.planes,
             rails: layout.rails,
             pods: layout.pods,
-            tiers: tiers(&layout),
+            tiers: tiers(layout),
             bisection_bytes_per_s: bisection,
             bisection_share: share,
             peers: peers(&map),
-            sketch: Sketch::new(&layout),
+            sketch: Sketch::new(layout),
         })
     }
 }

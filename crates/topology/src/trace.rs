@@ -1,6 +1,7 @@
 //! The paths between two GPUs, described.
 
 use crate::fabric::Routing;
+use crate::fault::{FaultError, FlappingPorts, Health, LinkFault};
 use crate::graph::Vertex;
 use crate::layout::TopologyError;
 use crate::map::Level;
@@ -54,6 +55,9 @@ pub struct Hop {
     pub latency_ns: f64,
     /// Links from which it was chosen.
     pub choices: u64,
+    /// What is wrong with it, where something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
 }
 
 /// The name of a vertex in texts.
@@ -127,9 +131,98 @@ fn hops(wires: &Wires, route: &[LinkId]) -> Vec<Hop> {
                 bytes_per_s: wires.bandwidth(link).bytes_per_sec(),
                 latency_ns: wires.latency(link).as_picos() as f64 / 1e3,
                 choices,
+                fault: None,
             }
         })
         .collect()
+}
+
+impl RouteTrace {
+    /// Marks what is left of links that are dead, slow or flapping.
+    ///
+    /// # Errors
+    /// The number of the first impossible fault, and why it is.
+    pub fn with_faults(
+        mut self,
+        cluster: &Cluster,
+        faults: &[LinkFault],
+    ) -> Result<Self, (usize, FaultError)> {
+        let health = Health::new(cluster, faults)?;
+        for hop in self
+            .hops
+            .iter_mut()
+            .chain(self.by_rail.iter_mut().flatten())
+        {
+            hop.fault = health.words(&hop.from, &hop.to);
+        }
+        let left = |hop: &Hop| (hop.bytes_per_s as f64 * health.left(&hop.from, &hop.to)) as u64;
+        self.bytes_per_s = self.hops.iter().map(left).min().unwrap_or(0);
+        Ok(self)
+    }
+}
+
+/// The number behind a word, as in `leaf 3`.
+fn number(of: &str, word: &str) -> Option<u32> {
+    of.strip_prefix(word)?.trim().parse().ok()
+}
+
+impl Health {
+    /// What is left of the link between two vertices.
+    fn left(&self, from: &str, to: &str) -> f64 {
+        self.part(from, to).map_or(1.0, |(part, _)| part)
+    }
+
+    fn part(&self, from: &str, to: &str) -> Option<(f64, bool)> {
+        let either = |word| number(from, word).or_else(|| number(to, word));
+        let is = |word: &str| from.starts_with(word) || to.starts_with(word);
+        let (whole, flaps) = if is("NIC") && is("GPU") {
+            let gpu = either("GPU")?;
+            (
+                self.nic.get(&gpu),
+                self.flaps(
+                    |ports| matches!(ports, FlappingPorts::Nics(gpus) if gpus.contains(&gpu)),
+                ),
+            )
+        } else if is("leaf") && is("spine") {
+            let leaf = either("leaf")?;
+            (
+                self.leaf.get(&leaf),
+                self.flaps(|ports| *ports == FlappingPorts::LeafUplinks(leaf)),
+            )
+        } else if is("GPU") {
+            let gpu = either("GPU")?;
+            (
+                self.scale_up.get(&gpu),
+                self.flaps(|ports| *ports == FlappingPorts::ScaleUp(gpu)),
+            )
+        } else {
+            (None, false)
+        };
+        (whole.is_some() || flaps).then_some((whole.copied().unwrap_or(1.0), flaps))
+    }
+
+    fn flaps(&self, is: impl Fn(&FlappingPorts) -> bool) -> bool {
+        self.flaps.iter().any(|flap| is(&flap.ports))
+    }
+
+    fn words(&self, from: &str, to: &str) -> Option<String> {
+        let (part, flaps) = self.part(from, to)?;
+        let mut words = Vec::new();
+        let dead = |gpu| self.dead.binary_search(&gpu).is_ok();
+        let gpu = number(from, "GPU").or_else(|| number(to, "GPU"));
+        if (from.starts_with("NIC") || to.starts_with("NIC")) && gpu.is_some_and(dead) {
+            let percent = part * 100.0;
+            words.push(format!(
+                "dead: {percent:.0} % of a neighbour's NIC in its place"
+            ));
+        } else if part < 1.0 {
+            words.push(format!("{:.0} % of its rate is left", part * 100.0));
+        }
+        if flaps {
+            words.push("flaps".to_owned());
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
 }
 
 /// The highest vertex of a route.

@@ -1,9 +1,11 @@
 //! The cluster as directed links in flat arrays, and the routes over them: what flows run on.
 
+mod several;
+
 use crate::fabric::Routing;
 use crate::graph::{Vertex, bundle, halves};
 use crate::layout::{Layout, TopologyError};
-use crate::map::Level;
+use crate::map::{ClusterMap, Level, parts};
 use crate::node::Cluster;
 use crate::wiring::Shape;
 use rackflow_units::{Bandwidth, SimDuration};
@@ -44,6 +46,18 @@ pub struct Wires {
     tiers: Tiers,
     routing: Routing,
     seed: u64,
+    /// The other parts of a cluster of several kinds; their links and vertices follow in the arrays.
+    others: Vec<Other>,
+}
+
+/// A part that is not the first.
+#[derive(Debug, Clone)]
+struct Other {
+    wires: Wires,
+    /// Its first GPU, link and vertex.
+    gpu: u32,
+    link: u32,
+    vertex: u32,
 }
 
 /// Vertices come in blocks by kind, GPUs first. Each field is where its block starts.
@@ -107,6 +121,15 @@ impl Tiers {
         }
     }
 
+    /// Ways from a leaf to what joins the parts of a cluster, and back from there.
+    fn climbs(&self) -> u64 {
+        u64::from(self.uplinks) * u64::from(self.spine_uplinks.max(1))
+    }
+
+    fn descents(&self) -> u64 {
+        u64::from(self.leaf_bundle()) * u64::from(self.spine_bundle().max(1))
+    }
+
     /// Parallel links between one leaf and one spine.
     fn leaf_bundle(&self) -> u32 {
         self.uplinks / self.spines.max(1)
@@ -132,7 +155,52 @@ impl Wires {
     /// # Errors
     /// As [`Wires::new`].
     pub fn routed(cluster: &Cluster, routing: Routing, seed: u64) -> Result<Self, TopologyError> {
-        let layout = Layout::new(cluster)?;
+        if !cluster.is_mixed() {
+            return Ok(Self::of_layout(
+                cluster,
+                Layout::new(cluster)?,
+                routing,
+                seed,
+            ));
+        }
+        // Refuses parts that their fabric does not join.
+        ClusterMap::new(cluster)?;
+        let parts = parts(cluster);
+        if let [one] = &parts[..] {
+            return Self::routed(one, routing, seed);
+        }
+        let mut parts = parts
+            .iter()
+            .map(|part| Ok(Self::of_layout(part, Layout::part(part)?, routing, seed)))
+            .collect::<Result<Vec<_>, TopologyError>>()?
+            .into_iter();
+        let mut all = parts.next().expect("there are several parts");
+        for part in parts {
+            all.append(part);
+        }
+        Ok(all)
+    }
+
+    /// Puts another part behind those that are here.
+    fn append(&mut self, part: Self) {
+        let (vertex, link) = (self.vertices(), self.links() as u32);
+        self.first.pop();
+        self.first
+            .extend(part.first.iter().map(|first| first + link));
+        self.from.extend(part.from.iter().map(|from| from + vertex));
+        self.to.extend(part.to.iter().map(|to| to + vertex));
+        self.bandwidth.extend(&part.bandwidth);
+        self.latency.extend(&part.latency);
+        self.level.extend(&part.level);
+        self.others.push(Other {
+            gpu: self.gpus(),
+            link,
+            vertex,
+            wires: part,
+        });
+    }
+
+    fn of_layout(cluster: &Cluster, layout: Layout, routing: Routing, seed: u64) -> Self {
         let tiers = match routing {
             Routing::Ecmp => Tiers::physical(&layout),
             Routing::Adaptive => Tiers::sprayed(&layout),
@@ -164,6 +232,7 @@ impl Wires {
             tiers,
             routing,
             seed,
+            others: Vec::new(),
         };
         wires.gpus_and_domains(cluster);
         wires.nics(cluster);
@@ -171,7 +240,7 @@ impl Wires {
         wires.spines();
         wires.cores();
         wires.first.push(wires.to.len() as u32);
-        Ok(wires)
+        wires
     }
 
     /// The links that `push` will add leave the next vertex.
@@ -331,7 +400,8 @@ impl Wires {
 
     /// GPUs of the cluster.
     pub fn gpus(&self) -> u32 {
-        self.layout.gpus
+        let last = self.others.last();
+        last.map_or(self.layout.gpus, |last| last.gpu + last.wires.layout.gpus)
     }
 
     /// Directed links.
@@ -362,14 +432,16 @@ impl Wires {
         (self.vertex(from), self.vertex(to))
     }
 
-    /// The ends as dense indices, below [`Wires::vertices`]; a GPU's index is its number.
+    /// The ends as dense indices, below [`Wires::vertices`]; a GPU's index is its number, where all nodes
+    /// are of one kind.
     pub fn end_indices(&self, link: LinkId) -> [u32; 2] {
         [self.from[link.index()], self.to[link.index()]]
     }
 
     /// Number of vertices.
     pub fn vertices(&self) -> u32 {
-        self.blocks.end
+        let last = self.others.last();
+        last.map_or(self.blocks.end, |last| last.vertex + last.wires.blocks.end)
     }
 
     /// The links that leave a vertex.
@@ -382,7 +454,12 @@ impl Wires {
         self.routing
     }
 
+    /// The vertex of an index; of several parts each has numbers that follow those of the part before.
     fn vertex(&self, index: u32) -> Vertex {
+        let after = self.others.iter().rev().find(|other| other.vertex <= index);
+        if let Some(other) = after {
+            return self.renumbered(other, other.wires.vertex(index - other.vertex));
+        }
         let b = &self.blocks;
         match index {
             i if i < b.domains => Vertex::Gpu(i),
@@ -406,13 +483,17 @@ impl Wires {
     /// # Panics
     /// When there is no such GPU.
     pub fn route(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) -> bool {
-        let gpus = self.layout.gpus;
+        let gpus = self.gpus();
         assert!(
             from < gpus && to < gpus,
             "a route from {from} to {to} of {gpus} GPUs"
         );
         out.clear();
         if from == to {
+            return true;
+        }
+        if !self.others.is_empty() {
+            self.between_parts(from, to, choice, false, out);
             return true;
         }
         if from / self.layout.domain == to / self.layout.domain {
@@ -438,6 +519,11 @@ impl Wires {
     /// # Panics
     /// When there is no such GPU.
     pub fn route_by_rail(&self, from: u32, to: u32, choice: u64, out: &mut Vec<LinkId>) -> bool {
+        if !self.others.is_empty() {
+            out.clear();
+            self.between_parts(from, to, choice, true, out);
+            return true;
+        }
         match self.rail_neighbour(from, to) {
             Some(relay)
                 if relay != from && from / self.layout.domain != to / self.layout.domain =>
@@ -454,6 +540,20 @@ impl Wires {
     /// The GPU in the domain of `from` whose NIC is on the rail (or plane) of that of `to`: `from`
     /// itself where it is or the fabric has no rails, `None` where the domain has none.
     pub fn rail_neighbour(&self, from: u32, to: u32) -> Option<u32> {
+        if !self.others.is_empty() {
+            let ((here, a), (there, b)) = (self.part_of(from), self.part_of(to));
+            // Parts have leaves of their own, so that no rail of one leads to the other.
+            return if here == there {
+                let neighbour = self.part(here).neighbour_on_rail(a, b)?;
+                Some(neighbour + self.first_gpu(here))
+            } else {
+                Some(from)
+            };
+        }
+        self.neighbour_on_rail(from, to)
+    }
+
+    fn neighbour_on_rail(&self, from: u32, to: u32) -> Option<u32> {
         let layout = &self.layout;
         if layout.rails * layout.planes == 1 {
             return Some(from);
@@ -551,6 +651,30 @@ impl Wires {
         choice: u64,
         mut each: impl FnMut(&[LinkId]),
     ) -> bool {
+        if !self.others.is_empty() {
+            // Which core sums up several parts is not laid out.
+            let part = gpus.first().map_or(0, |gpu| self.part_of(*gpu).0);
+            let inside: Vec<u32> = gpus.iter().map(|gpu| self.part_of(*gpu).1).collect();
+            let together = gpus.iter().all(|gpu| self.part_of(*gpu).0 == part);
+            let first = self.first_link(part);
+            let mut moved = |route: &[LinkId]| {
+                let route: Vec<LinkId> = route.iter().map(|link| LinkId(link.0 + first)).collect();
+                each(&route);
+            };
+            return together
+                && self
+                    .part(part)
+                    .reduction_tree_inside(&inside, choice, &mut moved);
+        }
+        self.reduction_tree_inside(gpus, choice, &mut each)
+    }
+
+    fn reduction_tree_inside(
+        &self,
+        gpus: &[u32],
+        choice: u64,
+        each: &mut dyn FnMut(&[LinkId]),
+    ) -> bool {
         let layout = &self.layout;
         let leaf_of = |gpu: u32| layout.leaf(layout.port(gpu));
         let Some(&first) = gpus.first() else {
@@ -621,6 +745,13 @@ impl Wires {
 
     /// How many links each link of a route was chosen from.
     pub(crate) fn choices(&self, route: &[LinkId]) -> Vec<u64> {
+        if !self.others.is_empty() {
+            return self.choices_of_parts(route);
+        }
+        self.choices_inside(route)
+    }
+
+    fn choices_inside(&self, route: &[LinkId]) -> Vec<u64> {
         let tiers = &self.tiers;
         let ends: Vec<(Vertex, Vertex)> = route.iter().map(|link| self.ends(*link)).collect();
         let is_direct =
@@ -647,6 +778,19 @@ impl Wires {
     /// # Panics
     /// When there is no such GPU.
     pub fn paths(&self, from: u32, to: u32) -> u64 {
+        if !self.others.is_empty() {
+            let ((here, a), (there, b)) = (self.part_of(from), self.part_of(to));
+            if here == there {
+                return self.part(here).paths_inside(a, b);
+            }
+            let (up, down) = (self.part(here), self.part(there));
+            let (up, down) = (Tiers::physical(&up.layout), Tiers::physical(&down.layout));
+            return up.climbs() * down.descents();
+        }
+        self.paths_inside(from, to)
+    }
+
+    fn paths_inside(&self, from: u32, to: u32) -> u64 {
         let layout = &self.layout;
         if from / layout.domain == to / layout.domain {
             return match &layout.shape {

@@ -31,5 +31,5 @@ pub use roofline::roofline;
 pub use scale::{Axis, Scale, Ticks};
 pub use serving::{serving_links, serving_memory, serving_roofline};
 pub use timeline::pipeline;
-pub use topology::topology;
+pub use topology::{topology, topology_of_parts};
 pub use waterfall::{replay_waterfall, serving_waterfall, waterfall};

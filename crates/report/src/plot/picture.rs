@@ -108,6 +108,24 @@ impl Picture {
         27.0 + titles * size::TITLE * 1.25 + subtitles * size::SUBTITLE * 1.4
     }
 
+    /// Puts the marks of another picture so far below the upper edge of this one.
+    pub fn place(&mut self, other: &Self, y: f64) {
+        let down = |(x, old): (f64, f64)| (x, old + y);
+        let all = |points: &[(f64, f64)]| points.iter().copied().map(down).collect();
+        self.marks.extend(other.marks.iter().map(|mark| match mark {
+            Mark::Polygon(points, ink) => Mark::Polygon(all(points), *ink),
+            Mark::Path(points, ink, width, dash) => Mark::Path(all(points), *ink, *width, *dash),
+            Mark::Disc(at, radius, ink) => Mark::Disc(down(*at), *radius, *ink),
+            Mark::Text { at, .. } => {
+                let mut moved = mark.clone();
+                if let Mark::Text { at: place, .. } = &mut moved {
+                    *place = down(*at);
+                }
+                moved
+            }
+        }));
+    }
+
     /// Width in pixels.
     pub fn width(&self) -> f64 {
         self.width

@@ -85,6 +85,62 @@ pub fn topology(survey: &Survey) -> Picture {
     picture
 }
 
+/// A cluster of several kinds of node: what they have in common, and under it each kind with its own
+/// racks and leaves.
+pub fn topology_of_parts(parts: &[Survey]) -> Picture {
+    let Some(first) = parts.first() else {
+        return Picture::new(100.0, "no GPUs", "");
+    };
+    let all: u32 = parts.iter().map(|part| part.gpus).sum();
+    let title = format!(
+        "{} GPUs of {} kinds on one {}",
+        count(all),
+        parts.len(),
+        fabric_name(first.fabric)
+    );
+    let mut starts = Vec::with_capacity(parts.len());
+    let mut gpu = 0;
+    for part in parts {
+        starts.push(format!(
+            "GPUs {gpu} to {}: {}",
+            gpu + part.gpus - 1,
+            part.node
+        ));
+        gpu += part.gpus;
+    }
+    let subtitle = starts.join("; ");
+    let common = if first.pods > 1 || !first.sketch.cores.is_empty() {
+        "cores"
+    } else {
+        "spines"
+    };
+    let words = format!(
+        "The {common} are common: what goes from one kind to another climbs to them. Each kind has leaves of its own; \
+         numbers start anew in each part."
+    );
+    let top = Picture::heading_height(&title, &subtitle) + 10.0;
+    let drawn: Vec<Picture> = parts.iter().map(topology).collect();
+    let below: f64 = drawn.iter().map(|part| part.height() + 10.0).sum();
+    let mut picture = Picture::new(top + 60.0 + below, &title, &subtitle);
+    let bar = (style::MARGIN, top, style::WIDTH - 2.0 * style::MARGIN);
+    picture.rectangle(bar.0, bar.1, bar.2, 34.0, style::GRID);
+    let middle = (style::WIDTH / 2.0, bar.1 + 17.0);
+    picture.words(
+        middle,
+        &words,
+        size::SMALL,
+        style::TEXT,
+        Anchor::Middle,
+        false,
+    );
+    let mut y = top + 50.0;
+    for part in &drawn {
+        picture.place(part, y);
+        y += part.height() + 10.0;
+    }
+    picture
+}
+
 fn subtitle(s: &Survey) -> String {
     let i = &s.inventory;
     let share = if s.bisection_share > 0.9995 {

@@ -3,8 +3,10 @@
 use crate::common::{cluster, fabrics};
 use crate::{any_cluster, map, quickest, relayed_loosely};
 use proptest::prelude::*;
-use rackflow_topology::{Cluster, ClusterGraph, Fabric, Level, LinkId, Routing, Vertex, Wires};
-use rackflow_units::SimDuration;
+use rackflow_topology::{
+    Cluster, ClusterGraph, Fabric, Level, LinkId, Part, Routing, Vertex, Wires,
+};
+use rackflow_units::{Bandwidth, SimDuration};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn hashed(mut cluster: Cluster) -> Cluster {
@@ -224,6 +226,71 @@ proptest! {
         for flow in &flows {
             for pair in flow.windows(2) {
                 prop_assert_eq!(wires.end_indices(pair[0])[1], wires.end_indices(pair[1])[0]);
+            }
+        }
+    }
+}
+
+/// Several kinds side by side: every route is a walk from sender to receiver, and what leaves a part
+/// climbs to the common switches and comes down again.
+#[test]
+fn parts_of_several_kinds_are_joined() {
+    for (fabric, hops) in [
+        ("ib-two-tier", 6),
+        ("ib-three-tier", 8),
+        ("rail-optimized", 6),
+    ] {
+        let mut cluster = cluster("dgx-h100", 64, fabric);
+        let mut other = cluster.node.clone();
+        other.name = "other".to_owned();
+        other.nic.rate = Bandwidth::from_bytes_per_sec(25_000_000_000);
+        cluster.parts = vec![
+            Part {
+                node: cluster.node.clone(),
+                gpus: 32,
+            },
+            Part {
+                node: other,
+                gpus: 32,
+            },
+        ];
+        for routing in [Routing::Ecmp, Routing::Adaptive] {
+            let wires = Wires::routed(&cluster, routing, 7).expect("the parts are joined");
+            assert_eq!(wires.gpus(), 64);
+            let mut route = Vec::new();
+            for from in 0..64 {
+                for to in (0..64).filter(|to| *to != from) {
+                    for by_rail in [false, true] {
+                        let reached = if by_rail {
+                            wires.route_by_rail(from, to, 3, &mut route)
+                        } else {
+                            wires.route(from, to, 3, &mut route)
+                        };
+                        assert!(reached);
+                        let ends: Vec<_> = route.iter().map(|link| wires.ends(*link)).collect();
+                        assert_eq!(ends[0].0, Vertex::Gpu(from));
+                        assert_eq!(ends[ends.len() - 1].1, Vertex::Gpu(to));
+                        if from / 32 == to / 32 {
+                            assert!(
+                                ends.windows(2).all(|pair| pair[0].1 == pair[1].0),
+                                "{ends:?}"
+                            );
+                            continue;
+                        }
+                        assert_eq!(route.len(), hops, "{ends:?}");
+                        // The switch in the middle is common: each part has its own links to it.
+                        let broken = ends
+                            .windows(2)
+                            .filter(|pair| pair[0].1 != pair[1].0)
+                            .count();
+                        assert!(broken <= 1, "{ends:?}");
+                        let rates: Vec<u64> = route
+                            .iter()
+                            .map(|link| wires.bandwidth(*link).bytes_per_sec())
+                            .collect();
+                        assert_eq!(rates.iter().min(), Some(&25_000_000_000), "{ends:?}");
+                    }
+                }
             }
         }
     }
