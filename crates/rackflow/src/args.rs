@@ -305,6 +305,10 @@ pub struct ClusterArgs {
     /// A fabric of the catalogue, in place of the file's
     #[arg(long, value_name = "NAME")]
     pub fabric: Option<String>,
+    /// The accelerator of a file that somebody else wrote, where the file leaves it open (`rackflow list
+    /// accelerators`)
+    #[arg(long, value_name = "NAME")]
+    pub accelerator: Option<String>,
 }
 
 /// What to describe.

@@ -36,6 +36,9 @@ pub struct CollectiveArgs {
     /// A fabric of the catalogue in place of the cluster's own (`rackflow list fabrics`)
     #[arg(long, value_name = "NAME")]
     pub fabric: Option<String>,
+    /// The accelerator of a topology of NCCL or an InfraGraph that leaves it open
+    #[arg(long, value_name = "NAME")]
+    pub accelerator: Option<String>,
     /// Buffer sizes: one, a list, or a range that doubles; K, M, G and T are powers of 1,024
     #[arg(long, value_name = "SIZES", default_value = "8K..8G", value_parser = sizes)]
     pub sizes: Sizes,
@@ -450,6 +453,7 @@ fn cluster(name: &str, args: &CollectiveArgs) -> Result<Cluster, Failure> {
             .gpus
             .or(named.filter(|_| catalogued).map(|last| last + 1)),
         fabric: args.fabric.clone(),
+        accelerator: args.accelerator.clone(),
         whole_nodes: true,
     };
     input::cluster(name, &changes)

@@ -87,6 +87,7 @@ fn changes(args: &ClusterArgs) -> ClusterChanges {
     ClusterChanges {
         gpus: args.gpus,
         fabric: args.fabric.clone(),
+        accelerator: args.accelerator.clone(),
         whole_nodes: false,
     }
 }

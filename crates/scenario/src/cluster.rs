@@ -18,6 +18,8 @@ pub struct ClusterChanges {
     pub gpus: Option<u32>,
     /// Name of a fabric of the catalogue.
     pub fabric: Option<String>,
+    /// Catalogue name of the accelerator of a file that somebody else wrote, where the file leaves it open.
+    pub accelerator: Option<String>,
     /// Rounds `gpus` up to whole nodes, where it counts ranks.
     pub whole_nodes: bool,
 }
@@ -163,7 +165,14 @@ fn under_cluster(tree: Tree, changes: &ClusterChanges) -> Tree {
         .gpus
         .filter(|_| counted)
         .map(|gpus| gpus.to_string());
-    for (name, text) in [("gpus", gpus), ("fabric", changes.fabric.clone())] {
+    // Only what is imported leaves its accelerator open.
+    let open = cluster.get("node").is_none() && cluster.get("nodes").is_none();
+    let accelerator = changes.accelerator.clone().filter(|_| open);
+    for (name, text) in [
+        ("gpus", gpus),
+        ("fabric", changes.fabric.clone()),
+        ("accelerator", accelerator),
+    ] {
         let Some(text) = text else { continue };
         cluster = cluster.without(name);
         if let Value::Mapping(entries) = &mut cluster.value {

@@ -12,9 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// (`gpu/devid_names.py`), those of A100 and 0x2330, 0x2335 also seen in dumps (NVIDIA/nccl issues
 /// 1125, 1182); Blackwell (inside the range 0x2900 to 0x297f of gb100 there) and MI300X from memory,
 /// unverified.
-const DEVICES: [(&str, &str); 14] = [
+const DEVICES: [(&str, &str); 15] = [
     ("0x20b0", "a100-40"),
     ("0x20b2", "a100-80"),
+    // On a card, as in the file that Azure ships for its NCv4 machines.
+    ("0x20b5", "a100-80"),
     ("0x74a1", "mi300x"),
     ("0x233b", "h200-sxm"),
     ("0x2330", "h100-sxm"),
@@ -342,8 +344,9 @@ impl Reader<'_> {
         }
         let (speed, nets) = fastest;
         if speed > 0 {
-            // NCCL counts in Mbit/s.
-            return Ok((counted(&nets) as u32, Some(f64::from(speed) * 1e6 / 8.0)));
+            // NCCL counts in Mbit/s, the plugin of Slingshot (`cxi`) in kbit/s: no interface has 10 Tbit/s.
+            let unit = if speed > 10_000_000 { 1e3 } else { 1e6 };
+            return Ok((counted(&nets) as u32, Some(f64::from(speed) * unit / 8.0)));
         }
         // InfiniBand, else Ethernet, that NCCL did not probe.
         for class in ["0x0207", "0x0200"] {

@@ -53,6 +53,23 @@ fn a_dump_of_nccl_is_the_node_it_was_made_on() {
 }
 
 #[test]
+fn interfaces_of_slingshot_count_in_kilobits() {
+    let slingshot = NCCL.replace("speed=\"400000\"", "speed=\"200000000\"");
+    let node = read(&slingshot).expect("it is sound").node;
+    assert_eq!(node.nic.rate.bytes_per_sec(), 25_000_000_000);
+}
+
+#[test]
+fn the_command_line_says_which_accelerator() {
+    let changes = ClusterChanges {
+        accelerator: Some("h200-sxm".to_owned()),
+        ..ClusterChanges::default()
+    };
+    let cluster = parse_cluster("file", NCCL, &changes, &files).expect("it is sound");
+    assert_eq!(cluster.node.accelerator.name, "h200-sxm");
+}
+
+#[test]
 fn numbers_are_those_of_the_file() {
     let half = NCCL
         .replace("count=\"18\"", "count=\"9\"")
