@@ -529,7 +529,67 @@ fn the_documented_schemas_are_those_of_the_program() {
         "docs/serving_report.schema.json",
         &fine(&["schema", "serving-report"]),
     );
+    check_file(
+        "docs/jobs_report.schema.json",
+        &fine(&["schema", "jobs-report"]),
+    );
+    check_file(
+        "docs/replay_report.schema.json",
+        &fine(&["schema", "replay-report"]),
+    );
     check_file("docs/scenario.schema.json", &fine(&["schema", "scenario"]));
+}
+
+#[test]
+fn reports_of_jobs_and_of_replays_are_as_their_schemas_say() {
+    for (document, scenario) in [
+        ("jobs-report", "two-jobs-oversubscribed-roce"),
+        ("replay-report", "replay-chakra-8-h100"),
+    ] {
+        let schema = json(&["schema", document]);
+        let report = json(&["run", scenario, "--format", "json"]);
+        let keys = obeys(&schema, &schema, &report, document);
+        assert!(keys > 20, "{document}: {keys} keys");
+    }
+}
+
+/// Holds a document against its schema, key by key: what is required is there, and what is there is
+/// known. Returns how many keys were looked at.
+fn obeys(root: &Value, schema: &Value, document: &Value, at: &str) -> usize {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.rsplit('/').next().expect("a name");
+        return obeys(root, &root["$defs"][name], document, at);
+    }
+    let all = |key: &str| schema[key].as_array().into_iter().flatten();
+    if let Some(items) = document.as_array() {
+        let of = |item: &Value| obeys(root, &schema["items"], item, at);
+        return items.iter().map(of).sum();
+    }
+    let Some(fields) = document.as_object() else {
+        return 0;
+    };
+    for key in all("required").filter_map(Value::as_str) {
+        assert!(fields.contains_key(key), "{at}.{key} is required");
+    }
+    let mut keys = 0;
+    for (key, value) in fields {
+        let own = &schema["properties"][key];
+        let choice = all("oneOf").chain(all("anyOf")).find_map(|one| {
+            let known = &one["properties"][key];
+            (!known.is_null()).then_some(known)
+        });
+        let values = &schema["additionalProperties"];
+        let known = [own, choice.unwrap_or(&Value::Null), values]
+            .into_iter()
+            .find(|known| known.is_object());
+        let whole = all("anyOf").find(|one| !one["$ref"].is_null());
+        if let (None, Some(whole)) = (known, whole) {
+            return keys + obeys(root, whole, document, at);
+        }
+        let known = known.unwrap_or_else(|| panic!("{at}.{key} is not in the schema"));
+        keys += 1 + obeys(root, known, value, &format!("{at}.{key}"));
+    }
+    keys
 }
 
 // ---- reference

@@ -488,4 +488,8 @@ pub enum Document {
     Report,
     /// What `run --format json` writes of a serving scenario.
     ServingReport,
+    /// What `run --format json` writes of several jobs.
+    JobsReport,
+    /// What `run --format json` writes of a replayed execution trace.
+    ReplayReport,
 }

@@ -99,6 +99,8 @@ fn schema(of: Document) -> String {
         Document::Sweep => rackflow_scenario::sweep_schema(),
         Document::Report => rackflow_report::Report::schema(),
         Document::ServingReport => rackflow_report::ServingReport::schema(),
+        Document::JobsReport => rackflow_report::JobsReport::schema(),
+        Document::ReplayReport => rackflow_report::ReplayReport::schema(),
     };
     format!("{schema:#}\n")
 }

@@ -253,6 +253,13 @@ impl JobsReport {
         crate::json::pretty(self)
     }
 
+    /// The JSON Schema of [`JobsReport::to_json`].
+    pub fn schema() -> serde_json::Value {
+        let mut schema = schemars::schema_for!(Self).to_value();
+        schema["title"] = "Rackflow report of several jobs".into();
+        schema
+    }
+
     /// The summary, then the report of every job.
     pub fn to_text(&self, style: &Style) -> String {
         let mut out = self.summary(style);

@@ -8,10 +8,11 @@ use crate::text;
 use rackflow_plan::replay::{CommunicationKind, ReplayCounts, ReplayPlan};
 use rackflow_simulator::replay::{ReplayCause, ReplayRecord};
 use rackflow_topology::Level;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A replayed execution trace. Times are in seconds, rates per second.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ReplayReport {
     /// Version of this document's layout.
     pub schema_version: u32,
@@ -33,7 +34,7 @@ pub struct ReplayReport {
 }
 
 /// What was replayed, and how long it took.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Replay {
     /// From the first start to the last end.
     pub step_time_s: f64,
@@ -63,7 +64,7 @@ pub struct Replay {
 }
 
 /// Waiting for one kind of communication.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Exposed {
     /// `all-reduce`, `send/receive` and so on.
     pub kind: String,
@@ -72,7 +73,7 @@ pub struct Exposed {
 }
 
 /// How the simulation itself went.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ReplayEngine {
     /// Events handled.
     pub events: u64,
@@ -292,6 +293,13 @@ impl ReplayReport {
         let mut json = serde_json::to_string_pretty(self).expect("a report has only string keys");
         json.push('\n');
         json
+    }
+
+    /// The JSON Schema of [`ReplayReport::to_json`].
+    pub fn schema() -> serde_json::Value {
+        let mut schema = schemars::schema_for!(Self).to_value();
+        schema["title"] = "Rackflow replay report".into();
+        schema
     }
 
     /// The report for people.

@@ -14,8 +14,8 @@ use crate::serving::{
 use crate::step::Step;
 use rackflow_network::{FlowId, FlowNet};
 use rackflow_plan::serving::FleetPlan;
-use rackflow_plan::{Flows, Plan, may_block};
-use rackflow_topology::{Cluster, ClusterMap, Health, LinkFault};
+use rackflow_plan::{Flows, Plan};
+use rackflow_topology::{Cluster, Health, LinkFault};
 use rackflow_units::{SimDuration, SimTime};
 
 /// What happened to one job beside the others.
@@ -94,14 +94,13 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
     let plans: Vec<&Plan> = jobs.iter().filter_map(Job::plan).collect();
     let health = Health::new(host, faults)
         .unwrap_or_else(|(_, error)| panic!("the faults were not checked: {error}"));
-    let map = ClusterMap::new(host).expect("the jobs were compiled on this cluster");
     let visitors: Vec<Flows> = fleets.iter().flat_map(visitors).collect();
     let site = Site {
         host,
         seed,
         // Plans that have the tiers in their prices must not meet them again.
         on_fabric: plans.iter().any(|plan| plan.on_fabric)
-            || plans.is_empty() && may_block(host, faults, &map),
+            || fleets.iter().any(|fleet| fleet.site.is_some_and(|site| site.on_fabric)),
         keep: Keep::Narrow,
         visitors: &visitors,
     };

@@ -5,7 +5,7 @@ use rackflow_network::{
     self as network, CollectiveOp, Demand, ExchangeStyle, ExchangeWay, Links, TokenExchange,
     direct_exchange, own_all_reduce,
 };
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path};
+use rackflow_topology::{ClusterMap, GroupSpan, Level, Path};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::MoE;
 use rackflow_workload::serving::{CustomAllReduce, DispatchKernel, ServingParallelism};
@@ -44,7 +44,7 @@ enum For {
 impl Groups {
     /// `gpus` in order: tensor ranks first, then attention groups, then stages.
     pub fn new(
-        cluster: &Cluster,
+        links: Links,
         map: &ClusterMap,
         gpus: &[u32],
         plan: &ServingParallelism,
@@ -58,7 +58,7 @@ impl Groups {
                 .expect("two stages have a hop")
         });
         Self {
-            links: Links::new(cluster, map),
+            links,
             tensor: map.span(&gpus[..plan.tensor as usize]),
             stage: map.span(&gpus[..stage]),
             hop,

@@ -1,6 +1,7 @@
 //! A fleet: pools of equal replicas on their GPUs, and what is asked of them.
 
 use super::{Instance, ServingError};
+use crate::crossing::may_block;
 use crate::setup::{Seats, Straggler};
 use rackflow_topology::{Cluster, ClusterMap, LinkFault};
 use rackflow_units::Bytes;
@@ -96,6 +97,9 @@ pub struct FleetPlan {
     pub instances: Vec<Instance>,
     /// Where GPUs sit, by cluster; that of the larger one where the fleet is a part of it.
     pub maps: Vec<ClusterMap>,
+    /// What goes over NICs runs as flows over the links above the leaves, because those can hold it back.
+    /// Otherwise what those tiers cost is in the price of each step.
+    pub on_fabric: bool,
 }
 
 /// Why a fleet has no plan.
@@ -150,6 +154,8 @@ pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
             })?;
         maps.push(map);
     }
+    let host = setup.host();
+    let on_fabric = host.is_some_and(|host| may_block(host, &setup.faults, &maps[0]));
     let mut instances = Vec::new();
     for (index, pool) in setup.pools.iter().enumerate() {
         let before: u32 = setup.clusters[..pool.cluster]
@@ -160,7 +166,12 @@ pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
         let gpus: Vec<u32> = (first..first + pool.deployment.parallelism.gpus())
             .map(|gpu| setup.gpu_of(gpu))
             .collect();
-        let instance = Instance::new(
+        let compile = if on_fabric {
+            Instance::on_fabric
+        } else {
+            Instance::new
+        };
+        let instance = compile(
             &pool.deployment,
             &setup.clusters[pool.cluster],
             &maps[pool.cluster],
@@ -181,5 +192,6 @@ pub fn compile_fleet(setup: FleetSetup) -> Result<FleetPlan, FleetError> {
         setup,
         instances,
         maps,
+        on_fabric,
     })
 }

@@ -10,6 +10,7 @@ use super::parts::Parts;
 use super::table::Table;
 use super::{PrefillChunk, StepBatch, StepCost};
 use crate::cause::{Accounts, Cause, CommKind};
+use rackflow_network::Links;
 use rackflow_topology::{Cluster, ClusterMap, Level};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::serving::{Deployment, Draft, GraphCapture};
@@ -120,6 +121,27 @@ impl Instance {
         map: &ClusterMap,
         gpus: &[u32],
     ) -> Result<Self, ServingError> {
+        let links = Links::new(cluster, map);
+        Self::over(deployment, cluster, (map, links), gpus)
+    }
+
+    /// The same without what the tiers cost, for a fleet whose flows run over their links.
+    pub(super) fn on_fabric(
+        deployment: &Deployment,
+        cluster: &Cluster,
+        map: &ClusterMap,
+        gpus: &[u32],
+    ) -> Result<Self, ServingError> {
+        let links = Links::new(cluster, map).without_tiers();
+        Self::over(deployment, cluster, (map, links), gpus)
+    }
+
+    fn over(
+        deployment: &Deployment,
+        cluster: &Cluster,
+        (map, links): (&ClusterMap, Links),
+        gpus: &[u32],
+    ) -> Result<Self, ServingError> {
         check(deployment, gpus)?;
         let mut accelerator = cluster.node.accelerator.clone();
         if deployment.stack.decode_graphs == GraphCapture::Persistent {
@@ -129,7 +151,7 @@ impl Instance {
         let memory = memory::of(deployment, &accelerator)?;
         let native = native(deployment, &accelerator);
         let kernels = Kernels::new(accelerator, deployment, native);
-        let groups = Groups::new(cluster, map, gpus, &deployment.parallelism, kernels.floor());
+        let groups = Groups::new(links, map, gpus, &deployment.parallelism, kernels.floor());
         let layers = Layers {
             deployment,
             kernels: &kernels,

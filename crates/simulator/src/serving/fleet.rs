@@ -2,7 +2,7 @@
 
 use super::blocks;
 use super::cost::{DecodeTable, StepModel, Work};
-use super::ground::{slowdown, way_of_steps};
+use super::ground::{slowdown, way_of_steps, ways_of_store};
 use super::live::{Live, Lives};
 use super::luck::Luck;
 use super::network::{self, Ground, Network, Piece, Purpose, Sides, Transfer, Way, Wires};
@@ -38,6 +38,10 @@ pub struct Pool<'a> {
     /// GPUs among which one sequence's cache is spread: the tensor-parallel ranks of one attention
     /// group.
     pub cache_gpus: u32,
+    /// GPUs of one pipeline stage of a replica.
+    pub stage_gpus: u32,
+    /// Tokens go to experts on other GPUs.
+    pub exchanges: bool,
     /// First GPU of the pool.
     pub first_gpu: u32,
     /// Limits and habits.
@@ -94,6 +98,8 @@ pub struct FleetSite<'a> {
     pub seats: Option<&'a [u32]>,
     /// Dead, slow and flapping links of the cluster.
     pub faults: &'a [LinkFault],
+    /// Links above the leaves may hold flows back, and are not in the prices of steps.
+    pub on_fabric: bool,
 }
 
 impl FleetSite<'_> {
@@ -117,6 +123,7 @@ impl<'a> Fleet<'a> {
                 map: &plan.maps[0],
                 seats: setup.seats.as_ref().map(|seats| seats.gpus.as_slice()),
                 faults: &setup.faults,
+                on_fabric: plan.on_fabric,
             }),
             stragglers: &setup.stragglers,
             requests: &setup.requests,
@@ -148,6 +155,8 @@ impl<'a> Pool<'a> {
             replicas: pool.replicas,
             gpus: instance.gpus(),
             cache_gpus: deployment.parallelism.tensor,
+            stage_gpus: deployment.parallelism.stage_gpus(),
+            exchanges: deployment.model.moe.is_some() && deployment.parallelism.data > 1,
             first_gpu: pool.first_gpu,
             engine: pool.engine,
             kv_tokens: instance.kv_capacity_tokens(),
@@ -348,6 +357,9 @@ struct Serving<'a, 's> {
     slowdowns: Vec<f64>,
     /// Links over which the steps of each replica send, and flows of its busiest GPU.
     ways: Vec<(Vec<(u32, u32)>, u32)>,
+    /// Links over which blocks of a remote store come to each replica and go back, and flows of each of
+    /// its GPUs.
+    store_ways: Vec<[(Vec<(u32, u32)>, u32); 2]>,
     source: Source<'s>,
     tables: Vec<DecodeTable>,
     replicas: Vec<Replica>,
@@ -427,6 +439,10 @@ impl<'a, 's> Serving<'a, 's> {
             ways: replicas
                 .iter()
                 .map(|replica| way_of_steps(fleet, replica, &ground))
+                .collect(),
+            store_ways: replicas
+                .iter()
+                .map(|replica| ways_of_store(fleet, replica, &ground))
                 .collect(),
             network: (fleet.pools.len() > 1
                 || remote
@@ -665,16 +681,17 @@ impl<'a, 's> Serving<'a, 's> {
         self.endpoints
             .extend((0..pool.cache_gpus).map(|gpu| replica.gpu + gpu));
         let network = self.network.as_mut().expect("a remote tier has a network");
-        let sides = if purpose == Purpose::Write {
-            Sides::From(&self.endpoints)
+        let [reads, writes] = &self.store_ways[index as usize];
+        let (sides, way) = if purpose == Purpose::Write {
+            (Sides::From(&self.endpoints), writes)
         } else {
-            Sides::Into(&self.endpoints)
+            (Sides::Into(&self.endpoints), reads)
         };
         network.start(
             queue,
             sides,
             &demand,
-            Way::Inside,
+            Way::Links(&way.0, way.1),
             purpose,
             Event::FlowEnded,
         );

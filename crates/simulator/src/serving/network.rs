@@ -186,9 +186,12 @@ impl Network {
             },
             _ => Crossing::NONE,
         };
-        // Layers compute between their collectives, and caches are posted message by message.
         let (net, changed) = (&mut self.net, &mut self.changed);
-        let id = net.start_spread(now, &self.ends, demand, crossing, changed);
+        let id = match purpose {
+            Purpose::Step(_) => net.start_over(now, &self.ends, demand, crossing, changed),
+            // Caches are posted message by message, and read block by block.
+            _ => net.start_spread(now, &self.ends, demand, crossing, changed),
+        };
         let slot = id.slot();
         if self.flows.len() <= slot {
             self.flows.resize(slot + 1, None);

@@ -75,6 +75,8 @@ fn pool(model: &dyn StepModel) -> Pool<'_> {
         replicas: 1,
         gpus: GPUS,
         cache_gpus: GPUS,
+        stage_gpus: GPUS,
+        exchanges: false,
         first_gpu: 0,
         engine: EngineConfig::default(),
         kv_tokens: 100_000,

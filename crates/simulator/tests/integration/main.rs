@@ -13,3 +13,4 @@ mod replay;
 mod run;
 mod search;
 mod sharing;
+mod whole;
