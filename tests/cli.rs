@@ -546,8 +546,8 @@ fn reports_of_jobs_and_of_replays_are_as_their_schemas_say() {
         ("jobs-report", "two-jobs-oversubscribed-roce"),
         ("replay-report", "replay-chakra-8-h100"),
     ] {
-        let schema = json(&["schema", document]);
-        let report = json(&["run", scenario, "--format", "json"]);
+        let schema = json(&fine(&["schema", document]));
+        let report = json(&fine(&["run", scenario, "--format", "json"]));
         let keys = obeys(&schema, &schema, &report, document);
         assert!(keys > 20, "{document}: {keys} keys");
     }

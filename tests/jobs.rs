@@ -44,6 +44,95 @@ fn scattered_jobs_slow_each_other_and_packed_ones_do_not() {
     assert_eq!(slowdowns("explicit", &explicit), [1.0, 1.0]);
 }
 
+/// Leaves and slowdowns of both jobs, seated like this.
+fn seated(name: &str, large: &str, small: &str) -> Vec<(u64, f64)> {
+    let seats = "gpus: 256\n    placement: scattered";
+    let mut text = TWO_JOBS.to_owned();
+    for placement in [large, small] {
+        text = text.replacen(seats, &format!("gpus: 256\n    placement: {placement}"), 1);
+        if placement == "scattered" {
+            // Leave it behind for the next replacement.
+            text = text.replacen(seats, "gpus: 256 \n    placement: scattered", 1);
+        }
+    }
+    let (status, out, err) = run_text(name, &text);
+    assert_eq!((status, err.as_str()), (0, ""), "{name}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("the output is JSON");
+    let jobs = report["jobs"].as_array().expect("a list of jobs");
+    let of = |job: &serde_json::Value| {
+        let leaves = job["leaves"].as_u64().expect("a count");
+        (leaves, job["slowdown"].as_f64().expect("a number"))
+    };
+    jobs.iter().map(of).collect()
+}
+
+/// The table of placements in `docs/topology.md`.
+#[test]
+fn placements_do_what_their_names_say() {
+    let every_other = |from: u32| {
+        let nodes: Vec<String> = (from..64)
+            .step_by(2)
+            .map(|node| format!("{}-{}", 8 * node, 8 * node + 7))
+            .collect();
+        format!("{{ explicit: [{}] }}", nodes.join(", "))
+    };
+    let packed = seated("packed-packed", "packed", "packed");
+    assert_eq!(packed, [(8, 1.0), (8, 1.0)], "leaves of their own");
+    assert_eq!(
+        seated("packed-scattered", "packed", "scattered"),
+        packed,
+        "whole leaves are left"
+    );
+    let scattered = seated("scattered-packed", "scattered", "packed");
+    assert!(
+        scattered
+            .iter()
+            .all(|(leaves, slowdown)| *leaves > 8 && *slowdown > 1.1)
+    );
+    let striped = seated("striped", &every_other(0), &every_other(1));
+    assert!(
+        striped.iter().all(|(leaves, _)| *leaves == 16),
+        "{striped:?}"
+    );
+    let sum = |jobs: &[(u64, f64)]| jobs.iter().map(|job| job.1).sum::<f64>();
+    assert!(sum(&striped) > sum(&scattered), "{striped:?} {scattered:?}");
+}
+
+/// What a slow GPU, a dead rail, a degraded or a flapping uplink costs jobs beside each other.
+#[test]
+fn faults_cost_jobs_what_their_reports_say() {
+    for (index, (fault, least)) in [
+        ("stragglers: [{ gpu: 3, slowdown: 1.5 }]", 1.02),
+        ("links: [{ link: { rail: 2 }, state: down }]", 1.02),
+        ("links: [{ link: { leaf_uplinks: 0 }, state: { degraded: 0.3 } }]", 1.02),
+        (
+            "links: [{ link: { leaf_uplinks: 0 }, state: { flapping: { every: 100 ms, down: 30 ms } } }]",
+            1.02,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = format!("{TWO_JOBS}\nsimulation:\n  {fault}\n");
+        let (status, out, err) = run_text(&format!("faults-{index}"), &text);
+        assert_eq!((status, err.as_str()), (0, ""), "{fault}");
+        let report: serde_json::Value = serde_json::from_str(&out).expect("the output is JSON");
+        let costs: Vec<f64> = report["jobs"]
+            .as_array()
+            .expect("a list of jobs")
+            .iter()
+            .map(|job| {
+                let disturbed = &job["training"]["report"]["disturbed"];
+                let time = |key: &str| disturbed[key].as_f64().expect("a time");
+                assert_eq!(job["training"]["step_time_s"], disturbed["time_s"]);
+                time("time_s") / time("undisturbed_time_s")
+            })
+            .collect();
+        let most = costs.iter().copied().fold(0.0, f64::max);
+        assert!(most > least, "{fault}: {costs:?}");
+    }
+}
+
 #[test]
 fn a_summary_and_a_report_for_each_job() {
     let (status, text, _) = outcome(&["run", "two-jobs-oversubscribed-roce"]);

@@ -8,8 +8,8 @@ use crate::run;
 use crate::serve;
 use crate::terminal;
 use clap::ColorChoice;
-use rackflow_plan::Plan;
-use rackflow_plan::serving::{FleetPlan, compile_fleet};
+use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
+use rackflow_plan::{Plan, Setup};
 use rackflow_report::{JobInput, JobRun, JobsReport, Style, WorkReport, plot, summarize_jobs};
 use rackflow_scenario::{Job, JobWork};
 use rackflow_simulator::serving::Rows;
@@ -144,11 +144,54 @@ fn simulate(input: &Input, jobs: &[Job], plans: &[Compiled]) -> Result<JobsRepor
             },
         })
         .collect();
-    summarize_jobs(&input::stem(&input.source), &inputs, wall_s).map_err(|error| {
-        Failure::run(format_args!(
-            "the simulation contradicts itself, which is a defect of Rackflow: {error}"
-        ))
-    })
+    let mut report =
+        summarize_jobs(&input::stem(&input.source), &inputs, wall_s).map_err(|error| {
+            Failure::run(format_args!(
+                "the simulation contradicts itself, which is a defect of Rackflow: {error}"
+            ))
+        })?;
+    let whole: Option<Vec<Compiled>> = plans.iter().map(Compiled::undisturbed).collect();
+    if report.is_disturbed()
+        && let Some(whole) = whole
+    {
+        let times = beside(&whole.iter().collect::<Vec<_>>())?;
+        report.compare_undisturbed(&times.iter().map(seconds).collect::<Vec<_>>());
+    }
+    Ok(report)
+}
+
+/// Of a step, or of a request from end to end, in the mean.
+fn seconds(outcome: &JobOutcome) -> f64 {
+    match outcome {
+        JobOutcome::Training(job) => job.step_time.as_secs_f64(),
+        JobOutcome::Serving(record) => record.e2e.mean_s(),
+    }
+}
+
+impl Compiled {
+    /// The same job where everything works.
+    fn undisturbed(&self) -> Option<Self> {
+        match self {
+            Self::Training(plan) => {
+                let setup = Setup {
+                    faults: Vec::new(),
+                    stragglers: Vec::new(),
+                    ..plan.setup.clone()
+                };
+                let plan = rackflow_plan::compile(&setup).ok()?;
+                Some(Self::Training(Box::new(plan)))
+            }
+            Self::Serving(plan, trace) => {
+                let setup = FleetSetup {
+                    faults: Vec::new(),
+                    stragglers: Vec::new(),
+                    ..plan.setup.clone()
+                };
+                let plan = compile_fleet(setup).ok()?;
+                Some(Self::Serving(Box::new(plan), trace.clone()))
+            }
+        }
+    }
 }
 
 /// Writes the report in every form, with a picture for each job.

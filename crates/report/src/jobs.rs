@@ -1,5 +1,6 @@
 //! Several jobs on one cluster: what each delivers, and what the others cost it.
 
+use crate::disturbed::Disturbed;
 use crate::format::{number, seconds};
 use crate::paint::{Ink, Style};
 use crate::render_serving_text;
@@ -247,7 +248,37 @@ pub fn summarize_jobs(
     })
 }
 
+impl WorkReport {
+    fn disturbed(&self) -> Option<&Disturbed> {
+        match self {
+            Self::Training(work) => work.report.disturbed.as_ref(),
+            Self::Serving(work) => work.report.disturbed.as_ref(),
+        }
+    }
+}
+
 impl JobsReport {
+    /// Whether GPUs are slow or links faulty.
+    pub fn is_disturbed(&self) -> bool {
+        self.jobs.iter().any(|job| job.work.disturbed().is_some())
+    }
+
+    /// Sets beside each job what its step or its request takes where everything works and the same jobs are
+    /// there, in seconds, in the order of the jobs.
+    pub fn compare_undisturbed(&mut self, times: &[f64]) {
+        for (job, whole) in self.jobs.iter_mut().zip(times) {
+            let [_, together] = job.work.times();
+            let disturbed = match &mut job.work {
+                WorkReport::Training(work) => &mut work.report.disturbed,
+                WorkReport::Serving(work) => &mut work.report.disturbed,
+            };
+            if let Some(disturbed) = disturbed {
+                disturbed.time_s = together;
+                disturbed.undisturbed_time_s = Some(*whole);
+            }
+        }
+    }
+
     /// The report as one JSON document, indented, with a newline at the end.
     pub fn to_json(&self) -> String {
         crate::json::pretty(self)

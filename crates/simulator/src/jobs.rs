@@ -100,7 +100,9 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
         seed,
         // Plans that have the tiers in their prices must not meet them again.
         on_fabric: plans.iter().any(|plan| plan.on_fabric)
-            || fleets.iter().any(|fleet| fleet.site.is_some_and(|site| site.on_fabric)),
+            || fleets
+                .iter()
+                .any(|fleet| fleet.site.is_some_and(|site| site.on_fabric)),
         keep: Keep::Narrow,
         visitors: &visitors,
     };

@@ -134,9 +134,9 @@ impl Hosts {
             let to = seat(fleet, first + column);
             let others = self.domains.iter().filter(|domain| !domain.contains(&to));
             let before = flows.edges.len();
-            flows.edges.extend(
-                others.map(|domain| (domain[column as usize % domain.len()], to, false)),
-            );
+            flows
+                .edges
+                .extend(others.map(|domain| (domain[column as usize % domain.len()], to, false)));
             flows.each = flows.each.max((flows.edges.len() - before) as u32);
         }
         let back = flows.edges.iter().map(|(from, to, way)| (*to, *from, *way));

@@ -486,6 +486,62 @@ fn what_falls_out_of_hbm_comes_back_from_below() {
     assert!(with.pools[0].prefill_tokens < without.pools[0].prefill_tokens);
 }
 
+/// Blocks of a remote store come from all hosts, over the uplinks of the leaves where those are narrow.
+#[test]
+fn loads_from_a_remote_store_meet_the_uplinks() {
+    let mut plan = plan(poisson(60.0), Length::Fixed(64), Length::Fixed(4), 300);
+    let Shapes::Drawn { sessions, .. } = &mut plan.shapes else {
+        unreachable!("the plan draws")
+    };
+    *sessions = Some(Sessions {
+        turns: Length::Fixed(1),
+        think_time: SimDuration::ZERO,
+        system_prompt: 4_000,
+        system_prompts: 48,
+    });
+    let tiers = [KvTier {
+        medium: Medium::Remote,
+        capacity: Bytes::new(100_000 * 2_000_000),
+        read: Bandwidth::from_gigabytes_per_sec(2_000),
+        latency: SimDuration::from_micros(50),
+        eviction: Eviction::Lru,
+    }];
+    let end_to_end = |oversubscription: u32| {
+        let text = format!(
+            "cluster: {{ node: dgx-h100, gpus: 32, fabric: {{ like: roce-oversubscribed, \
+             fat_tree: {{ nics_per_leaf: 8, leaf_oversubscription: {oversubscription} }} }} }}\n\
+             workload: {{ training: {{ model: llama3-8b, stack: megatron-core-25.04, precision: bf16, \
+             sequence_length: 4096, global_batch: 64, parallelism: {{ tensor: 2 }} }} }}"
+        );
+        let files = |_: &str| Err(std::io::Error::other("no files"));
+        let scenario = rackflow_scenario::parse("test", &text).expect("it parses");
+        let cluster = scenario.resolve(&files).expect("it resolves").cluster;
+        let map = rackflow_topology::ClusterMap::new(&cluster).expect("it nests");
+        let mut fleet = fleet(vec![pool(&MODEL)], &plan);
+        fleet.pools[0].kv_tokens = 9_000;
+        fleet.pools[0].replicas = 16;
+        fleet.store = &tiers;
+        fleet.site = Some(FleetSite {
+            cluster: &cluster,
+            map: &map,
+            seats: None,
+            faults: &[],
+            on_fabric: true,
+        });
+        let (record, requests) = run(&fleet);
+        holds_together(&record, &requests, 300);
+        assert!(
+            record.kv.loaded_tokens > 50_000,
+            "{}",
+            record.kv.loaded_tokens
+        );
+        record.e2e.mean_s()
+    };
+    // Eight NICs on eight cables, and on one.
+    let (wide, narrow) = (end_to_end(1), end_to_end(8));
+    assert!(narrow > 1.02 * wide, "{narrow} {wide}");
+}
+
 #[test]
 fn a_diffusion_model_delivers_blocks() {
     let plan = plan(Arrivals::Burst {}, Length::Fixed(100), Length::Fixed(64), 4);

@@ -3,8 +3,8 @@
 //! by every run.
 
 use proptest::prelude::*;
-use rackflow_plan::serving::compile_fleet;
-use rackflow_plan::{Fidelity, compile};
+use rackflow_plan::serving::{FleetPlan, compile_fleet};
+use rackflow_plan::{Fidelity, Plan, compile};
 use rackflow_scenario::{JobWork, parse_jobs};
 use rackflow_simulator::{Job, JobOutcome, simulate_mixed};
 
@@ -150,25 +150,11 @@ fn seconds(outcome: &JobOutcome) -> f64 {
 /// All jobs beside each other, and each alone on its seats.
 fn run(text: &str, fidelity: Fidelity) -> (Vec<f64>, Vec<f64>) {
     let files = |_: &str| Err(std::io::Error::other("no files"));
-    let parsed = parse_jobs("drawn", text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let parsed = parse_jobs("drawn", text).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
     let jobs = parsed.simulated_with(None, Some(fidelity)).resolve(&files);
-    let jobs = jobs.unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let mut plans = Vec::new();
-    let mut fleets = Vec::new();
-    for job in &jobs {
-        match &job.work {
-            JobWork::Training(setup) => plans.push(compile(setup).expect("the job compiles")),
-            JobWork::Serving(setup) => {
-                fleets.push(compile_fleet((**setup).clone()).expect("the fleet compiles"));
-            }
-        }
-    }
-    let (mut plan, mut fleet) = (plans.iter(), fleets.iter());
-    let of = |job: &rackflow_scenario::Job| match &job.work {
-        JobWork::Training(_) => Job::Training(plan.next().expect("one for each")),
-        JobWork::Serving(_) => Job::Serving(fleet.next().expect("one for each"), None),
-    };
-    let all: Vec<Job<'_>> = jobs.iter().map(of).collect();
+    let jobs = jobs.unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+    let compiled: Vec<Compiled> = jobs.iter().map(|job| Compiled::of(&job.work)).collect();
+    let all: Vec<Job<'_>> = compiled.iter().map(Compiled::job).collect();
     let of = |jobs: &[Job<'_>]| -> Vec<f64> {
         let outcomes = simulate_mixed(jobs).unwrap_or_else(|error| panic!("{error}\n{text}"));
         outcomes.iter().map(seconds).collect()
@@ -177,8 +163,79 @@ fn run(text: &str, fidelity: Fidelity) -> (Vec<f64>, Vec<f64>) {
     (of(&all), alone.collect())
 }
 
+/// What a job does, compiled.
+enum Compiled {
+    Training(Box<Plan>),
+    Serving(Box<FleetPlan>),
+}
+
+impl Compiled {
+    fn of(work: &JobWork) -> Self {
+        match work {
+            JobWork::Training(setup) => {
+                Self::Training(Box::new(compile(setup).expect("the job compiles")))
+            }
+            JobWork::Serving(setup) => {
+                let plan = compile_fleet((**setup).clone());
+                Self::Serving(Box::new(plan.expect("the fleet compiles")))
+            }
+        }
+    }
+
+    fn job(&self) -> Job<'_> {
+        match self {
+            Self::Training(plan) => Job::Training(plan),
+            Self::Serving(plan) => Job::Serving(plan, None),
+        }
+    }
+}
+
+/// A replica over two nodes, whose experts are on both, beside other jobs.
+fn experts(oversubscription: u32, placement: &str, others: &str) -> Vec<f64> {
+    let text = format!(
+        "cluster:
+  node: dgx-h100
+  gpus: 64
+  fabric: {{ like: roce-oversubscribed, fat_tree: {{ nics_per_leaf: 16, leaf_oversubscription: {oversubscription} }} }}
+jobs:
+  - name: chat
+    gpus: 16
+    placement: {placement}
+    workload:
+      serving:
+        model: qwen3-30b-a3b
+        stack: vllm-0.10
+        precision: {{ weights: bf16, kv: bf16 }}
+        parallelism: {{ data: 16, expert: 16 }}
+        requests: {{ input: {{ fixed: 2048 }}, output: {{ fixed: 8 }}, arrivals: {{ poisson: {{ rate: 100 requests/s }} }}, count: 40 }}
+{others}"
+    );
+    run(&text, Fidelity::Folded).0
+}
+
+/// A step that crosses leaves meets their uplinks: narrow ones slow it, one leaf for all of it does not,
+/// and it shares them with a job that trains.
+#[test]
+fn steps_of_a_service_meet_the_uplinks_of_their_leaves() {
+    let wide = experts(1, "scattered", "")[0];
+    let narrow = experts(16, "scattered", "")[0];
+    assert!(narrow > 1.3 * wide, "{narrow} {wide}");
+    let inside = experts(1, "packed", "")[0];
+    assert_eq!(experts(16, "packed", "")[0], inside, "one leaf");
+    assert!(inside <= wide, "{inside} {wide}");
+    let training = "  - name: pretraining
+    gpus: 48
+    placement: scattered
+    workload:
+      training: { model: llama3-8b, stack: megatron-core-25.04, precision: bf16, sequence_length: 2048, global_batch: 48, \
+      micro_batch: 1, recompute: selective, parallelism: { tensor: 2, zero: 1 } }
+";
+    let beside = experts(16, "scattered", training)[0];
+    assert!(beside > 1.02 * narrow, "{beside} {narrow}");
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// No job gains from others, and folding changes nothing.
     #[test]
