@@ -5,7 +5,7 @@ use super::cost::{DecodeTable, StepModel, Work};
 use super::ground::{slowdown, way_of_steps, ways_of_store};
 use super::live::{Live, Lives};
 use super::luck::Luck;
-use super::network::{self, Ground, Network, Piece, Purpose, Sides, Transfer, Way, Wires};
+use super::network::{self, Ground, Network, Piece, Purpose, Sides, Spread, Transfer, Way, Wires};
 use super::record::{
     KvRecord, Phase, PoolRecord, RequestRecord, RequestSink, ServingRecord, Spans, TierRecord,
 };
@@ -356,10 +356,10 @@ struct Serving<'a, 's> {
     /// How many times longer the kernels of each replica take.
     slowdowns: Vec<f64>,
     /// Links over which the steps of each replica send, and flows of its busiest GPU.
-    ways: Vec<(Vec<(u32, u32)>, u32)>,
+    ways: Vec<Spread>,
     /// Links over which blocks of a remote store come to each replica and go back, and flows of each of
     /// its GPUs.
-    store_ways: Vec<[(Vec<(u32, u32)>, u32); 2]>,
+    store_ways: Vec<[Spread; 2]>,
     source: Source<'s>,
     tables: Vec<DecodeTable>,
     replicas: Vec<Replica>,

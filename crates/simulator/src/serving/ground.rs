@@ -1,7 +1,7 @@
 //! A fleet on its GPUs: which flows may come, and what faults leave of them.
 
 use super::fleet::{Fleet, FleetSite, Pool};
-use super::network::Ground;
+use super::network::{Ground, Spread};
 use super::replica::Replica;
 use crate::fabric::{Fabric, Keep, Site, lay_out};
 use crate::ports::{self, Outages};
@@ -149,11 +149,7 @@ impl Hosts {
 }
 
 /// Links over which the steps of a replica send, and flows of its busiest GPU.
-pub(super) fn way_of_steps(
-    fleet: &Fleet<'_>,
-    replica: &Replica,
-    ground: &Ground,
-) -> (Vec<(u32, u32)>, u32) {
+pub(super) fn way_of_steps(fleet: &Fleet<'_>, replica: &Replica, ground: &Ground) -> Spread {
     let (Some(roads), Some(site)) = (&ground.roads, fleet.site) else {
         return (Vec::new(), 1);
     };
@@ -164,11 +160,7 @@ pub(super) fn way_of_steps(
 }
 
 /// Links over which a replica reads from a remote store and writes to it, and flows of each of its GPUs.
-pub(super) fn ways_of_store(
-    fleet: &Fleet<'_>,
-    replica: &Replica,
-    ground: &Ground,
-) -> [(Vec<(u32, u32)>, u32); 2] {
+pub(super) fn ways_of_store(fleet: &Fleet<'_>, replica: &Replica, ground: &Ground) -> [Spread; 2] {
     let hosts = fleet.site.and_then(|site| Hosts::of(fleet, site));
     match (&ground.roads, hosts) {
         (Some(roads), Some(hosts)) => hosts

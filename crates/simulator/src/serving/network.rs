@@ -117,6 +117,9 @@ impl Sides<'_> {
     }
 }
 
+/// Links of the fabric with how many flows go over each, and how many of these the busiest GPU has.
+pub(super) type Spread = (Vec<(u32, u32)>, u32);
+
 /// Which links of the fabric a flow goes over.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Way<'a> {
@@ -187,10 +190,13 @@ impl Network {
             _ => Crossing::NONE,
         };
         let (net, changed) = (&mut self.net, &mut self.changed);
-        let id = match purpose {
-            Purpose::Step(_) => net.start_over(now, &self.ends, demand, crossing, changed),
-            // Caches are posted message by message, and read block by block.
-            _ => net.start_spread(now, &self.ends, demand, crossing, changed),
+        let id = if matches!(purpose, Purpose::Step(_)) && !crossing.links.is_empty() {
+            // Links that all ranks want at once are narrow for as long as they send, and no longer.
+            net.start_over(now, &self.ends, demand, crossing, changed)
+        } else {
+            // Layers compute between their collectives, caches are posted message by message, and a store
+            // is read block by block.
+            net.start_spread(now, &self.ends, demand, crossing, changed)
         };
         let slot = id.slot();
         if self.flows.len() <= slot {

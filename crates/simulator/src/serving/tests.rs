@@ -503,6 +503,8 @@ fn loads_from_a_remote_store_meet_the_uplinks() {
         medium: Medium::Remote,
         capacity: Bytes::new(100_000 * 2_000_000),
         read: Bandwidth::from_gigabytes_per_sec(2_000),
+        write: None,
+        write_policy: WritePolicy::WriteBack,
         latency: SimDuration::from_micros(50),
         eviction: Eviction::Lru,
     }];
