@@ -221,6 +221,8 @@ fn stage_end(compiler: &Compiler<'_>, ctx: &mut Context<'_>, stage: u32) -> Stag
     let chunks = compiler.stage_chunks(stage);
     let run = compiler.step_end(ctx, &chunks);
     let (mut rest, mut host_waits) = (0, false);
+    let beside = ctx.setup.training.stack.overlap.optimizer_step_gather;
+    let mut computed = false;
     for node in &run.nodes {
         rest += match node.work {
             Work::Compute(id) => {
@@ -233,9 +235,13 @@ fn stage_end(compiler: &Compiler<'_>, ctx: &mut Context<'_>, stage: u32) -> Stag
                 };
                 segment.time[0].as_picos().max(launch)
             }
-            Work::Collective(_, id) if node.stream == Stream::Data => least(ctx, id, MEAN_LOAD),
+            // What is gathered beside the optimizer may cost nothing.
+            Work::Collective(_, id) if node.stream == Stream::Data && !(beside && computed) => {
+                least(ctx, id, MEAN_LOAD)
+            }
             _ => 0,
         };
+        computed |= matches!(node.work, Work::Compute(_));
         host_waits |= node.host_waits;
     }
     // The norm queues behind the reductions; where there is none, nothing waits for them.

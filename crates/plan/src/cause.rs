@@ -63,6 +63,8 @@ pub enum Cause {
     Contention,
     /// Waiting for a communication of this kind, whose slowest level is this.
     Exposed(CommKind, Level),
+    /// Waiting for activations on their way to or from the host's memory.
+    Offload,
     /// Waiting for another pipeline stage.
     Bubble,
     /// Waiting for partners that are not there yet, as the rank with more expert load is.
@@ -83,7 +85,7 @@ const AFTER: usize = EXPOSED_AT + 20;
 
 impl Cause {
     /// Number of causes.
-    pub const COUNT: usize = AFTER + 6;
+    pub const COUNT: usize = AFTER + 7;
 
     /// Position in a table of all causes.
     pub const fn index(self) -> usize {
@@ -106,12 +108,13 @@ impl Cause {
                 };
                 EXPOSED_AT + kind as usize * 4 + level
             }
-            Self::Bubble => AFTER,
-            Self::Imbalance => AFTER + 1,
-            Self::Straggler => AFTER + 2,
-            Self::Checkpoint => AFTER + 3,
-            Self::LostWork => AFTER + 4,
-            Self::Idle => AFTER + 5,
+            Self::Offload => AFTER,
+            Self::Bubble => AFTER + 1,
+            Self::Imbalance => AFTER + 2,
+            Self::Straggler => AFTER + 3,
+            Self::Checkpoint => AFTER + 4,
+            Self::LostWork => AFTER + 5,
+            Self::Idle => AFTER + 6,
         }
     }
 
@@ -136,6 +139,7 @@ impl Cause {
         .into_iter()
         .chain(exposed)
         .chain([
+            Self::Offload,
             Self::Bubble,
             Self::Imbalance,
             Self::Straggler,
@@ -158,6 +162,7 @@ impl Cause {
             Self::Recomputation => "recomputation".into(),
             Self::Contention => "contention".into(),
             Self::Exposed(kind, level) => format!("exposed_{}_{level}", kind.name()).to_lowercase(),
+            Self::Offload => "offload".into(),
             Self::Bubble => "bubble".into(),
             Self::Imbalance => "imbalance".into(),
             Self::Straggler => "straggler".into(),

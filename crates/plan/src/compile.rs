@@ -777,7 +777,20 @@ impl<'a> Compiler<'a> {
 
     /// What one stage sends to the next of a micro-batch.
     pub fn message(&self) -> Bytes {
-        Bytes::new(self.sizes.own_tokens * self.sizes.model.hidden * 2)
+        let whole = self.sizes.own_tokens * self.sizes.model.hidden * 2;
+        if self.scatters_messages() {
+            return Bytes::new(whole.div_ceil(u64::from(self.sizes.plan.tensor)));
+        }
+        Bytes::new(whole)
+    }
+
+    /// Messages between stages are cut over the tensor ranks, which gather them on arrival.
+    fn scatters_messages(&self) -> bool {
+        let plan = self.sizes.plan;
+        self.sizes.stack.scatters_messages
+            && plan.tensor > 1
+            && !plan.sequence_parallel
+            && plan.pipeline > 1
     }
 
     pub fn zero(&self) -> Zero {
@@ -793,7 +806,39 @@ impl<'a> Compiler<'a> {
     fn gathers_first(&self) -> bool {
         matches!(self.zero(), Zero::Stage1 | Zero::Stage2)
             && self.sizes.stack.overlap.parameter_gather
-            && self.data_ranks() > 1
+            && self.has_replicas()
+    }
+
+    /// Any parameter is on more than one rank: all of them, or the experts.
+    fn has_replicas(&self) -> bool {
+        let experts = self.sizes.model.moe.is_some() && self.expert_data_ranks() > 1;
+        self.data_ranks() > 1 || experts
+    }
+
+    /// Chunks are interleaved, so that stages can be told to move parameters and gradients together.
+    fn interleaves(&self) -> bool {
+        self.stages() > 1
+            && self.sizes.plan.virtual_pipeline > 1
+            && self.setup.training.schedule == Schedule::OneForwardOneBackward
+    }
+
+    fn aligns_reductions(&self) -> bool {
+        let overlap = &self.sizes.stack.overlap;
+        self.interleaves()
+            && overlap.align_gradient_reduce
+            && overlap.gradient_reduce
+            && !self.gathers_always()
+    }
+
+    fn aligns_gathers(&self) -> bool {
+        self.interleaves()
+            && self.sizes.stack.overlap.align_parameter_gather
+            && self.gathers_first()
+    }
+
+    /// The first chunk's parameters are gathered beside the optimizer.
+    fn gathers_beside_optimizer(&self) -> bool {
+        self.interleaves() && self.sizes.stack.overlap.optimizer_step_gather && self.gathers_first()
     }
 
     fn data_ranks(&self) -> u32 {
@@ -813,7 +858,12 @@ impl<'a> Compiler<'a> {
                     vec![]
                 }
             };
+        let offloaded = s.stack.activation_offload.layers(chunk.len(), chunk.last);
+        let recomputed = recomputed_layers(&s, chunk);
         let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
+        if !chunk.first && self.scatters_messages() {
+            run.append(&layer::gather_message(ctx, &s));
+        }
         if chunk.first {
             let embedding = RankParameters {
                 dense: s.model.embedding_parameters() / u64::from(s.plan.tensor),
@@ -844,6 +894,10 @@ impl<'a> Compiler<'a> {
                 .entry((*kind).into())
                 .or_insert_with(|| layer::forward(ctx, &s, *kind, false));
             run.append(template);
+            if (i as u64) < offloaded {
+                let again = (i as u64) < recomputed;
+                self.copy(ctx, &mut run, *kind, again, Stream::Offload);
+            }
         }
         if chunk.last {
             let output = RankParameters {
@@ -884,6 +938,9 @@ impl<'a> Compiler<'a> {
         let reduces = gradients != Gradients::Input
             && (self.gathers_always() || (last && s.stack.overlap.gradient_reduce));
         let mut bucket = Bucket::default();
+        if !chunk.last && gradients != Gradients::Weight && self.scatters_messages() {
+            run.append(&layer::gather_message(ctx, &s));
+        }
         if chunk.last {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
@@ -909,10 +966,22 @@ impl<'a> Compiler<'a> {
                 bucket.parameters.dense += s.model.output_parameters() / u64::from(s.plan.tensor);
             }
         }
-        let recomputed = match s.training.recompute {
-            Recompute::Full => kinds.len() as u64,
-            Recompute::FullLayers(n) => u64::from(n).min(kinds.len() as u64),
-            _ => 0,
+        let recomputed = recomputed_layers(&s, chunk);
+        let reloaded = if gradients == Gradients::Weight {
+            0
+        } else {
+            s.stack.activation_offload.layers(chunk.len(), chunk.last)
+        };
+        let reload = |ctx: &mut Context<'_>, run: &mut Run, i: usize| {
+            ((i as u64) < reloaded).then(|| {
+                let again = (i as u64) < recomputed;
+                self.copy(ctx, run, kinds[i], again, Stream::Reload)
+            })
+        };
+        // What a layer needs comes back while the layer after it runs.
+        let mut back = match kinds.len() {
+            0 => None,
+            layers => reload(ctx, &mut run, layers - 1),
         };
         let mut templates: BTreeMap<(LayerKindKey, bool), Run> = BTreeMap::new();
         let mut ready = match kinds.last() {
@@ -929,6 +998,10 @@ impl<'a> Compiler<'a> {
                     self.gather_parameters(ctx, &mut run, layer_parameters(&s, kinds[i - 1]), deps);
             }
             run.exits.extend(this);
+            run.exits.extend(back.take());
+            if i > 0 {
+                back = reload(ctx, &mut run, i - 1);
+            }
             let again = (i as u64) < recomputed && gradients != Gradients::Weight;
             let template = templates.entry(((*kind).into(), again)).or_insert_with(|| {
                 let mut run = Run::default();
@@ -950,15 +1023,34 @@ impl<'a> Compiler<'a> {
         }
         if chunk.first && gradients != Gradients::Weight {
             run.append(&layer::embedding(ctx, &s, Direction::Backward));
-            if reduces {
-                bucket.parameters.dense +=
-                    s.model.embedding_parameters() / u64::from(s.plan.tensor);
-            }
+        }
+        if chunk.first && reduces {
+            bucket.parameters.dense += s.model.embedding_parameters() / u64::from(s.plan.tensor);
         }
         if reduces {
             self.reduce_gradients(ctx, &mut run, bucket.parameters);
         }
         run
+    }
+
+    /// Adds the copy of what one layer keeps to the host's memory, or back, and returns its node.
+    fn copy(
+        &self,
+        ctx: &mut Context<'_>,
+        run: &mut Run,
+        kind: LayerKind,
+        again: bool,
+        stream: Stream,
+    ) -> u32 {
+        let bytes = Bytes::new(memory::layer_offload(&self.sizes, kind, again));
+        let label = if stream == Stream::Offload {
+            "activation offload"
+        } else {
+            "activation reload"
+        };
+        let id = ctx.transfer(label, CommKind::Data, None, Spec::HostCopy(bytes), 0);
+        let deps = run.after_compute();
+        run.push_aside(Work::Copy(id), stream, deps)
     }
 
     /// Adds the all-gathers of one layer's parameters and returns their nodes.
@@ -1083,7 +1175,13 @@ impl<'a> Compiler<'a> {
             last_compute: None,
             pending: Vec::new(),
             waits: Vec::new(),
+            ready: vec![Vec::new(); chunks.len()],
+            offloaded: BTreeMap::new(),
         };
+        let mut together = Together::new(self, stage, order);
+        let first_apart = self.gathers_beside_optimizer();
+        let others_apart = self.aligns_gathers();
+        let reduced_apart = self.aligns_reductions();
         if self.stages() > 1 {
             emit.message = ctx.transfer(
                 "stage to stage",
@@ -1098,12 +1196,24 @@ impl<'a> Compiler<'a> {
             .map(|chunk| memory::chunk_activations(&self.sizes, chunk))
             .collect();
         for pass in order {
+            for chunk in together.gathers_before(*pass) {
+                let run = self.chunk_gather(ctx, &chunks[chunk as usize]);
+                emit.ready[chunk as usize] = emit.aside(&run);
+            }
             let start = emit.program.tasks.len();
+            let gathered_apart = |c: u32| if c == 0 { first_apart } else { others_apart };
             let mut forward_kind = |c: u32| {
-                if std::mem::replace(&mut seen[c as usize], true) {
+                if std::mem::replace(&mut seen[c as usize], true) || gathered_apart(c) {
                     Kind::Forward
                 } else {
                     Kind::ForwardFirst
+                }
+            };
+            let backward_kind = |last: bool| {
+                if last && !reduced_apart {
+                    Kind::BackwardLast
+                } else {
+                    Kind::Backward
                 }
             };
             match *pass {
@@ -1114,11 +1224,7 @@ impl<'a> Compiler<'a> {
                 }
                 Pass::Backward { micro_batch, chunk } => {
                     let last = last_micro_batch[chunk as usize] == micro_batch;
-                    let kind = if last {
-                        Kind::BackwardLast
-                    } else {
-                        Kind::Backward
-                    };
+                    let kind = backward_kind(last);
                     let run = self.run(ctx, &chunks[chunk as usize], kind);
                     emit.backward(&run, micro_batch, chunk);
                 }
@@ -1140,21 +1246,39 @@ impl<'a> Compiler<'a> {
                     let kind = forward_kind(forward.1);
                     let f = self.run(ctx, &chunks[forward.1 as usize], kind);
                     let last = last_micro_batch[backward.1 as usize] == backward.0;
-                    let kind = if last {
-                        Kind::BackwardLast
-                    } else {
-                        Kind::Backward
-                    };
+                    let kind = backward_kind(last);
                     let b = self.run(ctx, &chunks[backward.1 as usize], kind);
                     let order = self.weave(ctx, &f, &b);
                     emit.overlapped(&order, (&f, forward), (&b, backward));
                 }
             }
             emit.mark(*pass, start, &kept);
+            for chunk in together.reduces_after(*pass) {
+                let run = self.chunk_reduction(ctx, &chunks[chunk as usize]);
+                emit.aside(&run);
+            }
+        }
+        for chunk in together.rest() {
+            let run = self.chunk_reduction(ctx, &chunks[chunk as usize]);
+            emit.aside(&run);
         }
         let end = self.step_end(ctx, &chunks);
         emit.plain(&end, 0);
         emit.program
+    }
+
+    /// The all-gathers of all of a chunk's parameters.
+    fn chunk_gather(&self, ctx: &mut Context<'_>, chunk: &Chunk) -> Run {
+        let mut run = Run::default();
+        self.gather_parameters(ctx, &mut run, chunk_parameters(&self.sizes, chunk), vec![]);
+        run
+    }
+
+    /// The reductions of all of a chunk's gradients.
+    fn chunk_reduction(&self, ctx: &mut Context<'_>, chunk: &Chunk) -> Run {
+        let mut run = Run::default();
+        self.reduce_gradients(ctx, &mut run, chunk_parameters(&self.sizes, chunk));
+        run
     }
 
     /// What follows the last backward pass: the rest of the gradient reduction, the gradient norm,
@@ -1178,11 +1302,13 @@ impl<'a> Compiler<'a> {
                 ));
             }
         }
-        if self.data_ranks() > 1 {
+        if self.has_replicas() {
             // The norm over all gradients; the host looks at it before it steps. It follows all
             // reductions on its stream.
             let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(8));
-            let slot = if self.shard > 1 {
+            let slot = if self.data_ranks() == 1 {
+                GroupSlot::ExpertData
+            } else if self.shard > 1 {
                 GroupSlot::Shard
             } else {
                 GroupSlot::Data
@@ -1195,9 +1321,24 @@ impl<'a> Compiler<'a> {
             b.wait(last);
         }
         b.label("optimizer");
-        b.extend(self.optimizer(parameters));
-        b.close();
-        let mut run = b.finish();
+        let mut run = match chunks {
+            [first, others @ ..] if self.gathers_beside_optimizer() => {
+                let first = chunk_parameters(s, first);
+                b.extend(self.optimizer(first));
+                let mut run = b.finish();
+                let deps = run.after_compute();
+                self.gather_parameters(ctx, &mut run, first, deps);
+                let mut rest = Builder::new(ctx);
+                rest.label("optimizer");
+                rest.extend(self.optimizer(stage_parameters(s, others)));
+                run.append(&rest.finish());
+                run
+            }
+            _ => {
+                b.extend(self.optimizer(parameters));
+                b.finish()
+            }
+        };
         if let Some(optimizer) = ctx.segments.last_mut() {
             // What the host does besides launching comes once per step.
             optimizer.launch += on_host(s.stack.step_overhead, self.setup);
@@ -1205,7 +1346,7 @@ impl<'a> Compiler<'a> {
         }
         let gathers_now =
             matches!(self.zero(), Zero::Stage1 | Zero::Stage2) && !self.gathers_first();
-        if gathers_now && self.data_ranks() > 1 {
+        if gathers_now && self.has_replicas() {
             let deps = run.after_compute();
             self.gather_parameters(ctx, &mut run, parameters, deps);
         }
@@ -1282,6 +1423,15 @@ const HOST_MEMORY: f64 = 35e9;
 /// SMs of a point-to-point kernel: NCCL gives a pair of ranks two channels per NIC (NVIDIA/nccl
 /// src/graph/paths.cc, p2pnChannelsPerPeer; from memory, unverified).
 const MESSAGE_SMS: u32 = 2;
+
+/// Layers of a chunk whose forward pass is repeated in the backward pass: the first ones.
+fn recomputed_layers(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+    match s.training.recompute {
+        Recompute::Full => chunk.len(),
+        Recompute::FullLayers(n) => u64::from(n).min(chunk.len()),
+        _ => 0,
+    }
+}
 
 /// From the second layer on, parameters are gathered one layer ahead and not earlier.
 fn self_limits(layer: usize) -> bool {
@@ -1434,6 +1584,118 @@ struct Emitter {
     pending: Vec<u32>,
     /// What the task that is being written waits for.
     waits: Vec<u32>,
+    /// Gathers that the next forward pass of each chunk waits for.
+    ready: Vec<Vec<u32>>,
+    /// The last copy to the host of each micro-batch and chunk.
+    offloaded: BTreeMap<(u32, u32), u32>,
+}
+
+/// When the stages of an interleaved pipeline move parameters and gradients together
+/// (Megatron-Core, `forward_backward_pipelining_with_interleaving`). A stage counts its passes from
+/// the first one, and is as many passes behind the first stage as it is stages away: it gathers for
+/// a pass that is so much further on, and reduces after one that is so much longer ago.
+struct Together {
+    stage: u64,
+    forwards: u64,
+    backwards: u64,
+    /// Pass in which the parameters of a chunk are asked for.
+    gathers: Vec<(u64, u32)>,
+    /// Pass after which the gradients of a chunk are reduced.
+    reductions: Vec<(u64, u32)>,
+}
+
+impl Together {
+    fn new(compiler: &Compiler<'_>, stage: u32, order: &[Pass]) -> Self {
+        let of_order = |chunk_of: &dyn Fn(&Pass) -> Option<u32>| -> Vec<u32> {
+            order.iter().filter_map(chunk_of).collect()
+        };
+        let forwards = of_order(&|pass| forward_of(*pass));
+        let backwards = of_order(&|pass| backward_of(*pass));
+        let stage = u64::from(stage);
+        let chunks = compiler.chunks_per_stage();
+        let mut gathers = Vec::new();
+        if compiler.aligns_gathers() {
+            // The first chunk gathers for itself, the second at once, each other when the one before
+            // begins on the first stage.
+            gathers.extend((chunks > 1).then_some((0, 1)));
+            for chunk in 2..chunks {
+                let before = forwards.iter().position(|c| *c == chunk - 1);
+                let before = before.expect("every chunk has a forward pass") as u64;
+                gathers.push((before.saturating_sub(stage), chunk));
+            }
+        }
+        let mut reductions = Vec::new();
+        if compiler.aligns_reductions() {
+            for chunk in 0..chunks {
+                let last = backwards.iter().rposition(|c| *c == chunk);
+                let last = last.expect("every chunk has a backward pass") as u64;
+                reductions.push((last + stage, chunk));
+            }
+            reductions.sort_unstable();
+        }
+        Self {
+            stage,
+            forwards: 0,
+            backwards: 0,
+            gathers,
+            reductions,
+        }
+    }
+
+    /// Chunks whose parameters are asked for before this pass.
+    fn gathers_before(&mut self, pass: Pass) -> Vec<u32> {
+        if forward_of(pass).is_none() {
+            return Vec::new();
+        }
+        let now = self.forwards;
+        self.forwards += 1;
+        take_due(&mut self.gathers, now)
+    }
+
+    /// Chunks whose gradients are reduced after this pass.
+    fn reduces_after(&mut self, pass: Pass) -> Vec<u32> {
+        if backward_of(pass).is_none() {
+            return Vec::new();
+        }
+        let now = self.backwards;
+        self.backwards += 1;
+        take_due(&mut self.reductions, now)
+    }
+
+    /// Chunks whose gradients are still to be reduced after the last pass.
+    fn rest(&mut self) -> Vec<u32> {
+        debug_assert!(self.reductions.len() as u64 <= self.stage.max(1) * 1024);
+        take_due(&mut self.reductions, u64::MAX)
+    }
+}
+
+/// Takes what is due by now out of a list.
+fn take_due(list: &mut Vec<(u64, u32)>, now: u64) -> Vec<u32> {
+    let due: Vec<u32> = list
+        .iter()
+        .filter(|(at, _)| *at <= now)
+        .map(|(_, chunk)| *chunk)
+        .collect();
+    list.retain(|(at, _)| *at > now);
+    due
+}
+
+/// The chunk that a pass runs forward.
+fn forward_of(pass: Pass) -> Option<u32> {
+    match pass {
+        Pass::Forward { chunk, .. } => Some(chunk),
+        Pass::Overlapped { forward, .. } => Some(forward.1),
+        _ => None,
+    }
+}
+
+/// The chunk that a pass runs backward.
+fn backward_of(pass: Pass) -> Option<u32> {
+    match pass {
+        Pass::Backward { chunk, .. } => Some(chunk),
+        Pass::Overlapped { backward, .. } => Some(backward.1),
+        _ => None,
+    }
 }
 
 struct Cursor<'r> {
@@ -1442,15 +1704,18 @@ struct Cursor<'r> {
     tasks: Vec<u32>,
     entry: Vec<u32>,
     micro_batch: u32,
+    /// The chunk that it passes through.
+    chunk: u32,
 }
 
 impl<'r> Cursor<'r> {
-    fn new(run: &'r Run, entry: Vec<u32>, micro_batch: u32) -> Self {
+    fn new(run: &'r Run, entry: Vec<u32>, micro_batch: u32, chunk: u32) -> Self {
         Self {
             run,
             tasks: Vec::with_capacity(run.nodes.len()),
             entry,
             micro_batch,
+            chunk,
         }
     }
 
@@ -1471,6 +1736,11 @@ impl Emitter {
                 waits.extend(self.last_compute);
             }
         }
+        let pass = (cursor.micro_batch, cursor.chunk);
+        if node.stream == Stream::Reload {
+            // Nothing comes back before all of the pass has left.
+            waits.extend(self.offloaded.get(&pass));
+        }
         let task = self
             .program
             .push(node.work, node.stream, cursor.micro_batch, &waits);
@@ -1478,6 +1748,9 @@ impl Emitter {
         self.program.tasks[task as usize].host_waits = node.host_waits;
         if node.stream == Stream::Compute {
             self.last_compute = Some(task);
+        }
+        if node.stream == Stream::Offload {
+            self.offloaded.insert(pass, task);
         }
         cursor.tasks.push(task);
     }
@@ -1529,6 +1802,7 @@ impl Emitter {
 
     fn forward_input(&mut self, micro_batch: u32, chunk: u32) -> Vec<u32> {
         let mut entry = std::mem::take(&mut self.pending);
+        entry.append(&mut self.ready[chunk as usize]);
         if self.stages > 1 && self.positions[chunk as usize] > 0 {
             let (stream, peer) = if self.reverse(chunk) {
                 (Stream::ReceiveActivationReverse, Peer::Next)
@@ -1622,7 +1896,7 @@ impl Emitter {
 
     fn forward(&mut self, run: &Run, micro_batch: u32, chunk: u32) {
         let entry = self.forward_input(micro_batch, chunk);
-        let mut cursor = Cursor::new(run, entry, micro_batch);
+        let mut cursor = Cursor::new(run, entry, micro_batch, chunk);
         self.write_all(&mut cursor);
         let waits = self.after(&cursor);
         self.forward_output(micro_batch, chunk, &waits);
@@ -1630,7 +1904,7 @@ impl Emitter {
 
     fn backward(&mut self, run: &Run, micro_batch: u32, chunk: u32) {
         let entry = self.backward_input(micro_batch, chunk);
-        let mut cursor = Cursor::new(run, entry, micro_batch);
+        let mut cursor = Cursor::new(run, entry, micro_batch, chunk);
         self.write_all(&mut cursor);
         let waits = self.after(&cursor);
         self.backward_output(micro_batch, chunk, &waits);
@@ -1638,8 +1912,16 @@ impl Emitter {
 
     fn plain(&mut self, run: &Run, micro_batch: u32) {
         let entry = std::mem::take(&mut self.pending);
-        let mut cursor = Cursor::new(run, entry, micro_batch);
+        let mut cursor = Cursor::new(run, entry, micro_batch, 0);
         self.write_all(&mut cursor);
+    }
+
+    /// Communication that is asked for between two passes, after what has been computed so far.
+    /// Returns its tasks.
+    fn aside(&mut self, run: &Run) -> Vec<u32> {
+        let after: Vec<u32> = self.last_compute.into_iter().collect();
+        let push = |node: &crate::run::Node| self.program.push(node.work, node.stream, 0, &after);
+        run.nodes.iter().map(push).collect()
     }
 
     /// Forward and backward of different micro-batches, woven into one in the order of [`weave`].
@@ -1651,8 +1933,8 @@ impl Emitter {
     ) {
         let f_entry = self.forward_input(forward.0, forward.1);
         let b_entry = self.backward_input(backward.0, backward.1);
-        let mut f = Cursor::new(f, f_entry, forward.0);
-        let mut b = Cursor::new(b, b_entry, backward.0);
+        let mut f = Cursor::new(f, f_entry, forward.0, forward.1);
+        let mut b = Cursor::new(b, b_entry, backward.0, backward.1);
         for of_forward in order {
             self.write_node(if *of_forward { &mut f } else { &mut b });
         }
@@ -1748,6 +2030,10 @@ impl Clock {
             let duration = match node.work {
                 Work::Compute(id) => ctx.segments[id.0 as usize].time[0],
                 Work::Collective(_, id) => {
+                    let demands = &ctx.demands[id.0 as usize];
+                    demands.first().map_or(SimDuration::ZERO, Demand::duration)
+                }
+                Work::Copy(id) => {
                     let demands = &ctx.demands[id.0 as usize];
                     demands.first().map_or(SimDuration::ZERO, Demand::duration)
                 }

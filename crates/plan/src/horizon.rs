@@ -69,7 +69,7 @@ fn longest(plan: &Plan) -> (Longest, u128) {
                 let launches = (0..plan.kinds()).map(|kind| picos(on(kind).launch));
                 host = host.saturating_add(launches.max().unwrap_or(0));
             }
-            Work::Collective(_, id) | Work::Send(_, id) => {
+            Work::Collective(_, id) | Work::Send(_, id) | Work::Copy(id) => {
                 let slowest = plan.demands[id.0 as usize]
                     .iter()
                     .map(|demand| picos(demand.latency) + picos(demand.nvlink) + picos(demand.nic))

@@ -340,7 +340,9 @@ fn rope(s: &Sizes<'_>) -> Option<Operation> {
         Attention::Latent { .. } => 2 * shape.heads * shape.qk,
     };
     let bytes = halves(s.tokens * width);
-    let passes = if s.stack.fused_rope { 1 } else { 4 };
+    // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`).
+    let fused = s.stack.fused_rope && !s.model.scaled_rope;
+    let passes = if fused { 1 } else { 4 };
     Some(stream(bytes * passes, bytes * passes, 2 * passes as u32))
 }
 
@@ -683,6 +685,17 @@ fn activation_backward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
     }
 }
 
+/// Gate and linear part clamped by kernels of their own before the activation, which fuses no clamp
+/// (Megatron-Core, `weighted_bias_quick_geglu_impl`): each half clamped, both put together again. Going
+/// back, the gradient is cut, masked by the inputs half by half, and put together.
+fn clamp(s: &Sizes<'_>, tokens: u64, width: u64, direction: Direction) -> Option<Operation> {
+    let both = halves(tokens * width * 2);
+    s.model.clamped.then(|| match direction {
+        Direction::Forward => stream(both * 2, both * 2, 3),
+        Direction::Backward => stream(both * 3, both * 2, 5),
+    })
+}
+
 fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
     if s.model.gated { 2 * width } else { width }
 }
@@ -1022,6 +1035,7 @@ fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
     let mut ops: Vec<Operation> = sort_received(s, e).into_iter().collect();
     ops.extend(s.quantize_apart(e.tokens * h));
     ops.extend(expert_product(s, e, up_width(s, e.width), h, false));
+    ops.extend(clamp(s, e.tokens, e.width, Direction::Forward));
     ops.push(activation_forward(s, e.tokens, e.width));
     ops.extend(s.quantize(e.tokens * e.width));
     ops.extend(expert_product(s, e, h, e.width, false));
@@ -1049,15 +1063,19 @@ fn expert_bias(s: &Sizes<'_>, e: &Experts, direction: Direction) -> Option<Opera
     })
 }
 
-fn half_of(span: SimDuration) -> SimDuration {
-    SimDuration::from_picos(span.as_picos() / 2)
+/// Host time of a pass through a mixture before its dispatch, with the router, and that of its experts.
+fn mixture_launch(stack: &SoftwareStack) -> (SimDuration, SimDuration) {
+    let whole = stack.mixture_launch;
+    let router = whole.as_picos() as f64 * stack.mixture_launch_router.clamp(0.0, 1.0);
+    let router = SimDuration::from_picos(router.round() as u64);
+    (router, whole - router)
 }
 
 fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     let e = experts(s, moe);
     b.label("router");
     b.extend(norm_forward(s));
-    b.host(half_of(s.stack.mixture_launch));
+    b.host(mixture_launch(s.stack).0);
     b.extend(router_ops(s, moe));
     b.op(permute(s, moe));
     if !s.stack.overlap.shared_expert {
@@ -1074,7 +1092,7 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     expert_gather(b, s, &e);
     b.label("experts");
     b.routed(true);
-    b.host(half_of(s.stack.mixture_launch));
+    b.host(mixture_launch(s.stack).1);
     b.extend(expert_forward_ops(s, &e));
     b.routed(false);
     expert_reduce(b, s, &e);
@@ -1175,17 +1193,19 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
         b.recompute(true);
         b.routed(true);
         b.host(s.stack.checkpoint_launch);
+        b.extend(clamp(s, e.tokens, e.width, Direction::Forward));
         b.op(activation_forward(s, e.tokens, e.width));
         b.recompute(false);
     }
     b.label("experts backward");
     b.routed(true);
-    b.host(half_of(s.stack.mixture_launch));
+    b.host(mixture_launch(s.stack).1);
     b.extend(sort_received(s, &e));
     b.extend(expert_bias(s, &e, Direction::Backward));
     b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));
     b.op(activation_backward(s, e.tokens, e.width));
+    b.extend(clamp(s, e.tokens, e.width, Direction::Backward));
     b.extend(s.quantize_gradient(e.tokens * up));
     b.extend(expert_product(s, &e, h, up, false));
     b.extend(sort_received(s, &e));
@@ -1210,7 +1230,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     if !s.stack.overlap.shared_expert {
         b.extend(shared_backward(s, moe, gradients));
     }
-    b.host(half_of(s.stack.mixture_launch));
+    b.host(mixture_launch(s.stack).0);
     b.op(unpermute(s, moe));
     let scores = Bytes::new(s.own_tokens * moe.experts * 4);
     b.op(stream(
@@ -1258,6 +1278,21 @@ pub(crate) fn backward(
         _ => dense_backward(&mut b, s, gradients),
     }
     attention_backward(&mut b, s, kind, gradients);
+    b.finish()
+}
+
+/// Puts a message from another stage together, of which each tensor rank received a part.
+pub(crate) fn gather_message(ctx: &mut Context<'_>, s: &Sizes<'_>) -> Run {
+    let mut b = Builder::new(ctx);
+    let node = b.collective(
+        "message all-gather",
+        CommKind::Pipeline,
+        GroupSlot::Tensor,
+        Stream::Tensor,
+        Spec::Collective(CollectiveOp::AllGather, s.residual()),
+        s.stack.communication_sms,
+    );
+    b.wait(node);
     b.finish()
 }
 

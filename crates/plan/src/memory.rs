@@ -13,9 +13,14 @@ use crate::schedule::{InFlight, Pass};
 use crate::setup::Setup;
 use rackflow_units::Bytes;
 use rackflow_workload::{
-    Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind, Recipe,
-    Recompute, Zero,
+    Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind,
+    OffloadedInput, Recipe, Recompute, Zero,
 };
+
+/// Free memory under which PyTorch's allocator gives back and asks anew in every pass, so that a step
+/// takes several times as long: 16,985 ms instead of 2,839 with 75.6 of 80 GB reserved
+/// (NVIDIA/Megatron-LM, pull request 6429). No formula says how long; a report warns.
+pub const ALLOCATOR_MARGIN: Bytes = Bytes::new(4_000_000_000);
 
 /// Memory of one rank at its peak, by what holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +54,11 @@ impl MemoryUse {
         .into_iter()
         .max_by_key(|(bytes, _)| *bytes)
         .map_or(MemoryPart::States, |(_, part)| part)
+    }
+
+    /// So close to `capacity` that the allocator may thrash; see [`ALLOCATOR_MARGIN`].
+    pub fn crowds(&self, capacity: Bytes) -> bool {
+        self.total() + ALLOCATOR_MARGIN > capacity
     }
 
     /// All of it.
@@ -141,7 +151,8 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
         Recompute::FullLayers(n) => u64::from(n).min(chunk.len()),
         _ => 0,
     };
-    let mut left = recomputed;
+    let offload = s.stack.activation_offload.layers(chunk.len(), chunk.last);
+    let (mut left, mut away) = (recomputed, offload);
     let mut kept = 0;
     for (key, count) in &chunk.layers {
         let again = left.min(*count);
@@ -149,6 +160,13 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
         kept += again * input;
         if again < *count {
             kept += (count - again) * layer_activations(s, key.kind());
+        }
+        let leaves = away.min(*count);
+        away -= leaves;
+        if leaves > 0 {
+            let first = leaves.min(again);
+            kept -= first * layer_offload(s, key.kind(), true);
+            kept -= (leaves - first) * layer_offload(s, key.kind(), false);
         }
     }
     let mtp = match (&s.model.mtp, chunk.last) {
@@ -159,25 +177,100 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     kept + mtp + if chunk.last { 2 * input } else { 0 }
 }
 
+/// What one layer keeps of one micro-batch for its backward pass, by what holds it [bytes].
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    /// Output of each of the two norms.
+    norm: u64,
+    /// The residual stream before each of them.
+    residual: u64,
+    /// Dropout masks, scores, latents, routing probabilities: what stays in any case.
+    rest: u64,
+    /// Queries, keys and values.
+    attention_input: u64,
+    /// Result of attention.
+    attention_output: u64,
+    /// Tokens at their experts.
+    received: u64,
+    /// Output of the experts' first product.
+    expert_first: u64,
+    /// Output of the experts' activation function, and the pair of a dense network or shared expert.
+    network: u64,
+}
+
+impl Kept {
+    fn total(&self) -> u64 {
+        2 * self.norm
+            + 2 * self.residual
+            + self.rest
+            + self.attention_input
+            + self.attention_output
+            + self.received
+            + self.expert_first
+            + self.network
+    }
+
+    /// Input of one module.
+    fn input(&self, of: OffloadedInput) -> u64 {
+        match of {
+            OffloadedInput::AttentionNorm | OffloadedInput::MlpNorm => self.residual,
+            OffloadedInput::QkvLinear => self.norm,
+            OffloadedInput::CoreAttention => self.attention_input,
+            OffloadedInput::AttentionProjection => self.attention_output,
+            OffloadedInput::ExpertFc1 => self.received,
+            OffloadedInput::MoeActivation => self.expert_first,
+            OffloadedInput::Layer => self.total(),
+        }
+    }
+}
+
 /// Bytes that one layer keeps for its backward pass, one micro-batch.
 fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
+    kept(s, kind).total()
+}
+
+/// Of these, the bytes that lie in the host's memory until then; `again`: the layer is recomputed and
+/// keeps its input only.
+pub(crate) fn layer_offload(s: &Sizes<'_>, kind: LayerKind, again: bool) -> u64 {
+    let kept = if again {
+        Kept {
+            residual: s.own_tokens * s.model.hidden * 2,
+            ..Kept::default()
+        }
+    } else {
+        kept(s, kind)
+    };
+    let inputs = &s.stack.activation_offload.inputs;
+    if inputs.contains(&OffloadedInput::Layer) {
+        // A recomputed layer's input is one of the two.
+        return if again { kept.residual } else { kept.total() };
+    }
+    let mut listed = inputs.clone();
+    listed.sort_unstable();
+    listed.dedup();
+    if again {
+        listed.retain(|input| *input == OffloadedInput::AttentionNorm);
+    }
+    listed.into_iter().map(|input| kept.input(input)).sum()
+}
+
+fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
     let tp = u64::from(s.plan.tensor);
     let (t, own, h) = (s.tokens, s.own_tokens, s.model.hidden);
     // Inputs of GEMMs are kept in the format they are multiplied in.
     let operand = s.training.recipe.gemm().bits().div_ceil(8);
-    let norms = if recomputes(s, Activation::Norms) {
+    let norm = if recomputes(s, Activation::Norms) {
         0
     } else {
-        2 * own * h * operand
+        own * h * operand
     };
-    let residuals = 2 * own * h * 2;
     // A byte mask of dropout for each residual in stacks of that time.
     let masks = if s.stack.attention == AttentionKernel::Unfused {
         2 * own * h
     } else {
         0
     };
-    let attention = match s.model.attention {
+    let (attention_input, attention_output, latents) = match s.model.attention {
         Attention::Grouped {
             heads,
             kv_heads,
@@ -185,7 +278,11 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
             ..
         } => {
             let kv = (kv_heads / tp).max(1);
-            t * (heads / tp + 2 * kv) * head_dim * 2 + t * heads / tp * head_dim * 2
+            (
+                t * (heads / tp + 2 * kv) * head_dim * 2,
+                t * heads / tp * head_dim * 2,
+                0,
+            )
         }
         Attention::Latent {
             heads,
@@ -200,14 +297,12 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
             let up = t * heads / tp * (2 * qk + v_head_dim) * 2;
             let latent =
                 t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
-            let out = t * heads / tp * v_head_dim * 2;
-            latent
-                + out
-                + if recomputes(s, Activation::MlaUpProjection) {
-                    0
-                } else {
-                    up
-                }
+            let up = if recomputes(s, Activation::MlaUpProjection) {
+                0
+            } else {
+                up
+            };
+            (up, t * heads / tp * v_head_dim * 2, latent)
         }
     };
     let scores = match s.model.attention {
@@ -222,10 +317,19 @@ fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
         }
         _ => 0,
     };
-    norms + residuals + masks + attention + scores + feed_forward_activations(s, kind, operand)
+    let mut kept = Kept {
+        norm,
+        residual: own * h * 2,
+        rest: masks + scores + latents,
+        attention_input,
+        attention_output,
+        ..Kept::default()
+    };
+    keep_feed_forward(&mut kept, s, kind, operand);
+    kept
 }
 
-fn feed_forward_activations(s: &Sizes<'_>, kind: LayerKind, operand: u64) -> u64 {
+fn keep_feed_forward(kept: &mut Kept, s: &Sizes<'_>, kind: LayerKind, operand: u64) {
     let tp = u64::from(s.plan.tensor);
     let up = if s.model.gated { 2 } else { 1 };
     // The first product's output, and the activation function's output that the second one takes.
@@ -234,17 +338,17 @@ fn feed_forward_activations(s: &Sizes<'_>, kind: LayerKind, operand: u64) -> u64
     let pair = |tokens: u64, width: u64, act_again: bool| {
         let narrow = act_again && s.training.recipe == Recipe::Fp8Blockwise;
         let first = tokens * width * up * if narrow { 1 } else { 2 };
-        first
-            + if act_again {
-                0
-            } else {
-                tokens * width * operand
-            }
+        let second = if act_again {
+            0
+        } else {
+            tokens * width * operand
+        };
+        (first, second)
     };
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => {
             if recomputes(s, Activation::Moe) {
-                return 0;
+                return;
             }
             let again =
                 recomputes(s, Activation::MoeActivation) || recomputes(s, Activation::Swiglu);
@@ -257,26 +361,27 @@ fn feed_forward_activations(s: &Sizes<'_>, kind: LayerKind, operand: u64) -> u64
                 ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => operand,
                 _ => operand + 4,
             };
-            let received = routed * etp * s.model.hidden * copies;
-            let probabilities = s.own_tokens * moe.experts * 4 * 2;
-            received
-                + probabilities
-                + pair(routed * etp, moe.expert_ffn / etp, again)
-                + pair(
-                    s.own_tokens,
-                    moe.shared_ffn,
-                    recomputes(s, Activation::Swiglu),
-                )
+            kept.received = routed * etp * s.model.hidden * copies;
+            kept.rest += s.own_tokens * moe.experts * 4 * 2;
+            let (first, second) = pair(routed * etp, moe.expert_ffn / etp, again);
+            let shared = pair(
+                s.own_tokens,
+                moe.shared_ffn,
+                recomputes(s, Activation::Swiglu),
+            );
+            kept.expert_first = first;
+            kept.network = second + shared.0 + shared.1;
         }
         _ => {
             if recomputes(s, Activation::Mlp) {
-                return 0;
+                return;
             }
-            pair(
+            let (first, second) = pair(
                 s.tokens,
                 s.model.ffn / tp,
                 recomputes(s, Activation::Swiglu),
-            )
+            );
+            kept.network = first + second;
         }
     }
 }
@@ -300,7 +405,23 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
             .unwrap_or(0),
         _ => 4 * s.tokens * s.model.hidden * 2,
     };
-    logits.max(live)
+    logits.max(live) + on_the_way(s, chunks)
+}
+
+/// Activations that have not left for the host yet or are back already: of one layer each way.
+fn on_the_way(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
+    let offload = &s.stack.activation_offload;
+    let again = matches!(
+        s.training.recompute,
+        Recompute::Full | Recompute::FullLayers(_)
+    );
+    let largest = chunks
+        .iter()
+        .filter(|chunk| offload.layers(chunk.len(), chunk.last) > 0)
+        .flat_map(Chunk::kinds)
+        .map(|kind| layer_offload(s, kind, again))
+        .max();
+    2 * largest.unwrap_or(0)
 }
 
 /// Holds the fullest stage against the memory of one GPU.

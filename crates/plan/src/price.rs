@@ -11,6 +11,7 @@ use rackflow_network::{
     self as network, CollectiveOp, Demand, ExchangeStyle, Links, TokenExchange,
 };
 use rackflow_topology::{ClusterMap, GroupSpan, Path};
+use rackflow_units::{Bandwidth, Bytes};
 use rackflow_workload::ExpertDispatcher;
 use std::sync::Arc;
 
@@ -110,7 +111,12 @@ pub(crate) struct Prices {
     links: Vec<Links>,
     pub spans: Arc<Spans>,
     memory_bandwidth: f64,
+    host_bandwidth: Bandwidth,
 }
+
+/// From this rate on [bytes/s], a link between accelerator and host is one of its own, between chips
+/// (NVLink-C2C: 450 GB/s each way). Below it is PCIe, over which the NICs read and write as well.
+const CHIP_TO_CHIP: f64 = 150e9;
 
 impl Prices {
     /// Prices on the cluster of `map`; without what its tiers cost where flows run over their links.
@@ -123,6 +129,7 @@ impl Prices {
                 .collect(),
             spans,
             memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
+            host_bandwidth: setup.cluster.node.accelerator.host_bandwidth,
         }
     }
 
@@ -145,6 +152,9 @@ impl Prices {
 
     /// What a transfer asks of the links, for each class of its communicator or path.
     pub fn demands(&self, spec: &Spec, slot: Option<GroupSlot>) -> Vec<Demand> {
+        if let Spec::HostCopy(bytes) = *spec {
+            return vec![self.host_copy(bytes)];
+        }
         let Some(slot) = slot else {
             let Spec::Message(bytes) = *spec else {
                 unreachable!("{spec:?} has a communicator")
@@ -158,6 +168,27 @@ impl Prices {
             price_of(spec, span, hop, &self.links[*links as usize])
         };
         self.spans.spans[slot as usize].iter().map(price).collect()
+    }
+
+    /// A copy to or from the host. Over PCIe it shares the accelerator's link with its NICs.
+    fn host_copy(&self, bytes: Bytes) -> Demand {
+        let time = self.host_bandwidth.time_to_send(bytes);
+        if self.host_bandwidth.as_f64() >= CHIP_TO_CHIP {
+            return Demand {
+                latency: time,
+                ..Demand::NONE
+            };
+        }
+        Demand {
+            nic: time,
+            ..Demand::NONE
+        }
+    }
+
+    /// Fraction of the memory bandwidth that a copy to or from the host takes: each byte is read or
+    /// written once.
+    pub fn host_copy_memory_share(&self) -> f64 {
+        (self.host_bandwidth.as_f64() / self.memory_bandwidth).min(MOST_MEMORY_SHARE)
     }
 
     /// Fraction of the memory bandwidth that a transfer takes while it runs: data comes from memory
@@ -269,7 +300,7 @@ pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links)
             };
             network::expert_exchange(exchange, span, links)
         }
-        Spec::Message(_) => unreachable!("messages have no communicator"),
+        Spec::Message(_) | Spec::HostCopy(_) => unreachable!("{spec:?} has no communicator"),
     }
 }
 

@@ -32,11 +32,15 @@ pub enum Stream {
     SendGradientReverse,
     /// See [`Stream::SendActivationReverse`].
     ReceiveGradientReverse,
+    /// Activations to the host's memory.
+    Offload,
+    /// Activations from the host's memory.
+    Reload,
 }
 
 impl Stream {
     /// Number of streams of one rank.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 14;
 }
 
 /// A communicator that every rank is in exactly one of.
@@ -106,6 +110,9 @@ pub enum Work {
     Send(Peer, TransferId),
     /// One message from a peer; its size is the sender's business.
     Receive(Peer, TransferId),
+    /// A copy between a rank and its host's memory, out on [`Stream::Offload`], in on
+    /// [`Stream::Reload`].
+    Copy(TransferId),
 }
 
 /// One entry of a stream.

@@ -42,6 +42,8 @@ pub(crate) enum Spec {
     },
     /// One message to a peer.
     Message(Bytes),
+    /// A copy between a rank and its host's memory.
+    HostCopy(Bytes),
 }
 
 impl Spec {
@@ -78,7 +80,7 @@ impl Spec {
                 back: way == ExchangeWay::Combine,
                 sms,
             }),
-            Self::Message(bytes) => PayloadKind::Message(bytes),
+            Self::Message(bytes) | Self::HostCopy(bytes) => PayloadKind::Message(bytes),
         }
     }
 }
@@ -288,7 +290,11 @@ impl<'a> Context<'a> {
                 label,
                 kind,
                 sms,
-                memory_share: self.prices.memory_share(&demands),
+                memory_share: if matches!(spec, Spec::HostCopy(_)) {
+                    self.prices.host_copy_memory_share()
+                } else {
+                    self.prices.memory_share(&demands)
+                },
                 payload,
             });
             self.demands.push(demands);

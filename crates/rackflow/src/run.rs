@@ -130,7 +130,13 @@ pub fn in_short(plan: &Plan) -> String {
         .unwrap_or_default();
     let gpus = plan.facts.cluster.gpus;
     let capacity = plan.facts.memory_capacity;
-    format!("{gpus} GPUs, {fullest} of {capacity} on the fullest")
+    let crowded = plan.facts.stages.iter();
+    let mut crowded = crowded.filter(|stage| stage.memory.crowds(stage.capacity));
+    let warning = match crowded.next() {
+        Some(_) => ", so near the limit that the allocator may thrash",
+        None => "",
+    };
+    format!("{gpus} GPUs, {fullest} of {capacity} on the fullest{warning}")
 }
 
 /// Refuses what is modelled for clusters of one kind of node only.

@@ -6,6 +6,7 @@
 
 mod collectives;
 mod cross_check;
+mod drift;
 mod kernels;
 mod mechanisms;
 mod options;

@@ -99,6 +99,10 @@ fn lever(target: Target, facts: &Facts, total: &Accounts) -> Option<String> {
                 facts.training.stack.dispatch_sms,
                 facts.cluster.node.accelerator.sms
             )),
+            Cause::Offload => Some(
+                "Keep more activations on the GPU: offload fewer inputs or a smaller fraction of the layers, or recompute what is cheap."
+                    .into(),
+            ),
             Cause::Bubble => Some(bubble(facts)),
             Cause::Imbalance => Some(imbalance(facts)),
             Cause::Straggler if facts.cluster.is_mixed() => Some(

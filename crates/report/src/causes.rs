@@ -62,6 +62,10 @@ pub fn explain(cause: Cause) -> Explanation {
                 whereabouts(level)
             ),
         },
+        Cause::Offload => fixed(
+            "Host memory wait",
+            "GPUs wait for activations on their way to or from the host's memory.",
+        ),
         Cause::Bubble => fixed(
             "Pipeline bubble",
             "A pipeline stage has nothing to do until another stage delivers.",
@@ -121,7 +125,7 @@ pub(crate) enum Family {
 pub(crate) fn family(key: &str) -> Family {
     match key {
         "useful_math" => Family::Useful,
-        "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => {
+        "offload" | "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => {
             Family::Waiting
         }
         exposed if exposed.starts_with("exposed_") => Family::Communication,

@@ -245,6 +245,20 @@ impl<'e, 'p> Writer<'e, 'p> {
                     payload => self.collective(node, slot, payload),
                 }
             }
+            Work::Copy(id) => {
+                let transfer = &plan.transfers[id.0 as usize];
+                node.name = format!("{}, micro-batch {}", transfer.label, task.micro_batch);
+                node.r#type = if task.stream == Stream::Offload {
+                    node_type::MEM_STORE
+                } else {
+                    node_type::MEM_LOAD
+                };
+                if let PayloadKind::Message(bytes) = transfer.payload.kind {
+                    node.set(attribute::TENSOR_SIZE, Value::Uint64(bytes.get().max(1)));
+                }
+                node.set(attribute::DURATION_PS, Value::Uint64(took.as_picos()));
+                self.write(node);
+            }
             Work::Send(peer, id) => {
                 node.r#type = node_type::COMM_SEND;
                 let to = self.peer(peer);
@@ -327,7 +341,12 @@ fn tag(stream: Stream) -> i32 {
         Stream::SendGradient | Stream::ReceiveGradient => 2,
         Stream::SendActivationReverse | Stream::ReceiveActivationReverse => 3,
         Stream::SendGradientReverse | Stream::ReceiveGradientReverse => 4,
-        Stream::Compute | Stream::Tensor | Stream::Expert | Stream::Data => 0,
+        Stream::Compute
+        | Stream::Tensor
+        | Stream::Expert
+        | Stream::Data
+        | Stream::Offload
+        | Stream::Reload => 0,
     }
 }
 

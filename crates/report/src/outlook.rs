@@ -155,6 +155,7 @@ fn load(accounts: &Accounts, accelerator: &Accelerator, native: Precision) -> f6
         Cause::MemoryBound => draw.memory,
         Cause::Launch
         | Cause::Exposed(..)
+        | Cause::Offload
         | Cause::Bubble
         | Cause::Imbalance
         | Cause::Straggler => draw.waiting,

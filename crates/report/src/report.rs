@@ -49,6 +49,9 @@ pub struct Report {
     pub disturbed: Option<Disturbed>,
     /// What the scenario's authors had to assume because no source says it.
     pub assumed: Vec<String>,
+    /// What could make the real run worse than the simulated one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Peak memory of one GPU of each pipeline stage, first to last.
     #[serde(default)]
     pub memory_by_stage: Vec<Memory>,

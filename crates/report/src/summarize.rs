@@ -9,7 +9,7 @@ use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
 };
-use rackflow_plan::{Accounts, Cause, Facts, Fidelity, StageFacts};
+use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
 use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
@@ -127,6 +127,7 @@ pub fn summarize(record: &Record, options: Options) -> Result<Report, ReportErro
             record.step_time.as_secs_f64(),
         ),
         assumed: facts.training.assumed.clone(),
+        warnings: warnings(facts),
         memory_by_stage: memory_by_stage(facts),
         kernels: Some(detail::kernels(facts, total.total_picos() as f64 * 1e-12)),
         links: Some(detail::links(record)),
@@ -427,6 +428,22 @@ fn training(record: &Record, total: &Accounts) -> Training {
 pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>) -> f64 {
     let picos: u128 = causes.into_iter().map(|cause| total.picos(cause)).sum();
     picos as f64 / total.total_picos() as f64
+}
+
+/// What the simulation does not count and a user should know.
+fn warnings(facts: &Facts) -> Vec<String> {
+    let crowded = |stage: &&StageFacts| stage.memory.crowds(stage.capacity);
+    let free = |stage: &StageFacts| stage.capacity.saturating_sub(stage.memory.total());
+    let fullest = facts.stages.iter().filter(crowded).min_by_key(|s| free(s));
+    fullest
+        .map(|stage| {
+            format!(
+                "{} free on the fullest GPU: within {ALLOCATOR_MARGIN} of the limit the allocator may give back and ask anew in every pass, and a step take several times as long",
+                free(stage)
+            )
+        })
+        .into_iter()
+        .collect()
 }
 
 fn memory_by_stage(facts: &Facts) -> Vec<Memory> {

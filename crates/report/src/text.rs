@@ -167,6 +167,9 @@ fn memory(page: &mut Page<'_>, report: &Report) {
             parts.join(", ")
         ),
     );
+    for warning in &report.warnings {
+        page.entry("warning", warning);
+    }
 }
 
 fn results(page: &mut Page<'_>, report: &Report) {

@@ -110,6 +110,8 @@ fn stream_name(stream: Stream) -> &'static str {
         Stream::ReceiveActivationReverse => "receive activations, reverse",
         Stream::SendGradientReverse => "send gradients, reverse",
         Stream::ReceiveGradientReverse => "receive gradients, reverse",
+        Stream::Offload => "activations to the host",
+        Stream::Reload => "activations from the host",
     }
 }
 

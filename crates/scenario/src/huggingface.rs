@@ -343,6 +343,8 @@ fn read(config: &Config<'_>, family: Family) -> Result<Model, HuggingFaceError> 
         tied_embeddings: false,
         learned_positions: positions,
         biases: both_biases || gpt_spelling || family == Family::GptOss,
+        clamped: family == Family::GptOss,
+        scaled_rope: family == Family::GptOss,
         mtp: prediction(config, family)?,
         sources: BTreeMap::new(),
     })

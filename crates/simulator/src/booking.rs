@@ -126,7 +126,7 @@ fn wait_parts(
     waiting: Cause,
 ) -> [(Cause, SimDuration); 3] {
     let started = blocker.started.max(from);
-    let exposed = Cause::Exposed(blocker.kind, blocker.level);
+    let exposed = blocker.exposed;
     let on_links = (exposed, now.since(started));
     if blocker.message {
         let late = (Cause::Bubble, started.since(from));

@@ -2,7 +2,7 @@
 
 use crate::compiled::Compiled;
 use rackflow_engine::EventId;
-use rackflow_plan::{Accounts, CommKind, Peer, Stream, TransferId};
+use rackflow_plan::{Accounts, Cause, Peer, Stream, TransferId};
 use rackflow_topology::Level;
 use rackflow_units::SimTime;
 
@@ -122,6 +122,11 @@ pub(crate) enum What {
         sending: Stream,
         receiving: Stream,
     },
+    /// Between a rank and its host's memory.
+    Copy {
+        entity: u32,
+        stream: Stream,
+    },
 }
 
 /// Both ends of a message must be ready before it starts.
@@ -136,20 +141,14 @@ pub(crate) struct Channel {
 pub(crate) struct Blocker {
     pub ready: SimTime,
     pub started: SimTime,
-    pub kind: CommKind,
-    pub level: Level,
+    /// What waiting for it is.
+    pub exposed: Cause,
     pub message: bool,
 }
 
 impl Blocker {
     /// Which of several that end at one instant counts: the lowest.
-    pub fn rank(&self) -> (bool, CommKind, Level, SimTime, SimTime) {
-        (
-            self.message,
-            self.kind,
-            self.level,
-            self.started,
-            self.ready,
-        )
+    pub fn rank(&self) -> (bool, Cause, SimTime, SimTime) {
+        (self.message, self.exposed, self.started, self.ready)
     }
 }

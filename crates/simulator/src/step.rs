@@ -575,6 +575,12 @@ impl<'p> Step<'p> {
                     transfer,
                 );
             }
+            Work::Copy(transfer) => {
+                state.ready[stream] = now;
+                let stream = compiled.program.tasks[task as usize].stream;
+                let demand = self.plan.demands[transfer.0 as usize][0];
+                self.start_flow(now, transfer, &demand, What::Copy { entity, stream });
+            }
             Work::Receive(..) => {
                 state.ready[stream] = now;
                 let channel = channel_of(entity, compiled.program.tasks[task as usize].stream);
@@ -749,6 +755,11 @@ impl<'p> Step<'p> {
                 self.net
                     .start_over(at, &ports, demand, crossing, &mut changed)
             }
+            What::Copy { entity, stream } => {
+                let port = self.first_port + 2 * entity + u32::from(stream == Stream::Reload);
+                self.net
+                    .start_over(at, &[port], demand, crossing, &mut changed)
+            }
         };
         if self.active.len() <= flow.slot() {
             self.active.resize(flow.slot() + 1, None);
@@ -756,6 +767,7 @@ impl<'p> Step<'p> {
         let home = match what {
             What::Collective { group, .. } => self.islands.of_group(group),
             What::Message { from, .. } => self.islands.of_entity(from),
+            What::Copy { entity, .. } => self.islands.of_entity(entity),
         };
         let ends = self.own(self.net.ends(flow));
         let event = self.schedule(home, ends, ENDS, Event::Arrived(flow));
@@ -785,6 +797,7 @@ impl<'p> Step<'p> {
                 }
             }
             What::Message { from, peer, .. } => links.of_message(from, peer == Peer::Next),
+            What::Copy { .. } => return Crossing::NONE,
         };
         Crossing {
             bytes: demand.wire_bytes_nic.get() / u64::from(each),
@@ -843,6 +856,7 @@ impl<'p> Step<'p> {
                 change(self, from);
                 change(self, to);
             }
+            What::Copy { entity, .. } => change(self, entity),
         }
     }
 
@@ -863,7 +877,7 @@ impl<'p> Step<'p> {
         if let Some(watch) = &mut self.watch {
             let members = match active.what {
                 What::Collective { group, .. } => self.groups.members(group),
-                What::Message { .. } => &[],
+                What::Message { .. } | What::Copy { .. } => &[],
             };
             watch.communicated(&active, members, now);
         }
@@ -887,6 +901,7 @@ impl<'p> Step<'p> {
                 self.communicated(now, from, sending, &active);
                 self.communicated(now, to, receiving, &active);
             }
+            What::Copy { entity, stream } => self.communicated(now, entity, stream, &active),
         }
     }
 
@@ -899,6 +914,7 @@ impl<'p> Step<'p> {
                 members.iter().map(|entity| ranks(*entity)).sum()
             }
             What::Message { from, .. } => ranks(from),
+            What::Copy { .. } => return,
         };
         for (sum, bytes) in self.delivered.iter_mut().zip(active.bytes) {
             *sum += senders * u128::from(bytes);
@@ -925,11 +941,14 @@ impl<'p> Step<'p> {
         let s = stream as usize;
         let state = &self.states[entity as usize];
         let task = self.program_of(entity).streams[s][state.position[s] as usize];
+        let kind = self.plan.transfers[active.transfer.0 as usize].kind;
         let blocker = Blocker {
             ready: state.ready[s],
             started: active.started,
-            kind: self.plan.transfers[active.transfer.0 as usize].kind,
-            level: active.level,
+            exposed: match active.what {
+                What::Copy { .. } => Cause::Offload,
+                _ => Cause::Exposed(kind, active.level),
+            },
             message: matches!(active.what, What::Message { .. }),
         };
         self.finish_task(now, entity, task, Some(blocker));

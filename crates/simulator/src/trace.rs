@@ -164,6 +164,11 @@ impl Watch {
                     }
                 }
             }
+            What::Copy { entity, stream } => {
+                if let Some(watched) = self.of(entity) {
+                    watched.communicated.push(done(stream));
+                }
+            }
             What::Message {
                 from,
                 to,

@@ -65,7 +65,7 @@ pub(crate) fn traffic(plan: &Plan, entities: &[Entity], groups: &[Group]) -> Vec
                 }
                 Work::Send(Peer::Next, transfer) => (transfer, entity.next_path),
                 Work::Send(Peer::Previous, transfer) => (transfer, entity.previous_path),
-                Work::Compute(_) | Work::Receive(..) => continue,
+                Work::Compute(_) | Work::Receive(..) | Work::Copy(_) => continue,
             };
             let kind = plan.transfers[transfer.0 as usize].kind as usize;
             let demand = &plan.demands[transfer.0 as usize][class as usize];
@@ -80,7 +80,10 @@ pub(crate) fn traffic(plan: &Plan, entities: &[Entity], groups: &[Group]) -> Vec
 fn sent(program: &Program) -> Vec<(Work, u64)> {
     let mut found: Vec<(Work, u64)> = Vec::new();
     for task in &program.tasks {
-        if matches!(task.work, Work::Compute(_) | Work::Receive(..)) {
+        if matches!(
+            task.work,
+            Work::Compute(_) | Work::Receive(..) | Work::Copy(_)
+        ) {
             continue;
         }
         match found.iter_mut().find(|(work, _)| *work == task.work) {

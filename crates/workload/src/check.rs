@@ -293,6 +293,8 @@ mod tests {
             tied_embeddings: false,
             learned_positions: 0,
             biases: false,
+            clamped: false,
+            scaled_rope: false,
             mtp: None,
             sources: BTreeMap::new(),
         }

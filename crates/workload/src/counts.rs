@@ -487,6 +487,8 @@ mod tests {
             tied_embeddings: false,
             learned_positions: 0,
             biases: false,
+            clamped: false,
+            scaled_rope: false,
             mtp: Some(MultiTokenPrediction { modules: 2 }),
             sources: BTreeMap::new(),
         }

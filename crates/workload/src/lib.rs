@@ -26,6 +26,9 @@ pub use serving_engine::{
     BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role,
     Router, Scheduler, Slo, WritePolicy,
 };
-pub use stack::{AttentionKernel, CudaGraphs, ExpertDispatcher, Overlap, SoftwareStack};
+pub use stack::{
+    ActivationOffload, AttentionKernel, CudaGraphs, ExpertDispatcher, OffloadedInput, Overlap,
+    SoftwareStack,
+};
 pub use trace::{Trace, TraceError};
 pub use training::{Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero};

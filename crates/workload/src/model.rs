@@ -195,6 +195,12 @@ pub struct Model {
     /// Linear layers have biases (GPT family).
     #[serde(default)]
     pub biases: bool,
+    /// Gate and linear part of a gated network are clamped before the activation (GPT-OSS).
+    #[serde(default)]
+    pub clamped: bool,
+    /// Rotary embedding carries a scale of attention (YaRN with an attention factor other than one).
+    #[serde(default)]
+    pub scaled_rope: bool,
     /// Multi-token prediction, where the model trains with it.
     #[serde(default)]
     pub mtp: Option<MultiTokenPrediction>,

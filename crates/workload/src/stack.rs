@@ -71,6 +71,86 @@ pub struct Overlap {
     pub expert: bool,
     /// The shared expert runs beside the dispatch of the routed ones.
     pub shared_expert: bool,
+    /// Under an interleaved schedule, the gradients of a model chunk are reduced all at once, and on all
+    /// stages at one time: a stage waits as many passes as it is stages from the first. Without it, a
+    /// stage reduces bucket by bucket as soon as it can.
+    #[serde(default)]
+    pub align_gradient_reduce: bool,
+    /// Under an interleaved schedule, the parameters of the next model chunk are gathered all at once,
+    /// on all stages at one time, while the chunk before begins. Without it, a stage gathers layer by
+    /// layer when it needs them.
+    #[serde(default)]
+    pub align_parameter_gather: bool,
+    /// Under an interleaved schedule, the parameters of a stage's first model chunk are updated first
+    /// and gathered while the optimizer updates the others.
+    #[serde(default)]
+    pub optimizer_step_gather: bool,
+}
+
+/// What the modules of a layer keep for their backward pass and can lie in the host's memory until
+/// then. Each names the input of a module.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum OffloadedInput {
+    /// Of the norm before attention: the residual stream.
+    AttentionNorm,
+    /// Of the projection to queries, keys and values.
+    QkvLinear,
+    /// Of attention: queries, keys and values.
+    CoreAttention,
+    /// Of the projection after attention.
+    AttentionProjection,
+    /// Of the norm before the feed-forward network: the residual stream.
+    MlpNorm,
+    /// Of the experts' first product: the tokens that arrived.
+    ExpertFc1,
+    /// Of the experts' activation function.
+    MoeActivation,
+    /// Of all modules: everything that the layer keeps.
+    Layer,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+/// Activations that lie in the host's memory between their forward and their backward pass.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationOffload {
+    /// Which.
+    #[serde(default)]
+    pub inputs: Vec<OffloadedInput>,
+    /// Of how many of a model chunk's layers, as a fraction: the first ones.
+    #[serde(default = "whole")]
+    pub fraction: f64,
+}
+
+impl Default for ActivationOffload {
+    fn default() -> Self {
+        Self {
+            inputs: Vec::new(),
+            fraction: 1.0,
+        }
+    }
+}
+
+impl ActivationOffload {
+    /// Layers of a chunk of so many that take part. The last layer of the model has its backward pass
+    /// at once and keeps what it has.
+    pub fn layers(&self, of_chunk: u64, last: bool) -> u64 {
+        if self.inputs.is_empty() {
+            return 0;
+        }
+        let able = of_chunk.saturating_sub(u64::from(last));
+        (able as f64 * self.fraction.clamp(0.0, 1.0)).round() as u64
+    }
+}
+
+fn half() -> f64 {
+    0.5
 }
 
 /// vTrain (MICRO 2024) measures NCCL about 30 % slower inside training than alone.
@@ -115,9 +195,13 @@ pub struct SoftwareStack {
     pub quantized_linear_launch: Option<SimDuration>,
     /// Time of the host for one pass, forward or backward, through a mixture-of-experts layer
     /// besides its products: routing, bookkeeping of counts and maps, the modules around the
-    /// experts. Half of it is the router's, half the experts'.
+    /// experts.
     #[serde(default)]
     pub mixture_launch: SimDuration,
+    /// Part of `mixture_launch` before the dispatch, with the router; the rest is the experts'. Only
+    /// the former is replaced where the static parts of a layer are launched by graph.
+    #[serde(default = "half")]
+    pub mixture_launch_router: f64,
     /// Time of the host for each step besides launches: data, clipping, logging, clean-up.
     #[serde(default)]
     pub step_overhead: SimDuration,
@@ -164,6 +248,11 @@ pub struct SoftwareStack {
     /// their owner and parameters broadcast by it, one owner after the other.
     #[serde(default)]
     pub zero_whole_tensors: bool,
+    /// A message between pipeline stages, which every tensor rank has whole where the sequence is not
+    /// sharded, is cut over the tensor ranks and gathered on the other side (Megatron's scatter/gather
+    /// optimisation, DeepSpeed's partitioned activations).
+    #[serde(default)]
+    pub scatters_messages: bool,
     /// Experts run in one grouped GEMM instead of one GEMM each.
     pub grouped_gemm: bool,
     /// What runs beside what.
@@ -190,6 +279,9 @@ pub struct SoftwareStack {
     /// Fraction of the optimizer's states that lie in the host's memory and are updated there.
     #[serde(default)]
     pub optimizer_offload: f64,
+    /// Activations that lie in the host's memory until their backward pass.
+    #[serde(default)]
+    pub activation_offload: ActivationOffload,
     /// Bytes per parameter that the parameter all-gather sends.
     pub parameter_gather_bytes: u64,
     /// Size of one gradient bucket.

@@ -10,7 +10,7 @@ use crate::run::{Context, KnownKernels, Run};
 use crate::search::MEAN_LOAD;
 use crate::setup::Setup;
 use rackflow_units::SimDuration;
-use rackflow_workload::Recompute;
+use rackflow_workload::{ActivationOffload, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -160,11 +160,19 @@ impl PieceTimes {
     /// parts of [`MEAN_LOAD`], at the prices of its communicators inside a layer.
     pub fn new(setup: &Setup, prices: &Prices, load: u64, kernels: &Arc<KnownKernels>) -> Self {
         let without;
-        let setup = if let Recompute::FullLayers(_) = setup.training.recompute {
-            // Some layers are computed again and some are not; none is less.
-            let mut none = setup.clone();
-            none.training.recompute = Recompute::None;
-            without = none;
+        let training = &setup.training;
+        // Some layers are computed again and some are not; none is less.
+        let partly = matches!(training.recompute, Recompute::FullLayers(_));
+        // What comes once in a chunk, or for some of its layers, is no part of a piece.
+        let offloads = !training.stack.activation_offload.inputs.is_empty();
+        let setup = if partly || offloads || training.stack.scatters_messages {
+            let mut least = setup.clone();
+            if partly {
+                least.training.recompute = Recompute::None;
+            }
+            least.training.stack.scatters_messages = false;
+            least.training.stack.activation_offload = ActivationOffload::default();
+            without = least;
             &without
         } else {
             setup

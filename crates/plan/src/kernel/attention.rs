@@ -185,8 +185,27 @@ impl Shape {
     }
 }
 
+/// Bytes to multiples of which the rows of an operand must start for tensor cores to read it in 16 bits
+/// (NVIDIA, "Matrix Multiplication Background": eight elements).
+const ROW_ALIGNMENT: f64 = 16.0;
+
+/// Part of the vector peak that a product in 16 bits sustains where tensor cores cannot read its operands.
+/// BLOOM's tuning log: heads of 108 and of 150 cost 43 and 57 s of a step on top of what heads of 96 and
+/// 144 do, 9 to 10 TFLOP/s of attention on an A100 (19.5 TFLOP/s in fp32).
+const WITHOUT_TENSOR_CORES: f64 = 0.6;
+
 /// Scores and probabilities pass through memory, over the whole square: no block is skipped.
 fn unfused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> Parts {
+    // Heads lie side by side, so that their width is where rows start.
+    let aligned = [shape.width_qk, shape.width_v]
+        .iter()
+        .all(|width| (width * shape.element) % ROW_ALIGNMENT == 0.0);
+    let efficiency = if aligned {
+        efficiency
+    } else {
+        let vector = device.accelerator.vector.flops_per_sec() * WITHOUT_TENSOR_CORES;
+        efficiency.min(vector / gemm::peak(device, Precision::Bf16))
+    };
     let sustained = useful / efficiency * device.slower();
     let math = sustained / shape.mask;
     let square = shape.batch * shape.heads * shape.query * shape.kv;

@@ -9,7 +9,7 @@ use super::simulated::{Simulated, simulate_all};
 use super::summary::{Columns, Scored, signed_percent, summary_json};
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
-use rackflow_plan::Setup;
+use rackflow_plan::{ALLOCATOR_MARGIN, Setup};
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published::{self, PublishedRun};
 use serde::Deserialize;
@@ -32,8 +32,6 @@ pub struct MechanismArgs {
 const WITHIN: f64 = 1.0 / 3.0;
 /// A change under this is none; it is met by any other that is none.
 const NONE: f64 = 0.03;
-/// Free memory under which PyTorch's allocator gives back and asks anew in every pass [bytes].
-const THRASH: f64 = 4e9;
 
 /// One experiment, as the data file spells it.
 #[derive(Debug, Clone, Deserialize)]
@@ -93,9 +91,23 @@ enum Unit {
     /// Step time over that of the first setup.
     #[serde(rename = "times")]
     Times,
+    /// Memory of one GPU that tensors use, at its peak, in bytes.
+    #[serde(rename = "bytes")]
+    Bytes,
     /// A collapse that no formula of ours predicts; it must be seen coming.
     #[serde(rename = "flag")]
     Flag,
+}
+
+impl Unit {
+    /// What changes.
+    fn of(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Bytes => "memory",
+            Self::Seconds | Self::Milliseconds | Self::Times | Self::Flag => "step time",
+        }
+    }
 }
 
 /// One experiment beside its simulation. Changes are fractions of what was measured: of the rate
@@ -234,20 +246,25 @@ fn outcome(
     base: Result<(&Setup, Simulated), String>,
     change: Result<(&Setup, Simulated), String>,
 ) -> Result<Outcome, String> {
-    let (_, base) = base?;
-    let (_, change) = change?;
+    let (first, base) = base?;
+    let (setup, change) = change?;
     let longer = change.step_time_s / base.step_time_s;
     Ok(Outcome {
         base_s: base.step_time_s,
         change_s: change.step_time_s,
-        simulated: if unit == Unit::Rate {
-            1.0 / longer - 1.0
-        } else {
-            longer - 1.0
+        simulated: match unit {
+            Unit::Rate => 1.0 / longer - 1.0,
+            Unit::Bytes => allocated(setup, &change) / allocated(first, &base) - 1.0,
+            _ => longer - 1.0,
         },
         memory_share: change.memory / change.capacity,
-        thrashes: change.memory > change.capacity - THRASH,
+        thrashes: change.memory > change.capacity - ALLOCATOR_MARGIN.as_f64(),
     })
+}
+
+/// Memory that tensors use on the fullest rank [bytes].
+fn allocated(setup: &Setup, simulated: &Simulated) -> f64 {
+    simulated.memory - setup.training.stack.reserved_memory.as_f64()
 }
 
 /// What an arm means, and the family of its model.
@@ -294,7 +311,7 @@ fn row_json(row: &Row) -> Value {
         "source": row.experiment.source,
         "accelerator": row.accelerator,
         "family": row.family,
-        "change_of": if row.experiment.measured.unit == Unit::Rate { "rate" } else { "step_time" },
+        "change_of": row.experiment.measured.unit.of().replace(' ', "_"),
         "measured_change": row.measured,
         "simulated_change": outcome.map(|outcome| outcome.simulated),
         "simulated_base_s": outcome.map(|outcome| outcome.base_s),
@@ -342,11 +359,7 @@ impl Comparisons {
             };
             table.push(vec![
                 format!("{} ({})", row.experiment.mechanism, row.experiment.id),
-                if row.experiment.measured.unit == Unit::Rate {
-                    "rate".to_owned()
-                } else {
-                    "step time".to_owned()
-                },
+                row.experiment.measured.unit.of().to_owned(),
                 signed_percent(row.measured),
                 simulated,
                 yes(row.right_sign()),

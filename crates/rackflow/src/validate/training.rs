@@ -5,6 +5,7 @@
 //! counted with their reasons.
 
 use super::cross_check::{AGREES_WITHIN, CrossCheck, Sample};
+use super::drift::{Drift, Sized};
 use super::simulated::{NotSimulated, Simulated, simulate_all};
 use super::summary::{
     Columns, Scored, Summary, groups_json, or_dash, percent, seconds, signed_percent, summary_json,
@@ -178,6 +179,24 @@ impl Comparisons {
             .filter_map(|row| Sample::new(row.scored()?, row.clock, &row.simulated))
             .collect();
         CrossCheck::of(&samples)
+    }
+
+    /// How the error moves with the number of GPUs, where little else does.
+    fn drift(&self) -> Option<Drift> {
+        fn sized(row: &Row) -> Option<Sized<'_>> {
+            let precision = row.run.precision.as_deref().unwrap_or_default();
+            Some(Sized {
+                source: &row.run.source,
+                alike: format!(
+                    "{} {} {precision} {}",
+                    row.run.model.name, row.accelerator, row.stack
+                ),
+                gpus: row.run.gpus?,
+                error: row.error()?,
+            })
+        }
+        let rows: Vec<Sized<'_>> = self.rows.iter().filter_map(sized).collect();
+        Drift::of(&rows)
     }
 
     /// The step times by the number of GPUs: an error that grows with it would show here.
@@ -412,9 +431,9 @@ impl Comparisons {
         out
     }
 
-    /// One line on memory, and one on what was left out.
+    /// One line on drift, one on memory, and one on what was left out.
     fn footer(&self) -> String {
-        let mut out = String::new();
+        let mut out = self.drift().map_or_else(String::new, |drift| drift.text());
         if let Some(memory) = Summary::of(&self.memory_scored()) {
             let _ = writeln!(
                 out,
@@ -454,6 +473,7 @@ impl Validation for Comparisons {
             "memory": of(&self.memory_scored()),
             "by_gpus": self.by_gpus().iter().map(|(name, rows)| (name.clone(), of(rows)))
                 .collect::<serde_json::Map<_, _>>(),
+            "drift": self.drift().map_or(Value::Null, |drift| drift.to_json()),
             "cross_check": self.cross_check().map_or(Value::Null, |check| check.to_json()),
             "reasons_left_out": self.reasons(),
             "rows": self.rows.iter().map(row_json).collect::<Vec<_>>(),

@@ -205,6 +205,21 @@ fn stack(findings: &mut Findings<'_>, setup: &Setup) {
         );
         findings.report(found.label("0 to 1"));
     }
+    for (field, value) in [
+        ("mixture_launch_router", stack.mixture_launch_router),
+        (
+            "activation_offload.fraction",
+            stack.activation_offload.fraction,
+        ),
+    ] {
+        if !(0.0..=1.0).contains(&value) {
+            let found = findings.at(
+                &at(field),
+                format!("`{field}` is {value}; it is a fraction"),
+            );
+            findings.report(found.label("0 to 1"));
+        }
+    }
     if !(1.0..=100.0).contains(&stack.collective_slowdown) {
         let found = findings.at(
             &at("collective_slowdown"),

@@ -2,7 +2,7 @@
 
 use super::PublishedRun;
 use rackflow_plan::RankOrder;
-use rackflow_workload::{CudaGraphs, Recipe, Zero};
+use rackflow_workload::{CudaGraphs, ExpertDispatcher, Recipe, Zero};
 
 /// The habits of one source's software.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +30,8 @@ pub(super) struct Habits {
     /// Mixtures whose whole iteration is one graph run the exchange of tokens beside another
     /// micro-batch where the GEMMs run in MXFP8 and a row does not say.
     pub whole_graphs_overlap_experts: bool,
+    /// Mixtures in FP8 on H100 launch kernel by kernel, whatever a recipe of the repository's head says.
+    pub plain_launches_of_fp8_mixtures: bool,
     /// Gbit/s of each NIC of an accelerator's nodes, where the source's cluster is slower than the interfaces.
     pub slower_nics: Option<(&'static str, u64)>,
 }
@@ -59,6 +61,7 @@ const MEGATRON: Habits = Habits {
     recomputes_layers: None,
     fp8_parameter_gather: false,
     whole_graphs_overlap_experts: false,
+    plain_launches_of_fp8_mixtures: false,
     slower_nics: None,
 };
 
@@ -178,6 +181,9 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             },
             // perf_recipes/qwen/common.py, _enable_hybridep_full_iteration_mxfp8.
             whole_graphs_overlap_experts: true,
+            // Graphs entered that recipe after 26.06 (scripts/performance/configs/qwen at 01b2977:
+            // QWEN3_30B_A3B_PRETRAIN_CONFIG_H100_FP8_CS_V1 has none, its BF16 sister has).
+            plain_launches_of_fp8_mixtures: ("26.02.01".."26.08").contains(&release),
             // A mixture that the exchange between nodes bounds takes as long on B300 as on B200, whose NICs
             // run at 400 Gbit/s (26.02, 64 expert ranks: 9.8 and 10.2 s).
             slower_nics: Some(("B300-SXM-270GB", 400)),
@@ -198,7 +204,12 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             ..MEGATRON
         },
         "mcore-dsv3-guide" => Habits {
-            stack: "megatron-core-dsv3-2025",
+            // HybridEP is the last but two of its changes.
+            stack: if run.declared.dispatcher == Some(ExpertDispatcher::HybridEp) {
+                "megatron-core-dsv3-2025-tuned"
+            } else {
+                "megatron-core-dsv3-2025"
+            },
             ..MEGATRON
         },
         "megatron-readme" | "megatron-core-moe" if year <= 2024 => Habits {

@@ -182,6 +182,8 @@ fn model(
             0
         },
         biases: family.biases,
+        clamped: family.clamped,
+        scaled_rope: family.clamped,
         mtp: published.mtp.clone(),
         sources: BTreeMap::from([("*".to_owned(), format!("{} <{}>", run.citation, run.url))]),
     })
@@ -237,6 +239,7 @@ struct Family {
     biases: bool,
     qk_norm: bool,
     sinks: bool,
+    clamped: bool,
 }
 
 impl Family {
@@ -260,6 +263,7 @@ impl Family {
             biases,
             qk_norm: name.starts_with("qwen3"),
             sinks: name.starts_with("gpt-oss"),
+            clamped: name.starts_with("gpt-oss"),
         }
     }
 }
@@ -333,6 +337,19 @@ fn stack(
         assumed.push(
             "the exchange of tokens beside another micro-batch: the habit of recipes with whole \
              iterations in graphs and MXFP8"
+                .to_owned(),
+        );
+    }
+    if habits.plain_launches_of_fp8_mixtures
+        && recipe == Recipe::Fp8
+        && run.model.moe.is_some()
+        && run.gpu.starts_with("H100")
+        && stack.cuda_graphs == CudaGraphs::Partial
+    {
+        stack.cuda_graphs = CudaGraphs::None;
+        assumed.push(
+            "kernels are launched one by one: graphs entered the recipes of FP8 mixtures on H100 \
+             after this release"
                 .to_owned(),
         );
     }

@@ -6,8 +6,8 @@ use rackflow_scenario::Catalogue;
 use rackflow_topology::{Cluster, Fabric, FatTree, Routing as LinkRouting};
 use rackflow_units::SimDuration;
 use rackflow_workload::{
-    Attention, CudaGraphs, ExpertDispatcher, MoE, Model, Overlap, Parallelism, Recipe, Recompute,
-    Routing, Schedule, SoftwareStack, Training, Zero,
+    ActivationOffload, Attention, CudaGraphs, ExpertDispatcher, MoE, Model, OffloadedInput,
+    Overlap, Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -42,6 +42,8 @@ pub fn model(layers: u64, moe: bool) -> Model {
         tied_embeddings: false,
         learned_positions: 0,
         biases: false,
+        clamped: false,
+        scaled_rope: false,
         mtp: None,
         sources: BTreeMap::new(),
     }
@@ -150,7 +152,7 @@ pub fn plain(gpus: u32) -> Setup {
 }
 
 prop_compose! {
-    fn overlaps()(bits in any::<[bool; 6]>()) -> Overlap {
+    fn overlaps()(bits in any::<[bool; 9]>()) -> Overlap {
         Overlap {
             gradient_reduce: bits[0],
             parameter_gather: bits[1],
@@ -158,8 +160,22 @@ prop_compose! {
             pipeline: bits[3],
             expert: bits[4],
             shared_expert: bits[5],
+            align_gradient_reduce: bits[6],
+            align_parameter_gather: bits[7],
+            optimizer_step_gather: bits[8],
         }
     }
+}
+
+/// Activations on the host: mostly none.
+fn offloads() -> impl Strategy<Value = ActivationOffload> {
+    use OffloadedInput::{AttentionNorm, CoreAttention, ExpertFc1, Layer, MoeActivation};
+    let of = |inputs: Vec<OffloadedInput>, fraction| ActivationOffload { inputs, fraction };
+    prop_oneof![
+        4 => Just(ActivationOffload::default()),
+        1 => Just(of(vec![AttentionNorm, CoreAttention, ExpertFc1, MoeActivation], 1.0)),
+        1 => Just(of(vec![Layer], 0.5)),
+    ]
 }
 
 fn dispatchers() -> impl Strategy<Value = ExpertDispatcher> {
@@ -207,7 +223,8 @@ prop_compose! {
         schedule in schedules(),
         recompute in recomputes(),
         load in routings(),
-        (graphs, sequence_parallel) in (0..3u8, any::<bool>()),
+        (graphs, sequence_parallel, scatters) in (0..3u8, any::<bool>(), any::<bool>()),
+        offload in offloads(),
         stragglers in proptest::collection::vec((0..64u32, 1.0..1.5f64), 0..3),
         (oversubscription, routing) in (
             prop_oneof![Just(1.0), Just(2.0)],
@@ -253,6 +270,8 @@ prop_compose! {
         let t = &mut setup.training;
         t.model = model(8, moe);
         t.stack.overlap = overlap;
+        t.stack.activation_offload = offload;
+        t.stack.scatters_messages = scatters;
         t.stack.dispatcher = dispatcher;
         t.stack.cuda_graphs = [CudaGraphs::None, CudaGraphs::Partial, CudaGraphs::Full][usize::from(graphs)];
         t.sequence_length = 1024;
