@@ -91,7 +91,7 @@ enum Unit {
     /// Step time over that of the first setup.
     #[serde(rename = "times")]
     Times,
-    /// Memory of one GPU that tensors use, at its peak, in bytes.
+    /// Memory of one GPU that tensors use, at its peak, in bytes: what is saved counts.
     #[serde(rename = "bytes")]
     Bytes,
     /// A collapse that no formula of ours predicts; it must be seen coming.
@@ -227,7 +227,7 @@ impl Comparisons {
             );
             rows.push(Row {
                 measured: measured(&experiment.measured),
-                outcome: outcome(experiment.measured.unit, base, change),
+                outcome: outcome(&experiment.measured, base, change),
                 accelerator,
                 family,
                 experiment,
@@ -242,19 +242,23 @@ fn measured(measured: &Measured) -> f64 {
 }
 
 fn outcome(
-    unit: Unit,
+    measured: &Measured,
     base: Result<(&Setup, Simulated), String>,
     change: Result<(&Setup, Simulated), String>,
 ) -> Result<Outcome, String> {
     let (first, base) = base?;
     let (setup, change) = change?;
+    let unit = measured.unit;
     let longer = change.step_time_s / base.step_time_s;
     Ok(Outcome {
         base_s: base.step_time_s,
         change_s: change.step_time_s,
         simulated: match unit {
             Unit::Rate => 1.0 / longer - 1.0,
-            Unit::Bytes => allocated(setup, &change) / allocated(first, &base) - 1.0,
+            // What the change saves; what else is kept is not its matter.
+            Unit::Bytes => {
+                (allocated(setup, &change) - allocated(first, &base)) / measured.base
+            }
             _ => longer - 1.0,
         },
         memory_share: change.memory / change.capacity,
