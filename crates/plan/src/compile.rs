@@ -735,7 +735,13 @@ impl<'a> Compiler<'a> {
     /// Whether a stage goes on while it sends. A bidirectional schedule sends and receives both
     /// ways at once.
     pub fn sends_asynchronously(&self) -> bool {
-        self.sizes.stack.overlap.pipeline || self.dualpipe()
+        let overlap = &self.sizes.stack.overlap;
+        let plain = self.sizes.plan.virtual_pipeline == 1
+            && matches!(
+                self.setup.training.schedule,
+                Schedule::Gpipe | Schedule::OneForwardOneBackward
+            );
+        (overlap.pipeline && !(overlap.pipeline_if_interleaved && plain)) || self.dualpipe()
     }
 
     /// Whether a stage is ready to receive before it is done with the work before.

@@ -67,6 +67,9 @@ pub struct Overlap {
     pub tensor: bool,
     /// Pipeline sends and receives are asynchronous.
     pub pipeline: bool,
+    /// Only those of interleaved schedules are: a plain 1F1B sends and receives in one call and waits.
+    #[serde(default)]
+    pub pipeline_if_interleaved: bool,
     /// Expert dispatch and combine run beside another micro-batch's computation.
     pub expert: bool,
     /// The shared expert runs beside the dispatch of the routed ones.

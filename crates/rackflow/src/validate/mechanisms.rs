@@ -256,9 +256,7 @@ fn outcome(
         simulated: match unit {
             Unit::Rate => 1.0 / longer - 1.0,
             // What the change saves; what else is kept is not its matter.
-            Unit::Bytes => {
-                (allocated(setup, &change) - allocated(first, &base)) / measured.base
-            }
+            Unit::Bytes => (allocated(setup, &change) - allocated(first, &base)) / measured.base,
             _ => longer - 1.0,
         },
         memory_share: change.memory / change.capacity,

@@ -152,7 +152,7 @@ pub fn plain(gpus: u32) -> Setup {
 }
 
 prop_compose! {
-    fn overlaps()(bits in any::<[bool; 9]>()) -> Overlap {
+    fn overlaps()(bits in any::<[bool; 10]>()) -> Overlap {
         Overlap {
             gradient_reduce: bits[0],
             parameter_gather: bits[1],
@@ -163,6 +163,7 @@ prop_compose! {
             align_gradient_reduce: bits[6],
             align_parameter_gather: bits[7],
             optimizer_step_gather: bits[8],
+            pipeline_if_interleaved: bits[9],
         }
     }
 }
