@@ -43,4 +43,4 @@ pub use program::{
 };
 pub use resource::Resource;
 pub use search::{Branch, Candidate, Expansion, LeftOut, MEAN_LOAD, Obstacle, Search, Space};
-pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, Seats, Setup, Straggler};
+pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, SLOW_NODE, Seats, Setup, Straggler};

@@ -38,7 +38,13 @@ pub struct Jitter {
     pub gpu: f64,
     /// Of each run of kernels on each GPU: clocks that move, interrupts, other traffic.
     pub kernel: f64,
+    /// Part of the nodes that are slow for the whole step, each by [`SLOW_NODE`].
+    pub slow_nodes: f64,
 }
+
+/// Times that kernels of a slow node take: BLOOM fell from 149 to 140 TFLOP/s per GPU for one of its 48
+/// nodes (bigscience-workshop/bigscience 9e64ede, train/tr11-176B-ml/chronicles.md).
+pub const SLOW_NODE: f64 = 149.0 / 140.0;
 
 /// No draw is slower than this.
 pub const MOST_JITTER: f64 = 16.0;
@@ -48,6 +54,7 @@ impl Jitter {
     pub const NONE: Self = Self {
         gpu: 0.0,
         kernel: 0.0,
+        slow_nodes: 0.0,
     };
 
     /// Whether there is none.

@@ -2,7 +2,7 @@
 
 use crate::fold::ONE;
 use rackflow_engine::RandomStream;
-use rackflow_plan::{MOST_JITTER, Setup};
+use rackflow_plan::{MOST_JITTER, SLOW_NODE, Setup};
 
 /// Time over the undisturbed, fixed point: `exp(sigma |z|)` for a normal z, so 1 or more.
 fn draw(random: &mut RandomStream, sigma: f64) -> u64 {
@@ -14,13 +14,34 @@ fn draw(random: &mut RandomStream, sigma: f64) -> u64 {
 /// How much slower each GPU is for the whole step.
 pub(crate) fn of_gpus(setup: &Setup, gpus: u32) -> Vec<u64> {
     let sigma = setup.jitter.gpu;
-    if sigma == 0.0 {
-        return vec![ONE; gpus as usize];
-    }
     let root = RandomStream::root(setup.seed).derive("jitter of GPUs");
-    (0..gpus)
-        .map(|gpu| draw(&mut root.derive_index(u64::from(gpu)), sigma))
-        .collect()
+    let mut slower: Vec<u64> = if sigma == 0.0 {
+        vec![ONE; gpus as usize]
+    } else {
+        (0..gpus)
+            .map(|gpu| draw(&mut root.derive_index(u64::from(gpu)), sigma))
+            .collect()
+    };
+    if setup.jitter.slow_nodes > 0.0 {
+        slow_nodes(setup, &mut slower);
+    }
+    slower
+}
+
+/// Makes the GPUs of some nodes slower, all of a node alike.
+fn slow_nodes(setup: &Setup, slower: &mut [u64]) {
+    let root = RandomStream::root(setup.seed).derive("slow nodes");
+    let gpus = setup.cluster.node.gpus.max(1) as usize;
+    for (node, gpus) in slower.chunks_mut(gpus).enumerate() {
+        if root
+            .derive_index(node as u64)
+            .happens(setup.jitter.slow_nodes)
+        {
+            for slower in gpus {
+                *slower = (*slower as f64 * SLOW_NODE).round() as u64;
+            }
+        }
+    }
 }
 
 /// How much slower each run of kernels is. A rank draws in the order of its own work, so that the

@@ -321,6 +321,13 @@ pub(super) fn stragglers(findings: &mut Findings<'_>, gpus: u32, stragglers: &[S
 
 fn jitter(findings: &mut Findings<'_>, setup: &Setup) {
     let jitter = setup.jitter;
+    if !(0.0..=1.0).contains(&jitter.slow_nodes) {
+        let found = findings.at(
+            "simulation.jitter.slow_nodes",
+            format!("`slow_nodes` is {}; it is a fraction", jitter.slow_nodes),
+        );
+        findings.report(found.label("0 to 1"));
+    }
     for (field, sigma) in [("gpu", jitter.gpu), ("kernel", jitter.kernel)] {
         if !(0.0..=0.5).contains(&sigma) {
             let found = findings

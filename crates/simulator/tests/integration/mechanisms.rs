@@ -1,10 +1,13 @@
 //! Each mechanism moves the step in the direction that physics says.
 
 use crate::plans::{model, plain};
-use rackflow_plan::{Cause, CommKind, Setup, Straggler, compile};
+use rackflow_plan::{Cause, CommKind, SLOW_NODE, Setup, Straggler, compile};
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
-use rackflow_workload::{CudaGraphs, Routing, Schedule};
+use rackflow_units::Bandwidth;
+use rackflow_workload::{
+    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Routing, Schedule,
+};
 
 fn run(setup: &Setup) -> Record {
     simulate(&compile(setup).expect("a valid plan"))
@@ -169,4 +172,158 @@ fn jitter_of_kernels_is_paid_at_every_meeting() {
     // The slowest of eight draws, half-normal: 1 + 0.05 x 1.8 in the median, less what never waits.
     assert!((1.02..1.12).contains(&ratio), "{ratio}");
     assert_eq!(uneven.engine.entities, 8, "no rank stands for another");
+}
+
+/// Some nodes in a hundred are slow, by what BLOOM measured, and the step waits for them.
+#[test]
+fn slow_nodes_hold_up_the_step() {
+    let mut setup = plain(64);
+    let even = run(&setup);
+    setup.jitter.slow_nodes = 0.5;
+    let uneven = run(&setup);
+    let ratio = uneven.step_time.as_secs_f64() / even.step_time.as_secs_f64();
+    assert!((1.03..=SLOW_NODE + 0.001).contains(&ratio), "{ratio}");
+    assert!(uneven.total().picos(Cause::Straggler) > 0);
+}
+
+/// Bytes that all ranks send of one kind.
+fn sent(record: &Record, kind: CommKind) -> u64 {
+    let classes = record.classes.iter();
+    classes
+        .map(|class| {
+            let of = &class.traffic.0[kind as usize];
+            u64::from(class.ranks) * (of.nvlink + of.nic)
+        })
+        .sum()
+}
+
+/// Two nodes of eight stages each, two chunks on each stage, two data-parallel ranks.
+fn interleaved() -> Setup {
+    let mut setup = plain(16);
+    let t = &mut setup.training;
+    t.model = model(16, false);
+    t.model.vocab = 1024;
+    t.parallelism.pipeline = 8;
+    t.parallelism.data = 2;
+    t.parallelism.virtual_pipeline = 2;
+    t.global_batch = 32;
+    t.stack.cuda_graphs = CudaGraphs::Full;
+    t.stack.overlap.pipeline = true;
+    t.stack.overlap.gradient_reduce = true;
+    t.stack.overlap.parameter_gather = true;
+    setup
+}
+
+#[test]
+fn aligned_stages_move_the_same_bytes_at_other_times() {
+    let apart = run(&interleaved());
+    let mut setup = interleaved();
+    setup.training.stack.overlap.align_gradient_reduce = true;
+    setup.training.stack.overlap.align_parameter_gather = true;
+    let aligned = run(&setup);
+    let rounding = 16 * 64;
+    let (before, after) = (sent(&apart, CommKind::Data), sent(&aligned, CommKind::Data));
+    assert!(before.abs_diff(after) <= rounding, "{before} {after}");
+    assert_ne!(apart.step_time, aligned.step_time);
+    let ratio = aligned.step_time.as_secs_f64() / apart.step_time.as_secs_f64();
+    assert!((0.8..1.2).contains(&ratio), "{ratio}");
+    // The first chunk's parameters beside the optimizer: the same bytes again.
+    setup.training.stack.overlap.optimizer_step_gather = true;
+    let beside = run(&setup);
+    let moved = sent(&beside, CommKind::Data);
+    assert!(before.abs_diff(moved) <= rounding, "{before} {moved}");
+}
+
+#[test]
+fn scattered_messages_are_a_tensor_ranks_part() {
+    let mut setup = pipelined(4, 8);
+    setup.cluster = crate::plans::cluster("dgx-h100", 16);
+    setup.training.parallelism.tensor = 4;
+    setup.training.stack.scatters_messages = false;
+    let whole = run(&setup);
+    setup.training.stack.scatters_messages = true;
+    let parts = run(&setup);
+    // A quarter of each message, and the gathers of the receivers: three quarters of the whole.
+    let (whole_bytes, part_bytes) = (
+        sent(&whole, CommKind::Pipeline),
+        sent(&parts, CommKind::Pipeline),
+    );
+    let ratio = part_bytes as f64 / whole_bytes as f64;
+    assert!((0.99..1.01).contains(&ratio), "{ratio}");
+    // With sequence parallelism a rank has its part only, and nothing is scattered.
+    setup.training.parallelism.sequence_parallel = true;
+    let sharded = run(&setup);
+    assert_eq!(sent(&sharded, CommKind::Pipeline) * 4, whole_bytes);
+}
+
+#[test]
+fn activations_on_the_host_leave_memory_and_cost_the_link() {
+    let mut setup = plain(8);
+    setup.training.model.vocab = 1024;
+    setup.training.stack.cuda_graphs = CudaGraphs::Full;
+    let memory = |setup: &Setup| {
+        let plan = compile(setup).expect("a valid plan");
+        plan.facts.stages[0].memory.total()
+    };
+    let here = (run(&setup), memory(&setup));
+    setup.training.stack.activation_offload.inputs = vec![OffloadedInput::Layer];
+    let away = (run(&setup), memory(&setup));
+    assert!(away.1 < here.1, "{} of {}", away.1, here.1);
+    assert!(
+        away.0.step_time > here.0.step_time,
+        "PCIe is slower than these layers"
+    );
+    assert!(away.0.total().picos(Cause::Offload) > 0);
+    // Half of the layers: less memory freed, less time lost.
+    setup.training.stack.activation_offload.fraction = 0.5;
+    let half = (run(&setup), memory(&setup));
+    assert!(away.1 < half.1 && half.1 < here.1);
+    assert!(half.0.step_time < away.0.step_time);
+    // A link between chips hides what PCIe does not.
+    setup.training.stack.activation_offload.fraction = 1.0;
+    let link = Bandwidth::from_bytes_per_sec(450_000_000_000);
+    setup.cluster.node.accelerator.host_bandwidth = link;
+    let near = run(&setup);
+    assert!(near.step_time < away.0.step_time);
+    // Copies take memory bandwidth from the kernels beside them.
+    assert!(near.total().picos(Cause::Contention) > here.0.total().picos(Cause::Contention));
+}
+
+#[test]
+fn a_plain_pipeline_may_block_where_an_interleaved_one_does_not() {
+    let mut setup = pipelined(4, 16);
+    setup.training.stack.overlap.pipeline = true;
+    let goes_on = run(&setup);
+    setup.training.stack.overlap.pipeline_if_interleaved = true;
+    let blocks = run(&setup);
+    assert!(blocks.step_time > goes_on.step_time);
+    setup.training.parallelism.virtual_pipeline = 2;
+    let interleaved = run(&setup);
+    setup.training.stack.overlap.pipeline_if_interleaved = false;
+    assert_eq!(interleaved, run(&setup));
+}
+
+/// Heads whose rows tensor cores cannot read, of about as many FLOPs, take several times as long.
+#[test]
+fn misaligned_heads_lose_the_tensor_cores() {
+    let attention = |width: u64| {
+        let mut setup = plain(1);
+        setup.training.stack.attention = AttentionKernel::Unfused;
+        setup.training.model.attention = Attention::Grouped {
+            heads: 8,
+            kv_heads: 8,
+            head_dim: width,
+            sliding_window: None,
+            full_every: None,
+            chunked: false,
+            qk_norm: false,
+            sinks: false,
+        };
+        run(&setup).step_time.as_secs_f64()
+    };
+    let (aligned, misaligned, wider) = (attention(104), attention(108), attention(112));
+    assert!(
+        aligned < wider && 1.2 * wider < misaligned,
+        "{aligned} {misaligned} {wider}"
+    );
 }

@@ -233,8 +233,8 @@ prop_compose! {
         ),
         jitter in prop_oneof![
             4 => Just(Jitter::NONE),
-            1 => Just(Jitter { gpu: 0.02, kernel: 0.0 }),
-            1 => Just(Jitter { gpu: 0.01, kernel: 0.05 }),
+            1 => Just(Jitter { gpu: 0.02, kernel: 0.0, slow_nodes: 0.0 }),
+            1 => Just(Jitter { gpu: 0.01, kernel: 0.05, slow_nodes: 0.3 }),
         ],
         seed in any::<u64>(),
     ) -> Setup {
