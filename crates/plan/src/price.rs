@@ -139,6 +139,7 @@ impl Prices {
             links: vec![links.clone()],
             spans,
             memory_bandwidth: setup.cluster.node.accelerator.memory_bandwidth.as_f64(),
+            host_bandwidth: setup.cluster.node.accelerator.host_bandwidth,
         }
     }
 

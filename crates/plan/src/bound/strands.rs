@@ -72,6 +72,10 @@ impl Strand {
             least: 0,
         };
         let mut crowding = Crowding::default();
+        let overlap = &ctx.setup.training.stack.overlap;
+        let together = overlap.align_gradient_reduce
+            || overlap.align_parameter_gather
+            || overlap.optimizer_step_gather;
         // Where the nodes of each run are now.
         let mut places: [Vec<u32>; 2] = Default::default();
         for first in order {
@@ -90,9 +94,18 @@ impl Strand {
                 Work::Collective(_, id) => {
                     strand.launch += communication_launch;
                     strand.meets |= node.stream == Stream::Data;
-                    let time = least(ctx, id, load);
+                    // What stages move together, they move at other times and in other parts.
+                    let time = if together && node.stream == Stream::Data {
+                        0
+                    } else {
+                        least(ctx, id, load)
+                    };
                     crowding.communicates(node.stream, ctx.transfers[id.0 as usize].sms, time);
                     time
+                }
+                Work::Copy(_) => {
+                    strand.launch += communication_launch;
+                    0
                 }
                 Work::Send(..) | Work::Receive(..) => 0,
             };

@@ -300,7 +300,7 @@ fn a_plain_pipeline_may_block_where_an_interleaved_one_does_not() {
     setup.training.parallelism.virtual_pipeline = 2;
     let interleaved = run(&setup);
     setup.training.stack.overlap.pipeline_if_interleaved = false;
-    assert_eq!(interleaved, run(&setup));
+    assert_eq!(interleaved.step_time, run(&setup).step_time);
 }
 
 /// Heads whose rows tensor cores cannot read, of about as many FLOPs, take several times as long.
