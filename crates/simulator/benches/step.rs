@@ -68,7 +68,11 @@ fn hundred_thousand() {
         ("typical jitter", 0.01, 0.0),
         ("jitter of kernels too", 0.01, 0.005),
     ] {
-        setup.jitter = rackflow_plan::Jitter { gpu, kernel };
+        setup.jitter = rackflow_plan::Jitter {
+            gpu,
+            kernel,
+            slow_nodes: 0.0,
+        };
         let start = std::time::Instant::now();
         let record = simulate(&compile(&setup).expect("a valid plan"));
         println!(
