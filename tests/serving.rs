@@ -306,7 +306,7 @@ fn pictures_of_a_service() {
     fs::write(&json, report.to_string()).expect("written");
     for (kind, says) in [
         ("waterfall", "Effective"),
-        ("roofline", "memory, 3.350 TB/s"),
+        ("roofline", "memory 3.350 TB/s"),
         ("links", "caches from prefill to decode"),
         ("memory", "cache in use, mean"),
     ] {

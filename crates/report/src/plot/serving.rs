@@ -97,18 +97,20 @@ pub fn serving_roofline(report: &ServingReport) -> Option<Picture> {
     }
     series.push(Series {
         name: format!(
-            "{} {} TFLOP/s",
+            "{} {} TFLOP/s, memory {} TB/s",
             report.cluster.native_precision,
-            number(peak * T, 0)
+            number(peak * T, 0),
+            significant(memory * T)
         ),
         points: vec![(from, from * memory * T), (ridge, peak * T), (to, peak * T)],
         kind: Kind::Ideal,
-        labels: vec![
-            String::new(),
-            format!("memory, {} TB/s", significant(memory * T)),
-        ],
         ..Series::default()
     });
+    let mixed = if report.pools.len() == 1 {
+        "; steps with prompts decode too"
+    } else {
+        ""
+    };
     let share = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), percent);
     let (mfu, mbu) = (&report.serving.mfu, &report.serving.mbu);
     let title = match (mfu.prefill, mfu.decode) {
@@ -129,7 +131,7 @@ pub fn serving_roofline(report: &ServingReport) -> Option<Picture> {
         Lines {
             title,
             subtitle: format!(
-                "{}: steps of {} on one {}, with everything that they wait for; steps with prompts decode too",
+                "{}: steps of {} on one {}, with everything that they wait for{mixed}",
                 report.scenario, report.model.name, report.cluster.accelerator
             ),
             x: Axis::log("FLOP per byte of weights and cache").from_to(from, to),
