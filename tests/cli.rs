@@ -1073,6 +1073,38 @@ fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
     assert!(table.contains("The scenario's own plan"), "{table}");
 }
 
+/// Of several scenarios the best plan is never worse than their own, with any number formats.
+#[test]
+fn the_planner_sets_the_best_plan_of_each_scenario_beside_its_own() {
+    let found = json(&fine(&[
+        "plan",
+        QUICK,
+        QUICK,
+        "--precision",
+        "all",
+        "--format",
+        "json",
+    ]));
+    let rows = found["scenarios"].as_array().expect("a list");
+    assert_eq!(rows.len(), 2);
+    let time = |row: &Value| row["step_time_s"].as_f64().expect("a number");
+    assert!(time(&rows[0]["best"]) < time(&rows[0]["own"]), "{found:#}");
+    assert_ne!(
+        rows[0]["best"]["plan"]["precision"], "bf16",
+        "fp8 is faster"
+    );
+    let table = fine(&["plan", QUICK, "--format", "markdown"]);
+    assert!(
+        table.contains("| gain |") && table.contains(QUICK),
+        "{table}"
+    );
+    let refusal = failed(&["plan", QUICK, "serve-llama3-70b-8-h100"], 2);
+    assert!(
+        refusal.contains("serve-llama3-70b-8-h100 serves"),
+        "{refusal}"
+    );
+}
+
 // ---- traces
 
 #[test]

@@ -78,6 +78,8 @@ Examples:
   rackflow plan llama3-405b-16384-h100
   rackflow plan my.yaml --top 3 --format json | jq .best[0].plan
   rackflow plan my.yaml --precision fp8 --precision bf16
+  rackflow plan my.yaml --precision all
+  rackflow plan scenarios/llama3-405b-*.yaml      each one's own plan beside the best
 
 Tried are all divisors of tensor, context, pipeline, data and expert parallelism, virtual stages,
 schedules, micro-batches, ZeRO stages and recomputation; model, batch, cluster and stack stay. A plan is
@@ -367,24 +369,36 @@ pub enum DrawnFormat {
 /// What to search for, and how to report it.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// A scenario file, the name of a shipped scenario, or `-` for standard input
-    #[arg(value_name = "FILE|NAME|-")]
-    pub scenario: String,
+    /// A scenario file, the name of a shipped scenario, or `-` for standard input; of several, each
+    /// one's own plan is set beside the best
+    #[arg(value_name = "FILE|NAME|-", required = true)]
+    pub scenarios: Vec<String>,
     /// How many of the best plans are shown
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub top: u32,
-    /// Number formats to try [default: the scenario's]
+    /// Number formats to try [default: the scenario's, because another one changes what is learnt]
     #[arg(long, value_name = "RECIPE", value_enum)]
     pub precision: Vec<Precision>,
     /// Of a serving scenario: share of requests that must be inside every limit of its `slo`
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     pub attainment: f64,
     /// How the result is written to standard output
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = PlanFormat::Table)]
+    pub format: PlanFormat,
     /// Of a serving scenario: also write the result into this folder, as JSON and a picture
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+}
+
+/// How found plans are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlanFormat {
+    /// For people.
+    Table,
+    /// For programs: one JSON document.
+    Json,
+    /// A table of each scenario's own plan beside the best one.
+    Markdown,
 }
 
 /// Number formats of a step.
@@ -403,6 +417,8 @@ pub enum Precision {
     Mxfp8,
     /// 4-bit floats with block scales in hardware.
     Nvfp4,
+    /// All that the accelerator has a rate for, but fp16.
+    All,
 }
 
 /// What to compare.

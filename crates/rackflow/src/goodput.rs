@@ -4,7 +4,7 @@
 //! are too expensive in the best of batches to come near what has been seen. Waves are of one size on
 //! any number of cores, so that the answer is the same.
 
-use crate::args::{Format, PlanArgs, Precision};
+use crate::args::{PlanArgs, PlanFormat, Precision};
 use crate::failure::Failure;
 use crate::input::{self, Input};
 use crate::{files, planner, serve, terminal};
@@ -58,8 +58,14 @@ pub fn run(args: &PlanArgs, input: &Input, color: ColorChoice) -> Result<(), Fai
         )?;
     }
     files::print(&match args.format {
-        Format::Table => plan.render(args.top as usize, &terminal::style(color)),
-        Format::Json => plan.to_json(),
+        PlanFormat::Table => plan.render(args.top as usize, &terminal::style(color)),
+        PlanFormat::Json => plan.to_json(),
+        PlanFormat::Markdown => {
+            return Err(Failure::input(
+                "--format markdown belongs to training scenarios, and this one serves
+  hint: --format json",
+            ));
+        }
     })
 }
 
@@ -69,7 +75,7 @@ fn weights(precision: Precision) -> Result<WeightFormat, Failure> {
         Precision::Fp8 => Ok(WeightFormat::Fp8),
         Precision::Fp8Blockwise => Ok(WeightFormat::Fp8Block),
         Precision::Nvfp4 => Ok(WeightFormat::Nvfp4),
-        Precision::Fp16 | Precision::Mxfp8 => Err(Failure::input(
+        Precision::Fp16 | Precision::Mxfp8 | Precision::All => Err(Failure::input(
             "weights are not served in that format\n  hint: bf16, fp8, fp8_blockwise or nvfp4; others are written in the scenario",
         )),
     }

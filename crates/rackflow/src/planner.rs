@@ -1,19 +1,23 @@
 //! `plan`: the search for better plans, with a bar that shows how far it is.
 
-use crate::args::{Format, PlanArgs, Precision};
+use crate::args::{PlanArgs, PlanFormat, Precision};
 use crate::failure::Failure;
-use crate::{files, goodput, input, run, terminal};
+use crate::input::{self, Input};
+use crate::{files, goodput, run, terminal};
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rackflow_plan::Space;
-use rackflow_report::PlanSearch;
-use rackflow_simulator::Progress;
+use rackflow_plan::{PlanError, Search, Setup, Space};
+use rackflow_report::{PlanComparison, PlanSearch};
+use rackflow_simulator::{Outcome, Progress};
 use rackflow_workload::Recipe;
 use std::io::{IsTerminal, stderr};
 
-/// Searches the plans of one scenario and prints the best.
+/// Searches the plans of one scenario and prints the best; of several, sets the best beside their own.
 pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
-    let input = input::read(&args.scenario)?;
+    let [scenario] = &args.scenarios[..] else {
+        return compare(args, color);
+    };
+    let input = input::read(scenario)?;
     if input::serves(&input) {
         return goodput::run(args, &input, color);
     }
@@ -22,32 +26,65 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
             "--output belongs to serving scenarios, and this one trains\n  hint: --format json",
         ));
     }
-    let resolved = input::resolve(&input, None, None)?;
+    if args.format == PlanFormat::Markdown {
+        return compare(args, color);
+    }
+    let bar = bar();
+    let outcome = of_scenario(args, &input, |search, setup| {
+        rackflow_simulator::search(search, setup, args.top as usize, |progress| {
+            show(&bar, "", progress);
+        })
+    })?;
+    bar.finish_and_clear();
+    let found = PlanSearch::of(&outcome);
+    files::print(&match args.format {
+        PlanFormat::Json => found.to_json(),
+        _ => found.render(&terminal::style(color)),
+    })
+}
+
+/// Each scenario's own plan beside the best.
+fn compare(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
+    let bar = bar();
+    let mut found = PlanComparison::default();
+    for scenario in &args.scenarios {
+        let input = input::read(scenario)?;
+        if input::serves(&input) {
+            return Err(Failure::input(format_args!(
+                "{scenario} serves, and several scenarios are compared by their training steps\n  hint: rackflow plan {scenario}"
+            )));
+        }
+        let outcome = of_scenario(args, &input, |search, setup| {
+            rackflow_simulator::improve(search, setup, |progress| show(&bar, scenario, progress))
+        })?;
+        found.add(&outcome);
+    }
+    bar.finish_and_clear();
+    files::print(&match args.format {
+        PlanFormat::Table => found.render(&terminal::style(color)),
+        PlanFormat::Json => found.to_json(),
+        PlanFormat::Markdown => found.to_markdown(),
+    })
+}
+
+/// Searches the plans of a training scenario.
+fn of_scenario(
+    args: &PlanArgs,
+    input: &Input,
+    search: impl FnOnce(&Search, &Setup) -> Result<Outcome, PlanError>,
+) -> Result<Outcome, Failure> {
+    let resolved = input::resolve(input, None, None)?;
     run::one_kind(&resolved, "the planner searches")?;
     // The scenario's own plan is refused as `run` would refuse it.
     run::plan(&resolved)?;
     let setup = &resolved.setup;
     let mut space = Space::of(setup);
     if !args.precision.is_empty() {
-        space.recipes = args
-            .precision
-            .iter()
-            .map(|precision| recipe(*precision))
-            .collect();
+        space.recipes = recipes(&args.precision, setup);
     }
     let refused = |error| Failure::Input(resolved.written.refusal(setup, &error).to_string());
-    let search = rackflow_simulator::planner(setup, space).map_err(refused)?;
-    let bar = bar();
-    let outcome = rackflow_simulator::search(&search, setup, args.top as usize, |progress| {
-        show(&bar, progress);
-    })
-    .map_err(refused)?;
-    bar.finish_and_clear();
-    let found = PlanSearch::of(&outcome);
-    files::print(&match args.format {
-        Format::Table => found.render(&terminal::style(color)),
-        Format::Json => found.to_json(),
-    })
+    let planner = rackflow_simulator::planner(setup, space).map_err(refused)?;
+    search(&planner, setup).map_err(refused)
 }
 
 pub fn bar() -> ProgressBar {
@@ -61,7 +98,7 @@ pub fn bar() -> ProgressBar {
     bar
 }
 
-fn show(bar: &ProgressBar, progress: Progress) {
+fn show(bar: &ProgressBar, of: &str, progress: Progress) {
     let (words, done, all) = match progress {
         Progress::Listed(done, all) => ("listing plans".to_owned(), done, all),
         Progress::Judged {
@@ -74,18 +111,43 @@ fn show(bar: &ProgressBar, progress: Progress) {
             closely.max(1) + left,
         ),
     };
-    bar.set_message(words);
+    bar.set_message(format!("{of} {words}").trim_start().to_owned());
     bar.set_length(all as u64);
     bar.set_position(done as u64);
 }
 
-fn recipe(precision: Precision) -> Recipe {
-    match precision {
-        Precision::Fp16 => Recipe::Fp16,
-        Precision::Bf16 => Recipe::Bf16,
-        Precision::Fp8 => Recipe::Fp8,
-        Precision::Fp8Blockwise => Recipe::Fp8Blockwise,
-        Precision::Mxfp8 => Recipe::Mxfp8,
-        Precision::Nvfp4 => Recipe::Nvfp4,
+/// The number formats that were asked for, each once.
+fn recipes(asked: &[Precision], setup: &Setup) -> Vec<Recipe> {
+    let mut recipes = Vec::new();
+    for precision in asked {
+        let of_this = match precision {
+            Precision::Fp16 => vec![Recipe::Fp16],
+            Precision::Bf16 => vec![Recipe::Bf16],
+            Precision::Fp8 => vec![Recipe::Fp8],
+            Precision::Fp8Blockwise => vec![Recipe::Fp8Blockwise],
+            Precision::Mxfp8 => vec![Recipe::Mxfp8],
+            Precision::Nvfp4 => vec![Recipe::Nvfp4],
+            Precision::All => with_rates(setup),
+        };
+        for recipe in of_this {
+            if !recipes.contains(&recipe) {
+                recipes.push(recipe);
+            }
+        }
     }
+    recipes
+}
+
+/// The scenario's number formats, and all that its accelerator multiplies at a rate of their own. What
+/// scales blocks in hardware came with 4-bit floats. fp16 takes the time of bf16.
+fn with_rates(setup: &Setup) -> Vec<Recipe> {
+    let peak = &setup.cluster.node.accelerator.peak;
+    let mut recipes = vec![setup.training.recipe, Recipe::Bf16];
+    if peak.fp8.is_some() {
+        recipes.extend([Recipe::Fp8, Recipe::Fp8Blockwise]);
+    }
+    if peak.fp4.is_some() {
+        recipes.extend([Recipe::Mxfp8, Recipe::Nvfp4]);
+    }
+    recipes
 }

@@ -24,6 +24,7 @@ mod json;
 mod outlook;
 mod paint;
 mod planner;
+mod planner_comparison;
 pub mod plot;
 mod replay;
 mod report;
@@ -54,6 +55,7 @@ pub use jobs::{
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;
 pub use planner::{PlanRow, PlanSearch, Reason};
+pub use planner_comparison::{ComparedPlan, PlanComparison};
 pub use replay::{Exposed, Replay, ReplayEngine, ReplayReport, summarize_replay};
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds,

@@ -40,6 +40,26 @@ pub struct PlanRow {
     pub why: Vec<Reason>,
 }
 
+impl PlanRow {
+    /// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats, and which ranks
+    /// are neighbours where there are stages.
+    pub fn shorthand(&self) -> String {
+        let plan = &self.plan;
+        let neighbours = match (plan.pipeline, &*self.rank_order) {
+            (1, _) => "",
+            (_, "data_before_pipeline") => ", stages side by side",
+            _ => ", replicas side by side",
+        };
+        format!(
+            "{}, micro-batch {}, {}, recomputing {}{neighbours}",
+            plan.shorthand(),
+            plan.micro_batch,
+            plan.precision,
+            plan.recompute
+        )
+    }
+}
+
 /// How many plans share a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Count {
@@ -182,7 +202,7 @@ fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
         seconds(row.step_time_s),
         percent(row.mfu_bf16_causal),
         number(row.memory_bytes as f64 / 1e9, 0),
-        style.paint(Ink::Strong, &shorthand(row)),
+        style.paint(Ink::Strong, &row.shorthand()),
     );
     if !row.why.is_empty() {
         let reasons: Vec<String> = row
@@ -200,24 +220,6 @@ fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
         ));
     }
     out
-}
-
-/// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats, and which ranks are
-/// neighbours where there are stages.
-fn shorthand(row: &PlanRow) -> String {
-    let plan = &row.plan;
-    let neighbours = match (plan.pipeline, &*row.rank_order) {
-        (1, _) => "",
-        (_, "data_before_pipeline") => ", stages side by side",
-        _ => ", replicas side by side",
-    };
-    format!(
-        "{}, micro-batch {}, {}, recomputing {}{neighbours}",
-        plan.shorthand(),
-        plan.micro_batch,
-        plan.precision,
-        plan.recompute
-    )
 }
 
 fn row(found: &Found, first: &Found) -> PlanRow {

@@ -24,7 +24,7 @@ mod traffic;
 pub use jobs::{Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
-pub use search::{Found, Outcome, Progress, Simulator, planner, search};
+pub use search::{Found, Outcome, Progress, Simulator, improve, planner, search};
 pub use step::{
     simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
 };

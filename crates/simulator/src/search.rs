@@ -94,6 +94,29 @@ pub fn search(
     keep: usize,
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
+    find(search, setup, keep, false, progress)
+}
+
+/// Finds the best plan that is better than the scenario's own, if there is one: what is left out is
+/// proved to be no better than the better of the two.
+///
+/// # Errors
+/// Those of [`compile`], for the scenario's own plan.
+pub fn improve(
+    search: &Search,
+    setup: &Setup,
+    progress: impl Fn(Progress) + Sync,
+) -> Result<Outcome, PlanError> {
+    find(search, setup, 1, true, progress)
+}
+
+fn find(
+    search: &Search,
+    setup: &Setup,
+    keep: usize,
+    only_better: bool,
+    progress: impl Fn(Progress) + Sync,
+) -> Result<Outcome, PlanError> {
     let own = Found {
         candidate: None,
         rank_order: setup.rank_order,
@@ -104,6 +127,7 @@ pub fn search(
         search,
         simulator: Simulator::default(),
         keep,
+        under: only_better.then(|| own.step_time()),
         candidates: &candidates,
         best: Vec::new(),
         closely: 0,
@@ -174,6 +198,8 @@ struct Judge<'a> {
     search: &'a Search,
     simulator: Simulator,
     keep: usize,
+    /// Nothing else is kept.
+    under: Option<SimDuration>,
     candidates: &'a [Candidate],
     /// Places in the listing, and what was found there.
     best: Vec<(usize, Found)>,
@@ -217,7 +243,9 @@ impl Judge<'_> {
             match found {
                 Some(found) => {
                     self.simulated += 1;
-                    self.best.push((*place, found));
+                    if self.under.is_none_or(|under| found.step_time() < under) {
+                        self.best.push((*place, found));
+                    }
                 }
                 None => self.refused += 1,
             }
@@ -241,6 +269,7 @@ impl Judge<'_> {
     fn could_win(&self, at_least: SimDuration) -> bool {
         let worst = self.best.get(self.keep.saturating_sub(1));
         worst.is_none_or(|(_, found)| at_least < found.step_time())
+            && self.under.is_none_or(|under| at_least < under)
     }
 }
 

@@ -1,0 +1,140 @@
+//! The plans of several scenarios, each beside the best that a search found.
+
+use crate::format::{number, percent, seconds, wrap};
+use crate::paint::{Ink, Style};
+use crate::planner::{PlanRow, PlanSearch};
+use rackflow_simulator::Outcome;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Characters of a line of text.
+const WIDTH: usize = 84;
+
+/// One scenario's own plan and the best one.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct ComparedPlan {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Plans that fit into memory.
+    pub fitting: u64,
+    /// Plans that do not.
+    pub too_large: u64,
+    /// Plans that were simulated; the rest of those that fit are proved to be no better.
+    pub simulated: u64,
+    /// The scenario's own plan; its `why` says what it loses to the best.
+    pub own: PlanRow,
+    /// The best plan, where one is better than the scenario's own.
+    pub best: Option<PlanRow>,
+}
+
+impl ComparedPlan {
+    /// Throughput of the best plan over the scenario's own, minus one.
+    pub fn gain(&self) -> f64 {
+        let best = self.best.as_ref().unwrap_or(&self.own);
+        self.own.step_time_s / best.step_time_s - 1.0
+    }
+
+    /// What stands behind the row, in words.
+    fn words(&self) -> String {
+        if self.best.is_none() {
+            return format!(
+                "its own plan is the best: none of {} others that fit is faster",
+                number(self.fitting as f64, 0)
+            );
+        }
+        let reasons = self.own.why.iter();
+        let reasons: Vec<String> = reasons
+            .map(|reason| format!("{} +{} %", reason.label, percent(reason.fraction)))
+            .collect();
+        match reasons.is_empty() {
+            true => "a little of everything".to_owned(),
+            false => format!("its own plan loses by {}", reasons.join(", ")),
+        }
+    }
+}
+
+/// Several of them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, JsonSchema)]
+pub struct PlanComparison {
+    /// In the order in which they were asked for.
+    pub scenarios: Vec<ComparedPlan>,
+}
+
+impl PlanComparison {
+    /// Adds what a search found that looked for something better than the scenario's own plan.
+    pub fn add(&mut self, outcome: &Outcome) {
+        let found = PlanSearch::of(outcome);
+        self.scenarios.push(ComparedPlan {
+            scenario: found.scenario,
+            fitting: found.fitting,
+            too_large: found.too_large,
+            simulated: found.simulated,
+            own: found.own,
+            best: found.best.into_iter().next(),
+        });
+    }
+
+    /// The document for programs.
+    pub fn to_json(&self) -> String {
+        // Finite numbers and strings, so that nothing can fail.
+        serde_json::to_string_pretty(self).expect("plain data becomes JSON") + "\n"
+    }
+
+    /// The table for people.
+    pub fn render(&self, style: &Style) -> String {
+        let mut out = String::new();
+        for row in &self.scenarios {
+            out.push_str(&format!("{}\n", style.paint(Ink::Strong, &row.scenario)));
+            let line = |name: &str, plan: &PlanRow| {
+                let text = format!(
+                    "{name}  {:>9}   {:>4} GB   ",
+                    seconds(plan.step_time_s),
+                    number(plan.memory_bytes as f64 / 1e9, 0)
+                );
+                let indent = " ".repeat(text.chars().count() + 2);
+                let words = wrap(&plan.shorthand(), WIDTH.saturating_sub(indent.len()));
+                format!("  {text}{}\n", words.join(&format!("\n{indent}")))
+            };
+            out.push_str(&line("own ", &row.own));
+            if let Some(best) = &row.best {
+                out.push_str(&line("best", best));
+                let gain = format!("{} % more throughput", percent(row.gain()));
+                out.push_str(&format!("  {gain}: "));
+            } else {
+                out.push_str("  ");
+            }
+            out.push_str(&style.paint(Ink::Faint, &row.words()));
+            out.push_str("\n\n");
+        }
+        out
+    }
+
+    /// The same as a table of Markdown.
+    pub fn to_markdown(&self) -> String {
+        let mut out = String::from(
+            "| scenario | own plan | | best plan | | gain | plans that fit, simulated | why |\n\
+             | --- | --- | ---: | --- | ---: | ---: | ---: | --- |\n",
+        );
+        for row in &self.scenarios {
+            let best = row.best.as_ref().unwrap_or(&row.own);
+            let plan = |plan: &PlanRow| plan.shorthand();
+            out.push_str(&format!(
+                "| {} | {} | {} | {} | {} | {} % | {}, {} | {} |\n",
+                row.scenario,
+                plan(&row.own),
+                seconds(row.own.step_time_s),
+                if row.best.is_some() {
+                    plan(best)
+                } else {
+                    "its own".to_owned()
+                },
+                seconds(best.step_time_s),
+                percent(row.gain()),
+                number(row.fitting as f64, 0),
+                number(row.simulated as f64, 0),
+                row.words(),
+            ));
+        }
+        out
+    }
+}
