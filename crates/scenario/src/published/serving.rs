@@ -4,6 +4,7 @@
 //! or the hardware, and noted in [`ServingSetup::assumed`]. No rule looks at a single run.
 
 mod inferencemax;
+mod recipes;
 
 use super::{ReadError, json_lines};
 use crate::Catalogue;
@@ -414,6 +415,15 @@ fn parallelism(text: &str, routed: bool) -> Option<ServingParallelism> {
             expert: n,
         });
     }
+    // Tensor parallelism with experts over the same GPUs.
+    if let Some(n) = degree(text, "TEP") {
+        return Some(ServingParallelism {
+            tensor: n,
+            pipeline: 1,
+            data: 1,
+            expert: n,
+        });
+    }
     let tensor = degree(text, "TP")?.max(1);
     let pipeline = degree(text, "PP").unwrap_or(1).max(1);
     let data = degree(text, "attnDP")
@@ -517,11 +527,34 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
             engine,
         })
     };
+    let mut not_scored = None;
     let (decode, prefill) = match split(&run.parallelism) {
-        Some([(p_count, p), (d_count, d)]) => (
-            pool(d, d_count, &mut assumed)?,
-            Some(pool(p, p_count, &mut assumed)?),
-        ),
+        Some(stated) => {
+            let recorded = workers_recorded(&stated);
+            let recipe = match recipes::find(run, name, &sides(&stated), recorded) {
+                recipes::Known::As(recipe) => Some(recipe),
+                recipes::Known::Unclear => {
+                    not_scored = Some("whether tokens were guessed ahead is not recorded");
+                    None
+                }
+                recipes::Known::Nothing if recorded => None,
+                recipes::Known::Nothing => {
+                    not_scored = Some("the number of workers is not recorded");
+                    None
+                }
+            };
+            let [(p_count, p), (d_count, d)] = match recipe {
+                Some(recipe) if !recorded => recipe.sides(),
+                _ => stated,
+            };
+            let mut decode = pool(d, d_count, &mut assumed)?;
+            let mut prefill = pool(p, p_count, &mut assumed)?;
+            if let Some(recipe) = recipe {
+                assumed.push("server: as the recipe of InferenceMAX for this run starts it");
+                limit(recipe, &mut prefill, &mut decode);
+            }
+            (decode, Some(prefill))
+        }
         None if run.kind == "e2e_disagg" => {
             return unusable("parallel plan not understood", &run.parallelism);
         }
@@ -537,13 +570,6 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         .fabric("ib-two-tier")
         .expect("the catalogue has this fabric")
         .clone();
-    // The same measurement stands in this table twice, once with its numbers of workers and once with
-    // one of each; where one of each is all that is said, their number is not known.
-    let bare = |pool: &Pool| pool.replicas == 1 && pool.deployment.parallelism.data == 1;
-    let not_scored = prefill
-        .as_ref()
-        .is_some_and(|prefill| bare(prefill) && bare(&decode))
-        .then_some("the number of workers is not recorded");
     Ok(ServingSetup {
         not_scored,
         cluster: Cluster {
@@ -556,6 +582,31 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
         prefill,
         assumed,
     })
+}
+
+/// The same measurement stands in the table of end-to-end points twice, once with its numbers of workers
+/// and once with one of each and no attention groups; where that is all that is said, they are not known.
+fn workers_recorded(sides: &[(u32, &str); 2]) -> bool {
+    let bare = |(count, plan): &(u32, &str)| {
+        *count == 1 && degree(plan, "DP").or(degree(plan, "attnDP")).unwrap_or(1) <= 1
+    };
+    !sides.iter().all(bare)
+}
+
+/// Workers and GPUs of one.
+fn sides(stated: &[(u32, &str); 2]) -> recipes::Sides {
+    stated.map(|(count, plan)| (count, parallelism(plan, true).map_or(0, |plan| plan.gpus())))
+}
+
+/// The limits that a recipe sets; the engine counts them for each attention group, the simulator for all
+/// together. Prompts are whole, since no recipe sets `enable_chunked_prefill`.
+fn limit(recipe: &recipes::Recipe, prefill: &mut Pool, decode: &mut Pool) {
+    let groups = |pool: &Pool| pool.deployment.parallelism.data.max(1);
+    let tokens = recipe.prefill_tokens;
+    prefill.engine.chunked_prefill = false;
+    prefill.engine.max_num_batched_tokens = tokens.saturating_mul(groups(prefill));
+    prefill.deployment.max_batched_tokens = u64::from(tokens);
+    decode.engine.max_num_seqs = recipe.sequences.saturating_mul(groups(decode));
 }
 
 /// The two pools of `P:2x(TP8 ...) D:1x(TP16 ...)`: how many of what.

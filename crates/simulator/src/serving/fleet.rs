@@ -42,6 +42,8 @@ pub struct Pool<'a> {
     pub stage_gpus: u32,
     /// Tokens go to experts on other GPUs.
     pub exchanges: bool,
+    /// Attention groups of one replica, each with its own part of a step's tokens.
+    pub groups: u32,
     /// First GPU of the pool.
     pub first_gpu: u32,
     /// Limits and habits.
@@ -157,6 +159,7 @@ impl<'a> Pool<'a> {
             cache_gpus: deployment.parallelism.tensor,
             stage_gpus: deployment.parallelism.stage_gpus(),
             exchanges: deployment.model.moe.is_some() && deployment.parallelism.data > 1,
+            groups: deployment.parallelism.data,
             first_gpu: pool.first_gpu,
             engine: pool.engine,
             kv_tokens: instance.kv_capacity_tokens(),
@@ -406,6 +409,7 @@ impl<'a, 's> Serving<'a, 's> {
                     index,
                     pool.first_gpu + replica * pool.gpus,
                     pool.engine,
+                    pool.groups,
                     fleet.decoder,
                     pool.kv_tokens,
                     Store::keeps(fleet.store),

@@ -57,6 +57,8 @@ pub(super) struct Replica {
     pub chunks: Vec<PrefillChunk>,
     pub prefilling: Vec<(u32, u64)>,
     pub decoding: Vec<u32>,
+    /// Prompt tokens that each attention group may still compute in the step.
+    room: Vec<u64>,
     pub run: Option<Run>,
     pub decide: bool,
     /// Somebody was pushed out for this step.
@@ -98,6 +100,7 @@ impl Replica {
         pool: usize,
         gpu: u32,
         config: EngineConfig,
+        groups: u32,
         decoder: Decoder,
         kv_tokens: u64,
         keeps: Keeps,
@@ -119,6 +122,7 @@ impl Replica {
             chunks: Vec::new(),
             prefilling: Vec::new(),
             decoding: Vec::new(),
+            room: vec![0; groups.max(1) as usize],
             run: None,
             decide: false,
             preempted: false,
@@ -302,6 +306,8 @@ impl Replica {
         self.decoding.clear();
         self.preempted = false;
         self.holds = false;
+        let each = self.group_budget();
+        self.room.fill(each);
         self.look(lives);
         match self.config.scheduler {
             Scheduler::Vllm | Scheduler::TensorrtLlm | Scheduler::Orca => {
@@ -334,10 +340,15 @@ impl Replica {
             let id = self.running[index];
             let rest = lives[id].rest();
             let tokens = if rest > 0 {
-                rest.min(budget)
+                rest.min(budget).min(self.next_room())
             } else {
                 per_sequence.min(budget)
             };
+            if tokens == 0 {
+                // The group has no room: the next step goes on with it.
+                index += 1;
+                continue;
+            }
             if !self.make_room(id, tokens, lives, now) {
                 // It was pushed out itself, and everything behind it before it.
                 break;
@@ -384,6 +395,20 @@ impl Replica {
         self.holds
     }
 
+    /// Tokens of a step for one attention group; a group alone is bound by the step's budget.
+    fn group_budget(&self) -> u64 {
+        match (self.config.scheduler, self.room.len() as u64) {
+            (Scheduler::Static, _) | (_, 1) => u64::MAX,
+            (_, groups) => u64::from(self.config.max_num_batched_tokens).div_ceil(groups),
+        }
+    }
+
+    /// What is left for the group that computes the next chunk: chunks go to the groups in turn, as
+    /// the cost of a step counts them.
+    fn next_room(&self) -> u64 {
+        self.room[self.chunks.len() % self.room.len()]
+    }
+
     /// Takes waiting requests as long as tokens, places and blocks last.
     fn admit(&mut self, mut budget: u64, lives: &mut Lives, now: SimTime) {
         while budget > 0
@@ -392,6 +417,9 @@ impl Replica {
             let Some(&id) = self.waiting.front() else {
                 return;
             };
+            if self.next_room() == 0 {
+                return;
+            }
             let Some(tokens) = self.try_admit(id, budget, lives, now) else {
                 return;
             };
@@ -410,12 +438,13 @@ impl Replica {
         let have = known * self.block();
         let rest = live.target - have;
         let full = u64::from(self.config.max_num_batched_tokens);
-        let tokens = if rest <= budget {
+        let room = self.next_room();
+        let tokens = if rest <= budget.min(room) {
             rest
         } else if self.chunked() {
-            budget
-        } else if budget == full {
-            // A prompt longer than the budget runs alone.
+            budget.min(room)
+        } else if budget == full || budget >= rest && room == self.group_budget() {
+            // A prompt longer than the budget runs alone, in its group.
             rest
         } else {
             return None;
@@ -508,8 +537,8 @@ impl Replica {
         while index < self.running.len() {
             let id = self.running[index];
             let rest = lives[id].rest();
-            if rest > 0 && budget > 0 {
-                let tokens = rest.min(budget);
+            let tokens = rest.min(budget).min(self.next_room());
+            if tokens > 0 {
                 if !self.make_room(id, tokens, lives, now) {
                     return;
                 }
@@ -650,6 +679,8 @@ impl Replica {
     }
 
     fn push_chunk(&mut self, id: u32, tokens: u64, lives: &Lives) {
+        let group = self.chunks.len() % self.room.len();
+        self.room[group] = self.room[group].saturating_sub(tokens);
         self.prefilling.push((id, tokens));
         self.chunks.push(PrefillChunk {
             new_tokens: tokens,

@@ -77,6 +77,7 @@ fn pool(model: &dyn StepModel) -> Pool<'_> {
         cache_gpus: GPUS,
         stage_gpus: GPUS,
         exchanges: false,
+        groups: 1,
         first_gpu: 0,
         engine: EngineConfig::default(),
         kv_tokens: 100_000,
