@@ -41,6 +41,7 @@ fn pricing(c: &mut Criterion) {
                 inner: 1536,
                 gated: true,
                 format: Format::Fp8Block,
+                sent: false,
             };
             kernel::experts(&op, acc, acc.sms, &options)
         });

@@ -116,6 +116,9 @@ pub struct ServingOptions {
     /// Whether the kernel repeats on the same data, as benchmarks do: what fits the last-level
     /// cache is then read from it. In a model, the other layers have evicted it.
     pub warm_cache: bool,
+    /// Activations whose scales are known beforehand arrive quantised. Benchmarks of a product quantise
+    /// them first, with scales that they have to find.
+    pub arrive_quantised: bool,
 }
 
 impl Default for ServingOptions {
@@ -126,6 +129,7 @@ impl Default for ServingOptions {
             load: Load::Continuous,
             launch: Launch::Graph,
             warm_cache: false,
+            arrive_quantised: false,
         }
     }
 }

@@ -71,6 +71,9 @@ pub(crate) struct PrecisionText {
     /// Projections of attention, where they differ.
     #[serde(default)]
     pub attention: Option<WeightFormat>,
+    /// The output projection of attention, where it differs from the others.
+    #[serde(default)]
+    pub attention_output: Option<WeightFormat>,
     /// Dense feed-forward networks and shared experts, where they differ.
     #[serde(default)]
     pub dense: Option<WeightFormat>,

@@ -23,6 +23,8 @@ pub struct Experts {
     pub gated: bool,
     /// How the weights are stored.
     pub format: Format,
+    /// Tokens come from other ranks' attention, sorted by expert: engines may call other kernels then.
+    pub sent: bool,
 }
 
 /// Expected number of experts, of `experts`, that `tokens` tokens touch when each picks `top_k`
@@ -53,7 +55,7 @@ pub fn experts(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let rates = options.library.experts(op.format, generation);
+    let rates = options.library.experts(op.format, generation, op.sent);
     experts_by(op, accelerator, sms, options, &rates)
 }
 

@@ -71,6 +71,12 @@ impl Format {
         }
     }
 
+    /// Whether the scales of activations are known before they are, so that whatever writes them can
+    /// quantise them: one per tensor, or one per 16 elements that the same thread has.
+    pub fn has_static_scales(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Nvfp4)
+    }
+
     /// Whether activations arrive in 16 bits and are quantised before the product.
     pub fn quantises_activations(self) -> bool {
         self.activation_bytes() < 2.0

@@ -207,8 +207,14 @@ impl Library {
         })
     }
 
-    /// Constants of this library's expert layers.
-    pub fn experts(self, format: Format, generation: Generation) -> ExpertRates {
+    /// Constants of this library's expert layers; `sent`: over tokens that come from other ranks'
+    /// attention, sorted by expert.
+    pub fn experts(self, format: Format, generation: Generation, sent: bool) -> ExpertRates {
+        if let (true, Generation::Blackwell, Format::Fp8Block) = (sent, generation, format)
+            && self != Self::Vllm
+        {
+            return grouped_deep_gemm();
+        }
         let best = match (generation, format) {
             (Generation::Hopper, Format::Bf16 | Format::Fp8) => Self::TensorRtLlm,
             (Generation::Ampere, Format::Bf16) => Self::TensorRtLlm,
@@ -228,5 +234,24 @@ impl Library {
                     ..OWN
                 },
             })
+    }
+}
+
+/// DeepGEMM's grouped products on Blackwell, which TensorRT-LLM and SGLang call behind an exchange
+/// (TensorRT-LLM's deployment guide for DeepSeek-R1: "B200/GB200 EP<=8, FP8: DEEPGEMM"). The database
+/// has its dense products only; grouped ones reach .93 of them on Hopper (DeepGEMM's README), and what
+/// is around them is taken from TensorRT-LLM on Hopper.
+fn grouped_deep_gemm() -> ExpertRates {
+    let library = Library::TensorRtLlm;
+    let around = constants::experts(library, Format::Fp8Block, Generation::Hopper);
+    let dense = library.gemm(Format::Fp8Block, Generation::Blackwell);
+    let around = around.expect("TensorRT-LLM's experts were measured on Hopper");
+    ExpertRates {
+        product: GemmRates {
+            efficiency: dense.efficiency * 0.93,
+            quantise: STREAM,
+            ..dense
+        },
+        ..around
     }
 }

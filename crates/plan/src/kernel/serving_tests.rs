@@ -78,6 +78,7 @@ fn every_kernel(acc: &Accelerator, scale: u64, options: &ServingOptions) -> Vec<
             inner: 1536,
             gated: true,
             format,
+            sent: false,
         };
         costs.push(experts(&op, acc, sms, options));
     }

@@ -76,6 +76,11 @@ impl Groups {
         self.stage.level
     }
 
+    /// Whether tokens reach all experts inside one NVLink domain.
+    pub fn experts_in_one_domain(&self) -> bool {
+        self.stage.domains <= 1
+    }
+
     /// The highest tier between stages.
     pub fn pipeline_level(&self) -> Level {
         self.hop.map_or(Level::NvLink, |hop| hop.level)

@@ -42,6 +42,8 @@ pub struct Instance {
     attending: Vec<Attending>,
     layers: f64,
     mixture_layers: f64,
+    /// Routing and experts are one operation of the framework.
+    fused_experts: bool,
     /// By tokens of the busiest attention group: all dense layers, and the token table.
     dense: Table,
     /// The same for the rank's side of all mixture layers.
@@ -208,6 +210,7 @@ impl Instance {
             attending: attending(&kinds),
             layers: all,
             mixture_layers,
+            fused_experts: kernels.fused_experts(deployment),
             dense: Table::new(|tokens| side(&dense, tokens) + layers.embedding(tokens)),
             mixture: table_if(mixture_layers > 0.0, &|tokens| side(&mixture, tokens)),
             shared: table_if(mixture_layers > 0.0, &|tokens| {
@@ -516,7 +519,7 @@ impl Instance {
             GraphCapture::Full | GraphCapture::Persistent => 1.0,
         };
         let eager = if capture == GraphCapture::None {
-            self.mixture_layers * stack.eager_mixture.as_secs_f64()
+            self.mixture_layers * self.eager_mixture() + self.eager_attention()
         } else {
             0.0
         };
@@ -530,7 +533,9 @@ impl Instance {
         };
         let host = (stack.step_overhead.as_secs_f64()
             + prompts
-            + units * stack.sequence_overhead.as_secs_f64())
+            // Each attention group has a scheduler of its own.
+            + units / f64::from(self.deployment.parallelism.data)
+                * stack.sequence_overhead.as_secs_f64())
             * slower;
         if stack.overlapped_scheduling {
             elapsed.max(
@@ -542,6 +547,27 @@ impl Instance {
             )
         } else {
             elapsed + host
+        }
+    }
+
+    /// Host time of one mixture layer [s].
+    fn eager_mixture(&self) -> f64 {
+        let stack = &self.deployment.stack;
+        let time = if self.fused_experts {
+            stack.eager_fused_mixture
+        } else {
+            stack.eager_mixture
+        };
+        time.as_secs_f64()
+    }
+
+    /// Host time of attention in all layers beyond its kernels [s].
+    fn eager_attention(&self) -> f64 {
+        match self.deployment.model.attention {
+            Attention::Latent { .. } => {
+                self.layers * self.deployment.stack.eager_latent.as_secs_f64()
+            }
+            Attention::Grouped { .. } => 0.0,
         }
     }
 

@@ -74,6 +74,7 @@ impl Kernels {
                 // What the host costs is the stack's, and added to a whole step.
                 launch: Launch::Graph,
                 warm_cache: false,
+                arrive_quantised: deployment.stack.kernels.fused_quantisation,
             },
             accelerator,
             native_peak,
@@ -89,6 +90,24 @@ impl Kernels {
     /// Time of host code over that of an x86 host.
     pub fn host_slowdown(&self) -> f64 {
         kernel::host_slowdown(&self.accelerator)
+    }
+
+    /// What they run on.
+    pub fn accelerator(&self) -> &Accelerator {
+        &self.accelerator
+    }
+
+    /// Whether routing and experts are one call: of the products that TensorRT-LLM generates for
+    /// Blackwell, in 8 and 4 bits, where tokens are not sorted beforehand.
+    pub fn fused_experts(&self, deployment: &Deployment) -> bool {
+        let format = stored(&self.accelerator, deployment.precision.experts);
+        let generated = !matches!(
+            format,
+            Format::Bf16 | Format::Int4Weights | Format::Int8Weights
+        );
+        generated
+            && is_blackwell(&self.accelerator)
+            && !grouped_by_library(deployment, &self.accelerator)
     }
 
     /// Time of the shortest kernel.
@@ -144,7 +163,9 @@ impl Kernels {
         let cost = kernel::linear(&op, &self.accelerator, self.accelerator.sms, &self.options);
         let flops = 2.0 * tokens as f64 * n as f64 * k as f64;
         let bytes = n as f64 * k as f64 * format.bytes();
-        let kernels = 1.0 + f64::from(u8::from(stored.quantises_activations()));
+        let arrives = self.options.arrive_quantised && stored.has_static_scales();
+        let quantises = stored.quantises_activations() && !arrives;
+        let kernels = 1.0 + f64::from(u8::from(quantises));
         self.parts(&cost, flops, flops, bytes, kernels)
     }
 
@@ -181,6 +202,7 @@ impl Kernels {
         inner: u64,
         gated: bool,
         format: WeightFormat,
+        sent: bool,
     ) -> Parts {
         if rows <= 0.0 {
             return Parts::default();
@@ -192,6 +214,7 @@ impl Kernels {
             inner,
             gated,
             format: stored(&self.accelerator, format),
+            sent,
         };
         let cost = kernel::experts(&op, &self.accelerator, self.accelerator.sms, &self.options);
         let weights = (hidden * inner * if gated { 3 } else { 2 }) as f64;
@@ -400,4 +423,18 @@ fn stored(accelerator: &Accelerator, format: WeightFormat) -> Format {
 /// The format in which `accelerator` multiplies weights stored in `format`.
 pub(super) fn operands(accelerator: &Accelerator, format: WeightFormat) -> Precision {
     stored(accelerator, format).math()
+}
+
+/// Tensor cores of Blackwell, told by their 4-bit floats.
+pub(super) fn is_blackwell(accelerator: &Accelerator) -> bool {
+    accelerator.peak.fp4.is_some()
+}
+
+/// Whether the experts are DeepGEMM's grouped products over tokens that an exchange has sorted.
+pub(super) fn grouped_by_library(deployment: &Deployment, accelerator: &Accelerator) -> bool {
+    let plan = &deployment.parallelism;
+    plan.data > 1
+        && plan.expert_tensor() == 1
+        && is_blackwell(accelerator)
+        && deployment.precision.experts == WeightFormat::Fp8Block
 }

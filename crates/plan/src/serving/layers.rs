@@ -1,12 +1,12 @@
 //! The kernels and collectives of each layer on one rank, as functions of a number of tokens.
 
 use super::communication::{Groups, Way};
-use super::kernels::{Heads, Kernels};
+use super::kernels::{Heads, Kernels, grouped_by_library, is_blackwell};
 use super::memory::cached_elements;
 use super::parts::Parts;
 use crate::kernel::SmallKernel;
 use rackflow_units::Bytes;
-use rackflow_workload::serving::{Deployment, WeightFormat};
+use rackflow_workload::serving::{Deployment, DispatchKernel, WeightFormat};
 use rackflow_workload::{Attention, FeedForward, LayerKind, MoE};
 
 /// A deployment on one rank of its GPUs.
@@ -115,12 +115,14 @@ impl Layers<'_> {
             tokens,
             hidden: self.hidden(),
         });
-        let append = self.kernels.small(&SmallKernel::AppendCache {
-            tokens,
-            width: heads.cached as u64,
-            bytes: heads.kv.bytes(),
-        });
-        let mut parts = norm * norms + append;
+        let mut parts = norm * norms;
+        if !stack.kernels.fused_append {
+            parts += self.kernels.small(&SmallKernel::AppendCache {
+                tokens,
+                width: heads.cached as u64,
+                bytes: heads.kv.bytes(),
+            });
+        }
         if !stack.kernels.fused_rope {
             parts += self.kernels.small(&SmallKernel::Rope {
                 tokens,
@@ -139,6 +141,7 @@ impl Layers<'_> {
     /// Projections of attention without the parts that only prompts or only generation have.
     fn projections(&self, tokens: u64) -> Parts {
         let format = self.deployment.precision.attention;
+        let output = self.deployment.precision.attention_output;
         let (hidden, heads) = (self.hidden(), self.heads());
         let parts = match self.deployment.model.attention {
             Attention::Grouped {
@@ -146,7 +149,7 @@ impl Layers<'_> {
             } => {
                 let kv = kv_heads.div_ceil(self.tensor());
                 self.product(tokens, (heads + 2 * kv) * head_dim, hidden, format)
-                    + self.product(tokens, hidden, heads * head_dim, format)
+                    + self.product(tokens, hidden, heads * head_dim, output)
             }
             Attention::Latent {
                 q_lora_rank,
@@ -173,7 +176,7 @@ impl Layers<'_> {
                     }
                     None => self.product(tokens, query + latent, hidden, format),
                 };
-                down + index + self.product(tokens, hidden, heads * v_head_dim, format)
+                down + index + self.product(tokens, hidden, heads * v_head_dim, output)
             }
         };
         parts + self.all_reduce(tokens)
@@ -287,15 +290,15 @@ impl Layers<'_> {
         // Some expert of those held is met by at least one of the tokens.
         let missed = (1.0 - moe.top_k as f64 / moe.experts as f64).powf(tokens as f64);
         let touched = (held * (1.0 - missed)).min(chosen).max(1.0);
-        // Tokens choose by chance: the busiest of many groups has some deviations more.
-        let chance = if groups > 1.0 {
-            (2.0 * groups.ln() / mean.max(1.0)).sqrt()
-        } else {
-            0.0
-        };
-        let busiest = (mean * (d.expert_imbalance + chance)).min((tokens * moe.top_k) as f64);
+        // Tokens choose by chance: the busiest of many groups has some deviations more, of rows and of
+        // experts whose weights it reads.
+        let deviations = largest_of(groups) * clumping(moe, groups);
+        let rows = mean * (d.expert_imbalance + deviations / mean.max(1.0).sqrt());
+        let busiest = rows.min((tokens * moe.top_k) as f64).max(mean);
+        let spread = (held * missed * (1.0 - missed)).sqrt();
+        let widest = (touched + deviations * spread).min(held).min(busiest);
         let balanced = self.expert_rows(mean, touched, width);
-        let most = self.expert_rows(busiest.max(mean), touched, width);
+        let most = self.expert_rows(busiest, widest.max(touched), width);
         Parts {
             imbalance: (most.compute() - balanced.compute()).max(0.0),
             ..balanced
@@ -311,6 +314,7 @@ impl Layers<'_> {
             width,
             d.model.gated,
             d.precision.experts,
+            d.parallelism.data > 1 && d.parallelism.expert_tensor() == 1,
         )
     }
 
@@ -320,14 +324,42 @@ impl Layers<'_> {
         let Some(moe) = d.model.moe.as_ref().filter(|_| d.parallelism.data > 1) else {
             return Parts::default();
         };
+        let kernel = self.dispatcher();
         let format = match way {
+            // What is gathered is quantised by the experts' own kernels.
+            Way::Dispatch
+                if kernel == DispatchKernel::AllGather
+                    && d.precision.experts == WeightFormat::Fp8Block =>
+            {
+                WeightFormat::Bf16
+            }
             Way::Dispatch => d.precision.dispatch,
             Way::Combine => WeightFormat::Bf16,
         };
         let bytes = self.hidden() as f64 * format.bytes();
         let own = tokens.div_ceil(self.tensor());
-        let kernel = (d.stack.dispatcher, d.stack.dispatch_sms);
+        let kernel = (kernel, d.stack.dispatch_sms);
         self.groups.exchange(moe, way, own, bytes, kernel, decoding)
+    }
+
+    /// How tokens reach their experts: as the stack has it, where it can. A token goes to experts that
+    /// are cut over ranks by being gathered; one-sided stores need Blackwell's NVLink and experts that
+    /// take unsorted tokens (TensorRT-LLM, `select_alltoall_method_type`), and give way to a gather
+    /// inside a domain, to DeepEP across.
+    fn dispatcher(&self) -> DispatchKernel {
+        let d = self.deployment;
+        if d.parallelism.expert_tensor() > 1 {
+            return DispatchKernel::AllGather;
+        }
+        let accelerator = self.kernels.accelerator();
+        let stores = is_blackwell(accelerator) && !grouped_by_library(d, accelerator);
+        match d.stack.dispatcher {
+            DispatchKernel::OneSided if !stores && self.groups.experts_in_one_domain() => {
+                DispatchKernel::AllGather
+            }
+            DispatchKernel::OneSided if !is_blackwell(accelerator) => DispatchKernel::DeepEp,
+            own => own,
+        }
     }
 
     /// Logits of `rows` positions and the choice of their tokens.
@@ -380,4 +412,24 @@ impl Layers<'_> {
         }
         parts
     }
+}
+
+/// By how many standard deviations the largest of `n` normal numbers is above their mean, on average;
+/// within 3 % for 2 to 144.
+fn largest_of(n: f64) -> f64 {
+    if n > 1.0 {
+        (2.0 * n.ln()).sqrt() - 0.6
+    } else {
+        0.0
+    }
+}
+
+/// Standard deviation of the rows of one of `ranks` groups over that of independent choices. A token
+/// whose experts come from a part of the groups only (DeepSeek: 4 of 8) gives each of those more.
+fn clumping(moe: &MoE, ranks: f64) -> f64 {
+    let per_token = moe.top_k as f64 / ranks;
+    moe.group_limit.map_or(1.0, |limit| {
+        let left_out = limit.groups as f64 / limit.chosen as f64 - 1.0;
+        (1.0 + per_token * left_out).sqrt()
+    })
 }

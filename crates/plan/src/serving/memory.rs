@@ -3,8 +3,8 @@
 use super::error::ServingError;
 use rackflow_topology::Accelerator;
 use rackflow_units::Bytes;
-use rackflow_workload::Attention;
 use rackflow_workload::serving::{Deployment, Draft};
+use rackflow_workload::{Attention, Model};
 
 /// Memory of one GPU, and the cache of the replica.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,6 +61,19 @@ pub(super) fn cached_elements(attention: &Attention, tensor: u64, element: f64) 
     }
 }
 
+/// Weights of the last projection of attention in one layer.
+fn output_projection(model: &Model) -> f64 {
+    let width = match model.attention {
+        Attention::Grouped {
+            heads, head_dim, ..
+        } => heads * head_dim,
+        Attention::Latent {
+            heads, v_head_dim, ..
+        } => heads * v_head_dim,
+    };
+    (width * model.hidden) as f64
+}
+
 /// Weights of the GPU that has most [bytes].
 fn weights(d: &Deployment) -> f64 {
     let (model, plan, precision) = (&d.model, &d.parallelism, &d.precision);
@@ -69,10 +82,12 @@ fn weights(d: &Deployment) -> f64 {
     let stage = f64::from(plan.stage_gpus());
     let layer = |kind| {
         let p = model.layer_parameters(kind);
+        let output = output_projection(model);
         let copies = model.moe.as_ref().map_or(1.0, |moe| {
             1.0 + d.redundant_experts as f64 / moe.experts as f64
         });
-        (p.attention as f64 * precision.attention.bytes()
+        ((p.attention as f64 - output) * precision.attention.bytes()
+            + output * precision.attention_output.bytes()
             + (p.dense_ffn + p.shared_expert) as f64 * precision.dense.bytes())
             / tensor
             + (p.router + p.norms) as f64 * 2.0

@@ -201,6 +201,7 @@ fn benchmark(library: Library) -> ServingOptions {
         load: Load::Burst,
         launch: Launch::Host,
         warm_cache: true,
+        arrive_quantised: false,
     }
 }
 
@@ -427,6 +428,7 @@ impl Case<'_> {
             inner,
             gated: true,
             format: self.format,
+            sent: false,
         };
         let acc = self.accelerator;
         let options = ServingOptions {

@@ -229,7 +229,10 @@ impl ServingSetup {
             clusters: vec![cluster],
             pools,
             requests,
-            decoder: Decoder::Autoregressive,
+            decoder: match self.decode.deployment.speculation {
+                Some(guess) => Decoder::Speculative(guess),
+                None => Decoder::Autoregressive,
+            },
             router: Router::LeastRequests,
             transfer: KvTransfer::default(),
             store: Vec::new(),
@@ -360,6 +363,7 @@ fn precision(
         && name != "qwen3-32b";
     let routed_only = |experts: WeightFormat, dense: WeightFormat| ServingPrecision {
         attention: Bf16,
+        attention_output: Bf16,
         dense,
         experts,
         dispatch: if experts == Nvfp4 { Nvfp4 } else { Bf16 },
@@ -381,6 +385,11 @@ fn precision(
         "mxfp4" => routed_only(Mxfp4, Bf16),
         _ => return None,
     };
+    // nvidia/DeepSeek-R1-0528-NVFP4-v2, which the recipes and the overview run, "additionally quantizes
+    // the wo module in attention layers".
+    if name == "deepseek-v3" && formats.experts == Nvfp4 {
+        formats.attention_output = Nvfp4;
+    }
     let trt = stack(run).is_some_and(|stack| stack.starts_with("tensorrt"));
     // 8-bit checkpoints of these families come without scales for the cache.
     let unscaled = !has_fp4 && (name.starts_with("gpt-oss") || name.starts_with("llama4"));
@@ -493,6 +502,10 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
             assumed.push("plan: tensor and expert ranks are the same GPUs");
             plan.tensor = expert_tensor.max(plan.expert);
         }
+        if expert_tensor > 1 && plan.expert > 1 && plan.data == expert_tensor * plan.expert {
+            assumed.push("plan: attention groups and expert ranks are the same GPUs");
+            plan.data = expert_tensor.max(plan.expert);
+        }
         if !heads.is_multiple_of(u64::from(plan.tensor)) {
             return unusable(
                 "tensor ranks do not divide the heads",
@@ -520,6 +533,10 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
             assumed.push("server: as InferenceMAX's script for this model and engine starts it");
             let group = inferencemax::arguments(run, name, has_fp4, &plan, &mut engine);
             deployment.max_batched_tokens = group.unwrap_or(deployment.max_batched_tokens);
+            deployment.speculation = inferencemax::guesses(run, name, &plan);
+            if deployment.speculation.is_some() {
+                assumed.push("guesses: multi-token prediction, as the image of the run is that of the script with it");
+            }
         }
         Ok(Pool {
             deployment,
@@ -544,7 +561,10 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
                 }
             };
             let [(p_count, p), (d_count, d)] = match recipe {
-                Some(recipe) if !recorded => recipe.sides(),
+                // The table leaves out expert parallelism of SGLang's attention groups here and there.
+                Some(recipe) if !recorded || run.engine.as_deref() == Some("sglang") => {
+                    recipe.sides()
+                }
                 _ => stated,
             };
             let mut decode = pool(d, d_count, &mut assumed)?;
@@ -599,11 +619,14 @@ fn sides(stated: &[(u32, &str); 2]) -> recipes::Sides {
 }
 
 /// The limits that a recipe sets; the engine counts them for each attention group, the simulator for all
-/// together. Prompts are whole, since no recipe sets `enable_chunked_prefill`.
+/// together. TensorRT-LLM's prompts are whole, since no recipe of it sets `enable_chunked_prefill`.
 fn limit(recipe: &recipes::Recipe, prefill: &mut Pool, decode: &mut Pool) {
     let groups = |pool: &Pool| pool.deployment.parallelism.data.max(1);
     let tokens = recipe.prefill_tokens;
-    prefill.engine.chunked_prefill = false;
+    // Of SGLang's recipes some set a chunk.
+    if prefill.deployment.stack.name.starts_with("tensorrt") {
+        prefill.engine.chunked_prefill = false;
+    }
     prefill.engine.max_num_batched_tokens = tokens.saturating_mul(groups(prefill));
     prefill.deployment.max_batched_tokens = u64::from(tokens);
     decode.engine.max_num_seqs = recipe.sequences.saturating_mul(groups(decode));

@@ -335,6 +335,7 @@ fn precision(text: &PrecisionText) -> ServingPrecision {
     }
     precision.kv = text.kv.unwrap_or(precision.kv);
     precision.attention = text.attention.unwrap_or(precision.attention);
+    precision.attention_output = text.attention_output.unwrap_or(precision.attention);
     precision.dense = text.dense.unwrap_or(precision.dense);
     precision.experts = text.experts.unwrap_or(precision.experts);
     precision.head = text.head.unwrap_or(precision.head);

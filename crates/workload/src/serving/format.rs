@@ -96,8 +96,10 @@ impl KvFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServingPrecision {
-    /// Projections of attention.
+    /// Projections of attention but the last.
     pub attention: WeightFormat,
+    /// The output projection of attention.
+    pub attention_output: WeightFormat,
     /// Dense feed-forward networks and shared experts.
     pub dense: WeightFormat,
     /// Routed experts.
@@ -115,6 +117,7 @@ impl ServingPrecision {
     pub const fn uniform(weights: WeightFormat) -> Self {
         Self {
             attention: weights,
+            attention_output: weights,
             dense: weights,
             experts: weights,
             head: WeightFormat::Bf16,
@@ -130,10 +133,15 @@ impl ServingPrecision {
     /// The narrowest format that the matrix products of the deployment run in: the one that its
     /// peak is named by.
     pub fn native(&self) -> Precision {
-        [self.attention, self.dense, self.experts]
-            .into_iter()
-            .map(WeightFormat::operands)
-            .min_by_key(|p| p.bits())
-            .unwrap_or(Precision::Bf16)
+        [
+            self.attention,
+            self.attention_output,
+            self.dense,
+            self.experts,
+        ]
+        .into_iter()
+        .map(WeightFormat::operands)
+        .min_by_key(|p| p.bits())
+        .unwrap_or(Precision::Bf16)
     }
 }

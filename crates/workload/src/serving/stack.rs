@@ -75,8 +75,15 @@ pub struct Allocation {
 pub struct SmallKernels {
     /// The rotary embedding, into attention.
     pub fused_rope: bool,
+    /// The append to the cache, into attention.
+    #[serde(default)]
+    pub fused_append: bool,
     /// The activation function, into the product before it.
     pub fused_activation: bool,
+    /// Quantisation with scales that are known beforehand (a scale per matrix or per 16 values), into
+    /// the norm, activation or attention before each product.
+    #[serde(default)]
+    pub fused_quantisation: bool,
     /// Kernels of a layer beyond norms, embedding, cache and activation: copies, reshapes, biases.
     pub more: u32,
 }
@@ -128,6 +135,14 @@ pub struct ServingStack {
     /// quantising them and calling the experts, each an operation of the framework.
     #[serde(default)]
     pub eager_mixture: SimDuration,
+    /// The same where routing and experts are one operation: TensorRT-LLM's kernels for Blackwell,
+    /// which the other engines call through FlashInfer.
+    #[serde(default)]
+    pub eager_fused_mixture: SimDuration,
+    /// Host time of the projections, norms and copies around latent attention in one layer that no
+    /// graph holds.
+    #[serde(default)]
+    pub eager_latent: SimDuration,
     /// Host time of a step: scheduling, building inputs, sampling, returning tokens.
     pub step_overhead: SimDuration,
     /// The same for each sequence of the step.

@@ -181,9 +181,9 @@ fn closed_loop(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup,
     };
     let drawn = run.by_inferencemax();
     setup.assumed.push(if drawn {
-        "lengths: uniform from 0.8 of the stated ones; no speculation; no prefix in common"
+        "lengths: uniform from 0.8 of the stated ones; no prefix in common"
     } else {
-        "lengths: as stated, all alike; no speculation; no prefix in common"
+        "lengths: as stated, all alike; no prefix in common"
     });
     let concurrency = u32::try_from(concurrency).unwrap_or(u32::MAX);
     let arrivals = Arrivals::ClosedLoop { concurrency };

@@ -76,7 +76,9 @@ pub(super) fn find(run: &ServingRun, model: &str, sides: &Sides, recorded: bool)
             && engine.starts_with(&recipe.engine)
             && run.precision == recipe.precision
             && (run.isl, run.osl) == (recipe.isl, recipe.osl)
-            && run.concurrency.is_some_and(|n| recipe.concurrency.contains(&n))
+            && run
+                .concurrency
+                .is_some_and(|n| recipe.concurrency.contains(&n))
             && same(prefill, sides[0])
             && same(decode, sides[1])
     };
