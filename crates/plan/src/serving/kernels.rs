@@ -196,8 +196,7 @@ impl Kernels {
     /// The experts of a rank: `rows` tokens in all over `touched` of them.
     pub fn experts(
         &self,
-        rows: f64,
-        touched: f64,
+        (rows, touched): (f64, f64),
         hidden: u64,
         inner: u64,
         gated: bool,

@@ -308,8 +308,7 @@ impl Layers<'_> {
     fn expert_rows(&self, rows: f64, touched: f64, width: u64) -> Parts {
         let d = self.deployment;
         self.kernels.experts(
-            rows,
-            touched,
+            (rows, touched),
             self.hidden(),
             width,
             d.model.gated,
