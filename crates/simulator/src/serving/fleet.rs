@@ -408,8 +408,7 @@ impl<'a, 's> Serving<'a, 's> {
                 replicas.push(Replica::new(
                     index,
                     pool.first_gpu + replica * pool.gpus,
-                    pool.engine,
-                    pool.groups,
+                    (pool.engine, pool.groups),
                     fleet.decoder,
                     pool.kv_tokens,
                     Store::keeps(fleet.store),

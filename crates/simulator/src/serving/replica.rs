@@ -99,8 +99,7 @@ impl Replica {
     pub fn new(
         pool: usize,
         gpu: u32,
-        config: EngineConfig,
-        groups: u32,
+        (config, groups): (EngineConfig, u32),
         decoder: Decoder,
         kv_tokens: u64,
         keeps: Keeps,

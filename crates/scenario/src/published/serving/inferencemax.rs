@@ -2,7 +2,7 @@
 //! `benchmarks/single_node/*.sh`, at the end of 2025 and in the first half of 2026).
 
 use super::ServingRun;
-use rackflow_workload::serving::{Draft, ServingParallelism, Speculation};
+use rackflow_workload::serving::{Acceptance, Draft, ServingParallelism, Speculation};
 use rackflow_workload::{BatchWait, EngineConfig};
 
 /// What guesses tokens ahead. The image of a run names the script it was for: of TensorRT-LLM's on
@@ -20,7 +20,7 @@ pub(super) fn guesses(
     its.then_some(Speculation {
         draft: Draft::Mtp,
         draft_tokens,
-        acceptance,
+        acceptance: Acceptance::Each(acceptance),
     })
 }
 
