@@ -165,8 +165,8 @@ fn what_cannot_be_drawn_says_what_would() {
             "neither a report.json nor a sweep",
         ),
         (
-            &["roofline", "serve-llama3-70b-8-h100"],
-            "serving has a `waterfall`",
+            &["gantt", "serve-llama3-70b-8-h100"],
+            "serving has `waterfall`, `roofline`",
         ),
         (&["memory", "deepseek-v3-2048-h80"], "did you mean"),
         (&["memory", text(&old), "-o", "memory.pdf"], ".svg or .png"),

@@ -28,6 +28,8 @@ pub(crate) const USE_SHIFT: u32 = 32;
 /// All of a port.
 pub(crate) const WHOLE: u64 = 1 << USE_SHIFT;
 const NIL: u32 = u32::MAX;
+/// Ports up to which looking through all is faster than a heap.
+const FEW: usize = 16;
 
 /// The part of those whom a port holds back.
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +131,8 @@ pub(crate) struct Shares {
     released: Vec<u32>,
     affected: Vec<u32>,
     touched: Vec<u32>,
+    /// Ports by what they can give: few are looked through, many are a heap.
+    few: Vec<(u64, u32)>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     /// Flows whose part is another now, with the new one.
     pub moved: Vec<(u32, u64)>,
@@ -159,6 +163,7 @@ impl Shares {
             released: Vec::new(),
             affected: Vec::new(),
             touched: Vec::new(),
+            few: Vec::new(),
             heap: BinaryHeap::new(),
             moved: Vec::new(),
         }
@@ -405,7 +410,16 @@ impl Shares {
             return;
         }
         for index in 0..self.fresh.len() {
-            self.affect(self.fresh[index]);
+            let slot = self.fresh[index];
+            self.affect(slot);
+            // Whoever is at full rate beside it will hardly stay there: looked at now, and not after a
+            // first filling without them. Looking at more flows never changes a part.
+            let mut next = self.flows[slot as usize].contended;
+            while next != NIL {
+                let member = self.members[next as usize];
+                self.affect_where(member.port, |part| part == ONE);
+                next = member.contended_next;
+            }
         }
         self.fresh.clear();
         for index in 0..self.released.len() {
@@ -506,24 +520,9 @@ impl Shares {
                 next = member.contended_next;
             }
         }
-        let mut heap = std::mem::take(&mut self.heap).into_vec();
-        heap.clear();
-        heap.extend(self.touched.iter().map(|number| {
-            let port = &self.ports[*number as usize];
-            Reverse((port.now(), *number))
-        }));
-        self.heap = BinaryHeap::from(heap);
-        while let Some(Reverse((known, number))) = self.heap.pop() {
-            if known >= ONE {
-                break;
-            }
+        self.queue();
+        while let Some((now, number)) = self.fullest() {
             let port = &self.ports[number as usize];
-            let now = port.now();
-            if now > known {
-                // Parts that were fixed since have raised it.
-                self.heap.push(Reverse((now, number)));
-                continue;
-            }
             let level = self.joined(
                 number,
                 Level {
@@ -541,6 +540,58 @@ impl Shares {
         }
         for index in 0..self.affected.len() {
             self.fix(self.affected[index], ONE);
+        }
+    }
+
+    /// Puts the touched ports in a queue by what they can give each open flow.
+    fn queue(&mut self) {
+        let ports = &self.ports;
+        let entries = self
+            .touched
+            .iter()
+            .map(|number| (ports[*number as usize].now(), *number));
+        if self.touched.len() <= FEW {
+            self.few.clear();
+            self.few.extend(entries);
+            return;
+        }
+        let mut heap = std::mem::take(&mut self.heap).into_vec();
+        heap.clear();
+        heap.extend(entries.map(Reverse));
+        self.heap = BinaryHeap::from(heap);
+    }
+
+    /// Takes the port that is full first out of the queue, with the part at which it is.
+    ///
+    /// What a port can give only grows while parts are fixed, so that what the queue knows of it is never
+    /// too much.
+    fn fullest(&mut self) -> Option<(u64, u32)> {
+        if self.touched.len() <= FEW {
+            loop {
+                let places = 0..self.few.len();
+                let place = places.min_by_key(|place| self.few[*place])?;
+                let (known, number) = self.few[place];
+                if known >= ONE {
+                    return None;
+                }
+                let now = self.ports[number as usize].now();
+                if now <= known {
+                    self.few.swap_remove(place);
+                    return Some((now, number));
+                }
+                self.few[place].0 = now;
+            }
+        }
+        loop {
+            let Reverse((known, number)) = self.heap.pop()?;
+            if known >= ONE {
+                return None;
+            }
+            let now = self.ports[number as usize].now();
+            if now <= known {
+                return Some((now, number));
+            }
+            self.heap.push(Reverse((now, number)));
         }
     }
 
