@@ -131,6 +131,8 @@ pub(crate) struct Shares {
     released: Vec<u32>,
     affected: Vec<u32>,
     touched: Vec<u32>,
+    /// Affected flows that are yet to be given a part.
+    without_part: usize,
     /// Ports by what they can give: few are looked through, many are a heap.
     few: Vec<(u64, u32)>,
     heap: BinaryHeap<Reverse<(u64, u32)>>,
@@ -163,6 +165,7 @@ impl Shares {
             released: Vec::new(),
             affected: Vec::new(),
             touched: Vec::new(),
+            without_part: 0,
             few: Vec::new(),
             heap: BinaryHeap::new(),
             moved: Vec::new(),
@@ -520,8 +523,11 @@ impl Shares {
                 next = member.contended_next;
             }
         }
+        self.without_part = self.affected.len();
         self.queue();
-        while let Some((now, number)) = self.fullest() {
+        while self.without_part > 0
+            && let Some((now, number)) = self.fullest()
+        {
             let port = &self.ports[number as usize];
             let level = self.joined(
                 number,
@@ -618,6 +624,7 @@ impl Shares {
         }
         flow.open = false;
         flow.part = part;
+        self.without_part -= 1;
         self.put_on(slot);
     }
 

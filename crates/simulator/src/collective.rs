@@ -375,6 +375,9 @@ impl Group {
         let chosen = self
             .measure(operation, bytes, algorithm, protocol)
             .ok_or(NoFlows::NotServed)?;
+        if self.span.ranks <= 1 {
+            return Ok(chosen);
+        }
         // What the tiers cost is up to their links.
         let open = Self {
             links: self.links.clone().without_tiers(),
@@ -389,9 +392,6 @@ impl Group {
             ),
         };
         let demand = Self::awaited(operation, demand.ok_or(NoFlows::NotServed)?);
-        if self.span.ranks <= 1 {
-            return Ok(chosen);
-        }
         if Program::is_stepped(demand.algorithm, op) {
             return self.step_by_step(wires, operation, bytes, &open, &demand, 1);
         }

@@ -32,12 +32,15 @@ proptest! {
         prop_assert!(folded.engine.entities <= full.engine.entities);
     }
 
-    /// The order in which islands are simulated changes nothing.
+    /// The order in which islands are simulated changes no result. How many events an instant takes may
+    /// differ: an end that is moved and moved back within one is an event more.
     #[test]
     fn islands_equal_the_whole(setup in setups(), full in any::<bool>()) {
         let fidelity = if full { Fidelity::Full } else { Fidelity::Folded };
         let plan = compile(&Setup { fidelity, ..setup }).expect("the generator makes valid plans");
-        prop_assert_eq!(simulate_in_islands(&plan), simulate(&plan));
+        let (mut islands, whole) = (simulate_in_islands(&plan), simulate(&plan));
+        islands.engine.events = whole.engine.events;
+        prop_assert_eq!(islands, whole);
     }
 
     /// A fabric as wide as all that can be sent at once leaves no trace: with every flow on the real
