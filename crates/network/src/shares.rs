@@ -75,10 +75,21 @@ struct Port {
     first: u32,
     /// Its flows are to be looked at.
     released: bool,
-    // While parts are computed:
+    /// It is among those whose levels are computed.
     touched: bool,
+}
+
+// A port is one line of the processor's cache: steps of a hundred thousand ranks wait for memory.
+const _: () = assert!(size_of::<Port>() == 64);
+
+/// What is known of a port while parts are computed.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Its level before.
     before: Level,
+    /// What is left of it for flows without a part.
     room: u128,
+    /// What those would use at full rate.
     open: u64,
 }
 
@@ -124,6 +135,7 @@ const NOBODY: Sharer = Sharer {
 #[derive(Debug, Clone)]
 pub(crate) struct Shares {
     ports: Vec<Port>,
+    work: Vec<Work>,
     flows: Vec<Sharer>,
     members: Vec<Member>,
     free_member: u32,
@@ -152,12 +164,15 @@ impl Shares {
             first: NIL,
             released: false,
             touched: false,
+        };
+        let unknown = Work {
             before: FREE,
             room: 0,
             open: 0,
         };
         Self {
             ports: vec![idle; ports],
+            work: vec![unknown; ports],
             flows: Vec::new(),
             members: Vec::new(),
             free_member: NIL,
@@ -396,8 +411,9 @@ impl Shares {
             let port = &mut self.ports[member.port as usize];
             let load = product(member.used, part);
             port.load += load;
-            port.room -= load;
-            port.open -= member.used;
+            let work = &mut self.work[member.port as usize];
+            work.room -= load;
+            work.open -= member.used;
             next = member.contended_next;
         }
     }
@@ -430,7 +446,7 @@ impl Shares {
             let port = &mut self.ports[number as usize];
             let level = std::mem::replace(&mut port.level, FREE);
             port.released = false;
-            port.before = FREE;
+            self.work[number as usize].before = FREE;
             self.affect_where(number, |part| level.is_reached(part));
         }
         self.released.clear();
@@ -496,7 +512,7 @@ impl Shares {
             port.load -= product(member.used, part);
             if !port.touched {
                 port.touched = true;
-                port.before = port.level;
+                self.work[member.port as usize].before = port.level;
                 self.touched.push(member.port);
             }
             next = member.contended_next;
@@ -508,10 +524,12 @@ impl Shares {
     /// it stay where they are and the others grow on.
     fn fill(&mut self) {
         for index in 0..self.touched.len() {
-            let port = &mut self.ports[self.touched[index] as usize];
-            port.room = (u128::from(port.capacity) << SHIFT).saturating_sub(port.load);
-            port.open = 0;
+            let number = self.touched[index] as usize;
+            let port = &mut self.ports[number];
             port.level = FREE;
+            let work = &mut self.work[number];
+            work.room = (u128::from(port.capacity) << SHIFT).saturating_sub(port.load);
+            work.open = 0;
         }
         for index in 0..self.affected.len() {
             let slot = self.affected[index] as usize;
@@ -519,7 +537,7 @@ impl Shares {
             let mut next = self.flows[slot].contended;
             while next != NIL {
                 let member = &self.members[next as usize];
-                self.ports[member.port as usize].open += member.used;
+                self.work[member.port as usize].open += member.used;
                 next = member.contended_next;
             }
         }
@@ -533,7 +551,7 @@ impl Shares {
                 number,
                 Level {
                     part: now,
-                    slack: port.wanted / port.open + 1,
+                    slack: port.wanted / self.work[number as usize].open + 1,
                 },
             );
             self.ports[number as usize].level = level;
@@ -551,11 +569,11 @@ impl Shares {
 
     /// Puts the touched ports in a queue by what they can give each open flow.
     fn queue(&mut self) {
-        let ports = &self.ports;
+        let work = &self.work;
         let entries = self
             .touched
             .iter()
-            .map(|number| (ports[*number as usize].now(), *number));
+            .map(|number| (work[*number as usize].now(), *number));
         if self.touched.len() <= FEW {
             self.few.clear();
             self.few.extend(entries);
@@ -580,7 +598,7 @@ impl Shares {
                 if known >= ONE {
                     return None;
                 }
-                let now = self.ports[number as usize].now();
+                let now = self.work[number as usize].now();
                 if now <= known {
                     self.few.swap_remove(place);
                     return Some((now, number));
@@ -593,7 +611,7 @@ impl Shares {
             if known >= ONE {
                 return None;
             }
-            let now = self.ports[number as usize].now();
+            let now = self.work[number as usize].now();
             if now <= known {
                 return Some((now, number));
             }
@@ -632,7 +650,8 @@ impl Shares {
     fn check(&mut self) {
         for index in 0..self.touched.len() {
             let number = self.touched[index];
-            let Port { level, before, .. } = self.ports[number as usize];
+            let level = self.ports[number as usize].level;
+            let before = self.work[number as usize].before;
             if level.is_free() && before.is_free() {
                 continue;
             }
@@ -692,7 +711,7 @@ fn product(used: u64, part: u64) -> u128 {
     u128::from(used) * u128::from(part)
 }
 
-impl Port {
+impl Work {
     /// What it can give each flow without a part.
     fn now(&self) -> u64 {
         if self.room >= u128::from(self.open) << SHIFT {

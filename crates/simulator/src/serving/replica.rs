@@ -349,8 +349,14 @@ impl Replica {
                 continue;
             }
             if !self.make_room(id, tokens, lives, now) {
-                // It was pushed out itself, and everything behind it before it.
-                break;
+                // It was pushed out itself.
+                if self.has_work() {
+                    break;
+                }
+                // Caches from elsewhere do not come in the order of requests, so that older ones may
+                // stand behind it. An engine without work looks again at once.
+                index = 0;
+                continue;
             }
             budget -= tokens;
             if rest > 0 {
@@ -539,7 +545,11 @@ impl Replica {
             let tokens = rest.min(budget).min(self.next_room());
             if tokens > 0 {
                 if !self.make_room(id, tokens, lives, now) {
-                    return;
+                    if self.has_work() {
+                        return;
+                    }
+                    index = 0;
+                    continue;
                 }
                 budget -= tokens;
                 self.push_chunk(id, tokens, lives);
@@ -567,7 +577,11 @@ impl Replica {
             let id = self.running[index];
             if lives[id].decodes() {
                 if !self.make_room(id, per_sequence, lives, now) {
-                    break;
+                    if self.has_work() {
+                        break;
+                    }
+                    index = 0;
+                    continue;
                 }
                 self.push_decode(id, lives);
             }
@@ -606,6 +620,11 @@ impl Replica {
                 return;
             }
         }
+    }
+
+    /// Whether the step that is planned does anything yet.
+    fn has_work(&self) -> bool {
+        !self.prefilling.is_empty() || !self.decoding.is_empty()
     }
 
     /// Blocks for `tokens` more of a running request; others are pushed out for it, the last one

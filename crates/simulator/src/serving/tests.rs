@@ -810,3 +810,61 @@ proptest! {
         same_bits(&record, &slow)?;
     }
 }
+
+/// Caches do not come in the order of requests: whoever is pushed out for itself may stand before older
+/// ones, which go on.
+#[test]
+fn a_request_that_pushes_itself_out_does_not_end_the_step_of_those_behind() {
+    let mut plan = plan(
+        Arrivals::Gamma {
+            rate: RequestRate::from_per_sec(39.529_509_088_396_15),
+            cv: 0.324_807_307_114_234_93,
+        },
+        Length::Uniform { min: 1, max: 300 },
+        Length::Uniform { min: 1, max: 60 },
+        50,
+    );
+    if let Shapes::Drawn { sessions, .. } = &mut plan.shapes {
+        *sessions = Some(Sessions {
+            turns: Length::Uniform { min: 1, max: 4 },
+            think_time: SimDuration::from_micros(100_000),
+            system_prompt: 40,
+            system_prompts: 2,
+        });
+    }
+    let engine = EngineConfig {
+        scheduler: Scheduler::Vllm,
+        max_num_batched_tokens: 16,
+        max_num_seqs: 4,
+        chunked_prefill: false,
+        block_size: 28,
+        prefix_caching: false,
+        preemption: Preemption::Swap,
+        max_queue: None,
+        poll_interval: 1,
+        batch_wait: None,
+    };
+    let model = Plain { gpus: 1, ..MODEL };
+    let mut prefill = pool(&model);
+    (prefill.gpus, prefill.cache_gpus) = (1, 1);
+    prefill.role = Role::Prefill;
+    prefill.replicas = 1;
+    prefill.kv_tokens = 1008;
+    prefill.engine = engine.clone();
+    let mut decode = pool(&model);
+    (decode.gpus, decode.cache_gpus) = (1, 1);
+    decode.role = Role::Decode;
+    decode.first_gpu = 1;
+    decode.replicas = 1;
+    decode.kv_tokens = 1008;
+    decode.engine = engine;
+    let mut fleet = fleet(vec![prefill, decode], &plan);
+    for pool in &mut fleet.pools {
+        pool.wires.nic = Bandwidth::from_gigabytes_per_sec(33);
+    }
+    fleet.transfer.layer_by_layer = false;
+    fleet.router = Router::LeastTokens;
+    fleet.seed = 16_324_065_725_643_399_952;
+    let (record, requests) = run(&fleet);
+    holds_together(&record, &requests, record.answered + record.refused);
+}
