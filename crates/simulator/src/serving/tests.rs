@@ -850,7 +850,7 @@ fn a_request_that_pushes_itself_out_does_not_end_the_step_of_those_behind() {
     prefill.role = Role::Prefill;
     prefill.replicas = 1;
     prefill.kv_tokens = 1008;
-    prefill.engine = engine.clone();
+    prefill.engine = engine;
     let mut decode = pool(&model);
     (decode.gpus, decode.cache_gpus) = (1, 1);
     decode.role = Role::Decode;
