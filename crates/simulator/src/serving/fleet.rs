@@ -493,7 +493,9 @@ impl<'a, 's> Serving<'a, 's> {
             Event::WarmedUp => self.warmed_up(queue),
             Event::WindowClosed => {
                 for index in 0..self.replicas.len() as u32 {
-                    self.cut_short(index, queue);
+                    let begun = self.catch_up(index, queue.now());
+                    self.cut_after(index, begun, queue);
+                    self.replicas[index as usize].close_window();
                 }
             }
             Event::StepsEnded(replica) => self.steps_ended(replica, queue)?,
@@ -797,7 +799,10 @@ impl<'a, 's> Serving<'a, 's> {
         if replica.run.is_some() {
             return;
         }
-        replica.plan(&mut self.lives, now);
+        if replica.plan(&mut self.lives, now) && !replica.incoming.is_empty() {
+            // Who was pushed out leaves room for caches that wait for it.
+            self.grant_room(index, queue);
+        }
         if !self.store.is_empty() {
             self.keep_blocks(index, queue);
         }
@@ -990,11 +995,12 @@ impl<'a, 's> Serving<'a, 's> {
         let straddles = run.start < self.window_start;
         let counted = if now <= self.window_start || run.start >= self.window_end {
             0
+        } else if straddles {
+            // A run is cut where the window opens: only its last step ends later.
+            u64::from(now <= self.window_end)
         } else if now > self.window_end {
             // All but the last, which ends outside.
             run.steps - 1
-        } else if straddles {
-            1
         } else {
             run.steps
         };
@@ -1722,9 +1728,10 @@ impl<'a, 's> Serving<'a, 's> {
                 pool.decode_tokens += replica.decode_tokens;
                 pool.decode_sequences += replica.decode_sequences;
                 pool.kv_token_steps += replica.kv_token_steps;
-                pool.kv_peak_blocks = pool.kv_peak_blocks.max(replica.kv_peak);
+                let (peak, preemptions) = replica.peak_and_preemptions();
+                pool.kv_peak_blocks = pool.kv_peak_blocks.max(peak);
                 pool.kv_blocks = replica.blocks.total();
-                pool.preemptions += replica.preemptions;
+                pool.preemptions += preemptions;
             }
         }
         let block_bytes = self.store.block_bytes();

@@ -85,6 +85,8 @@ pub(super) struct Replica {
     pub kv_token_steps: u128,
     pub kv_peak: u64,
     pub preemptions: u64,
+    /// Peak and requests pushed out when the measured window closed.
+    closed: Option<(u64, u64)>,
 }
 
 /// SGLang's defaults: part of the answers to come that is kept free, at first and after many quiet
@@ -141,6 +143,7 @@ impl Replica {
             kv_token_steps: 0,
             kv_peak: 0,
             preemptions: 0,
+            closed: None,
         }
     }
 
@@ -298,8 +301,9 @@ impl Replica {
         self.publish(live);
     }
 
-    /// Chooses what the next step does. Nothing is left to do where both lists stay empty.
-    pub fn plan(&mut self, lives: &mut Lives, now: SimTime) {
+    /// Chooses what the next step does; `true` where somebody was pushed out for it. Nothing is left to
+    /// do where both lists stay empty.
+    pub fn plan(&mut self, lives: &mut Lives, now: SimTime) -> bool {
         self.chunks.clear();
         self.prefilling.clear();
         self.decoding.clear();
@@ -316,6 +320,7 @@ impl Replica {
             Scheduler::Static => self.plan_static(lives, now),
         }
         self.kv_peak = self.kv_peak.max(self.blocks.used());
+        self.preempted
     }
 
     /// Tokens that a sequence computes in one decode step.
@@ -817,6 +822,16 @@ impl Replica {
 
     pub fn count_calm(&mut self, steps: u64) {
         self.calm += steps;
+    }
+
+    /// What happens from now on is not measured.
+    pub fn close_window(&mut self) {
+        self.closed = Some((self.kv_peak, self.preemptions));
+    }
+
+    /// Most blocks at a time, and requests pushed out, in the measured window.
+    pub fn peak_and_preemptions(&self) -> (u64, u64) {
+        self.closed.unwrap_or((self.kv_peak, self.preemptions))
     }
 
     /// The next step waits for copies.

@@ -769,8 +769,36 @@ proptest! {
         aware in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let mut plan = plan(arrivals, Length::Uniform { min: 1, max: 300 }, Length::Uniform { min: 1, max: 60 }, 50);
-        if talk && let Shapes::Drawn { sessions, .. } = &mut plan.shapes {
+        let pools = TwoPools {
+            gpus, engine, arrivals, kv_tokens, prefill_replicas, decode_replicas, layer_by_layer, gigabytes, talk, aware, seed,
+        };
+        pools.check()?;
+    }
+}
+
+/// Fifty requests or conversations between a pool for prompts and one for answers.
+struct TwoPools {
+    gpus: u32,
+    engine: EngineConfig,
+    arrivals: Arrivals,
+    kv_tokens: u64,
+    prefill_replicas: u32,
+    decode_replicas: u32,
+    layer_by_layer: bool,
+    gigabytes: u64,
+    talk: bool,
+    aware: bool,
+    seed: u64,
+}
+
+impl TwoPools {
+    fn check(self) -> Result<(), TestCaseError> {
+        let Self { gpus, engine, .. } = self;
+        let short = |max| Length::Uniform { min: 1, max };
+        let mut plan = plan(self.arrivals, short(300), short(60), 50);
+        if self.talk
+            && let Shapes::Drawn { sessions, .. } = &mut plan.shapes
+        {
             *sessions = Some(Sessions {
                 turns: Length::Uniform { min: 1, max: 4 },
                 think_time: SimDuration::from_micros(100_000),
@@ -782,32 +810,82 @@ proptest! {
         let mut prefill = pool(&model);
         (prefill.gpus, prefill.cache_gpus) = (gpus, gpus);
         prefill.role = Role::Prefill;
-        prefill.replicas = prefill_replicas;
-        prefill.kv_tokens = kv_tokens;
-        prefill.engine = EngineConfig { scheduler: Scheduler::Vllm, ..engine };
+        prefill.replicas = self.prefill_replicas;
+        prefill.kv_tokens = self.kv_tokens;
+        prefill.engine = EngineConfig {
+            scheduler: Scheduler::Vllm,
+            ..engine
+        };
         let mut decode = pool(&model);
         (decode.gpus, decode.cache_gpus) = (gpus, gpus);
         decode.role = Role::Decode;
-        decode.first_gpu = prefill_replicas * gpus;
-        decode.replicas = decode_replicas;
-        decode.kv_tokens = kv_tokens;
-        decode.engine = if engine.scheduler == Scheduler::Static { EngineConfig { scheduler: Scheduler::Sglang, ..engine } } else { engine };
+        decode.first_gpu = self.prefill_replicas * gpus;
+        decode.replicas = self.decode_replicas;
+        decode.kv_tokens = self.kv_tokens;
+        decode.engine = EngineConfig {
+            scheduler: match engine.scheduler {
+                Scheduler::Static => Scheduler::Sglang,
+                other => other,
+            },
+            ..engine
+        };
         let mut fleet = fleet(vec![prefill, decode], &plan);
         for pool in &mut fleet.pools {
-            pool.wires.nic = Bandwidth::from_gigabytes_per_sec(gigabytes);
+            pool.wires.nic = Bandwidth::from_gigabytes_per_sec(self.gigabytes);
         }
-        fleet.transfer.layer_by_layer = layer_by_layer;
-        fleet.router = if aware { Router::CacheAware } else { Router::LeastTokens };
-        fleet.seed = seed;
+        fleet.transfer.layer_by_layer = self.layer_by_layer;
+        fleet.router = if self.aware {
+            Router::CacheAware
+        } else {
+            Router::LeastTokens
+        };
+        fleet.seed = self.seed;
         let (record, requests) = run(&fleet);
-        let issued = if talk { record.answered + record.refused } else { 50 };
+        let issued = if self.talk {
+            record.answered + record.refused
+        } else {
+            50
+        };
         holds_together(&record, &requests, issued);
-        let asked: u64 = requests.iter().map(|request| u64::from(request.output_tokens)).sum();
-        prop_assert_eq!(record.output_tokens, asked);
+        let asked = requests
+            .iter()
+            .map(|request| u64::from(request.output_tokens));
+        prop_assert_eq!(record.output_tokens, asked.sum::<u64>());
         fleet.together = false;
         let (slow, slowly) = run(&fleet);
         prop_assert_eq!(&requests, &slowly);
-        same_bits(&record, &slow)?;
+        same_bits(&record, &slow)
+    }
+}
+
+/// Talks that push each other out of little caches.
+fn crowded(block_size: u32, preemption: Preemption) -> TwoPools {
+    TwoPools {
+        gpus: 1,
+        engine: EngineConfig {
+            scheduler: Scheduler::Vllm,
+            max_num_batched_tokens: 16,
+            max_num_seqs: 4,
+            chunked_prefill: false,
+            block_size,
+            prefix_caching: false,
+            preemption,
+            max_queue: None,
+            poll_interval: 1,
+            batch_wait: None,
+        },
+        arrivals: Arrivals::Gamma {
+            rate: RequestRate::from_per_sec(39.529_509_088_396_15),
+            cv: 0.324_807_307_114_234_93,
+        },
+        kv_tokens: 1008,
+        prefill_replicas: 1,
+        decode_replicas: 1,
+        layer_by_layer: false,
+        gigabytes: 33,
+        talk: true,
+        aware: false,
+        seed: 16_324_065_725_643_399_952,
     }
 }
 
@@ -815,56 +893,24 @@ proptest! {
 /// ones, which go on.
 #[test]
 fn a_request_that_pushes_itself_out_does_not_end_the_step_of_those_behind() {
-    let mut plan = plan(
-        Arrivals::Gamma {
-            rate: RequestRate::from_per_sec(39.529_509_088_396_15),
-            cv: 0.324_807_307_114_234_93,
+    crowded(28, Preemption::Swap).check().expect("holds");
+}
+
+/// Caches that wait for room get that of whoever is pushed out at once, and not with the end of a step
+/// that comes later where steps are taken together.
+#[test]
+fn who_is_pushed_out_leaves_room_for_caches_that_wait() {
+    let pools = TwoPools {
+        arrivals: Arrivals::Gamma {
+            rate: RequestRate::from_per_sec(18.263_450_583_111_65),
+            cv: 2.121_700_572_550_16,
         },
-        Length::Uniform { min: 1, max: 300 },
-        Length::Uniform { min: 1, max: 60 },
-        50,
-    );
-    if let Shapes::Drawn { sessions, .. } = &mut plan.shapes {
-        *sessions = Some(Sessions {
-            turns: Length::Uniform { min: 1, max: 4 },
-            think_time: SimDuration::from_micros(100_000),
-            system_prompt: 40,
-            system_prompts: 2,
-        });
-    }
-    let engine = EngineConfig {
-        scheduler: Scheduler::Vllm,
-        max_num_batched_tokens: 16,
-        max_num_seqs: 4,
-        chunked_prefill: false,
-        block_size: 28,
-        prefix_caching: false,
-        preemption: Preemption::Swap,
-        max_queue: None,
-        poll_interval: 1,
-        batch_wait: None,
+        kv_tokens: 960,
+        prefill_replicas: 3,
+        decode_replicas: 2,
+        gigabytes: 2,
+        seed: 15_063_200_137_524_004_150,
+        ..crowded(1, Preemption::Recompute)
     };
-    let model = Plain { gpus: 1, ..MODEL };
-    let mut prefill = pool(&model);
-    (prefill.gpus, prefill.cache_gpus) = (1, 1);
-    prefill.role = Role::Prefill;
-    prefill.replicas = 1;
-    prefill.kv_tokens = 1008;
-    prefill.engine = engine;
-    let mut decode = pool(&model);
-    (decode.gpus, decode.cache_gpus) = (1, 1);
-    decode.role = Role::Decode;
-    decode.first_gpu = 1;
-    decode.replicas = 1;
-    decode.kv_tokens = 1008;
-    decode.engine = engine;
-    let mut fleet = fleet(vec![prefill, decode], &plan);
-    for pool in &mut fleet.pools {
-        pool.wires.nic = Bandwidth::from_gigabytes_per_sec(33);
-    }
-    fleet.transfer.layer_by_layer = false;
-    fleet.router = Router::LeastTokens;
-    fleet.seed = 16_324_065_725_643_399_952;
-    let (record, requests) = run(&fleet);
-    holds_together(&record, &requests, record.answered + record.refused);
+    pools.check().expect("holds");
 }
