@@ -39,7 +39,7 @@ use passes::{Line, StageEnd};
 use pieces::{Gradients, Leg, PassTimes, QUEUES, least};
 use rackflow_units::SimDuration;
 use rackflow_workload::Schedule;
-use strands::Strands;
+use strands::{Pair, Strand, Strands};
 
 /// A message from one stage to the next on idle links, and one from the last stage to the first.
 #[derive(Debug, Clone, Copy)]
@@ -148,57 +148,84 @@ pub(crate) fn step_time(
     SimDuration::from_picos(longest)
 }
 
-/// A closer one: every pass of every stage in its order. `prices` are the least of all communicators of
-/// the first rank, whose experts have `load` of the mean. Passes are woven in an order that depends on
-/// prices: if not on these, then on the `other` ones.
-pub(crate) fn step_time_by_passes(
-    mut compiler: Compiler<'_>,
-    setup: &Setup,
-    times: &PieceTimes,
-    messages: Messages,
-    (prices, other): (&Prices, Option<&Prices>),
-    load: u64,
-) -> SimDuration {
-    let compiler = &mut compiler;
-    let training = &setup.training;
-    let mut positions: Vec<PassTimes> = Vec::with_capacity(compiler.chunks().len());
-    for (chunk, same) in compiler.chunks().iter().zip(compiler.same()) {
-        let known = positions.get(*same as usize).copied();
-        positions.push(known.unwrap_or_else(|| times.of(chunk)));
+/// Closer ones: every pass of every stage in its order.
+pub struct Passes {
+    line: Line,
+    /// Passes that are woven into one, in each order that there may be: one of them it is.
+    woven: Vec<Vec<(Pair, Strand)>>,
+}
+
+impl std::fmt::Debug for Passes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Passes")
     }
-    let mut ctx = Context::of_times(setup, prices, &times.kernels);
-    let strands = Strands::of_chunks(compiler, &mut ctx, load);
-    let ends = stage_ends(compiler, &mut ctx);
-    let orders = schedule::orders(training.schedule, compiler.shape());
-    let pairs = passes::pairs(compiler, &orders);
-    let woven = strands::orders_of_pairs(compiler, &mut ctx, &pairs);
-    let mut line = Line {
-        orders: &orders,
-        positions: &positions,
-        strands: &strands,
-        woven: strands::weave_pairs(compiler, &mut ctx, &woven, load),
-        same: compiler.same(),
-        micro_batches: training.micro_batches() as u32,
-        bidirectional: training.schedule == Schedule::Dualpipe,
-        message: messages.next.as_picos(),
-        message_around: messages.around.as_picos(),
-        asynchronous: compiler.sends_asynchronously(),
-        asks_early: compiler.asks_early(),
-        ends: &ends,
-    };
-    let mut least = line.step_time();
-    if let Some(other) = other.filter(|_| !pairs.is_empty()) {
-        let mut again = compiler.afresh();
-        let mut dearer = Context::of_times(setup, other, &times.kernels);
-        let otherwise = strands::orders_of_pairs(&mut again, &mut dearer, &pairs);
-        if otherwise != woven {
-            let mut again = compiler.afresh();
-            let mut ctx = Context::of_times(setup, prices, &times.kernels);
-            line.woven = strands::weave_pairs(&mut again, &mut ctx, &otherwise, load);
-            least = least.min(line.step_time());
+}
+
+impl Passes {
+    /// `prices` are the least of all communicators of the first rank, whose experts have `load` of the
+    /// mean. Passes are woven in an order that depends on prices: if not on these, then on the `other`
+    /// ones.
+    pub(crate) fn new(
+        mut compiler: Compiler<'_>,
+        setup: &Setup,
+        times: &PieceTimes,
+        messages: Messages,
+        (prices, other): (&Prices, Option<&Prices>),
+        load: u64,
+    ) -> Self {
+        let compiler = &mut compiler;
+        let training = &setup.training;
+        let mut positions: Vec<PassTimes> = Vec::with_capacity(compiler.chunks().len());
+        for (chunk, same) in compiler.chunks().iter().zip(compiler.same()) {
+            let known = positions.get(*same as usize).copied();
+            positions.push(known.unwrap_or_else(|| times.of(chunk)));
         }
+        let mut ctx = Context::of_times(setup, prices, &times.kernels);
+        let strands = Strands::of_chunks(compiler, &mut ctx, load);
+        let ends = stage_ends(compiler, &mut ctx);
+        let orders = schedule::orders(training.schedule, compiler.shape());
+        let pairs = passes::pairs(compiler, &orders);
+        let order = strands::orders_of_pairs(compiler, &mut ctx, &pairs);
+        let mut woven = vec![strands::weave_pairs(compiler, &mut ctx, &order, load)];
+        if let Some(other) = other.filter(|_| !pairs.is_empty()) {
+            let mut again = compiler.afresh();
+            let mut dearer = Context::of_times(setup, other, &times.kernels);
+            let otherwise = strands::orders_of_pairs(&mut again, &mut dearer, &pairs);
+            if otherwise != order {
+                let mut again = compiler.afresh();
+                let mut ctx = Context::of_times(setup, prices, &times.kernels);
+                woven.push(strands::weave_pairs(&mut again, &mut ctx, &otherwise, load));
+            }
+        }
+        let line = Line {
+            orders,
+            positions,
+            strands,
+            same: compiler.same().to_vec(),
+            micro_batches: training.micro_batches() as u32,
+            bidirectional: training.schedule == Schedule::Dualpipe,
+            message: messages.next.as_picos(),
+            message_around: messages.around.as_picos(),
+            asynchronous: compiler.sends_asynchronously(),
+            asks_early: compiler.asks_early(),
+            ends,
+        };
+        Self { line, woven }
     }
-    SimDuration::from_picos(least)
+
+    /// A time that no simulation is under in which the kernels of the first passes of each stage, on a
+    /// rank with the fullest experts and those that it sends to, are `ended` no earlier than that, in
+    /// picoseconds and in the order of the passes. It is empty where nobody knows.
+    pub fn step_time(&self, ended: &[Vec<u64>]) -> SimDuration {
+        let orders = self.woven.iter();
+        let least = orders.map(|woven| self.line.step_time(woven, ended)).min();
+        SimDuration::from_picos(least.unwrap_or(0))
+    }
+
+    /// Passes of each stage.
+    pub fn counts(&self) -> impl Iterator<Item = usize> + '_ {
+        self.line.orders.iter().map(Vec::len)
+    }
 }
 
 /// What each stage does after its last pass, at least.

@@ -1201,7 +1201,7 @@ impl<'a> Compiler<'a> {
             .iter()
             .map(|chunk| memory::chunk_activations(&self.sizes, chunk))
             .collect();
-        for pass in order {
+        for (place, pass) in order.iter().enumerate() {
             for chunk in together.gathers_before(*pass) {
                 let run = self.chunk_gather(ctx, &chunks[chunk as usize]);
                 emit.ready[chunk as usize] = emit.aside(&run);
@@ -1258,7 +1258,7 @@ impl<'a> Compiler<'a> {
                     emit.overlapped(&order, (&f, forward), (&b, backward));
                 }
             }
-            emit.mark(*pass, start, &kept);
+            emit.mark((place as u32, *pass), start, &kept);
             for chunk in together.reduces_after(*pass) {
                 let run = self.chunk_reduction(ctx, &chunks[chunk as usize]);
                 emit.aside(&run);
@@ -1857,7 +1857,7 @@ impl Emitter {
 
     /// Notes what the tasks from `start` on were: one pass, and the activations that it keeps or
     /// frees, of those of each chunk.
-    fn mark(&mut self, pass: Pass, start: usize, kept: &[u64]) {
+    fn mark(&mut self, (place, pass): (u32, Pass), start: usize, kept: &[u64]) {
         let of = |chunk: u32| kept[chunk as usize];
         let (kind, micro_batch, chunk, keeps, frees) = match pass {
             Pass::Forward { micro_batch, chunk } => {
@@ -1891,6 +1891,7 @@ impl Emitter {
             return;
         };
         self.program.passes.push(PassMark {
+            place,
             kind,
             micro_batch,
             chunk,

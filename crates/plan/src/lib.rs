@@ -25,6 +25,7 @@ mod search;
 pub mod serving;
 mod setup;
 
+pub use bound::Passes;
 pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{KindPlan, Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};

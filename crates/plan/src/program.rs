@@ -144,6 +144,8 @@ pub struct Program {
 /// One pass through a chunk: which tasks it is made of, and what it does to memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassMark {
+    /// Place in the order of the stage's passes. Those that compute nothing have no mark.
+    pub place: u32,
     /// Forward or backward.
     pub kind: PassKind,
     /// Micro-batch.

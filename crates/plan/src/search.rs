@@ -6,7 +6,7 @@
 //! needs no simulation; [`Search::bound`] looks closer at one of them. What cannot be made or does
 //! not fit is counted.
 
-use crate::bound::{self, Messages, PieceTimes};
+use crate::bound::{self, Messages, Passes, PieceTimes};
 use crate::compile::{self, Chunk, ChunkLayout, Compiler, Plan};
 use crate::crossing::{self, Crowd, Source};
 use crate::error::{self, MemoryPart, PlanError};
@@ -347,9 +347,14 @@ impl Search {
         expansion
     }
 
-    /// A closer bound of one candidate, never under its [`Candidate::at_least`]: every pass of every
-    /// stage in its order.
+    /// A closer bound of one candidate, never under its [`Candidate::at_least`].
     pub fn bound(&self, candidate: &Candidate) -> SimDuration {
+        let closer = self.passes(candidate).step_time(&[]);
+        closer.max(candidate.at_least)
+    }
+
+    /// Every pass of every stage of one candidate in its order, for closer bounds.
+    pub fn passes(&self, candidate: &Candidate) -> Passes {
         let setup = candidate.setup(&self.setup);
         let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
         let layout = self.layout(&setup, &placement);
@@ -361,8 +366,7 @@ impl Search {
         let load = self.load(candidate.parallelism.expert);
         let times = &candidate.times;
         let prices = (&least, dearer.as_ref());
-        let closer = bound::step_time_by_passes(compiler, &setup, times, messages, prices, load);
-        closer.max(candidate.at_least)
+        Passes::new(compiler, &setup, times, messages, prices, load)
     }
 
     /// Compiles a candidate: what [`crate::compile`] makes of it, and cheaper where another plan

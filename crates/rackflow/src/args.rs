@@ -379,6 +379,10 @@ pub struct PlanArgs {
     /// Number formats to try [default: the scenario's, because another one changes what is learnt]
     #[arg(long, value_name = "RECIPE", value_enum)]
     pub precision: Vec<Precision>,
+    /// Of a training scenario: simulate at most so many plans, those that promise most, and say what
+    /// is left unproved [default: as many as the proof takes]
+    #[arg(long, value_name = "PLANS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
     /// Of a serving scenario: share of requests that must be inside every limit of its `slo`
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     pub attainment: f64,

@@ -38,6 +38,11 @@ const HOPELESS: u64 = 2_000;
 
 /// Searches each way's highest rate.
 pub fn run(args: &PlanArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+    if args.limit.is_some() {
+        return Err(Failure::input(
+            "--limit belongs to training scenarios, and this one serves\n  hint: without it, every way that is worth a look gets one",
+        ));
+    }
     let weights = args
         .precision
         .iter()

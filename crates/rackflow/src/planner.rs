@@ -31,7 +31,7 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
     }
     let bar = bar();
     let outcome = of_scenario(args, &input, |search, setup| {
-        rackflow_simulator::search(search, setup, args.top as usize, |progress| {
+        rackflow_simulator::search(search, setup, args.top as usize, args.limit, |progress| {
             show(&bar, "", progress);
         })
     })?;
@@ -55,7 +55,9 @@ fn compare(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
             )));
         }
         let outcome = of_scenario(args, &input, |search, setup| {
-            rackflow_simulator::improve(search, setup, |progress| show(&bar, scenario, progress))
+            rackflow_simulator::improve(search, setup, args.limit, |progress| {
+                show(&bar, scenario, progress);
+            })
         })?;
         found.add(&outcome);
     }
@@ -107,8 +109,8 @@ fn show(bar: &ProgressBar, of: &str, progress: Progress) {
             left,
         } => (
             format!("{simulated} simulated"),
-            closely,
-            closely.max(1) + left,
+            closely + simulated,
+            (closely + simulated + left).max(1),
         ),
     };
     bar.set_message(format!("{of} {words}").trim_start().to_owned());

@@ -7,6 +7,7 @@ use crate::report::Plan;
 use crate::summarize::plan as plan_of;
 use rackflow_plan::{Accounts, Cause, MemoryPart, Obstacle, RankOrder};
 use rackflow_simulator::{Found, Outcome};
+use rackflow_units::SimDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -80,6 +81,41 @@ pub struct Reason {
     pub fraction: f64,
 }
 
+/// Plans that a search with a limit has not ruled out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+pub struct Unproved {
+    /// How many.
+    pub plans: u64,
+    /// None of them has more throughput than the best plan that was found, but for this fraction of it.
+    pub at_most_better: f64,
+}
+
+impl Unproved {
+    /// What `outcome` leaves beside a step that takes `best`.
+    pub(crate) fn of(outcome: &Outcome, best: SimDuration) -> Option<Self> {
+        outcome.unproved.map(|left| Self {
+            plans: left.plans,
+            at_most_better: (best.as_secs_f64() / left.at_least.as_secs_f64() - 1.0).max(0.0),
+        })
+    }
+
+    /// In words: what is known of these plans.
+    pub(crate) fn words(self) -> String {
+        let plans = match self.plans {
+            1 => "1 other is".to_owned(),
+            plans => format!("{} others are", number(plans as f64, 0)),
+        };
+        if self.at_most_better == 0.0 {
+            return format!("{plans} not ruled out, none of them better than the first");
+        }
+        format!(
+            "{plans} not ruled out, at most {} % better",
+            // Rounded up: nothing is better than what is said.
+            percent((self.at_most_better * 1000.0).ceil() / 1000.0)
+        )
+    }
+}
+
 /// What a search found.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct PlanSearch {
@@ -95,8 +131,13 @@ pub struct PlanSearch {
     pub impossible: Vec<Count>,
     /// Of the plans that fit, those that a closer bound was needed for.
     pub bounded_closely: u64,
-    /// Plans that were simulated; the rest of those that fit are proved to be no better.
+    /// Plans that were simulated, to the end or until it was known that they are no better; the rest of
+    /// those that fit are proved to be no better, but for those in `unproved`.
     pub simulated: u64,
+    /// Of those, the ones that were given up on the way.
+    pub given_up: u64,
+    /// Plans that could be among the best for all that is known of them, where a limit was set.
+    pub unproved: Option<Unproved>,
     /// Plans that are too long for the simulator.
     pub refused: u64,
     /// The best plans, best first.
@@ -127,6 +168,8 @@ impl PlanSearch {
             }),
             bounded_closely: outcome.closely,
             simulated: outcome.simulated,
+            given_up: outcome.given_up,
+            unproved: Unproved::of(outcome, first.step_time()),
             refused: outcome.refused,
             best: outcome.best.iter().map(|found| row(found, first)).collect(),
             own: row(&outcome.own, first),
@@ -144,10 +187,14 @@ impl PlanSearch {
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let whole = |count: u64| number(count as f64, 0);
         let mut out = format!(
-            "{}\n  {} plans fit into memory: {} simulated, the others are proved to be no better\n",
+            "{}\n  {} plans fit into memory: {} simulated, {}\n",
             style.paint(Ink::Strong, &self.scenario),
             whole(self.fitting),
             whole(self.simulated),
+            match self.unproved {
+                None => "the others are proved to be no better".to_owned(),
+                Some(left) => left.words(),
+            },
         );
         for (what, counts) in [
             ("do not fit, most of it for", &self.too_large_by),

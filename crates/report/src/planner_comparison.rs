@@ -2,7 +2,7 @@
 
 use crate::format::{number, percent, seconds, wrap};
 use crate::paint::{Ink, Style};
-use crate::planner::{PlanRow, PlanSearch};
+use crate::planner::{PlanRow, PlanSearch, Unproved};
 use rackflow_simulator::Outcome;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -19,8 +19,11 @@ pub struct ComparedPlan {
     pub fitting: u64,
     /// Plans that do not.
     pub too_large: u64,
-    /// Plans that were simulated; the rest of those that fit are proved to be no better.
+    /// Plans that were simulated; the rest of those that fit are proved to be no better, but for those
+    /// in `unproved`.
     pub simulated: u64,
+    /// Plans that could be better for all that is known of them, where a limit was set.
+    pub unproved: Option<Unproved>,
     /// The scenario's own plan; its `why` says what it loses to the best.
     pub own: PlanRow,
     /// The best plan, where one is better than the scenario's own.
@@ -36,11 +39,20 @@ impl ComparedPlan {
 
     /// What stands behind the row, in words.
     fn words(&self) -> String {
+        let left = self.unproved.map(|left| format!("; {}", left.words()));
+        let left = left.unwrap_or_default();
+        format!("{}{left}", self.verdict())
+    }
+
+    fn verdict(&self) -> String {
         if self.best.is_none() {
-            return format!(
-                "its own plan is the best: none of {} others that fit is faster",
-                number(self.fitting as f64, 0)
-            );
+            let others = number(self.fitting as f64, 0);
+            return match self.unproved {
+                None => {
+                    format!("its own plan is the best: none of {others} others that fit is faster")
+                }
+                Some(_) => format!("nothing faster found among {others} others that fit"),
+            };
         }
         let reasons = self.own.why.iter();
         let reasons: Vec<String> = reasons
@@ -69,6 +81,7 @@ impl PlanComparison {
             fitting: found.fitting,
             too_large: found.too_large,
             simulated: found.simulated,
+            unproved: found.unproved,
             own: found.own,
             best: found.best.into_iter().next(),
         });

@@ -11,6 +11,7 @@ mod islands;
 mod jitter;
 mod jobs;
 mod ports;
+mod race;
 mod record;
 pub mod replay;
 mod run;
@@ -24,7 +25,7 @@ mod traffic;
 pub use jobs::{Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed};
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
-pub use search::{Found, Outcome, Progress, Simulator, improve, planner, search};
+pub use search::{Found, Outcome, Progress, Simulator, Unproved, improve, planner, search};
 pub use step::{
     simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
 };

@@ -3,8 +3,8 @@
 use crate::record::Record;
 use crate::step::{LaidOut, simulate, simulate_laid_out};
 use rackflow_plan::{
-    Candidate, Expansion, GroupSlot, LeftOut, Pattern, Plan, PlanError, RankOrder, Search, Setup,
-    Space, Spans, compile,
+    Candidate, Expansion, GroupSlot, LeftOut, Passes, Pattern, Plan, PlanError, RankOrder, Search,
+    Setup, Space, Spans, compile,
 };
 use rackflow_units::SimDuration;
 use rayon::prelude::*;
@@ -46,12 +46,25 @@ pub struct Outcome {
     pub bounded: u64,
     /// Of those, the ones whose every pass was followed.
     pub closely: u64,
-    /// Plans that were simulated.
+    /// Plans that were simulated, to the end or until it was known that they are no better.
     pub simulated: u64,
+    /// Of those, the ones that were given up on the way.
+    pub given_up: u64,
+    /// What is not proved, where fewer plans were simulated than it takes.
+    pub unproved: Option<Unproved>,
     /// Plans that the simulator's own limits refuse.
     pub refused: u64,
     /// Of the plans that are not among those above, how many and why.
     pub left_out: LeftOut,
+}
+
+/// Plans that could be among the best, for all that is known of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unproved {
+    /// How many.
+    pub plans: u64,
+    /// None of them takes less.
+    pub at_least: SimDuration,
 }
 
 /// How far a search is.
@@ -84,7 +97,8 @@ pub fn planner(setup: &Setup, space: Space) -> Result<Search, PlanError> {
 type Known = Reverse<(SimDuration, usize, bool)>;
 
 /// Finds the `keep` best plans. Those that are left out are proved to be no better: their lower
-/// bound is not under the step time of the last one kept.
+/// bound is not under the step time of the last one kept. At `most` so many plans are simulated, those
+/// that promise most; where that is not enough, [`Outcome::unproved`] says what is left.
 ///
 /// # Errors
 /// Those of [`compile`], for the scenario's own plan.
@@ -92,29 +106,31 @@ pub fn search(
     search: &Search,
     setup: &Setup,
     keep: usize,
+    most: Option<u64>,
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
-    find(search, setup, keep, false, progress)
+    find(search, setup, (keep, false), most, progress)
 }
 
 /// Finds the best plan that is better than the scenario's own, if there is one: what is left out is
-/// proved to be no better than the better of the two.
+/// proved to be no better than the better of the two, or is [`Outcome::unproved`] as in [`search`].
 ///
 /// # Errors
 /// Those of [`compile`], for the scenario's own plan.
 pub fn improve(
     search: &Search,
     setup: &Setup,
+    most: Option<u64>,
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
-    find(search, setup, 1, true, progress)
+    find(search, setup, (1, true), most, progress)
 }
 
 fn find(
     search: &Search,
     setup: &Setup,
-    keep: usize,
-    only_better: bool,
+    (keep, only_better): (usize, bool),
+    most: Option<u64>,
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
     let own = Found {
@@ -128,11 +144,14 @@ fn find(
         simulator: Simulator::default(),
         keep,
         under: only_better.then(|| own.step_time()),
+        most: most.unwrap_or(u64::MAX),
         candidates: &candidates,
         best: Vec::new(),
         closely: 0,
         simulated: 0,
+        given_up: 0,
         refused: 0,
+        not_simulated: Vec::new(),
     };
     let known = candidates.iter().enumerate();
     let mut queue: BinaryHeap<Known> = known
@@ -141,14 +160,19 @@ fn find(
     while judge.step(&mut queue) {
         progress(Progress::Judged {
             closely: judge.closely,
-            simulated: judge.simulated,
-            left: queue.len(),
+            simulated: judge.simulated as usize,
+            left: queue
+                .iter()
+                .filter(|Reverse((at_least, ..))| judge.could_win(*at_least))
+                .count(),
         });
     }
+    let unproved = judge.unproved();
     let Judge {
         best,
         closely,
         simulated,
+        given_up,
         refused,
         ..
     } = judge;
@@ -157,7 +181,9 @@ fn find(
         best: best.into_iter().map(|(_, found)| found).collect(),
         bounded: candidates.len() as u64,
         closely: closely as u64,
-        simulated: simulated as u64,
+        simulated,
+        given_up,
+        unproved,
         refused,
         left_out,
     })
@@ -179,17 +205,32 @@ impl Simulator {
     /// Simulates one step of a plan that [`Search::plan`] made: what [`simulate`] does, and cheaper
     /// where another one divides the ranks alike.
     pub fn simulate(&self, plan: &Plan) -> Record {
+        let record = simulate_laid_out(plan, &self.laid_out(plan), None);
+        record.expect("nothing is given up that is in no race")
+    }
+
+    /// The same, given up where the step cannot take less than `under`: `passes` are those of the plan
+    /// ([`Search::passes`]).
+    pub fn simulate_under(
+        &self,
+        plan: &Plan,
+        passes: &Passes,
+        under: SimDuration,
+    ) -> Option<Record> {
+        simulate_laid_out(plan, &self.laid_out(plan), Some((passes, under)))
+    }
+
+    fn laid_out(&self, plan: &Plan) -> Arc<LaidOut> {
         let patterns = plan.on_fabric.then(|| plan.flow_patterns());
         let flown = (plan.slots.clone(), patterns);
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |(spans, of, _): &&LaidOutAlike| Arc::ptr_eq(spans, &plan.spans) && *of == flown;
         let known = lock().iter().find(same).map(|(.., laid)| laid.clone());
-        let laid = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             let laid = Arc::new(LaidOut::of(plan));
             lock().push((plan.spans.clone(), flown, laid.clone()));
             laid
-        });
-        simulate_laid_out(plan, &laid)
+        })
     }
 }
 
@@ -200,18 +241,31 @@ struct Judge<'a> {
     keep: usize,
     /// Nothing else is kept.
     under: Option<SimDuration>,
+    /// Simulations that are allowed.
+    most: u64,
     candidates: &'a [Candidate],
     /// Places in the listing, and what was found there.
     best: Vec<(usize, Found)>,
     closely: usize,
-    simulated: usize,
+    simulated: u64,
+    given_up: u64,
     refused: u64,
+    /// Closer bounds of plans that would be simulated if that were allowed.
+    not_simulated: Vec<SimDuration>,
+}
+
+/// What a simulation came to.
+enum Judged {
+    Found(Box<Found>),
+    GivenUp,
+    Refused,
 }
 
 impl Judge<'_> {
     /// Looks at those that promise most; false when nothing better can be left.
     fn step(&mut self, queue: &mut BinaryHeap<Known>) -> bool {
         let (mut to_bound, mut to_simulate) = (Vec::new(), Vec::new());
+        let mut passed_over = false;
         while to_bound.len() < BOUNDED_AT_ONCE
             && to_simulate.len() < SIMULATED_AT_ONCE
             && let Some(Reverse((at_least, place, closely))) = queue.peek().copied()
@@ -222,10 +276,13 @@ impl Judge<'_> {
                 break;
             }
             queue.pop();
-            if closely {
+            if !closely {
+                to_bound.push(place);
+            } else if self.simulated + (to_simulate.len() as u64) < self.most {
                 to_simulate.push(place);
             } else {
-                to_bound.push(place);
+                self.not_simulated.push(at_least);
+                passed_over = true;
             }
         }
         let bounds: Vec<SimDuration> = to_bound
@@ -235,41 +292,81 @@ impl Judge<'_> {
         self.closely += to_bound.len();
         let bounded = bounds.into_iter().zip(&to_bound);
         queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, *place, true))));
-        let runs: Vec<Option<Found>> = to_simulate
+        self.simulate(&to_simulate);
+        !to_bound.is_empty() || !to_simulate.is_empty() || passed_over
+    }
+
+    /// Simulates these places of the listing and keeps the best.
+    fn simulate(&mut self, places: &[usize]) {
+        let under = self.to_beat();
+        let runs: Vec<Judged> = places
             .par_iter()
-            .map(|place| self.run(&self.candidates[*place]))
+            .map(|place| self.run(&self.candidates[*place], under))
             .collect();
-        for (place, found) in to_simulate.iter().zip(runs) {
-            match found {
-                Some(found) => {
+        for (place, judged) in places.iter().zip(runs) {
+            match judged {
+                Judged::Found(found) => {
                     self.simulated += 1;
                     if self.under.is_none_or(|under| found.step_time() < under) {
-                        self.best.push((*place, found));
+                        self.best.push((*place, *found));
                     }
                 }
-                None => self.refused += 1,
+                Judged::GivenUp => {
+                    self.simulated += 1;
+                    self.given_up += 1;
+                }
+                Judged::Refused => self.refused += 1,
             }
         }
         // Equal times keep the order in which plans are listed.
         self.best
             .sort_by_key(|(place, found)| (found.step_time(), *place));
         self.best.truncate(self.keep);
-        !to_bound.is_empty() || !to_simulate.is_empty()
     }
 
-    fn run(&self, candidate: &Candidate) -> Option<Found> {
-        let plan = self.search.plan(candidate).ok()?;
-        Some(Found {
+    fn run(&self, candidate: &Candidate, under: Option<SimDuration>) -> Judged {
+        let Ok(plan) = self.search.plan(candidate) else {
+            return Judged::Refused;
+        };
+        let record = match under {
+            None => Some(self.simulator.simulate(&plan)),
+            Some(under) => {
+                let passes = self.search.passes(candidate);
+                self.simulator.simulate_under(&plan, &passes, under)
+            }
+        };
+        let Some(record) = record else {
+            return Judged::GivenUp;
+        };
+        Judged::Found(Box::new(Found {
             candidate: Some(candidate.clone()),
             rank_order: candidate.rank_order,
-            record: self.simulator.simulate(&plan),
-        })
+            record,
+        }))
+    }
+
+    /// What a plan must take less than to be kept; `None` where any is.
+    fn to_beat(&self) -> Option<SimDuration> {
+        let worst = self.best.get(self.keep.saturating_sub(1));
+        let worst = worst.map(|(_, found)| found.step_time());
+        match (worst, self.under) {
+            (Some(worst), Some(under)) => Some(worst.min(under)),
+            (worst, under) => worst.or(under),
+        }
     }
 
     fn could_win(&self, at_least: SimDuration) -> bool {
-        let worst = self.best.get(self.keep.saturating_sub(1));
-        worst.is_none_or(|(_, found)| at_least < found.step_time())
-            && self.under.is_none_or(|under| at_least < under)
+        self.to_beat().is_none_or(|under| at_least < under)
+    }
+
+    /// Of those that were not simulated, the ones that could still be kept.
+    fn unproved(&self) -> Option<Unproved> {
+        let left = self.not_simulated.iter().copied();
+        let left = left.filter(|at_least| self.could_win(*at_least));
+        Some(Unproved {
+            plans: left.clone().count() as u64,
+            at_least: left.min()?,
+        })
     }
 }
 

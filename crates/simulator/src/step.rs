@@ -14,6 +14,7 @@ use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
 use crate::ports::{self, Outages};
+use crate::race::Race;
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
 use crate::trace::{Execution, Trace, Watch};
@@ -21,9 +22,9 @@ use crate::traffic::{Traffic, traffic};
 use rackflow_engine::{EventClass, EventId, EventQueue};
 use rackflow_network::{Crossing, Demand, FlowId, FlowNet};
 use rackflow_plan::{
-    Cause, CommKind, GroupSlot, Pattern, Peer, Plan, Segment, Stream, TransferId, Work,
+    Cause, CommKind, GroupSlot, Passes, Pattern, Peer, Plan, Segment, Stream, TransferId, Work,
 };
-use rackflow_units::{Bytes, SimTime};
+use rackflow_units::{Bytes, SimDuration, SimTime};
 
 const COMPUTE: usize = Stream::Compute as usize;
 /// Streams that receive, in the order of their channels.
@@ -86,6 +87,8 @@ pub(crate) struct Step<'p> {
     waiting: Cause,
     /// What is written down of chosen ranks, where anybody asked.
     watch: Option<Box<Watch>>,
+    /// Whether it can still be fast enough, where anybody asked.
+    race: Option<Box<Race<'p>>>,
     /// What each entity sends.
     traffic: Vec<Traffic>,
     /// Bytes of all ranks that have arrived, over NVLink and over NICs.
@@ -218,9 +221,18 @@ impl LaidOut {
     }
 }
 
-/// Simulates one step of `plan`, whose ranks and flows are laid out.
-pub(crate) fn simulate_laid_out(plan: &Plan, laid: &LaidOut) -> Record {
-    run_laid_out(plan, laid, LEAST_FOR_ISLANDS, Watched::None).0
+/// Simulates one step of `plan`, whose ranks and flows are laid out; `None` where it is given up
+/// because it cannot win the race.
+pub(crate) fn simulate_laid_out(
+    plan: &Plan,
+    laid: &LaidOut,
+    race: Option<(&Passes, SimDuration)>,
+) -> Option<Record> {
+    let mut step = step_laid_out(plan, laid, LEAST_FOR_ISLANDS);
+    let race = race.map(|(passes, under)| Race::new(passes, under, &step.entities));
+    step.race = race.map(Box::new);
+    step.run();
+    (!step.has_lost()).then(|| step.record(laid.folding.class_of_rank.clone()))
 }
 
 fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) -> (Record, Seen) {
@@ -228,12 +240,12 @@ fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) 
     run_laid_out(plan, &laid, least_for_islands, watched)
 }
 
-fn run_laid_out(
-    plan: &Plan,
-    LaidOut { folding, fabric }: &LaidOut,
+/// A step that has not started.
+fn step_laid_out<'p>(
+    plan: &'p Plan,
+    LaidOut { folding, fabric }: &'p LaidOut,
     least_for_islands: usize,
-    watched: Watched<'_>,
-) -> (Record, Seen) {
+) -> Step<'p> {
     let health = ports::health(plan);
     let mut toggles = ports::toggles(&health);
     ports::flap_ranks(&mut toggles, plan, folding, &health, 0);
@@ -248,6 +260,17 @@ fn run_laid_out(
     let mut step = Step::new(plan, folding, &fabric.jobs[0], islands, 0, SimTime::ZERO);
     step.net = net;
     step.outages = outages;
+    step
+}
+
+fn run_laid_out(
+    plan: &Plan,
+    laid: &LaidOut,
+    least_for_islands: usize,
+    watched: Watched<'_>,
+) -> (Record, Seen) {
+    let folding = &laid.folding;
+    let mut step = step_laid_out(plan, laid, least_for_islands);
     let count = folding.entities.len();
     step.watch = match watched {
         Watched::None => None,
@@ -306,6 +329,7 @@ impl<'p> Step<'p> {
         let tasks = |e: &Entity| programs[e.program as usize].program.tasks.len();
         Self {
             watch: None,
+            race: None,
             traffic: traffic(plan, &entities, groups),
             delivered: [0; 2],
             plan,
@@ -381,7 +405,7 @@ impl<'p> Step<'p> {
 
     /// Handles one event; false when the step is over.
     pub fn advance(&mut self) -> bool {
-        if self.unfinished == 0 {
+        if self.unfinished == 0 || self.has_lost() {
             return false;
         }
         let Some((now, event)) = self.queues[0].pop() else {
@@ -389,6 +413,10 @@ impl<'p> Step<'p> {
         };
         self.handle(now, event);
         true
+    }
+
+    fn has_lost(&self) -> bool {
+        self.race.as_ref().is_some_and(|race| race.is_lost())
     }
 
     fn await_outage(&mut self) {
@@ -671,6 +699,12 @@ impl<'p> Step<'p> {
         state.idle_from = now;
         if let Some(watch) = &mut self.watch {
             watch.computed(entity, running.task, running.started, now);
+        }
+        if let Some(race) = &mut self.race {
+            let passes = &self.programs[self.entities[e].program as usize]
+                .program
+                .passes;
+            race.computed(entity, running.task, passes, now);
         }
         self.finish_task(now, entity, running.task, None);
     }

@@ -13,17 +13,15 @@ const UNKNOWN: u64 = u64::MAX;
 const SENDERS: usize = 4;
 
 /// What the passes of a plan are bounded by; times in picoseconds.
-pub(crate) struct Line<'a> {
+pub(crate) struct Line {
     /// Order of each stage.
-    pub orders: &'a [Vec<Pass>],
+    pub orders: Vec<Vec<Pass>>,
     /// Times of the chunk at each position of the model.
-    pub positions: &'a [PassTimes],
+    pub positions: Vec<PassTimes>,
     /// Passes in which data-parallel ranks meet, by the first position of an equal chunk.
-    pub strands: &'a [Strands],
-    /// Passes that are woven into one.
-    pub woven: Vec<(Pair, Strand)>,
+    pub strands: Vec<Strands>,
     /// Of each position, the first one that holds an equal chunk.
-    pub same: &'a [u32],
+    pub same: Vec<u32>,
     /// Micro-batches.
     pub micro_batches: u32,
     /// Each stage holds two chunks, and micro-batches enter from both ends.
@@ -36,7 +34,7 @@ pub(crate) struct Line<'a> {
     /// A stage is ready to receive before it is done with the work before.
     pub asks_early: bool,
     /// What each stage does after its last pass.
-    pub ends: &'a [StageEnd],
+    pub ends: Vec<StageEnd>,
 }
 
 /// What a stage does after its last pass.
@@ -49,9 +47,11 @@ pub(crate) struct StageEnd {
     pub queues: bool,
 }
 
-struct Stage {
+struct Stage<'a> {
     /// Place in the order.
     at: usize,
+    /// When the kernels of the first passes are done at the earliest, as far as somebody knows more.
+    ended: &'a [u64],
     /// When the kernels before are done.
     computed: u64,
     /// When the host has issued what comes before.
@@ -137,17 +137,21 @@ pub(crate) fn pairs(compiler: &Compiler<'_>, orders: &[Vec<Pass>]) -> Vec<Pair> 
     found
 }
 
-impl Line<'_> {
-    /// A time that the step is not under.
-    pub fn step_time(&self) -> u64 {
+impl Line {
+    /// A time that the step is not under, where passes are `woven` into one like this. The kernels of
+    /// the first passes of each stage are `ended` no earlier than that, in the order of the passes;
+    /// it is empty where nobody knows.
+    pub fn step_time(&self, woven: &[(Pair, Strand)], ended: &[Vec<u64>]) -> u64 {
         let last = self.orders.iter().map(|order| completing(order)).collect();
         let cells = self.positions.len() * self.micro_batches as usize;
         let mut walk = Walk {
             line: self,
+            woven,
             last,
             stages: (0..self.orders.len())
-                .map(|_| Stage {
+                .map(|stage| Stage {
                     at: 0,
+                    ended: ended.get(stage).map_or(&[], Vec::as_slice),
                     computed: 0,
                     issued: 0,
                     sent: 0,
@@ -157,7 +161,7 @@ impl Line<'_> {
                 })
                 .collect(),
             ends: Vec::new(),
-            last_woven: vec![None; self.woven.len()],
+            last_woven: vec![None; woven.len()],
             forward: vec![UNKNOWN; cells],
             backward: vec![UNKNOWN; cells],
             awake: Vec::with_capacity(self.orders.len()),
@@ -170,7 +174,7 @@ impl Line<'_> {
             walk.is_awake[stage] = false;
             while walk.advance(stage) {}
         }
-        let ends = walk.stages.iter().zip(self.ends);
+        let ends = walk.stages.iter().zip(&self.ends);
         ends.map(|(stage, end)| {
             let queued = if end.queues { stage.data } else { 0 };
             stage.data.max(stage.computed.max(queued) + end.rest)
@@ -212,10 +216,12 @@ fn completing(order: &[Pass]) -> Vec<usize> {
 }
 
 struct Walk<'a> {
-    line: &'a Line<'a>,
+    line: &'a Line,
+    /// Passes that are woven into one.
+    woven: &'a [(Pair, Strand)],
     /// Of each stage, the places that complete gradients.
     last: Vec<Vec<usize>>,
-    stages: Vec<Stage>,
+    stages: Vec<Stage<'a>>,
     /// When the input of a pass is there, by position and micro-batch.
     forward: Vec<u64>,
     backward: Vec<u64>,
@@ -366,7 +372,7 @@ impl Walk<'_> {
             backward: same(backward.1),
             last,
         };
-        let index = line.woven.iter().position(|(of, _)| *of == pair);
+        let index = self.woven.iter().position(|(of, _)| *of == pair);
         let index = index.expect("every pair is woven");
         let motion = self.follow_pair(index, starts, data);
         self.stages[stage].compute(motion);
@@ -377,7 +383,7 @@ impl Walk<'_> {
     }
 
     fn follow_pair(&mut self, index: usize, starts: [u64; 2], data: u64) -> Motion {
-        let strand = &self.line.woven[index].1;
+        let strand = &self.woven[index].1;
         if strand.meets {
             let followed = strand.follow(starts, data, &mut self.ends);
             return Motion::of_strand(strand, followed);
@@ -473,7 +479,7 @@ impl Walk<'_> {
     }
 }
 
-impl Stage {
+impl Stage<'_> {
     /// Takes a pass to its end; when what it hands on is there.
     fn compute(&mut self, motion: Motion) -> u64 {
         let host = self.issued + motion.issue;
@@ -483,7 +489,8 @@ impl Stage {
             // Nothing holds what a pass without kernels hands on.
             return 0;
         }
-        self.computed = motion.followed.end.max(host);
+        let known = self.ended.get(self.at).copied().unwrap_or(0);
+        self.computed = motion.followed.end.max(host).max(known);
         motion.followed.out[0].max(self.computed)
     }
 }

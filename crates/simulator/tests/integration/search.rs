@@ -3,7 +3,7 @@
 use crate::plans::{model, plain, setups};
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
-use rackflow_simulator::{planner, search, simulate};
+use rackflow_simulator::{Simulator, improve, planner, search, simulate};
 use rackflow_units::SimDuration;
 use rackflow_workload::{Recompute, Routing};
 
@@ -41,6 +41,12 @@ fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) ->
     let closer = search.bound(candidate);
     assert!(closer >= candidate.at_least, "{candidate:?}");
     assert!(step_time >= closer, "{step_time} < {closer}: {candidate:?}");
+    // On its way it is never given up by mistake.
+    let passes = search.passes(candidate);
+    let beyond = step_time + SimDuration::from_picos(1);
+    let again = Simulator::default().simulate_under(&plan, &passes, beyond);
+    let again = again.map(|record| record.step_time);
+    assert_eq!(again, Some(step_time), "{candidate:?}");
     step_time
 }
 
@@ -101,7 +107,7 @@ fn no_plan_is_faster_than_its_bound_and_none_better_is_left_out() {
         }
         all.sort_by_key(|(step_time, _)| *step_time);
         let planner = planner(&setup, small_space(&setup)).expect("valid");
-        let found = search(&planner, &setup, 5, |_| {}).expect("valid");
+        let found = search(&planner, &setup, 5, None, |_| {}).expect("valid");
         let best: Vec<SimDuration> = found.best.iter().map(|found| found.step_time()).collect();
         let expected: Vec<SimDuration> = all.iter().take(5).map(|(time, _)| *time).collect();
         assert_eq!(best, expected);
@@ -115,7 +121,7 @@ fn no_plan_is_faster_than_its_bound_and_none_better_is_left_out() {
 fn the_bound_is_tight_enough_to_prune() {
     let setup = dense();
     let planner = Search::new(&setup, Space::of(&setup)).expect("valid");
-    let found = search(&planner, &setup, 3, |_| {}).expect("valid");
+    let found = search(&planner, &setup, 3, None, |_| {}).expect("valid");
     assert!(
         2 * found.simulated < found.bounded,
         "{} of {}",
@@ -135,11 +141,51 @@ fn the_bound_is_tight_enough_to_prune() {
 }
 
 #[test]
+fn a_plan_that_cannot_win_is_given_up_on_its_way() {
+    let [.., setup] = variants();
+    let planner = planner(&setup, Space::of(&setup)).expect("valid");
+    let found = search(&planner, &setup, 3, None, |_| {}).expect("valid");
+    assert!(found.given_up > 0, "{} simulated", found.simulated);
+    assert!(found.given_up < found.simulated);
+}
+
+/// With a limit fewer plans are simulated, and what is said of the others holds.
+#[test]
+fn a_limit_says_what_it_leaves_unproved() {
+    for setup in variants() {
+        let planner = planner(&setup, small_space(&setup)).expect("valid");
+        let proved = search(&planner, &setup, 2, None, |_| {}).expect("valid");
+        assert_eq!(proved.unproved, None);
+        let best = proved.best[0].step_time();
+        let mut unproved = 0;
+        for limit in 1..proved.simulated {
+            let found = search(&planner, &setup, 2, Some(limit), |_| {}).expect("valid");
+            assert_eq!(found.simulated, limit);
+            assert!(found.best.len() <= 2.min(limit as usize));
+            let first = found.best[0].step_time();
+            let Some(left) = found.unproved else {
+                assert_eq!(first, best);
+                continue;
+            };
+            unproved += 1;
+            assert!(first.min(left.at_least) <= best, "{left:?} {best}");
+            assert!(left.plans > 0 && left.plans <= found.bounded - limit);
+        }
+        assert!(unproved > 0, "one plan proves nothing");
+        let better = improve(&planner, &setup, Some(1), |_| {}).expect("valid");
+        assert!(better.simulated <= 1);
+        let known = better.best.first().unwrap_or(&better.own).step_time();
+        let left = better.unproved.map_or(known, |left| left.at_least);
+        assert!(known.min(left) <= best.min(better.own.step_time()));
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_counted() {
     let mut setup = dense();
     setup.cluster.node.accelerator.memory = rackflow_units::Bytes::new(8_000_000_000);
     let planner = Search::new(&setup, Space::of(&setup)).expect("valid");
-    let found = search(&planner, &setup, 3, |_| {}).expect("valid");
+    let found = search(&planner, &setup, 3, None, |_| {}).expect("valid");
     assert!(found.left_out.all_too_large() > 0);
     assert!(found.left_out.impossible.values().all(|count| *count > 0));
     assert!(!found.left_out.impossible.is_empty());
