@@ -447,7 +447,16 @@ impl Shares {
             let level = std::mem::replace(&mut port.level, FREE);
             port.released = false;
             self.work[number as usize].before = FREE;
-            self.affect_where(number, |part| level.is_reached(part));
+            let mut next = self.ports[number as usize].first;
+            while next != NIL {
+                let member = self.members[next as usize];
+                let part = self.flows[member.flow as usize].part;
+                // Whom another port holds back as well, this one's new room does not help.
+                if level.is_reached(part) && !(level.is_near(part) && self.is_held(member.flow)) {
+                    self.affect(member.flow);
+                }
+                next = member.of_port_next;
+            }
         }
         self.released.clear();
         loop {
@@ -659,31 +668,63 @@ impl Shares {
                 if self.still_holds(number, before) {
                     self.ports[number as usize].level = before;
                 } else {
-                    self.affect_outside(number, |part| before.is_near(part));
+                    self.affect_outside(number, |shares, slot, part| {
+                        before.is_near(part) && !shares.is_held(slot)
+                    });
                 }
-            } else {
-                self.affect_outside(number, |part| {
-                    level.is_reached(part) || (!before.is_free() && before.is_near(part))
-                });
+                continue;
             }
+            let (alone, _) = self.level_of(number, level);
+            self.affect_outside(number, |shares, slot, part| {
+                if level.is_near(part) {
+                    // It stays where this port, asked alone, holds it, or another does and this one
+                    // has room for it.
+                    alone < part || alone > part && !shares.is_held(slot)
+                } else if level.is_reached(part) {
+                    true
+                } else {
+                    !before.is_free() && before.is_near(part) && !shares.is_held(slot)
+                }
+            });
         }
     }
 
-    fn affect_outside(&mut self, port: u32, wanted: impl Fn(u64) -> bool) {
+    fn affect_outside(&mut self, port: u32, wanted: impl Fn(&Self, u32, u64) -> bool) {
         let mut next = self.ports[port as usize].first;
         while next != NIL {
             let member = self.members[next as usize];
-            let flow = &self.flows[member.flow as usize];
-            if !flow.affected && wanted(flow.part) {
+            let flow = self.flows[member.flow as usize];
+            if flow.active && !flow.affected && wanted(self, member.flow, flow.part) {
                 self.affect(member.flow);
             }
             next = member.of_port_next;
         }
     }
 
-    /// Whether a port that held others back at this level still does: it is what the smaller ones
-    /// leave for those that have it, and nobody is larger.
-    fn still_holds(&self, number: u32, level: Level) -> bool {
+    /// Whether a port whose flows all have their parts holds a flow back, to the last bit: then its part
+    /// stands, whatever happens on other ports.
+    fn is_held(&self, slot: u32) -> bool {
+        let Sharer {
+            contended, part, ..
+        } = self.flows[slot as usize];
+        let mut next = contended;
+        while next != NIL {
+            let member = &self.members[next as usize];
+            let port = &self.ports[member.port as usize];
+            if port.level.part == part
+                && !port.released
+                && self.level_of(member.port, port.level).0 == part
+            {
+                return true;
+            }
+            next = member.contended_next;
+        }
+        false
+    }
+
+    /// What a port leaves for those near this level, over what they use, whatever other ports say; 0
+    /// where a flow is larger, or has no part yet. And whether any of them stands outside the affected.
+    fn level_of(&self, number: u32, level: Level) -> (u64, bool) {
         let port = &self.ports[number as usize];
         let (mut room, mut at, mut outside) = (u128::from(port.capacity) << SHIFT, 0, false);
         let mut next = port.first;
@@ -694,15 +735,21 @@ impl Shares {
                 if level.is_near(flow.part) {
                     at += member.used;
                     outside |= !flow.affected;
-                } else if flow.part < level.part {
+                } else if flow.part < level.part && !(flow.affected && flow.part == 0) {
                     room = room.saturating_sub(product(member.used, flow.part));
                 } else {
-                    return false;
+                    return (0, false);
                 }
             }
             next = member.of_port_next;
         }
-        outside && (room / u128::from(at)) as u64 == level.part
+        ((room / u128::from(at.max(1))) as u64, outside)
+    }
+
+    /// Whether a port that held others back at this level still does: it is what the smaller ones
+    /// leave for those that have it, and nobody is larger.
+    fn still_holds(&self, number: u32, level: Level) -> bool {
+        self.level_of(number, level) == (level.part, true)
     }
 }
 
