@@ -523,6 +523,34 @@ fn services_are_compared() {
     assert!(err.contains("trains and the other serves"), "{err}");
 }
 
+/// One day that DeepSeek published (open-infra-index, day 6): 32.2k tokens/s computed on a prefill node and
+/// 14.8k written on a decode node, at 20 to 22 per user; a full prefill unit in its profile: 62.7k per node.
+#[test]
+fn deepseeks_day_comes_out_as_published() {
+    let run = |name: &str| -> Value {
+        let (status, out, err) = outcome(&["run", name, "--format", "json"]);
+        assert_eq!(status, 0, "{err}");
+        serde_json::from_str(&out).expect("a report")
+    };
+    let within = |value: f64, published: f64| {
+        let error = (value / published).ln().abs();
+        assert!(error < 0.15_f64.ln_1p(), "{value} for {published}");
+    };
+    let day = run("serve-deepseek-v3-h800-disaggregated");
+    let node = |pool: usize, rate: &str| {
+        let rate = &day["pools"][pool][rate];
+        8.0 * rate.as_f64().expect("a rate per GPU")
+    };
+    within(node(0, "prefill_tokens_per_s_per_gpu"), 32_200.0);
+    within(node(1, "decode_tokens_per_s_per_gpu"), 14_800.0);
+    let user = day["serving"]["tokens_per_s_per_user"].as_f64();
+    let user = user.expect("a pace");
+    assert!((20.0..22.0).contains(&user), "{user}");
+    let unit = run("serve-deepseek-v3-h800-prefill");
+    let all = unit["serving"]["total_tokens_per_s"].as_f64();
+    within(all.expect("a rate") / 4.0, 62_700.0);
+}
+
 #[test]
 fn published_serving_runs_are_compared() {
     let (status, out, err) = outcome(&[

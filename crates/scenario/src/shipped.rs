@@ -30,6 +30,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama3-8b-64-h100",
         "serve-llama3-70b-8-h100-disaggregated",
         "serve-deepseek-v3-h800-disaggregated",
+        "serve-deepseek-v3-h800-prefill",
         "serve-deepseek-v3-gb200-nvl72",
         "serve-glm-4.6-one-node",
         "serve-glm-4.6-pool",

@@ -178,6 +178,9 @@ impl Library {
     pub fn latent(self, kv: Precision, generation: Generation) -> LatentRates {
         let bits = if kv.bits() <= 8 { 8 } else { 16 };
         let best = Self::TensorRtLlm;
+        if let (Self::Best, Generation::Hopper, 16) = (self, generation, bits) {
+            return flash_mla();
+        }
         constants::latent(self, bits, generation)
             .or_else(|| constants::latent(best, bits, generation))
             .expect("TensorRT-LLM has both caches on every generation")
@@ -210,10 +213,14 @@ impl Library {
     /// Constants of this library's expert layers; `sent`: over tokens that come from other ranks'
     /// attention, sorted by expert.
     pub fn experts(self, format: Format, generation: Generation, sent: bool) -> ExpertRates {
-        if let (true, Generation::Blackwell, Format::Fp8Block) = (sent, generation, format)
-            && self != Self::Vllm
-        {
-            return grouped_deep_gemm();
+        match (self, generation, format) {
+            (Self::Best | Self::Sglang | Self::TensorRtLlm, Generation::Blackwell, Format::Fp8Block) if sent => {
+                return grouped_deep_gemm();
+            }
+            (Self::Best | Self::Sglang, Generation::Hopper, Format::Fp8Block) if sent => {
+                return self.sorted_deep_gemm();
+            }
+            _ => {}
         }
         let best = match (generation, format) {
             (Generation::Hopper, Format::Bf16 | Format::Fp8) => Self::TensorRtLlm,
@@ -235,7 +242,39 @@ impl Library {
                 },
             })
     }
+
+    /// DeepGEMM's grouped products on Hopper over tokens that DeepEP brought. Three kernels are around them:
+    /// rows in 8 bits scattered to their experts, the activation with its quantisation, results in 16 bits
+    /// gathered. They move 5.8 bytes per element of hidden and inner width.
+    fn sorted_deep_gemm(self) -> ExpertRates {
+        let dense = self.gemm(Format::Fp8Block, Generation::Hopper);
+        ExpertRates {
+            fixed: 6e-6,
+            passes: 1.3,
+            product: GemmRates {
+                efficiency: dense.efficiency * GROUPED,
+                max_split: 1.0,
+                quantise: STREAM,
+                host: 0.0,
+                ..dense
+            },
+        }
+    }
 }
+
+/// FlashMLA on Hopper in its first release, which served when DeepSeek published its day: 580 TFLOP/s on
+/// H800 bound by products (README at b31bfe7), under the clock of 1,600 of 1,830 MHz that its authors measure
+/// under such load. What a call takes besides is that of TensorRT-LLM, which calls the same kernel.
+fn flash_mla() -> LatentRates {
+    let around = constants::latent(Library::TensorRtLlm, 16, Generation::Hopper);
+    LatentRates {
+        efficiency: 580.0 / 989.0 * 1830.0 / 1600.0,
+        ..around.expect("TensorRT-LLM's latent attention was measured on Hopper")
+    }
+}
+
+/// Long grouped products over dense ones (DeepGEMM's README, 2025-02-25).
+const GROUPED: f64 = 0.93;
 
 /// DeepGEMM's grouped products on Blackwell, which TensorRT-LLM and SGLang call behind an exchange
 /// (TensorRT-LLM's deployment guide for DeepSeek-R1: "B200/GB200 EP<=8, FP8: DEEPGEMM"). The database
@@ -248,7 +287,7 @@ fn grouped_deep_gemm() -> ExpertRates {
     let around = around.expect("TensorRT-LLM's experts were measured on Hopper");
     ExpertRates {
         product: GemmRates {
-            efficiency: dense.efficiency * 0.93,
+            efficiency: dense.efficiency * GROUPED,
             quantise: STREAM,
             ..dense
         },

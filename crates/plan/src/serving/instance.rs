@@ -48,6 +48,8 @@ pub struct Instance {
     dense: Table,
     /// The same for the rank's side of all mixture layers.
     mixture: Table,
+    /// What of it is before attention, where two half batches take turns.
+    prepare: Table,
     /// Shared experts of all mixture layers.
     shared: Table,
     /// By tokens of the stage: routed experts of all mixture layers.
@@ -213,6 +215,9 @@ impl Instance {
             fused_experts: kernels.fused_experts(deployment),
             dense: Table::new(|tokens| side(&dense, tokens) + layers.embedding(tokens)),
             mixture: table_if(mixture_layers > 0.0, &|tokens| side(&mixture, tokens)),
+            prepare: table_if(exchanges && deployment.two_batch_overlap, &|tokens| {
+                layers.prepare(tokens) * mixture_layers
+            }),
             shared: table_if(mixture_layers > 0.0, &|tokens| {
                 layers.shared(tokens) * mixture_layers
             }),
@@ -373,13 +378,16 @@ impl Instance {
     fn two_batches(&self, half: &Share, decoding: bool) -> Pass {
         let tokens = half.tokens();
         let n = self.mixture_layers;
-        let before =
-            self.mixture.at(tokens) + self.shared.at(tokens) + self.attention(half, |a| a.mixture);
+        let before = self.mixture.at(tokens) + self.attention(half, |a| a.mixture);
+        let prepare = self.prepare.at(tokens).time().min(before.time());
+        let shared = self.shared.at(tokens);
         let experts = self.experts.at(half.stage_tokens);
         let (dispatch, combine) = self.exchanges(tokens, decoding);
         let layer = overlap::Layer {
-            attention: before.time() / n,
+            prepare: prepare / n,
+            attend: (before.time() - prepare) / n,
             dispatch: dispatch.expert / n,
+            shared: shared.time() / n,
             experts: experts.time() / n,
             combine: combine.expert / n,
         };
@@ -387,8 +395,9 @@ impl Instance {
             contention,
             exposed,
             ..
-        } = overlap::weave(&layer, n as u64, self.exchange_sms(decoding));
+        } = overlap::weave(&layer, n as u64, decoding, self.exchange_sms(decoding));
         let outside = self.dense.at(tokens) + self.attention(half, |a| a.dense);
+        let before = before + shared;
         let mut parts = (before + experts + dispatch + combine + outside) * 2.0;
         parts.expert = exposed;
         // Both halves meet the same weights; they are read twice but touched once.

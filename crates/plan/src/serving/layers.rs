@@ -140,23 +140,41 @@ impl Layers<'_> {
 
     /// Projections of attention without the parts that only prompts or only generation have.
     fn projections(&self, tokens: u64) -> Parts {
+        let format = self.deployment.precision.attention_output;
+        let (Attention::Grouped { head_dim: width, .. }
+        | Attention::Latent {
+            v_head_dim: width, ..
+        }) = self.deployment.model.attention;
+        self.inputs(tokens)
+            + self.product(tokens, self.hidden(), self.heads() * width, format)
+            + self.all_reduce(tokens)
+    }
+
+    /// What one layer does before attention itself.
+    pub fn prepare(&self, tokens: u64) -> Parts {
+        let norm = self.kernels.small(&SmallKernel::Norm {
+            tokens,
+            hidden: self.hidden(),
+        });
+        norm + self.inputs(tokens)
+    }
+
+    /// Queries, keys and values, or the latents they come from.
+    fn inputs(&self, tokens: u64) -> Parts {
         let format = self.deployment.precision.attention;
-        let output = self.deployment.precision.attention_output;
         let (hidden, heads) = (self.hidden(), self.heads());
-        let parts = match self.deployment.model.attention {
+        match self.deployment.model.attention {
             Attention::Grouped {
                 kv_heads, head_dim, ..
             } => {
                 let kv = kv_heads.div_ceil(self.tensor());
                 self.product(tokens, (heads + 2 * kv) * head_dim, hidden, format)
-                    + self.product(tokens, hidden, heads * head_dim, output)
             }
             Attention::Latent {
                 q_lora_rank,
                 kv_lora_rank,
                 qk_nope_head_dim,
                 qk_rope_head_dim,
-                v_head_dim,
                 latents,
                 sparse,
                 ..
@@ -176,10 +194,9 @@ impl Layers<'_> {
                     }
                     None => self.product(tokens, query + latent, hidden, format),
                 };
-                down + index + self.product(tokens, hidden, heads * v_head_dim, output)
+                down + index
             }
-        };
-        parts + self.all_reduce(tokens)
+        }
     }
 
     /// What generation adds in a layer: the products that the latent absorbs.

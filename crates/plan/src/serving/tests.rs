@@ -469,5 +469,6 @@ mod deepseek_day {
             (per_node / 14_800.0).ln().abs() < 0.15_f64.ln_1p(),
             "{per_node}"
         );
+        assert!((20.0..22.0).contains(&per_user), "{per_user}");
     }
 }
