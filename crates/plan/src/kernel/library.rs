@@ -214,7 +214,11 @@ impl Library {
     /// attention, sorted by expert.
     pub fn experts(self, format: Format, generation: Generation, sent: bool) -> ExpertRates {
         match (self, generation, format) {
-            (Self::Best | Self::Sglang | Self::TensorRtLlm, Generation::Blackwell, Format::Fp8Block) if sent => {
+            (
+                Self::Best | Self::Sglang | Self::TensorRtLlm,
+                Generation::Blackwell,
+                Format::Fp8Block,
+            ) if sent => {
                 return grouped_deep_gemm();
             }
             (Self::Best | Self::Sglang, Generation::Hopper, Format::Fp8Block) if sent => {

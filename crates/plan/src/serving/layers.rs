@@ -141,7 +141,9 @@ impl Layers<'_> {
     /// Projections of attention without the parts that only prompts or only generation have.
     fn projections(&self, tokens: u64) -> Parts {
         let format = self.deployment.precision.attention_output;
-        let (Attention::Grouped { head_dim: width, .. }
+        let (Attention::Grouped {
+            head_dim: width, ..
+        }
         | Attention::Latent {
             v_head_dim: width, ..
         }) = self.deployment.model.attention;
