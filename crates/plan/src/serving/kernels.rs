@@ -10,6 +10,11 @@ use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::serving::{Deployment, Duty, KernelLibrary, KvFormat, WeightFormat};
 use rackflow_workload::{Operation, SparseIndex};
 
+/// Cached elements that one SM loads, converts and multiplies with one query head per clock, outside the
+/// tensor cores: some seven instructions each on 128 lanes. Set to TensorRT-LLM's static batches of Mistral 7B,
+/// Falcon 180B and, before XQA, LLaMA 70B on A100 and H100, with caches of 16 and 8 bits.
+const ELEMENTS_PER_SM_CLOCK: f64 = 17.0;
+
 /// The kernels of one GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Kernels {
@@ -294,7 +299,9 @@ impl Kernels {
         let bytes = context * heads.cached * heads.kv.bytes();
         // A second kernel sums the parts over which keys were split.
         let mut parts = self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0);
-        parts.memory += self.further_loads(heads, bytes);
+        // Both at once, as far as they overlap.
+        let (whole, alone) = (parts.time(), self.alone(heads, context));
+        parts.memory += (whole.powi(4) + alone.powi(4)).sqrt().sqrt() - whole;
         parts
     }
 
@@ -347,9 +354,9 @@ impl Kernels {
             + self.parts(&attention, executed, products, latents, 1.0)
     }
 
-    /// Time in which the last-level cache delivers `bytes` of keys and values again to every query head
-    /// of a group but the first, where the kernel does not share them [s].
-    fn further_loads(&self, heads: &Heads, bytes: f64) -> f64 {
+    /// Time of attention that multiplies outside the tensor cores, each query head on its own, where the
+    /// kernel does not share keys among the query heads of a group [s].
+    fn alone(&self, heads: &Heads, context: f64) -> f64 {
         let group = heads.heads as f64 / heads.kv_heads as f64;
         let shares = self.shared_group.is_none_or(|shared| {
             group == shared as f64 && heads.width_qk == 128 || heads.rope.is_some()
@@ -357,11 +364,10 @@ impl Kernels {
         if shares || group <= 1.0 {
             return 0.0;
         }
+        let elements = heads.heads as f64 * context * (heads.width_qk + heads.width_v) as f64;
         let accelerator = &self.accelerator;
-        let cache = f64::from(accelerator.sms)
-            * accelerator.clock.hertz()
-            * MECHANISM.cache_bytes_per_sm_clock;
-        (group - 1.0) * bytes / cache
+        let rate = f64::from(accelerator.sms) * accelerator.clock.hertz() * ELEMENTS_PER_SM_CLOCK;
+        elements / rate
     }
 
     /// Attention of prompts in one layer. Chunks of unlike length stand for as many of their mean.
