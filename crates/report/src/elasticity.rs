@@ -66,11 +66,8 @@ impl Elasticities {
             })
             .collect();
         elasticities.sort_by(|a, b| b.elasticity.total_cmp(&a.elasticity));
-        let not_used = Resource::OF_TRAINING
-            .into_iter()
-            .filter(|resource| answers.iter().all(|answer| answer.resource != *resource))
-            .map(|resource| resource.label().to_owned())
-            .collect();
+        let used = answers.iter().map(|answer| answer.resource);
+        let not_used = labels_beyond(Resource::OF_TRAINING, used);
         Self {
             scenario: scenario.to_owned(),
             step_time_s,
@@ -89,9 +86,7 @@ impl Elasticities {
 
     /// The document for programs.
     pub fn to_json(&self) -> String {
-        // Finite numbers and strings, so that nothing can fail.
-        let text = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
-        text + "\n"
+        crate::json::pretty(self)
     }
 
     /// The ranked table for people.
@@ -146,6 +141,17 @@ impl Elasticities {
         }
         .picture()
     }
+}
+
+/// Labels of those resources that are not among the used.
+pub(crate) fn labels_beyond(
+    all: impl IntoIterator<Item = Resource>,
+    used: impl Iterator<Item = Resource> + Clone,
+) -> Vec<String> {
+    all.into_iter()
+        .filter(|resource| used.clone().all(|other| other != *resource))
+        .map(|resource| resource.label().to_owned())
+        .collect()
 }
 
 /// What one per cent more of a resource brings, in per cent.

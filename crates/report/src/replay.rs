@@ -290,9 +290,7 @@ fn words(cause: ReplayCause) -> (String, String, String) {
 impl ReplayReport {
     /// The report as one JSON document, indented, with a newline at the end.
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a report has only string keys");
-        json.push('\n');
-        json
+        crate::json::pretty(self)
     }
 
     /// The JSON Schema of [`ReplayReport::to_json`].

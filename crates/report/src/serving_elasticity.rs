@@ -1,7 +1,7 @@
 //! What to change first in a service: how latency and throughput answer to a little more of each
 //! resource.
 
-use crate::elasticity::{bar, bound_by, sentence, shown};
+use crate::elasticity::{bar, bound_by, labels_beyond, sentence, shown};
 use crate::format::{percent, seconds, significant};
 use crate::paint::{Ink, Style};
 use crate::plot::{Axis, Bars, Picture};
@@ -123,11 +123,8 @@ impl ServingElasticities {
                 .map(|(resource, answer)| (answer.elasticity, *resource)),
             NOTHING,
         );
-        let not_used = Resource::OF_SERVING
-            .into_iter()
-            .filter(|resource| answers.iter().all(|answer| answer.resource != *resource))
-            .map(|resource| resource.label().to_owned())
-            .collect();
+        let used = answers.iter().map(|answer| answer.resource);
+        let not_used = labels_beyond(Resource::OF_SERVING, used);
         Self {
             scenario: scenario.to_owned(),
             before,
@@ -140,9 +137,7 @@ impl ServingElasticities {
 
     /// The document for programs.
     pub fn to_json(&self) -> String {
-        // Finite numbers and strings, so that nothing can fail.
-        let text = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
-        text + "\n"
+        crate::json::pretty(self)
     }
 
     /// The ranked table for people.

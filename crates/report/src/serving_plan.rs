@@ -168,8 +168,7 @@ impl ServingPlan {
 
     /// The document for programs.
     pub fn to_json(&self) -> String {
-        let text = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
-        text + "\n"
+        crate::json::pretty(self)
     }
 
     /// The table for people, with the best `top` ways.

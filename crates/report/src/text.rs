@@ -73,6 +73,21 @@ impl Page<'_> {
         self.line(&line);
     }
 
+    /// Figures side by side, each behind its name.
+    fn figures(&mut self, figures: &[(&str, String)], gap: &str) {
+        let cells: Vec<String> = figures
+            .iter()
+            .map(|(name, value)| {
+                format!(
+                    "{} {}",
+                    self.ink(Ink::Faint, name),
+                    self.ink(Ink::Strong, value)
+                )
+            })
+            .collect();
+        self.line(&format!("  {}", cells.join(gap)));
+    }
+
     /// A name and a text that may take several lines.
     fn entry(&mut self, name: &str, text: &str) {
         for (i, part) in wrap(text, self.width - 2 - 11).iter().enumerate() {
@@ -180,17 +195,7 @@ fn results(page: &mut Page<'_>, report: &Report) {
         ("tokens/s", number(training.tokens_per_s, 0)),
         ("tokens/s/GPU", significant(training.tokens_per_s_per_gpu)),
     ];
-    let figures: Vec<String> = figures
-        .iter()
-        .map(|(name, value)| {
-            format!(
-                "{} {}",
-                page.ink(Ink::Faint, name),
-                page.ink(Ink::Strong, value)
-            )
-        })
-        .collect();
-    page.line(&format!("  {}", figures.join("     ")));
+    page.figures(&figures, "     ");
     if let Some(over) = training.over_seeds {
         let spread = format!(
             "  over {} seeds: {} on average, {} standard deviation, {} to {}",

@@ -207,9 +207,7 @@ fn words(found: &ServingDifference) -> Vec<String> {
 impl ServingDifference {
     /// The comparison as one JSON document, indented, with a newline at the end.
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a comparison has text keys");
-        json.push('\n');
-        json
+        crate::json::pretty(self)
     }
 
     /// The comparison for a terminal.

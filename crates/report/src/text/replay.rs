@@ -18,18 +18,7 @@ pub(crate) fn replay(report: &ReplayReport, style: &Style) -> String {
         page.entry(name, &text);
     }
     page.title("Results", "");
-    let figures: Vec<String> = report
-        .results()
-        .iter()
-        .map(|(name, value)| {
-            format!(
-                "{} {}",
-                page.ink(Ink::Faint, name),
-                page.ink(Ink::Strong, value)
-            )
-        })
-        .collect();
-    page.line(&format!("  {}", figures.join("     ")));
+    page.figures(&report.results(), "     ");
     racks(&mut page, &report.racks);
     waterfall(&mut page, &report.replayed(), &report.waterfall);
     exposed(&mut page, report);

@@ -136,17 +136,7 @@ fn results(page: &mut Page<'_>, report: &ServingReport) {
     }
     rows.push(money);
     for row in rows {
-        let figures: Vec<String> = row
-            .iter()
-            .map(|(name, value)| {
-                format!(
-                    "{} {}",
-                    page.ink(Ink::Faint, name),
-                    page.ink(Ink::Strong, value)
-                )
-            })
-            .collect();
-        page.line(&format!("  {}", figures.join("    ")));
+        page.figures(&row, "    ");
     }
     let share = |value: Option<f64>| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{} %", percent(value)))
