@@ -1071,6 +1071,17 @@ fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
     assert!(found["too_large"].as_u64().expect("a count") > 0);
     let table = fine(&["plan", QUICK, "--top", "2"]);
     assert!(table.contains("The scenario's own plan"), "{table}");
+    assert!(
+        table.contains("    parallelism:\n      data: 8\n"),
+        "{table}"
+    );
+    let limited = json(&fine(&["plan", QUICK, "--limit", "1", "--format", "json"]));
+    assert_eq!(limited["simulated"], 1);
+    let left = &limited["unproved"];
+    assert!(left["plans"].as_u64() > Some(0), "{left}");
+    let most = left["at_most_better"].as_f64().expect("a fraction");
+    let better = time(&limited["best"][0]) / time(&best[0]) - 1.0;
+    assert!((-1e-12..=most).contains(&better), "{better} > {most}");
 }
 
 /// Of several scenarios the best plan is never worse than their own, with any number formats.
@@ -1098,6 +1109,10 @@ fn the_planner_sets_the_best_plan_of_each_scenario_beside_its_own() {
         table.contains("| gain |") && table.contains(QUICK),
         "{table}"
     );
+    let refusal = failed(&["plan", "mixed-llama3-70b-h100-gb200"], 2);
+    assert!(refusal.contains("hint: `rackflow run`"), "{refusal}");
+    let refusal = failed(&["plan", "serve-llama3-70b-8-h100", "--limit", "2"], 2);
+    assert!(refusal.contains("--limit belongs to training"), "{refusal}");
     let refusal = failed(&["plan", QUICK, "serve-llama3-70b-8-h100"], 2);
     assert!(
         refusal.contains("serve-llama3-70b-8-h100 serves"),

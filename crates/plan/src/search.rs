@@ -111,6 +111,9 @@ pub struct Candidate {
     pub schedule: Schedule,
     /// Which ranks are neighbours.
     pub rank_order: RankOrder,
+    /// Layers of each chunk, where a scenario must say so: where some are empty, and where the scenario's
+    /// own plan has a list, which belongs to one number of stages.
+    layers_per_chunk: Option<Vec<u64>>,
     /// No simulation of it takes less time.
     pub at_least: SimDuration,
     /// Memory of the fullest stage.
@@ -135,8 +138,7 @@ impl Candidate {
         training.recipe = self.recipe;
         training.recompute.clone_from(&self.recompute);
         training.schedule = self.schedule;
-        // A list of layers belongs to one number of stages.
-        training.layers_per_chunk = None;
+        training.layers_per_chunk.clone_from(&self.layers_per_chunk);
     }
 }
 
@@ -693,6 +695,9 @@ impl Open<'_> {
             &Zero::ALL[..]
         };
         self.write(division);
+        if self.is_full_recomputation() {
+            return;
+        }
         let left_out = &mut expansion.left_out;
         if let Err(error) = error::check(&self.setup) {
             let plans = (orders.len() * ways.len()) as u64;
@@ -700,6 +705,7 @@ impl Open<'_> {
             return;
         }
         let held = self.held();
+        let layers_per_chunk = self.layers_per_chunk();
         let mut bounds: Vec<(Arc<PieceTimes>, RankOrder, SimDuration)> = Vec::new();
         for rank_order in orders {
             self.setup.rank_order = *rank_order;
@@ -735,6 +741,7 @@ impl Open<'_> {
                     recompute: self.branch.recompute.clone(),
                     schedule: division.schedule,
                     rank_order: *rank_order,
+                    layers_per_chunk: layers_per_chunk.clone(),
                     at_least,
                     memory: fullest.total(),
                     times,
@@ -755,6 +762,25 @@ impl Open<'_> {
 
     fn placement(&self) -> Placement {
         Placement::new(&self.setup.training.parallelism, self.setup.rank_order)
+    }
+
+    /// Whether more layers of each chunk are to be computed again than it has: a plan of another branch.
+    fn is_full_recomputation(&self) -> bool {
+        let plan = &self.setup.training.parallelism;
+        let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
+        let longest = self.setup.training.model.layers.div_ceil(chunks);
+        matches!(self.branch.recompute, Recompute::FullLayers(layers) if u64::from(layers) > longest)
+            && self.search.space.recomputes.contains(&Recompute::Full)
+    }
+
+    /// Layers as they are spread evenly, where a scenario must say so.
+    fn layers_per_chunk(&self) -> Option<Vec<u64>> {
+        let own = &self.search.setup.training;
+        let plan = &self.setup.training.parallelism;
+        let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
+        let is_told = chunks > own.model.layers || own.layers_per_chunk.is_some();
+        (is_told && !self.setup.cluster.is_mixed())
+            .then(|| compile::spread_layers(own.model.layers, chunks))
     }
 
     /// What the stages hold whatever ZeRO shards.

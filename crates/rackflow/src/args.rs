@@ -381,8 +381,8 @@ pub struct PlanArgs {
     pub precision: Vec<Precision>,
     /// Of a training scenario: simulate at most so many plans, those that promise most, and say what
     /// is left unproved [default: as many as the proof takes]
-    #[arg(long, value_name = "PLANS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub limit: Option<u64>,
+    #[arg(long, value_name = "PLANS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub limit: Option<u32>,
     /// Of a serving scenario: share of requests that must be inside every limit of its `slo`
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     pub attainment: f64,

@@ -31,7 +31,8 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
     }
     let bar = bar();
     let outcome = of_scenario(args, &input, |search, setup| {
-        rackflow_simulator::search(search, setup, args.top as usize, args.limit, |progress| {
+        let limit = args.limit.map(u64::from);
+        rackflow_simulator::search(search, setup, args.top as usize, limit, |progress| {
             show(&bar, "", progress);
         })
     })?;
@@ -55,7 +56,7 @@ fn compare(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
             )));
         }
         let outcome = of_scenario(args, &input, |search, setup| {
-            rackflow_simulator::improve(search, setup, args.limit, |progress| {
+            rackflow_simulator::improve(search, setup, args.limit.map(u64::from), |progress| {
                 show(&bar, scenario, progress);
             })
         })?;

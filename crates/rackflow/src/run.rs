@@ -145,7 +145,7 @@ pub fn one_kind(resolved: &Resolved, what: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::input(format_args!(
-        "{what} on clusters of one kind of node, and this scenario has several"
+        "{what} on clusters of one kind of node, and this scenario has several\n  hint: `rackflow run` takes it, and `rackflow sweep` compares plans that you write"
     )))
 }
 

@@ -25,6 +25,7 @@ mod outlook;
 mod paint;
 mod planner;
 mod planner_comparison;
+mod planner_yaml;
 pub mod plot;
 mod replay;
 mod report;

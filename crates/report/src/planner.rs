@@ -3,9 +3,10 @@
 use crate::advice::Target;
 use crate::format::{number, percent, seconds, wrap};
 use crate::paint::{Ink, Style};
+use crate::planner_yaml::{rank_order_word, yaml};
 use crate::report::Plan;
 use crate::summarize::plan as plan_of;
-use rackflow_plan::{Accounts, Cause, MemoryPart, Obstacle, RankOrder};
+use rackflow_plan::{Accounts, Cause, MemoryPart, Obstacle};
 use rackflow_simulator::{Found, Outcome};
 use rackflow_units::SimDuration;
 use schemars::JsonSchema;
@@ -27,6 +28,8 @@ pub struct PlanRow {
     /// Which ranks are neighbours in the hall, as a scenario writes it: those of a stage
     /// (`data_before_pipeline`), or those of a model replica (`pipeline_before_data`).
     pub rank_order: String,
+    /// The keys of a scenario's `workload.training` that make it this plan, as YAML.
+    pub yaml: String,
     /// Wall time of one step.
     pub step_time_s: f64,
     /// Tokens per second and GPU.
@@ -99,20 +102,22 @@ impl Unproved {
         })
     }
 
-    /// In words: what is known of these plans.
-    pub(crate) fn words(self) -> String {
+    /// How much better the best of them could be, in words.
+    pub(crate) fn at_most(self) -> String {
+        // Rounded up: nothing is better than what is said.
+        let most = (self.at_most_better * 1000.0).ceil() / 1000.0;
+        format!("at most {} %", percent(most))
+    }
+
+    fn words(self) -> String {
         let plans = match self.plans {
-            1 => "1 other is".to_owned(),
-            plans => format!("{} others are", number(plans as f64, 0)),
+            1 => "1 other could be among these".to_owned(),
+            plans => format!("{} others could be among these", number(plans as f64, 0)),
         };
         if self.at_most_better == 0.0 {
-            return format!("{plans} not ruled out, none of them better than the first");
+            return format!("{plans}, none of them better than the first");
         }
-        format!(
-            "{plans} not ruled out, at most {} % better",
-            // Rounded up: nothing is better than what is said.
-            percent((self.at_most_better * 1000.0).ceil() / 1000.0)
-        )
+        format!("{plans}, {} better than the first", self.at_most())
     }
 }
 
@@ -227,6 +232,14 @@ impl PlanSearch {
         }
         out.push_str(&faint("The scenario's own plan\n"));
         out.push_str(&line("", &self.own, style));
+        if let Some(first) = self.best.first() {
+            out.push_str(&faint(
+                "\nThe first as YAML, in place of the same keys under workload.training\n",
+            ));
+            for row in first.yaml.lines() {
+                out.push_str(&format!("    {row}\n"));
+            }
+        }
         out
     }
 }
@@ -280,11 +293,8 @@ fn row(found: &Found, first: &Found) -> PlanRow {
         .max();
     PlanRow {
         plan: plan_of(facts),
-        rank_order: match found.rank_order {
-            RankOrder::DataBeforePipeline => "data_before_pipeline",
-            RankOrder::PipelineBeforeData => "pipeline_before_data",
-        }
-        .to_owned(),
+        rank_order: rank_order_word(found.rank_order).to_owned(),
+        yaml: yaml(&facts.training, found.rank_order),
         step_time_s,
         tokens_per_s_per_gpu: facts.training.tokens() as f64 / step_time_s / gpus,
         mfu_bf16_causal: facts.model_flops_causal

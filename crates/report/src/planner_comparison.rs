@@ -39,9 +39,15 @@ impl ComparedPlan {
 
     /// What stands behind the row, in words.
     fn words(&self) -> String {
-        let left = self.unproved.map(|left| format!("; {}", left.words()));
-        let left = left.unwrap_or_default();
-        format!("{}{left}", self.verdict())
+        let Some(left) = self.unproved else {
+            return self.verdict();
+        };
+        let plans = match left.plans {
+            1 => "1 plan".to_owned(),
+            plans => format!("{} plans", number(plans as f64, 0)),
+        };
+        let (verdict, most) = (self.verdict(), left.at_most());
+        format!("{verdict}; {plans} not ruled out, {most} better")
     }
 
     fn verdict(&self) -> String {
@@ -112,12 +118,12 @@ impl PlanComparison {
             if let Some(best) = &row.best {
                 out.push_str(&line("best", best));
                 let gain = format!("{} % more throughput", percent(row.gain()));
-                out.push_str(&format!("  {gain}: "));
-            } else {
-                out.push_str("  ");
+                out.push_str(&format!("  {gain}\n"));
             }
-            out.push_str(&style.paint(Ink::Faint, &row.words()));
-            out.push_str("\n\n");
+            for words in wrap(&row.words(), WIDTH) {
+                out.push_str(&format!("  {}\n", style.paint(Ink::Faint, &words)));
+            }
+            out.push('\n');
         }
         out
     }

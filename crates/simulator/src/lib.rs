@@ -23,6 +23,7 @@ mod trace;
 mod traffic;
 
 pub use jobs::{Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed};
+pub use race::GivenUp;
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, Simulator, Unproved, improve, planner, search};

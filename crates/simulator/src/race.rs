@@ -11,6 +11,15 @@ use rackflow_units::{SimDuration, SimTime};
 /// How often it is asked, over a whole step.
 const CHECKS: usize = 64;
 
+/// What was known of a step when it was given up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GivenUp {
+    /// It cannot take less.
+    pub at_least: SimDuration,
+    /// Passes that had ended, as a fraction of all.
+    pub done: f64,
+}
+
 /// One step against a time.
 pub(crate) struct Race<'p> {
     passes: &'p Passes,
@@ -26,7 +35,9 @@ pub(crate) struct Race<'p> {
     done: usize,
     next_check: usize,
     between: usize,
-    lost: bool,
+    /// All passes.
+    all: usize,
+    lost: Option<GivenUp>,
 }
 
 impl<'p> Race<'p> {
@@ -44,7 +55,8 @@ impl<'p> Race<'p> {
                 at = Some(entities[entity].next as usize);
             }
         }
-        let between = passes.counts().sum::<usize>().div_ceil(CHECKS).max(1);
+        let all = passes.counts().sum::<usize>();
+        let between = all.div_ceil(CHECKS).max(1);
         Self {
             passes,
             under,
@@ -54,7 +66,8 @@ impl<'p> Race<'p> {
             done: 0,
             next_check: between,
             between,
-            lost: false,
+            all,
+            lost: None,
         }
     }
 
@@ -75,12 +88,16 @@ impl<'p> Race<'p> {
         self.done += 1;
         if self.done >= self.next_check {
             self.next_check = self.done + self.between;
-            self.lost = self.passes.step_time(&self.ended) >= self.under;
+            let at_least = self.passes.step_time(&self.ended);
+            self.lost = (at_least >= self.under).then(|| GivenUp {
+                at_least,
+                done: self.done as f64 / self.all as f64,
+            });
         }
     }
 
-    /// It cannot be faster any more.
-    pub fn is_lost(&self) -> bool {
+    /// Whether it cannot be faster any more.
+    pub fn lost(&self) -> Option<GivenUp> {
         self.lost
     }
 }

@@ -1,5 +1,6 @@
 //! The best plans for a scenario: every plan bounded, only those simulated that could be among them.
 
+use crate::race::GivenUp;
 use crate::record::Record;
 use crate::step::{LaidOut, simulate, simulate_laid_out};
 use rackflow_plan::{
@@ -9,13 +10,15 @@ use rackflow_plan::{
 use rackflow_units::SimDuration;
 use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Plans that are bounded closely at a time, and those that are simulated. Constants, so that the
 /// same plans are simulated on any number of threads.
 const BOUNDED_AT_ONCE: usize = 256;
 const SIMULATED_AT_ONCE: usize = 8;
+/// Of so many plans with the lowest bounds, those are simulated first that are expected to be fastest.
+const WINDOW: usize = 64;
 
 /// A plan that was simulated.
 #[derive(Debug, Clone)]
@@ -151,7 +154,7 @@ fn find(
         simulated: 0,
         given_up: 0,
         refused: 0,
-        not_simulated: Vec::new(),
+        habits: Habits::default(),
     };
     let known = candidates.iter().enumerate();
     let mut queue: BinaryHeap<Known> = known
@@ -167,7 +170,7 @@ fn find(
                 .count(),
         });
     }
-    let unproved = judge.unproved();
+    let unproved = judge.unproved(&queue);
     let Judge {
         best,
         closely,
@@ -211,12 +214,15 @@ impl Simulator {
 
     /// The same, given up where the step cannot take less than `under`: `passes` are those of the plan
     /// ([`Search::passes`]).
+    ///
+    /// # Errors
+    /// What was known when it was given up.
     pub fn simulate_under(
         &self,
         plan: &Plan,
         passes: &Passes,
         under: SimDuration,
-    ) -> Option<Record> {
+    ) -> Result<Record, GivenUp> {
         simulate_laid_out(plan, &self.laid_out(plan), Some((passes, under)))
     }
 
@@ -250,24 +256,50 @@ struct Judge<'a> {
     simulated: u64,
     given_up: u64,
     refused: u64,
-    /// Closer bounds of plans that would be simulated if that were allowed.
-    not_simulated: Vec<SimDuration>,
+    habits: Habits,
 }
 
 /// What a simulation came to.
 enum Judged {
     Found(Box<Found>),
-    GivenUp,
+    GivenUp(GivenUp),
     Refused,
+}
+
+/// How far above their bounds plans of one kind are. Only the order in which plans are simulated
+/// depends on it: the sooner good ones are found, the sooner others are given up.
+#[derive(Default)]
+struct Habits(BTreeMap<(u8, u32, u32, bool), (f64, f64)>);
+
+impl Habits {
+    fn kind(candidate: &Candidate) -> (u8, u32, u32, bool) {
+        let plan = &candidate.parallelism;
+        let interleaved = plan.virtual_pipeline > 1;
+        let schedule = candidate.schedule as u8;
+        (schedule, plan.tensor, plan.context, interleaved)
+    }
+
+    fn note(&mut self, candidate: &Candidate, ratio: f64) {
+        let (sum, count) = self.0.entry(Self::kind(candidate)).or_default();
+        *sum += ratio;
+        *count += 1.0;
+    }
+
+    /// The step time that is expected; of a kind that is not known, the bound.
+    fn expected(&self, candidate: &Candidate, bound: SimDuration) -> SimDuration {
+        let ratio = self.0.get(&Self::kind(candidate));
+        let ratio = ratio.map_or(1.0, |(sum, count)| sum / count);
+        SimDuration::from_picos((bound.as_picos() as f64 * ratio) as u64)
+    }
 }
 
 impl Judge<'_> {
     /// Looks at those that promise most; false when nothing better can be left.
     fn step(&mut self, queue: &mut BinaryHeap<Known>) -> bool {
-        let (mut to_bound, mut to_simulate) = (Vec::new(), Vec::new());
-        let mut passed_over = false;
+        let mut to_bound = Vec::new();
+        let mut window = Vec::new();
         while to_bound.len() < BOUNDED_AT_ONCE
-            && to_simulate.len() < SIMULATED_AT_ONCE
+            && window.len() < WINDOW
             && let Some(Reverse((at_least, place, closely))) = queue.peek().copied()
             && self.could_win(at_least)
         {
@@ -276,44 +308,61 @@ impl Judge<'_> {
                 break;
             }
             queue.pop();
-            if !closely {
-                to_bound.push(place);
-            } else if self.simulated + (to_simulate.len() as u64) < self.most {
-                to_simulate.push(place);
+            if closely {
+                window.push((at_least, place));
             } else {
-                self.not_simulated.push(at_least);
-                passed_over = true;
+                to_bound.push(place);
             }
         }
-        let bounds: Vec<SimDuration> = to_bound
-            .par_iter()
-            .map(|place| self.search.bound(&self.candidates[*place]))
-            .collect();
-        self.closely += to_bound.len();
-        let bounded = bounds.into_iter().zip(&to_bound);
-        queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, *place, true))));
-        self.simulate(&to_simulate);
-        !to_bound.is_empty() || !to_simulate.is_empty() || passed_over
+        if !to_bound.is_empty() {
+            let bounds: Vec<SimDuration> = to_bound
+                .par_iter()
+                .map(|place| self.search.bound(&self.candidates[*place]))
+                .collect();
+            self.closely += to_bound.len();
+            let bounded = bounds.into_iter().zip(to_bound);
+            queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, place, true))));
+            let again = window.into_iter();
+            queue.extend(again.map(|(at_least, place)| Reverse((at_least, place, true))));
+            return true;
+        }
+        let allowed = self.most.saturating_sub(self.simulated);
+        let expected = |(at_least, place): &(SimDuration, usize)| {
+            let candidate = &self.candidates[*place];
+            (self.habits.expected(candidate, *at_least), *place)
+        };
+        window.sort_by_cached_key(expected);
+        let at_once = allowed.min(SIMULATED_AT_ONCE as u64) as usize;
+        let later = window.split_off(at_once.min(window.len())).into_iter();
+        queue.extend(later.map(|(at_least, place)| Reverse((at_least, place, true))));
+        self.simulate(&window);
+        !window.is_empty()
     }
 
-    /// Simulates these places of the listing and keeps the best.
-    fn simulate(&mut self, places: &[usize]) {
+    /// Simulates these places of the listing, beside their bounds, and keeps the best.
+    fn simulate(&mut self, places: &[(SimDuration, usize)]) {
         let under = self.to_beat();
         let runs: Vec<Judged> = places
             .par_iter()
-            .map(|place| self.run(&self.candidates[*place], under))
+            .map(|(_, place)| self.run(&self.candidates[*place], under))
             .collect();
-        for (place, judged) in places.iter().zip(runs) {
+        for ((bound, place), judged) in places.iter().zip(runs) {
+            let beyond = |time: SimDuration| time.as_secs_f64() / bound.as_secs_f64();
+            let candidate = &self.candidates[*place];
             match judged {
                 Judged::Found(found) => {
                     self.simulated += 1;
+                    self.habits.note(candidate, beyond(found.step_time()));
                     if self.under.is_none_or(|under| found.step_time() < under) {
                         self.best.push((*place, *found));
                     }
                 }
-                Judged::GivenUp => {
+                Judged::GivenUp(at) => {
                     self.simulated += 1;
                     self.given_up += 1;
+                    // As late as it was by then, to the end.
+                    let late = (beyond(at.at_least) - 1.0).max(0.0) / at.done;
+                    self.habits.note(candidate, 1.0 + late);
                 }
                 Judged::Refused => self.refused += 1,
             }
@@ -329,20 +378,20 @@ impl Judge<'_> {
             return Judged::Refused;
         };
         let record = match under {
-            None => Some(self.simulator.simulate(&plan)),
+            None => Ok(self.simulator.simulate(&plan)),
             Some(under) => {
                 let passes = self.search.passes(candidate);
                 self.simulator.simulate_under(&plan, &passes, under)
             }
         };
-        let Some(record) = record else {
-            return Judged::GivenUp;
-        };
-        Judged::Found(Box::new(Found {
-            candidate: Some(candidate.clone()),
-            rank_order: candidate.rank_order,
-            record,
-        }))
+        match record {
+            Ok(record) => Judged::Found(Box::new(Found {
+                candidate: Some(candidate.clone()),
+                rank_order: candidate.rank_order,
+                record,
+            })),
+            Err(at) => Judged::GivenUp(at),
+        }
     }
 
     /// What a plan must take less than to be kept; `None` where any is.
@@ -359,13 +408,13 @@ impl Judge<'_> {
         self.to_beat().is_none_or(|under| at_least < under)
     }
 
-    /// Of those that were not simulated, the ones that could still be kept.
-    fn unproved(&self) -> Option<Unproved> {
-        let left = self.not_simulated.iter().copied();
-        let left = left.filter(|at_least| self.could_win(*at_least));
-        Some(Unproved {
-            plans: left.clone().count() as u64,
-            at_least: left.min()?,
+    /// What is left in the queue that could still be kept.
+    fn unproved(&self, queue: &BinaryHeap<Known>) -> Option<Unproved> {
+        let Reverse((at_least, ..)) = *queue.peek()?;
+        let left = queue.iter().map(|Reverse((at_least, ..))| *at_least);
+        self.could_win(at_least).then(|| Unproved {
+            plans: left.filter(|at_least| self.could_win(*at_least)).count() as u64,
+            at_least,
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::fold::{Entity, Folding, ONE};
 use crate::islands::Islands;
 use crate::jitter::KernelJitter;
 use crate::ports::{self, Outages};
-use crate::race::Race;
+use crate::race::{GivenUp, Race};
 use crate::record::{ClassRecord, EngineRecord, Record};
 use crate::state::{Active, Blocker, Channel, Running, State, What};
 use crate::trace::{Execution, Trace, Watch};
@@ -221,18 +221,21 @@ impl LaidOut {
     }
 }
 
-/// Simulates one step of `plan`, whose ranks and flows are laid out; `None` where it is given up
-/// because it cannot win the race.
+/// Simulates one step of `plan`, whose ranks and flows are laid out; it is given up where it cannot
+/// take less than a time, as its passes prove.
 pub(crate) fn simulate_laid_out(
     plan: &Plan,
     laid: &LaidOut,
     race: Option<(&Passes, SimDuration)>,
-) -> Option<Record> {
+) -> Result<Record, GivenUp> {
     let mut step = step_laid_out(plan, laid, LEAST_FOR_ISLANDS);
     let race = race.map(|(passes, under)| Race::new(passes, under, &step.entities));
     step.race = race.map(Box::new);
     step.run();
-    (!step.has_lost()).then(|| step.record(laid.folding.class_of_rank.clone()))
+    match step.race.as_ref().and_then(|race| race.lost()) {
+        Some(at) => Err(at),
+        None => Ok(step.record(laid.folding.class_of_rank.clone())),
+    }
 }
 
 fn run(plan: &Plan, least_for_islands: usize, keep: Keep, watched: Watched<'_>) -> (Record, Seen) {
@@ -405,7 +408,7 @@ impl<'p> Step<'p> {
 
     /// Handles one event; false when the step is over.
     pub fn advance(&mut self) -> bool {
-        if self.unfinished == 0 || self.has_lost() {
+        if self.unfinished == 0 || self.race.as_ref().is_some_and(|race| race.lost().is_some()) {
             return false;
         }
         let Some((now, event)) = self.queues[0].pop() else {
@@ -413,10 +416,6 @@ impl<'p> Step<'p> {
         };
         self.handle(now, event);
         true
-    }
-
-    fn has_lost(&self) -> bool {
-        self.race.as_ref().is_some_and(|race| race.is_lost())
     }
 
     fn await_outage(&mut self) {

@@ -1,6 +1,7 @@
 //! Reports of records built by hand.
 
 mod fixture;
+mod planner;
 
 use rackflow_plan::{Cause, CommKind};
 use rackflow_report::{

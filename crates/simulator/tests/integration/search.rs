@@ -46,7 +46,7 @@ fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) ->
     let beyond = step_time + SimDuration::from_picos(1);
     let again = Simulator::default().simulate_under(&plan, &passes, beyond);
     let again = again.map(|record| record.step_time);
-    assert_eq!(again, Some(step_time), "{candidate:?}");
+    assert_eq!(again, Ok(step_time), "{candidate:?}");
     step_time
 }
 
@@ -158,7 +158,7 @@ fn a_limit_says_what_it_leaves_unproved() {
         assert_eq!(proved.unproved, None);
         let best = proved.best[0].step_time();
         let mut unproved = 0;
-        for limit in 1..proved.simulated {
+        for limit in (1..proved.simulated).step_by(3) {
             let found = search(&planner, &setup, 2, Some(limit), |_| {}).expect("valid");
             assert_eq!(found.simulated, limit);
             assert!(found.best.len() <= 2.min(limit as usize));

@@ -1,0 +1,94 @@
+//! The table of published plans in `docs/planner.md` is what the planner prints.
+//!
+//! `UPDATE=1 cargo test -p rackflow --test planner` writes the rows that are searched in seconds anew, and
+//! with `-- --include-ignored` all of them.
+
+mod common;
+
+use common::{fine, root};
+use std::fs;
+
+/// Training scenarios that ship, each with the plan that its source published or that we chose.
+const QUICK: [&str; 3] = [
+    "quickstart-llama3-8b-8-h100",
+    "llama3-8b-64-h100",
+    "llama3-70b-512-tpu-v5p",
+];
+/// Those whose search takes from half a second to minutes in a release build.
+const SLOW: [&str; 9] = [
+    "bloom-176b-384-a100",
+    "dense-33b-2048-h800",
+    "llama3-405b-8192-h100",
+    "llama3-405b-16384-h100",
+    "llama4-32k-h100",
+    "deepseek-v3-2048-h800",
+    "deepseek-v3-2048-gb200-nvl72",
+    "deepseek-v3-2048-gb200-nvl72-nvfp4",
+    "deepseek-v3-100352-gb200-nvl72",
+];
+
+/// The row of each scenario on the page is the one that a search of it prints.
+fn holds(scenarios: &[&str]) {
+    let path = root().join("docs/planner.md");
+    let mut text = fs::read_to_string(&path).expect("the page");
+    let mut stale = Vec::new();
+    for scenario in scenarios {
+        let printed = fine(&["plan", scenario, "--format", "markdown"]);
+        let begins = format!("| {scenario} |");
+        let row_of = |text: &str| {
+            let mut rows = text.lines().filter(|row| row.starts_with(&begins));
+            rows.next().map(str::to_owned)
+        };
+        let new = row_of(&printed).expect("a row of the table");
+        let old = row_of(&text).unwrap_or_else(|| panic!("no row of {scenario} on the page"));
+        if old != new {
+            text = text.replace(&old, &new);
+            stale.push(format!("is {new}\nbut on the page {old}"));
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(path, text).expect("the page is written");
+        return;
+    }
+    assert!(stale.is_empty(), "{}", stale.join("\n"));
+}
+
+#[test]
+fn the_table_of_published_plans_is_what_the_planner_prints() {
+    holds(&QUICK);
+}
+
+#[test]
+#[ignore = "takes minutes; `cargo test --release -p rackflow --test planner -- --ignored`"]
+fn the_slow_rows_of_the_table_are_too() {
+    holds(&SLOW);
+}
+
+/// Every training scenario of one job and one kind of node is in the table, but for those that are
+/// another one disturbed.
+#[test]
+fn the_table_names_every_training_scenario() {
+    let disturbed = [
+        "dead-rail-",
+        "flapping-nic-",
+        "slow-gpu-",
+        "llama3-405b-16384-h100-54-days",
+    ];
+    let others = ["mixed-", "serve-", "serving-", "replay-", "two-jobs-"];
+    let mut missing = Vec::new();
+    for entry in fs::read_dir(root().join("scenarios")).expect("the scenarios") {
+        let name = entry.expect("a file").file_name();
+        let name = name.to_str().expect("a name");
+        let Some(name) = name.strip_suffix(".yaml") else {
+            continue;
+        };
+        let left_out = disturbed.iter().chain(&others);
+        if left_out.clone().any(|begins| name.starts_with(begins)) {
+            continue;
+        }
+        if !QUICK.contains(&name) && !SLOW.contains(&name) {
+            missing.push(name.to_owned());
+        }
+    }
+    assert!(missing.is_empty(), "{missing:?}");
+}
