@@ -202,7 +202,7 @@ fn check_retain<Q: PendingSet>(delays: &[(Delay, u8)], pops: usize, modulus: u32
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn ladder_pops_in_the_promised_order(steps in prop::collection::vec(step(), 1..60)) {

@@ -166,9 +166,22 @@ impl Candidate {
         match self.reach {
             Reach::Rings => group.scale_up_rings,
             Reach::Pairs => group.scale_up_pairs,
-            Reach::Link => links.one_link,
+            Reach::Link => links.one_link_of(group),
             Reach::Steps => links.one_link.min(group.scale_up_pairs),
         }
+    }
+
+    /// Whether everyone hands on what comes around.
+    fn is_ring(&self) -> bool {
+        self.engine == Engine::Reduce
+            && matches!(self.algorithm, Algorithm::Ring | Algorithm::Hierarchical)
+    }
+
+    /// Whether the tuner takes the protocol at this size.
+    fn takes(&self, protocol: Protocol, bytes: Bytes, group: &GroupSpan, links: &Links) -> bool {
+        let slice = Bytes::new(bytes.get() / u64::from(group.ranks));
+        let around = group.domains == 1 && self.is_ring();
+        links.takes(protocol) && (!around || links.takes_for_slices(protocol, slice))
     }
 
     fn demand(
@@ -187,25 +200,43 @@ impl Candidate {
         let nvlink_rate = in_part(nvlink_rate, scale_up_part);
         let nic_rate = links.nic_rate(protocol);
         let (wire_nvlink, wire_nic) = (self.nvlink.bytes(bytes), self.nic.bytes(bytes));
+        let nvlink = self.nvlink.time(bytes, nvlink_rate);
+        let nic = self.nic_taken.time(bytes, nic_rate);
+        let nic = stretched(nic, links.nic_slowdown(self.crossing));
+        let standing_still = if group.domains > 1 {
+            SimDuration::ZERO
+        } else if self.is_ring() {
+            links.ring_turns(nvlink, self.nvlink_steps, protocol)
+        } else if self.algorithm == Algorithm::Direct {
+            links.own_part(nvlink, self.peers, protocol)
+        } else {
+            SimDuration::ZERO
+        };
         // What is not in flight on all edges at once has no pipeline to fill.
         let fill = if self.serial {
             SimDuration::ZERO
         } else {
             let near = if self.engine == Engine::Switch {
                 links.in_switch_fill(wire_nvlink, nvlink_rate, group.ranks_per_domain_max)
+            } else if self.is_ring() {
+                let around = (self.nvlink_steps, nvlink.max(nic));
+                links.ring_fill(wire_nvlink, nvlink_rate, around, protocol)
             } else {
                 links.nvlink_fill(wire_nvlink, nvlink_rate, protocol)
             };
-            near.max(links.nic_fill(wire_nic, nic_rate) * self.nic_fill_steps)
+            let far = if self.algorithm == Algorithm::InSwitchTree {
+                links.in_switch_nic_fill(wire_nic, nic_rate)
+            } else {
+                links.nic_fill(wire_nic, nic_rate)
+            };
+            near.max(far * self.nic_fill_steps)
         };
         let latency = links.base(self.algorithm, protocol)
             + links.peers(self.peers)
             + links.nvlink_step(protocol) * self.nvlink_steps
             + links.nic_step(group.level, self.shape, protocol) * self.nic_steps
-            + fill;
-        let nvlink = self.nvlink.time(bytes, nvlink_rate);
-        let nic = self.nic_taken.time(bytes, nic_rate);
-        let nic = stretched(nic, links.nic_slowdown(self.crossing));
+            + fill
+            + standing_still;
         let waited = if self.serial {
             nvlink.min(nic)
         } else {
@@ -349,7 +380,10 @@ pub fn collective_with(
     let on_sms = links.on_channels(bus, candidate.engine == Engine::Switch);
     protocols
         .iter()
-        .filter(|protocol| wanted.is_none_or(|wanted| wanted == **protocol))
+        .filter(|protocol| match wanted {
+            Some(wanted) => wanted == **protocol,
+            None => candidate.takes(**protocol, bytes, group, links),
+        })
         .filter_map(|protocol| candidate.demand(bytes, group, links, *protocol))
         .map(|demand| {
             // What the SMs take longer than the links keeps no link busy.
@@ -370,9 +404,10 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
     let inside = path.level == Level::NvLink;
     let crossing = Crossing::of_level(path.level);
     let [over_leaf, over_pod] = crossing.millionths();
+    let part = if inside { links.part_of(path) } else { 1.0 };
     let demands = Protocol::ALL.map(|protocol| {
         let copy_rate = links.copy_rate(protocol);
-        let nvlink_rate = copy_rate.scaled(if inside { links.part_of(path) } else { 1.0 });
+        let nvlink_rate = copy_rate.scaled(part);
         let nic_rate = links.nic_rate(protocol);
         let fill = if inside {
             links.nvlink_fill(bytes, nvlink_rate, protocol)
@@ -393,7 +428,7 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
             level: path.level,
             wire_bytes_nvlink: nvlink,
             wire_bytes_nic: nic,
-            scale_up_part: links.one_link,
+            scale_up_part: links.one_link.min((part * 1e6).ceil() as u32),
             over_leaf,
             over_pod,
             algorithm: Algorithm::Direct,

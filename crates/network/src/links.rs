@@ -3,7 +3,7 @@
 use crate::collective::in_part;
 use crate::demand::{Algorithm, Protocol, WHOLE};
 use crate::sms::{self, SmRates};
-use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path};
+use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Level, Path, Wiring};
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 
 /// Constants of the library per protocol. Times in nanoseconds.
@@ -46,6 +46,11 @@ const LL: ProtocolCost = ProtocolCost {
     nic_payload: 0.25,
     ..IDEAL
 };
+/// Half of every store is its flag, and over PCIe nothing else is in the way.
+const LL_OVER_PCIE: ProtocolCost = ProtocolCost {
+    nvlink_payload: 0.5,
+    ..LL
+};
 const LL128: ProtocolCost = ProtocolCost {
     base: 5_000,
     nvlink_step: 10,
@@ -73,10 +78,17 @@ const IN_SWITCH_TREE_PAYLOAD: f64 = 0.85;
 const PEER_NS: u64 = 370;
 /// A pipeline over scale-up links fills for this part of the data, and no longer than this [ns].
 const NVLINK_FILL: (f64, u64) = (0.32, 30_000);
+/// Slices of this size and more go around a ring in Simple, whatever would take least: on two, four and
+/// eight B200 and on four GB200 all-reduce, all-gather and reduce-scatter slow down there at once
+/// (AIConfigurator's tables of NCCL 2.29). Hopper and Ampere are past LL128 by then.
+const LOW_LATENCY_SLICE: Bytes = Bytes::new(2 << 20);
 /// An in-switch reduction fills for this part of the data, and no longer than the node says.
 const IN_SWITCH_FILL: f64 = 0.6;
 /// A pipeline over NICs fills for this part of the data, up to so many bytes, at each step.
 const NIC_FILL: (f64, f64) = (0.125, 1.25e6);
+/// The same under an in-switch reduction, whose chunks are larger: each step of a tree of 4 to 32 nodes of
+/// H100 adds 5 us at 2 MiB, 20 us at 8 MiB and no more from 16 MiB on (NVIDIA GTC 2024 S62129).
+const IN_SWITCH_NIC_FILL: (f64, f64) = (0.5, 1.25e6);
 /// What telling other domains the token counts adds to an exchange, each time that their number doubles:
 /// one token over 2, 4 and 8 nodes of H100 takes 31, 63 and 105 us longer than inside one (AIConfigurator,
 /// DeepEP's normal kernels).
@@ -99,6 +111,11 @@ pub struct Links {
     nvlink_collective: Bandwidth,
     in_switch: Option<Bandwidth>,
     in_switch_fill: SimDuration,
+    hand_on: Option<SimDuration>,
+    ring_turn: f64,
+    own_part: f64,
+    /// Over PCIe and its host bridges.
+    bridged: bool,
     pub(crate) nic: Bandwidth,
     pub(crate) expert: Bandwidth,
     pub(crate) hybrid_expert: Bandwidth,
@@ -216,6 +233,10 @@ impl Links {
                 .in_switch_reduction
                 .then(|| scale_up.bandwidth.scaled(scale_up.in_switch_efficiency)),
             in_switch_fill: scale_up.in_switch_fill,
+            hand_on: scale_up.hand_on,
+            ring_turn: scale_up.ring_turn,
+            own_part: scale_up.own_part,
+            bridged: matches!(scale_up.wiring, Wiring::Bridged(_)),
             nic: map.nic_share().scaled(nic.efficiency),
             expert: scale_up.bandwidth.scaled(expert),
             hybrid_expert: scale_up.bandwidth.scaled(hybrid_expert),
@@ -263,8 +284,14 @@ impl Links {
             nvlink_copy: less(self.nvlink_copy, other.nvlink_copy),
             nvlink_collective: less(self.nvlink_collective, other.nvlink_collective),
             in_switch: self.in_switch.zip(other.in_switch).map(|(a, b)| less(a, b)),
+            in_switch_fill: self.in_switch_fill.max(other.in_switch_fill),
+            hand_on: self.hand_on.max(other.hand_on),
+            ring_turn: self.ring_turn.max(other.ring_turn),
+            own_part: self.own_part.max(other.own_part),
+            bridged: self.bridged || other.bridged,
             nic: less(self.nic, other.nic),
             expert: less(self.expert, other.expert),
+            hybrid_expert: less(self.hybrid_expert, other.hybrid_expert),
             one_link: self.one_link.min(other.one_link),
             collective_base: self.collective_base.max(other.collective_base),
             nvlink_latency: self.nvlink_latency.max(other.nvlink_latency),
@@ -329,6 +356,7 @@ impl Links {
     fn cost(&self, protocol: Protocol) -> ProtocolCost {
         match protocol {
             _ if !self.library => IDEAL,
+            Protocol::Ll if self.bridged => LL_OVER_PCIE,
             Protocol::Ll => LL,
             Protocol::Ll128 => LL128,
             Protocol::Simple => SIMPLE,
@@ -425,6 +453,71 @@ impl Links {
         }
     }
 
+    /// What a ring of so many steps inside the domain waits for beyond its links. Where ranks hand chunks
+    /// on in two slices, a step takes `max(body, body / 2 + hand-on)` of its part of the body: half of
+    /// the transfer hides behind the hand-on. Else the pipeline fills once.
+    pub(crate) fn ring_fill(
+        &self,
+        bytes: Bytes,
+        rate: Bandwidth,
+        (steps, body): (u64, SimDuration),
+        protocol: Protocol,
+    ) -> SimDuration {
+        match self.hand_on {
+            Some(hand_on) if self.cost(protocol).chunked => {
+                let hidden = SimDuration::from_picos(body.as_picos() / 2);
+                (hand_on * steps).saturating_sub(hidden)
+            }
+            _ => self.nvlink_fill(bytes, rate, protocol),
+        }
+    }
+
+    /// Time for which the links of a ring stand still between its rounds, where all of them take `body`
+    /// and `steps` steps.
+    pub(crate) fn ring_turns(
+        &self,
+        body: SimDuration,
+        steps: u64,
+        protocol: Protocol,
+    ) -> SimDuration {
+        self.standing_still(self.ring_turn, body, steps, protocol)
+    }
+
+    /// Time in which a rank copies its own part of an all-to-all, where sending those of all `peers`
+    /// takes `body`.
+    pub(crate) fn own_part(
+        &self,
+        body: SimDuration,
+        peers: u64,
+        protocol: Protocol,
+    ) -> SimDuration {
+        self.standing_still(self.own_part, body, peers, protocol)
+    }
+
+    fn standing_still(
+        &self,
+        part: f64,
+        body: SimDuration,
+        of: u64,
+        protocol: Protocol,
+    ) -> SimDuration {
+        if !self.cost(protocol).chunked {
+            return SimDuration::ZERO;
+        }
+        SimDuration::from_picos((body.as_picos() as f64 * part / of.max(1) as f64) as u64)
+    }
+
+    /// Whether the library's tuner takes the protocol at all: LL128 needs 128 bytes that arrive as one,
+    /// which PCIe does not promise (NVIDIA/nccl `src/graph/tuning.cc`).
+    pub(crate) fn takes(&self, protocol: Protocol) -> bool {
+        !self.library || !self.bridged || protocol != Protocol::Ll128
+    }
+
+    /// Whether it takes the protocol for slices of so many bytes that go around a ring inside a domain.
+    pub(crate) fn takes_for_slices(&self, protocol: Protocol, slice: Bytes) -> bool {
+        protocol == Protocol::Simple || !self.library || slice < LOW_LATENCY_SLICE
+    }
+
     /// The same of an in-switch reduction over `members` of a domain.
     pub(crate) fn in_switch_fill(
         &self,
@@ -443,8 +536,17 @@ impl Links {
     /// The same over the NICs, where every protocol hands on whole chunks, for each of the steps
     /// that the first chunk takes.
     pub(crate) fn nic_fill(&self, bytes: Bytes, rate: Bandwidth) -> SimDuration {
+        self.nic_fill_of(NIC_FILL, bytes, rate)
+    }
+
+    /// The same between domains whose switches reduce.
+    pub(crate) fn in_switch_nic_fill(&self, bytes: Bytes, rate: Bandwidth) -> SimDuration {
+        self.nic_fill_of(IN_SWITCH_NIC_FILL, bytes, rate)
+    }
+
+    fn nic_fill_of(&self, part: (f64, f64), bytes: Bytes, rate: Bandwidth) -> SimDuration {
         if self.library {
-            fill(NIC_FILL, bytes, rate)
+            fill(part, bytes, rate)
         } else {
             SimDuration::ZERO
         }
@@ -470,12 +572,16 @@ impl Links {
     /// What of a rank's scale-up rate a step to one other rank has: one link of a mesh or a torus, all
     /// of it behind switches, and over PCIe what the group's distance leaves.
     pub(crate) fn on_one_link(&self, rate: Bandwidth, group: &GroupSpan) -> Bandwidth {
-        let part = if self.one_link < WHOLE {
+        in_part(rate, self.one_link_of(group))
+    }
+
+    /// The same as a part of a rank's scale-up bandwidth, in millionths.
+    pub(crate) fn one_link_of(&self, group: &GroupSpan) -> u32 {
+        if self.one_link < WHOLE {
             self.one_link
         } else {
             group.scale_up_pairs
-        };
-        in_part(rate, part)
+        }
     }
 
     /// Payload rate of a rank's share of the NICs.

@@ -402,7 +402,7 @@ const FABRICS: [&str; 5] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 2, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the operation: no port moves its bytes faster than its line rate, more bytes never
     /// take less time, and idle wires alone are never slower than with the library.

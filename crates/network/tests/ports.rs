@@ -354,7 +354,7 @@ fn capacities_of(links: &[f64]) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 6, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The incremental net and the obvious one agree after every change, what has happened is what was
     /// told; no port is ever over-full; every flow has a bottleneck: its full rate, or a full port on which

@@ -415,6 +415,42 @@ fn cluster_name(typed: &str, cluster: &Cluster) -> String {
     )
 }
 
+/// What an algorithm wants of a group, where the operation has it at all.
+fn wants(args: &CollectiveArgs) -> Option<&'static str> {
+    use OperationName::{AllGather, AllReduce, AllToAll, ReduceScatter};
+    let op = args.operation;
+    let reduces = matches!(op, AllReduce | AllGather | ReduceScatter);
+    Some(match args.algorithm? {
+        AlgorithmName::InNetwork => {
+            "the switches of its fabric must reduce (`in_network_reduction: true`), as those of \
+             --fabric rail-optimized-sharp do, for an all-reduce over several NVLink domains"
+        }
+        AlgorithmName::RecursiveHalving if reduces => {
+            "ranks are halved: every NVLink domain must hold the same power of two of them, in a \
+             power of two of domains; --ranks picks them, and a hierarchical one takes any"
+        }
+        AlgorithmName::Hierarchical if op == AllToAll => {
+            "by rail, every NVLink domain must hold as many ranks, on the same rails, in several \
+             domains; --ranks picks them, and `pxn` and `direct` take any"
+        }
+        AlgorithmName::Hierarchical if reduces => {
+            "it goes inside NVLink domains, then across: there must be several domains"
+        }
+        AlgorithmName::Pxn if op == AllToAll => {
+            "a neighbour hands over what goes to another rail: there must be several NVLink domains, \
+             with ranks on several rails"
+        }
+        AlgorithmName::Tree if op == AllReduce => {
+            "it goes across NVLink domains: there must be several"
+        }
+        AlgorithmName::InSwitch if op == AllReduce => {
+            "the switches of the domain must reduce (`in_switch_reduction: true`), for three ranks or \
+             more; no protocol but simple"
+        }
+        _ => return None,
+    })
+}
+
 fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
     let mut way = Vec::new();
     if let Some(algorithm) = &args.algorithm {
@@ -427,16 +463,11 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
         way.push("a textbook's steps in chunks".to_owned());
     }
     let operation = typed(&args.operation);
-    let hint = match args.algorithm {
-        Some(AlgorithmName::InNetwork) => {
-            "the switches of its fabric must reduce (`in_network_reduction: true`), as those of \
-             --fabric rail-optimized-sharp do, for an all-reduce over several NVLink domains"
-        }
-        _ if args.chunks.is_some() => {
-            "all-reduce, all-gather, reduce-scatter and all-to-all have them; leave --chunks out"
-        }
-        _ => "leave --algorithm and --protocol out to see what the library would choose",
-    };
+    let hint = wants(args).unwrap_or(if args.chunks.is_some() {
+        "all-reduce, all-gather, reduce-scatter and all-to-all have them; leave --chunks out"
+    } else {
+        "leave --algorithm and --protocol out to see what the library would choose"
+    });
     Failure::Input(format!(
         "error: {operation} over {gpus} GPUs of {name} cannot run as {}\n  hint: {hint}",
         way.join(" with ")

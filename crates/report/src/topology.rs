@@ -6,7 +6,26 @@ use rackflow_topology::{Hop, Level, PeerSurvey, RouteTrace, Routing, Survey, Tie
 
 /// A rate of a network cable, as its data sheet has it.
 pub(crate) fn gigabits(bytes_per_s: u64) -> String {
-    format!("{} Gbit/s", number(bytes_per_s as f64 * 8.0 / 1e9, 0))
+    let bits = bytes_per_s as f64 * 8.0;
+    let (value, unit) = match bits {
+        v if v >= 0.9995e9 => (v / 1e9, "Gbit/s"),
+        v if v >= 0.9995e6 => (v / 1e6, "Mbit/s"),
+        v => (v / 1e3, "kbit/s"),
+    };
+    if value < 100.0 {
+        format!("{} {unit}", trimmed(value))
+    } else {
+        format!("{} {unit}", number(value, 0))
+    }
+}
+
+/// The power of a rack, or of what stands for one.
+fn power(watts: f64) -> String {
+    if watts < 999.5 {
+        format!("{} W", number(watts, 0))
+    } else {
+        format!("{} kW", number(watts / 1e3, 0))
+    }
 }
 
 /// A rate of scale-up links and of sums.
@@ -15,15 +34,18 @@ pub(crate) fn gigabytes(bytes_per_s: u64) -> String {
     match value {
         v if v >= 0.9995e15 => format!("{} PB/s", significant(v / 1e15)),
         v if v >= 0.9995e12 => format!("{} TB/s", significant(v / 1e12)),
-        v => format!("{} GB/s", significant(v / 1e9)),
+        v if v >= 0.9995e8 => format!("{} GB/s", significant(v / 1e9)),
+        v => format!("{} MB/s", significant(v / 1e6)),
     }
 }
 
 fn microseconds(ns: f64) -> String {
     if ns == 0.0 {
         "0".into()
-    } else {
+    } else if ns < 1e6 {
         format!("{} us", number(ns / 1e3, 2))
+    } else {
+        format!("{} ms", number(ns / 1e6, 2))
     }
 }
 
@@ -40,7 +62,10 @@ pub(crate) fn blocking(oversubscription: f64) -> String {
     if (oversubscription - 1.0).abs() < 0.005 {
         "non-blocking".into()
     } else if oversubscription < 1.0 {
-        format!("non-blocking, 1:{}", trimmed(1.0 / oversubscription))
+        format!(
+            "non-blocking, {} times as wide",
+            trimmed(1.0 / oversubscription)
+        )
     } else {
         format!("{}:1 oversubscribed", trimmed(oversubscription))
     }
@@ -145,10 +170,10 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
     page.entry(
         "racks",
         &format!(
-            "{} of up to {} GPUs, {} kW each",
+            "{} of up to {}, {} each",
             count(i.racks),
-            s.gpus_per_rack,
-            number(s.rack_power_w / 1e3, 0)
+            plural(s.gpus_per_rack, "GPU"),
+            power(s.rack_power_w)
         ),
     );
     page.entry(
@@ -156,7 +181,7 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
         &format!(
             "{} of {} x {}",
             count(i.nodes),
-            s.gpus_per_node,
+            count(s.gpus_per_node),
             s.accelerator
         ),
     );
@@ -164,9 +189,9 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
     page.entry(
         "scale-up domains",
         &format!(
-            "{} of {} GPUs, {}",
+            "{} of {}, {}",
             count(i.domains),
-            count(d.gpus),
+            plural(d.gpus, "GPU"),
             d.wiring
         ),
     );
@@ -204,15 +229,21 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
         parts.push("switches reduce in flight".to_owned());
     }
     page.entry("fabric", &parts.join("; "));
+    let tiers = [
+        (i.leaves, "leaf", "leaves"),
+        (i.spines, "spine", "spines"),
+        (i.cores, "core", "cores"),
+    ];
+    let tiers: Vec<String> = tiers
+        .into_iter()
+        .filter(|(all, ..)| *all > 0)
+        .map(|(all, one, several)| {
+            format!("{} {}", count(all), if all == 1 { one } else { several })
+        })
+        .collect();
     page.entry(
         "switches",
-        &format!(
-            "{}: {} leaves, {} spines, {} cores",
-            count(i.switches()),
-            count(i.leaves),
-            count(i.spines),
-            count(i.cores)
-        ),
+        &format!("{}: {}", count(i.switches()), tiers.join(", ")),
     );
     page.entry(
         "cables",

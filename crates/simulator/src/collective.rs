@@ -117,7 +117,8 @@ pub enum NoFlows {
     NotServed,
     /// Domains hold different numbers of ranks.
     #[error(
-        "NVLink domains hold different numbers of ranks, and only a ring is laid out over them"
+        "NVLink domains hold different numbers of ranks, and message by message only a ring is laid out \
+         over them; --algorithm ring does, --ranks picks as many of each"
     )]
     Irregular,
     /// More flows than a run should take.

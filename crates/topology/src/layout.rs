@@ -5,7 +5,7 @@
 
 use crate::fabric::Fabric;
 use crate::node::{Cluster, ScaleUp};
-use crate::wiring::{Bridge, Grid, MOST_AXES, Shape, Wiring};
+use crate::wiring::{Bridge, Grid, MOST_AXES, Shape, Wiring, bridged_part};
 use rackflow_units::{Bandwidth, SimDuration};
 use thiserror::Error;
 
@@ -810,6 +810,17 @@ impl Layout {
         (own..(own + unit).min(domain.end))
             .chain(domain)
             .find(|gpu| right(*gpu))
+    }
+
+    /// What two GPUs of a domain have for a message: one link, or what the host bridges between them
+    /// leave of it.
+    pub(crate) fn link_between(&self, a: u32, b: u32) -> Bandwidth {
+        if self.bridges.is_empty() {
+            return self.scale_up_link;
+        }
+        let places = [a % self.domain, b % self.domain];
+        let part = bridged_part(&self.bridges, places.into_iter());
+        self.scale_up_link.scaled(part)
     }
 
     /// Links of its domain that a message from one GPU to another of the same domain crosses, hub

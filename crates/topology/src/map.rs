@@ -505,7 +505,7 @@ impl ClusterMap {
             },
             Level::NvLink => Path {
                 level,
-                bandwidth: layout.scale_up_link,
+                bandwidth: layout.link_between(a, b),
                 latency: scale_up.latency * layout.scale_up_hops(a, b),
             },
             Level::Leaf | Level::Spine | Level::Core => {

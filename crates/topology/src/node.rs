@@ -49,6 +49,19 @@ pub struct ScaleUp {
     /// its domain: a round goes over the slices of all.
     #[serde(default = "default_in_switch_fill")]
     pub in_switch_fill: SimDuration,
+    /// Time in which a rank hands on what it received in a ring of large chunks (NCCL's Simple), beyond
+    /// `latency`. A chunk comes in two slices, so that a step hides half of its own transfer behind
+    /// it. Where it is left out, a ring fills its pipeline once.
+    #[serde(default)]
+    pub hand_on: Option<SimDuration>,
+    /// Part of a step for which the links of a ring stand still between two rounds of chunks: the last
+    /// step of a round only receives. A ring of few steps is slower for it.
+    #[serde(default)]
+    pub ring_turn: f64,
+    /// Time in which a rank copies its own part of an all-to-all, over that of sending a part: the
+    /// same SMs do both.
+    #[serde(default)]
+    pub own_part: f64,
 }
 
 /// Between what an eight-GPU Hopper (0.7) and a Blackwell domain (0.5) measure.

@@ -515,7 +515,7 @@ impl Sketch {
     }
 }
 
-/// The first few of `all`, and the last.
+/// The first few of `all`, and the last; the first where there is one.
 fn spread(few: u32, all: u32) -> impl Iterator<Item = u32> {
-    (0..few).map(move |i| if i + 1 == few { all - 1 } else { i })
+    (0..few).map(move |i| if i > 0 && i + 1 == few { all - 1 } else { i })
 }

@@ -4,9 +4,10 @@ use crate::fabric::Routing;
 use crate::fault::{FaultError, FlappingPorts, Health, LinkFault};
 use crate::graph::Vertex;
 use crate::layout::TopologyError;
-use crate::map::Level;
+use crate::map::{ClusterMap, Level};
 use crate::node::Cluster;
 use crate::wires::{LinkId, Wires};
+use crate::wiring::Wiring;
 use rackflow_units::SimDuration;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -85,7 +86,14 @@ impl RouteTrace {
         let routing = cluster.fabric.routing();
         let mut route = Vec::new();
         wires.route(from, to, 0, &mut route);
-        let hops = hops(&wires, &route);
+        let mut hops = hops(&wires, &route);
+        join(&mut hops);
+        let narrowest = hops.iter().map(|hop| hop.bytes_per_s).min().unwrap_or(0);
+        let met = ClusterMap::new(cluster)?.path(from, to).bandwidth;
+        let narrowest = narrowest.min(met.bytes_per_sec());
+        if matches!(cluster.node.scale_up.wiring, Wiring::Bridged(_)) {
+            over_bridges(&mut hops);
+        }
         let latency: SimDuration = route
             .iter()
             .fold(SimDuration::ZERO, |sum, link| sum + wires.latency(*link));
@@ -108,7 +116,7 @@ impl RouteTrace {
             to,
             level: level.unwrap_or(Level::Local),
             latency_ns: latency.as_picos() as f64 / 1e3,
-            bytes_per_s: hops.iter().map(|hop| hop.bytes_per_s).min().unwrap_or(0),
+            bytes_per_s: narrowest,
             paths: wires.paths(from, to),
             routing,
             by_rail: (rail != route).then(|| self::hops(&wires, &rail)),
@@ -137,6 +145,27 @@ fn hops(wires: &Wires, route: &[LinkId]) -> Vec<Hop> {
         .collect()
 }
 
+/// Where parts of several kinds meet, each has numbered the common switches for itself.
+fn join(hops: &mut [Hop]) {
+    for i in 1..hops.len() {
+        if hops[i - 1].to != hops[i].from {
+            let tier = hops[i].from.split(' ').next().unwrap_or_default();
+            let common = format!("{tier}s in common");
+            hops[i - 1].to.clone_from(&common);
+            hops[i].from = common;
+        }
+    }
+}
+
+/// Cards reach each other over PCIe: nothing there is a switch of a scale-up network.
+fn over_bridges(hops: &mut [Hop]) {
+    for end in hops.iter_mut().flat_map(|hop| [&mut hop.from, &mut hop.to]) {
+        if let Some(domain) = end.strip_prefix("switches of ") {
+            *end = format!("host bridges of {domain}");
+        }
+    }
+}
+
 impl RouteTrace {
     /// Marks what is left of links that are dead, slow or flapping.
     ///
@@ -156,7 +185,8 @@ impl RouteTrace {
             hop.fault = health.words(&hop.from, &hop.to);
         }
         let left = |hop: &Hop| (hop.bytes_per_s as f64 * health.left(&hop.from, &hop.to)) as u64;
-        self.bytes_per_s = self.hops.iter().map(left).min().unwrap_or(0);
+        let narrowest = self.hops.iter().map(left).min().unwrap_or(0);
+        self.bytes_per_s = self.bytes_per_s.min(narrowest);
         Ok(self)
     }
 }

@@ -593,7 +593,7 @@ fn unequal_cables(cluster: &Cluster) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 9 / 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The map's arithmetic and a search of the graph tell the same story.
     #[test]

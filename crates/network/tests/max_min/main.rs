@@ -170,7 +170,7 @@ fn picos(seconds: f64) -> SimDuration {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 12, ..ProptestConfig::default() })]
 
     /// Rates, ends and bytes agree with the slow net through starts, ends, cancellations, cut and
     /// mended links; no link is over its capacity; every flow has a bottleneck.

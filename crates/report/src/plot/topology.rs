@@ -9,7 +9,9 @@ use rackflow_topology::{Level, SketchRack, SketchSwitch, Survey, TierSurvey, Ver
 const SWITCH_HEIGHT: f64 = 26.0;
 /// From one tier of switches to the next.
 const TIER: f64 = 104.0;
-const RACK_HEIGHT: f64 = 150.0;
+const RACK_HEIGHT: f64 = 168.0;
+/// From the top of a GPU to what its domain is made of; its number lies between.
+const UNDER_GPU: f64 = GPU + 17.0;
 const GPU: f64 = 15.0;
 
 /// The middle of the upper and of the lower edge of what is drawn.
@@ -79,9 +81,7 @@ pub fn topology(survey: &Survey) -> Picture {
         let at = (style::MARGIN, below + 18.0 * i as f64);
         picture.words(at, line, size::SMALL, style::FAINT, Anchor::Start, false);
     }
-    if colors(s) > 1 {
-        legend(&mut picture, s, below + 46.0);
-    }
+    legend(&mut picture, s, below + 46.0);
     picture
 }
 
@@ -166,11 +166,12 @@ fn subtitle(s: &Survey) -> String {
 fn switch_caption(s: &Survey, level: Level) -> (String, String) {
     let i = &s.inventory;
     let direct = s.fabric == "dragonfly_plus";
-    let (what, all) = match level {
-        Level::Core => ("cores", i.cores),
-        Level::Spine => ("spines", i.spines),
-        _ => ("leaves", i.leaves),
+    let (one, several, all, drawn) = match level {
+        Level::Core => ("core", "cores", i.cores, &s.sketch.cores),
+        Level::Spine => ("spine", "spines", i.spines, &s.sketch.spines),
+        _ => ("leaf", "leaves", i.leaves, &s.sketch.leaves),
     };
+    let what = if all == 1 { one } else { several };
     let mut parts = vec![format!("{} {what}", count(all))];
     match level {
         Level::Spine if s.pods > 1 => {
@@ -198,7 +199,11 @@ fn switch_caption(s: &Survey, level: Level) -> (String, String) {
                 .map(tier_words),
         );
     }
-    (parts.join(" "), wires.join("; "))
+    let mut words = parts.join(" ");
+    if (drawn.len() as u64) < u64::from(all) {
+        words.push_str(&format!(", {} drawn", drawn.len()));
+    }
+    (words, wires.join("; "))
 }
 
 fn tier_words(tier: &TierSurvey) -> String {
@@ -253,6 +258,10 @@ fn backing(picture: &mut Picture, (x, y): (f64, f64), width: f64, height: f64) {
         2.0 * half,
         Ink(255, 255, 255),
     );
+}
+
+const fn gpu_ink() -> Ink {
+    style::FAINT
 }
 
 /// Boxes side by side over the width of the page; a gap between groups.
@@ -489,39 +498,19 @@ fn draw_rack(picture: &mut Picture, s: &Survey, rack: &RackBox<'_>) {
             (left + 3.0, column - 6.0),
             y + 6.0,
         );
-        for (gpu, at) in drawn.iter().zip(&places) {
-            let step = places.get(1).map_or(GPU + 4.0, |next| next.0 - places[0].0);
-            let wide = (step - 3.0).min(GPU);
-            picture.rectangle(at.0 - wide / 2.0, at.1, wide, GPU, style::USEFUL);
-            if *gpu == drawn[0] || gpu + 1 == drawn[0] + drawn.len() as u32 {
-                let under = (at.0, at.1 + GPU + 8.0);
-                let length = text_width(&gpu.to_string(), size::SMALL, false);
-                if 2.0 * length + 8.0 > column && *gpu != drawn[0] {
-                    continue;
-                }
-                backing(
-                    picture,
-                    (under.0 - length / 2.0, under.1),
-                    length,
-                    size::SMALL,
-                );
-                picture.words(
-                    under,
-                    &gpu.to_string(),
-                    size::SMALL,
-                    style::FAINT,
-                    Anchor::Middle,
-                    false,
-                );
-            }
+        let step = places.get(1).map_or(GPU + 4.0, |next| next.0 - places[0].0);
+        let wide = (step - 3.0).min(GPU);
+        for at in &places {
+            picture.rectangle(at.0 - wide / 2.0, at.1, wide, GPU, gpu_ink());
         }
+        number_gpus(picture, drawn, &places, column);
     }
     let shown = rack.rack.domains.len() as u32;
     let inside = rack
         .rack
         .gpus
         .div_ceil(s.domain.gpus.min(rack.rack.gpus).max(1));
-    let name = format!("rack {}: {} GPUs", rack.rack.rack, rack.rack.gpus);
+    let name = format!("rack {}: {}", rack.rack.rack, plural(rack.rack.gpus, "GPU"));
     let more = if inside > shown {
         format!("{shown} of its {inside} domains drawn")
     } else {
@@ -546,6 +535,28 @@ fn draw_rack(picture: &mut Picture, s: &Survey, rack: &RackBox<'_>) {
     );
 }
 
+/// The numbers of the first and the last GPU under them, or both in one where a neighbour's are near.
+fn number_gpus(picture: &mut Picture, gpus: &[u32], places: &[(f64, f64)], column: f64) {
+    let (Some(first), Some(last)) = (places.first(), places.last()) else {
+        return;
+    };
+    let ends = [gpus[0], gpus[gpus.len() - 1]].map(|gpu| gpu.to_string());
+    let length = text_width(&ends[1], size::SMALL, false);
+    let (span, y) = (last.0 - first.0, first.1 + GPU + 8.0);
+    let near = length + 8.0 > (column - span).min(span);
+    let labels = match (gpus.len(), near) {
+        (1, _) => vec![(first.0, ends[0].clone())],
+        (_, true) => vec![((first.0 + last.0) / 2.0, ends.join(" to "))],
+        (_, false) => vec![(first.0, ends[0].clone()), (last.0, ends[1].clone())],
+    };
+    for (x, words) in labels {
+        let length = text_width(&words, size::SMALL, false);
+        backing(picture, (x - length / 2.0, y), length, size::SMALL);
+        let ink = style::FAINT;
+        picture.words((x, y), &words, size::SMALL, ink, Anchor::Middle, false);
+    }
+}
+
 /// The GPUs of a domain in one rack, and how they are wired.
 fn draw_domain(
     picture: &mut Picture,
@@ -557,57 +568,83 @@ fn draw_domain(
 ) {
     let hub = y + 52.0;
     let ink = style::WAIT.tint(0.6);
-    if s.domain.wiring == "switched" {
-        for gpu in gpus {
-            picture.path(vec![(gpu.0, gpu.1 + GPU), (gpu.0, hub)], ink, 1.0);
-        }
-        let bar = (x + 4.0, width - 8.0);
-        picture.rectangle(bar.0, hub, bar.1, 16.0, style::WAIT.tint(0.25));
-        picture.frame(bar.0, hub, bar.1, 16.0, style::WAIT, 1.0);
-    } else if s.domain.wiring == "mesh" {
-        for (i, a) in gpus.iter().enumerate() {
-            for (j, b) in gpus.iter().enumerate().skip(i + 1) {
-                // An arc under the two, deeper the farther apart they are.
-                let low = a.1 + GPU + 4.0 * (j - i) as f64;
-                let (top, left, right) = (a.1 + GPU, a.0 + 2.0, b.0 - 2.0);
-                picture.path(
-                    vec![(a.0, top), (left, low), (right, low), (b.0, top)],
-                    ink,
-                    1.0,
-                );
+    let wiring = Wiring::of(&s.domain.wiring);
+    match wiring {
+        Wiring::Switched | Wiring::Bridged => {
+            for gpu in gpus {
+                picture.path(vec![(gpu.0, gpu.1 + GPU), (gpu.0, hub)], ink, 1.0);
             }
+            let bar = (x + 4.0, width - 8.0);
+            picture.rectangle(bar.0, hub, bar.1, 16.0, style::WAIT.tint(0.25));
+            picture.frame(bar.0, hub, bar.1, 16.0, style::WAIT, 1.0);
         }
-    } else {
-        lattice(picture, (x + width / 2.0, y + 40.0), ink);
+        Wiring::Mesh => mesh(picture, gpus, ink),
+        Wiring::Torus => lattice(picture, (x + width / 2.0, y + 8.0 + UNDER_GPU + 15.0), ink),
     }
-    let words = format!("domain {domain}");
-    let label = if s.domain.wiring == "switched" {
-        hub + 8.0
-    } else {
-        hub + 20.0
+    let (words, label) = match wiring {
+        Wiring::Switched => (format!("domain {domain}"), hub + 8.0),
+        Wiring::Bridged => (format!("domain {domain}: PCIe"), hub + 8.0),
+        Wiring::Mesh => (format!("domain {domain}: mesh"), hub + 32.0),
+        Wiring::Torus => (format!("domain {domain}: {}", s.domain.wiring), hub + 36.0),
     };
-    if text_width(&words, size::SMALL, false) < width {
+    let words = if text_width(&words, size::SMALL, false) < width {
+        words
+    } else {
+        domain.to_string()
+    };
+    let middle = (x + width / 2.0, label);
+    picture.words(
+        middle,
+        &words,
+        size::SMALL,
+        style::TEXT,
+        Anchor::Middle,
+        false,
+    );
+    let (drawn, all) = (gpus.len() as u32, s.domain.gpus.min(s.gpus_per_rack));
+    if all > drawn {
+        let words = format!("{drawn} of {} GPUs drawn", count(all));
+        let under = (x + width / 2.0, label + 17.0);
         picture.words(
-            (x + width / 2.0, label),
-            &words,
-            size::SMALL,
-            style::TEXT,
-            Anchor::Middle,
-            false,
-        );
-    }
-    let drawn = gpus.len() as u32;
-    let more = s.domain.gpus.saturating_sub(drawn);
-    if more > 0 {
-        let words = format!("{drawn} of {} GPUs drawn", count(s.domain.gpus));
-        picture.words(
-            (x + width / 2.0, label + 20.0),
+            under,
             &words,
             size::SMALL,
             style::FAINT,
             Anchor::Middle,
             false,
         );
+    }
+}
+
+/// How a domain is drawn.
+#[derive(Clone, Copy)]
+enum Wiring {
+    Switched,
+    Bridged,
+    Mesh,
+    Torus,
+}
+
+impl Wiring {
+    fn of(words: &str) -> Self {
+        match words {
+            "switched" => Self::Switched,
+            "mesh" => Self::Mesh,
+            torus if torus.starts_with("torus") => Self::Torus,
+            _ => Self::Bridged,
+        }
+    }
+}
+
+/// A link for each pair: an arc under the two, deeper the farther apart they are.
+fn mesh(picture: &mut Picture, gpus: &[(f64, f64)], ink: Ink) {
+    for (i, a) in gpus.iter().enumerate() {
+        for (j, b) in gpus.iter().enumerate().skip(i + 1) {
+            let low = a.1 + UNDER_GPU + 4.0 * (j - i) as f64;
+            let (top, left, right) = (a.1 + GPU, a.0 + 2.0, b.0 - 2.0);
+            let arc = vec![(a.0, top), (left, low), (right, low), (b.0, top)];
+            picture.path(arc, ink, 1.0);
+        }
     }
 }
 
@@ -628,7 +665,7 @@ fn lattice(picture: &mut Picture, middle: (f64, f64), ink: Ink) {
         let (first, last) = (place(column, -1), place(column, 1));
         picture.line((first.0, first.1 - 6.0), (last.0, last.1 + 6.0), ink);
         for row in -1..=1 {
-            picture.disc(place(column, row), 3.0, style::USEFUL);
+            picture.disc(place(column, row), 3.0, gpu_ink());
         }
     }
 }
@@ -637,10 +674,15 @@ fn lattice(picture: &mut Picture, middle: (f64, f64), ink: Ink) {
 fn footer(s: &Survey) -> Vec<String> {
     let drawn = s.sketch.racks.len();
     let d = &s.domain;
+    let racks = plural(s.inventory.racks, "rack");
+    let racks = if drawn < s.inventory.racks as usize {
+        format!("{drawn} of {racks} drawn")
+    } else {
+        racks
+    };
     let first = format!(
-        "{drawn} of {} drawn; {} NICs of {}, {} per GPU",
-        plural(s.inventory.racks, "rack"),
-        count(s.inventory.nics),
+        "{racks}; {} of {}, {} per GPU",
+        plural(s.inventory.nics, "NIC"),
         gigabits(s.nic_bytes_per_s),
         gigabits(s.nic_share_bytes_per_s),
     );
@@ -654,9 +696,9 @@ fn footer(s: &Survey) -> Vec<String> {
         String::new()
     };
     let second = format!(
-        "{} of {} GPUs, {}: {} per GPU one way{link}",
+        "{} of {}, {}: {} per GPU one way{link}",
         plural(s.inventory.domains, "scale-up domain"),
-        count(d.gpus),
+        plural(d.gpus, "GPU"),
         d.wiring,
         gigabytes(d.bytes_per_s),
     );
@@ -678,9 +720,9 @@ fn legend(picture: &mut Picture, s: &Survey, y: f64) {
         .collect();
     seen.sort_by_key(|(index, _)| *index);
     seen.dedup_by_key(|(index, _)| *index);
-    let names: Vec<(Ink, String)> = seen
-        .into_iter()
-        .map(|(index, ink)| (ink, format!("{what} {index}")))
+    let of_leaves = seen.into_iter().filter(|_| colors(s) > 1);
+    let names: Vec<(Ink, String)> = std::iter::once((gpu_ink(), "GPU".to_owned()))
+        .chain(of_leaves.map(|(index, ink)| (ink, format!("{what} {index}"))))
         .collect();
     let entries: Vec<(Ink, &str)> = names
         .iter()

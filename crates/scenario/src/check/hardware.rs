@@ -73,6 +73,16 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
             &at("scale_up.collective_base"),
             scale_up.collective_base,
         ),
+        latency(
+            findings,
+            &at("scale_up.in_switch_fill"),
+            scale_up.in_switch_fill,
+        ),
+        latency(
+            findings,
+            &at("scale_up.hand_on"),
+            scale_up.hand_on.unwrap_or(SimDuration::ZERO),
+        ),
         latency(findings, &at("nic.latency"), nic.latency),
         fraction(findings, &at("scale_up.efficiency"), scale_up.efficiency),
         fraction(
@@ -97,6 +107,8 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
                 .hybrid_expert_efficiency
                 .unwrap_or(scale_up.efficiency),
         ),
+        part(findings, &at("scale_up.ring_turn"), scale_up.ring_turn),
+        part(findings, &at("scale_up.own_part"), scale_up.own_part),
         fraction(findings, &at("nic.efficiency"), nic.efficiency),
         within(
             findings,
@@ -123,6 +135,17 @@ fn latency(findings: &mut Findings<'_>, path: &str, latency: SimDuration) -> boo
             format!("`{name}` is {latency}, which is absurdly large"),
         );
         findings.report(found.label("at most 1 s"));
+    }
+    right
+}
+
+/// A part of a step: nothing, or up to the whole.
+fn part(findings: &mut Findings<'_>, path: &str, value: f64) -> bool {
+    let right = (0.0..=1.0).contains(&value);
+    if !right {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let found = findings.at(path, format!("`{name}` is {value}; it must be from 0 to 1"));
+        findings.report(found);
     }
     right
 }

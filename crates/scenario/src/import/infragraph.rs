@@ -186,14 +186,17 @@ impl Reader<'_> {
         for component in list(device, "components") {
             let count = self.count(component)?;
             match self.word(component, "choice")?.text().unwrap_or_default() {
-                "xpu" => sum.xpus = sum.xpus.saturating_add(count),
+                "xpu" | "npu" => sum.xpus = sum.xpus.saturating_add(count),
                 "nic" => sum.nics = sum.nics.saturating_add(count),
                 "port" => sum.ports = sum.ports.saturating_add(count),
                 "device" => {
                     let inner =
                         self.parts(self.device(self.word(component, "name")?)?, depth + 1)?;
                     sum.xpus = sum.xpus.saturating_add(inner.xpus.saturating_mul(count));
-                    sum.nics = sum.nics.saturating_add(inner.nics.saturating_mul(count));
+                    // A card: a device of its own with ports, or with a transceiver.
+                    let card = inner.xpus == 0 && inner.nics == 0 && inner.ports > 0;
+                    let nics = if card { 1 } else { inner.nics };
+                    sum.nics = sum.nics.saturating_add(nics.saturating_mul(count));
                     sum.ports = sum.ports.saturating_add(inner.ports.saturating_mul(count));
                 }
                 _ => {}
@@ -241,8 +244,7 @@ impl Reader<'_> {
     /// bandwidth; `None` where none has.
     fn scale_up(&self, host: &Tree, xpus: u32) -> Result<Option<f64>, Found> {
         let choice = |name: &str| {
-            find(list(host, "components"), name)
-                .and_then(|c| Some((c.get("choice")?.text()?, self.count(c).ok()?)))
+            find(list(host, "components"), name).and_then(|c| Some((kind(c)?, self.count(c).ok()?)))
         };
         let mut sum = 0.0;
         for edge in list(host, "edges") {
@@ -349,7 +351,7 @@ impl Reader<'_> {
             return Err(self.at(
                 host,
                 "this node has no component of the choice `nic`".into(),
-                "interfaces are components with choice: nic",
+                "interfaces are components with choice: nic, or devices with ports",
             ));
         };
         Ok(Described {
@@ -380,10 +382,16 @@ fn find<'t>(items: &'t [Tree], name: &str) -> Option<&'t Tree> {
     items.iter().find(|item| name_of(item) == Some(name))
 }
 
+/// What a component is; earlier graphs call an `xpu` an `npu`.
+fn kind(component: &Tree) -> Option<&str> {
+    let choice = component.get("choice")?.text()?;
+    Some(if choice == "npu" { "xpu" } else { choice })
+}
+
 fn xpu(device: &Tree) -> Option<&Tree> {
     list(device, "components")
         .iter()
-        .find(|c| c.get("choice").and_then(Tree::text) == Some("xpu"))
+        .find(|c| kind(c) == Some("xpu"))
 }
 
 /// Accelerators that a text names.

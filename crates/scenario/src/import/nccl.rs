@@ -153,7 +153,13 @@ fn not_xml(file: &Source, error: &roxmltree::Error) -> Found {
         offset += line.len();
     }
     let span = Span { offset, len: 1 };
-    let found = Diagnostic::error(file, span, format!("this is not XML: {error}"));
+    let message = match error {
+        roxmltree::Error::DtdDetected => {
+            "this XML has a document type (hwloc's has), and a topology of NCCL has none".to_owned()
+        }
+        error => format!("this is not XML: {error}"),
+    };
+    let found = Diagnostic::error(file, span, message);
     Box::new(found.hint("a topology is what NCCL writes with NCCL_TOPO_DUMP_FILE=topology.xml"))
 }
 
@@ -208,6 +214,9 @@ impl Reader<'_> {
         let sm = sm.unwrap_or_default();
         let message = match device {
             Some(device) => format!("the PCI device {} is none that is known", shorten(&device)),
+            None if sm.is_empty() => {
+                "nothing says which GPU this is: `pci` has no `device`, and there is no `gpu` with `sm`".to_owned()
+            }
             None => format!(
                 "compute capability \"{}\" does not say which GPU this is, and `pci` has no `device`",
                 shorten(&sm)

@@ -293,8 +293,41 @@ fn refusals_point_into_the_file() {
     assert!(slice.contains("`leaf[8]` names none of the 8"), "{slice}");
 }
 
+/// Cards that are devices of their own, with a transceiver in each, are interfaces; an `npu` computes.
+#[test]
+fn cards_and_npus_of_an_infragraph_count() {
+    let graph = "devices:\n\
+        - name: server\n  components:\n\
+        \x20 - { choice: npu, count: 8, description: NVIDIA H100 SXM5, name: npu }\n\
+        \x20 - { choice: switch, count: 4, name: nvsw }\n\
+        \x20 - { choice: device, count: 4, name: card }\n\
+        \x20 edges:\n\
+        \x20 - { ep1: { component: nvsw }, ep2: { component: npu }, link: nvlink, scheme: many2many }\n\
+        \x20 links: [{ name: nvlink }]\n\
+        - name: card\n  components:\n\
+        \x20 - { choice: port, count: 1, name: port }\n\
+        \x20 - { choice: device, count: 1, name: plug }\n\
+        - name: plug\n  components:\n\
+        \x20 - { choice: port, count: 2, name: lane }\n\
+        instances:\n- { name: server, count: 1, device: server }\nname: alone\n";
+    let cluster = read(graph).expect("it is sound");
+    assert_eq!((cluster.gpus, cluster.node.nic.count), (8, 4));
+}
+
+#[test]
+fn what_is_no_topology_of_nccl_says_so() {
+    let hwloc = "<?xml version=\"1.0\"?>\n<!DOCTYPE topology SYSTEM \"hwloc2.dtd\">\n<topology/>\n";
+    let found = refused(hwloc);
+    assert!(
+        found.contains("hwloc") && found.contains("NCCL_TOPO_DUMP_FILE"),
+        "{found}"
+    );
+    let bare = refused(CLOUD);
+    assert!(bare.contains("nothing says which GPU this is"), "{bare}");
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 2, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_break_it(

@@ -2,7 +2,7 @@
 
 use super::blocks;
 use super::cost::{DecodeTable, StepModel, Work};
-use super::ground::{slowdown, way_of_steps, ways_of_store};
+use super::ground::{all_gpus, slowdown, way_of_steps, ways_of_store};
 use super::live::{Live, Lives};
 use super::luck::Luck;
 use super::network::{self, Ground, Network, Piece, Purpose, Sides, Spread, Transfer, Way, Wires};
@@ -363,6 +363,10 @@ struct Serving<'a, 's> {
     /// Links over which blocks of a remote store come to each replica and go back, and flows of each of
     /// its GPUs.
     store_ways: Vec<[Spread; 2]>,
+    /// GPUs of all replicas.
+    fleet_gpus: u32,
+    /// The GPU of the fleet whose host has the next blocks of the remote store.
+    store_turn: u32,
     source: Source<'s>,
     tables: Vec<DecodeTable>,
     replicas: Vec<Replica>,
@@ -386,6 +390,8 @@ struct Serving<'a, 's> {
     numbered: u64,
     record: ServingRecord,
     endpoints: Vec<u32>,
+    /// Ends on the hosts of a remote store.
+    store_ends: Vec<u32>,
     exhausted: bool,
 }
 
@@ -458,6 +464,8 @@ impl<'a, 's> Serving<'a, 's> {
             transfers: Vec::new(),
             free_transfers: Vec::new(),
             transfer_of: Vec::new(),
+            fleet_gpus: all_gpus(fleet).len() as u32,
+            store_turn: 0,
             turn: [0; 2],
             routing: root.derive("router"),
             luck: root.derive("acceptance"),
@@ -470,6 +478,7 @@ impl<'a, 's> Serving<'a, 's> {
             numbered: 0,
             record: empty_record(fleet),
             endpoints: Vec::new(),
+            store_ends: Vec::new(),
             exhausted: false,
         }
     }
@@ -685,12 +694,14 @@ impl<'a, 's> Serving<'a, 's> {
         self.endpoints.clear();
         self.endpoints
             .extend((0..pool.cache_gpus).map(|gpu| replica.gpu + gpu));
+        self.store_hosts(index);
         let network = self.network.as_mut().expect("a remote tier has a network");
         let [reads, writes] = &self.store_ways[index as usize];
+        let (here, there) = (&self.endpoints, &self.store_ends);
         let (sides, way) = if purpose == Purpose::Write {
-            (Sides::From(&self.endpoints), writes)
+            (Sides::Between(here, there), writes)
         } else {
-            (Sides::Into(&self.endpoints), reads)
+            (Sides::Between(there, here), reads)
         };
         network.start(
             queue,
@@ -700,6 +711,25 @@ impl<'a, 's> Serving<'a, 's> {
             purpose,
             Event::FlowEnded,
         );
+    }
+
+    /// Blocks lie on the hosts of the fleet alike: as many NICs of others as the replica has take part,
+    /// in turn.
+    fn store_hosts(&mut self, index: u32) {
+        let replica = &self.replicas[index as usize];
+        let pool = &self.fleet.pools[replica.pool];
+        let own = replica.gpu..replica.gpu + pool.gpus;
+        self.store_ends.clear();
+        if self.fleet_gpus - pool.gpus < pool.cache_gpus {
+            return;
+        }
+        while self.store_ends.len() < pool.cache_gpus as usize {
+            let gpu = self.store_turn;
+            self.store_turn = (gpu + 1) % self.fleet_gpus;
+            if !own.contains(&gpu) {
+                self.store_ends.push(gpu);
+            }
+        }
     }
 
     fn loaded(&mut self, id: u32, queue: &mut EventQueue<Event>) {

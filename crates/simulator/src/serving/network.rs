@@ -96,10 +96,8 @@ pub(super) enum Sides<'a> {
     Both(&'a [u32]),
     /// One sends, the other receives.
     Pair(u32, u32),
-    /// All receive.
-    Into(&'a [u32]),
-    /// All send.
-    From(&'a [u32]),
+    /// The first send, the second receive.
+    Between(&'a [u32], &'a [u32]),
 }
 
 impl Sides<'_> {
@@ -111,8 +109,10 @@ impl Sides<'_> {
                 ends.extend(gpus.iter().flat_map(|gpu| [side(*gpu, 0), side(*gpu, 1)]));
             }
             Self::Pair(from, to) => ends.extend([side(from, 0), side(to, 1)]),
-            Self::Into(gpus) => ends.extend(gpus.iter().map(|gpu| side(*gpu, 1))),
-            Self::From(gpus) => ends.extend(gpus.iter().map(|gpu| side(*gpu, 0))),
+            Self::Between(from, to) => {
+                ends.extend(from.iter().map(|gpu| side(*gpu, 0)));
+                ends.extend(to.iter().map(|gpu| side(*gpu, 1)));
+            }
         }
     }
 }

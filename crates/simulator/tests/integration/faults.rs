@@ -109,7 +109,7 @@ fn a_slow_scale_up_link_slows_tensor_parallelism() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 21, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Folding splits what a fault tells apart, and nothing changes.
     #[test]

@@ -15,7 +15,7 @@ fn simulated(setup: &Setup, fidelity: Fidelity) -> Record {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 3 / 8, ..ProptestConfig::default() })]
 
     /// Step time, total accounts and the accounts of every single GPU are equal to the picosecond.
     #[test]

@@ -54,7 +54,7 @@ fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) ->
 const LOOKED_AT: usize = 12;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
 
     #[test]
     fn no_plan_of_any_setup_is_faster_than_its_bounds(setup in setups(), from in any::<prop::sample::Index>()) {

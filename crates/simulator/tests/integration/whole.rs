@@ -235,7 +235,7 @@ fn steps_of_a_service_meet_the_uplinks_of_their_leaves() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 5, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 51, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// No job gains from others, and folding changes nothing.
     #[test]

@@ -41,7 +41,7 @@ fn walked(wires: &Wires, route: &[LinkId], a: u32, b: u32) -> (SimDuration, Leve
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 3 / 2, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Routes join up, are as long as the map says and as short as a search of the graph finds,
     /// whichever way parallel paths are used.
@@ -180,7 +180,7 @@ fn every_fabric_of_the_catalogue_compiles() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 9 / 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A reduction in the switches is a tree: every GPU climbs to the same switch, over links of
     /// which each is taken once, and what comes down takes the same cables the other way.
