@@ -16,6 +16,7 @@ use rackflow_workload::serving::{
 use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Router, Slo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// The published serving runs that ship with the catalogue.
 pub const SHIPPED: &str = include_str!("../../data/serving.jsonl");
@@ -83,6 +84,9 @@ pub struct ServingRun {
     pub isl: u64,
     /// Tokens of an answer.
     pub osl: u64,
+    /// How the lengths of the requests lie around these two; left out: as the citation of the source says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lengths: Option<Spread>,
     /// The engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
@@ -93,12 +97,63 @@ pub struct ServingRun {
     pub measured: ServingMeasurement,
 }
 
+/// How the lengths of a run's requests lie around those that its source states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    /// All alike: fixed, or a limit that every answer reaches.
+    Fixed,
+    /// As uneven as conversations.
+    Conversations,
+}
+
+/// What is known of the lengths of a source's requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lengths {
+    /// Answers of these lengths are a limit that all reach.
+    limits: Vec<u64>,
+    /// All others.
+    others: Spread,
+    /// How that is known.
+    because: String,
+}
+
 /// A citation that rows name by a short word.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Citation {
     source: String,
     citation: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lengths: Option<Lengths>,
+}
+
+impl Citation {
+    /// What it says of the lengths of a run, whose source may be named in full.
+    fn spread(&self, run: &ServingRun) -> Option<Spread> {
+        let lengths = self.lengths.as_ref()?;
+        let its = run.source == self.source || run.source == self.citation;
+        its.then(|| {
+            if lengths.limits.contains(&run.osl) {
+                Spread::Fixed
+            } else {
+                lengths.others
+            }
+        })
+    }
+}
+
+/// The citations of the rows that ship.
+fn shipped_citations() -> &'static [Citation] {
+    static SHIPPED_CITATIONS: OnceLock<Vec<Citation>> = OnceLock::new();
+    SHIPPED_CITATIONS.get_or_init(|| {
+        let lines = SHIPPED.lines();
+        lines
+            .filter(|line| line.contains("\"citation\""))
+            .map(|line| serde_json::from_str(line).expect("the shipped rows are well formed"))
+            .collect()
+    })
 }
 
 /// Serving runs and what their sources stand for.
@@ -117,17 +172,25 @@ pub struct ServingRuns {
 /// When a line is not a JSON object, or an object without what every row must have.
 pub fn read(text: &str) -> Result<ServingRuns, ReadError> {
     let mut all = ServingRuns::default();
+    let mut citations: Vec<Citation> = Vec::new();
     json_lines(text, |value| {
         let refuse = |error: serde_json::Error| error.to_string();
         if value.get("citation").is_some() {
-            let citation: Citation = serde_json::from_value(value).map_err(refuse)?;
-            all.citations.insert(citation.source, citation.citation);
+            citations.push(serde_json::from_value::<Citation>(value).map_err(refuse)?);
         } else {
             all.runs
                 .push(serde_json::from_value(value).map_err(refuse)?);
         }
         Ok(())
     })?;
+    for run in all.runs.iter_mut().filter(|run| run.lengths.is_none()) {
+        let mut known = citations.iter().chain(shipped_citations());
+        run.lengths = known.find_map(|citation| citation.spread(run));
+    }
+    all.citations = citations
+        .into_iter()
+        .map(|citation| (citation.source, citation.citation))
+        .collect();
     Ok(all)
 }
 
@@ -561,11 +624,9 @@ pub fn setup(run: &ServingRun, catalogue: &Catalogue) -> Result<ServingSetup, Un
                 }
             };
             let [(p_count, p), (d_count, d)] = match recipe {
-                // The table leaves out expert parallelism of SGLang's attention groups here and there.
-                Some(recipe) if !recorded || run.engine.as_deref() == Some("sglang") => {
-                    recipe.sides()
-                }
-                _ => stated,
+                // The table leaves out attention groups and their expert parallelism here and there.
+                Some(recipe) => recipe.sides(),
+                None => stated,
             };
             let mut decode = pool(d, d_count, &mut assumed)?;
             let mut prefill = pool(p, p_count, &mut assumed)?;

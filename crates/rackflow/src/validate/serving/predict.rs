@@ -2,7 +2,7 @@
 //! and the fleet is run as `rackflow run` runs one.
 
 use rackflow_plan::serving::{Duty, FleetSetup, compile_fleet};
-use rackflow_scenario::published::serving::{ServingRun, ServingSetup};
+use rackflow_scenario::published::serving::{ServingRun, ServingSetup, Spread};
 use rackflow_simulator::serving::{Fleet, NoSink, serve};
 use rackflow_units::{RequestRate, SimDuration};
 use rackflow_workload::{Arrivals, Length, RequestPlan, Scheduler, Shapes};
@@ -153,15 +153,15 @@ fn online(run: &ServingRun, setup: &mut ServingSetup) -> Result<FleetSetup, Refu
         },
         None => return Err(("no request rate", String::new())),
     };
-    // An output of 16 or 256 tokens is a limit that each request reaches: in its burst of 500 there are
-    // 491 in flight on average (throughput x latency). Conversations are not: 237 (202 and 214 tokens).
-    let limited = run.osl.is_power_of_two();
-    setup.assumed.push(if limited {
-        "lengths: as stated, all alike"
-    } else {
-        "lengths: as stated on average, as uneven as ShareGPT's conversations"
-    });
-    let spread: fn(u32) -> Length = if limited { Length::Fixed } else { uneven };
+    let (spread, assumed): (fn(u32) -> Length, _) = match run.lengths {
+        Some(Spread::Conversations) => (
+            uneven,
+            "lengths: as stated on average, as uneven as ShareGPT's conversations",
+        ),
+        Some(Spread::Fixed) => (Length::Fixed, "lengths: as stated, since all reach a limit"),
+        None => (Length::Fixed, "lengths: as stated, all alike"),
+    };
+    setup.assumed.push(assumed);
     let requests = requests(run, arrivals, REQUESTS, spread)?;
     Ok(setup.fleet(&run.id, requests))
 }
