@@ -105,7 +105,7 @@ impl Default for KernelOptions {
 }
 
 /// What a serving engine chose, and what its device did before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ServingOptions {
     /// Whose kernels run.
     pub library: Library,
@@ -119,6 +119,8 @@ pub struct ServingOptions {
     /// Activations whose scales are known beforehand arrive quantised. Benchmarks of a product quantise
     /// them first, with scales that they have to find.
     pub arrive_quantised: bool,
+    /// Times inside kernels that depend on no size, over those of the library: 1 as measured.
+    pub latency: f64,
 }
 
 impl Default for ServingOptions {
@@ -130,6 +132,7 @@ impl Default for ServingOptions {
             launch: Launch::Graph,
             warm_cache: false,
             arrive_quantised: false,
+            latency: 1.0,
         }
     }
 }
@@ -183,7 +186,10 @@ pub fn cost_by(
 
 /// The device that a serving kernel runs on.
 fn device<'a>(accelerator: &'a Accelerator, sms: u32, options: &ServingOptions) -> Device<'a> {
-    Device::new(accelerator, sms, options.load, &MECHANISM)
+    Device {
+        latency: options.latency,
+        ..Device::new(accelerator, sms, options.load, &MECHANISM)
+    }
 }
 
 /// Time of host code over that of the x86 hosts that came with PCIe 5, told by the link to the host: a
@@ -205,6 +211,8 @@ struct Device<'a> {
     mechanism: &'a Mechanism,
     /// Clock over the clock at which the efficiencies were measured.
     clock_share: f64,
+    /// Latencies inside kernels over the measured ones.
+    latency: f64,
 }
 
 impl<'a> Device<'a> {
@@ -225,7 +233,13 @@ impl<'a> Device<'a> {
                 Load::Burst => 1.0,
                 Load::Continuous => accelerator.measured.continuous_clock,
             },
+            latency: 1.0,
         }
+    }
+
+    /// Latency of the first and last bytes of a kernel, which no other byte hides [s].
+    fn ramp(&self) -> f64 {
+        self.mechanism.stream_ramp * self.latency
     }
 
     /// Memory bandwidth that a long stream reaches [bytes/s]. A few SMs cannot ask for all of it.

@@ -36,6 +36,10 @@ pub enum Resource {
     Launch,
     /// Sequences per step.
     Batch,
+    /// Of a service: clock of the SMs beside the tensor cores, by which tiles begin and end and caches deliver.
+    Clock,
+    /// Of a service: times inside kernels that depend on no size.
+    KernelLatency,
     /// Of a service: room for the KV cache.
     KvCapacity,
     /// Of a service: sequences that run at once, at most.
@@ -67,7 +71,7 @@ impl Resource {
     ];
 
     /// Those of a service, in the order in which they are told.
-    pub const OF_SERVING: [Self; 16] = [
+    pub const OF_SERVING: [Self; 18] = [
         Self::TensorFlops,
         Self::VectorFlops,
         Self::Exponentials,
@@ -78,6 +82,8 @@ impl Resource {
         Self::Nic,
         Self::Latency,
         Self::CommunicationSms,
+        Self::Clock,
+        Self::KernelLatency,
         Self::Launch,
         Self::Sequences,
         Self::StepTokens,
@@ -100,6 +106,8 @@ impl Resource {
             Self::CommunicationSms => "communication_sms",
             Self::Launch => "launch",
             Self::Batch => "batch",
+            Self::Clock => "clock",
+            Self::KernelLatency => "kernel_latency",
             Self::KvCapacity => "kv_capacity",
             Self::Sequences => "max_num_seqs",
             Self::StepTokens => "max_num_batched_tokens",
@@ -123,6 +131,8 @@ impl Resource {
             Self::CommunicationSms => "fewer SMs held by communication",
             Self::Launch => "shorter kernel launches",
             Self::Batch => "a larger batch",
+            Self::Clock => "SM clock, FLOP/s apart",
+            Self::KernelLatency => "shorter latency in kernels",
             Self::KvCapacity => "room for the KV cache",
             Self::Sequences => "sequences at once (limit)",
             Self::StepTokens => "tokens per step (limit)",
@@ -146,6 +156,8 @@ impl Resource {
             Self::CommunicationSms => "the SMs that communication holds",
             Self::Launch => "the host that launches kernels",
             Self::Batch => "the size of the batch",
+            Self::Clock => "the clock of the SMs",
+            Self::KernelLatency => "latencies inside kernels",
             Self::KvCapacity => "the room for the KV cache",
             Self::Sequences => "the limit on sequences at once",
             Self::StepTokens => "the limit on tokens per step",
@@ -226,6 +238,9 @@ impl Resource {
                 cluster.for_each_node(|node| node.accelerator.exponentials_per_sm_clock += 1);
                 return Some(rate(cluster) as f64 / before.max(1) as f64);
             }
+            Self::Clock => cluster.for_each_node(|node| {
+                node.accelerator.clock = node.accelerator.clock * step;
+            }),
             Self::MemoryBandwidth => {
                 cluster.for_each_node(|node| wider(&mut node.accelerator.memory_bandwidth, step));
             }

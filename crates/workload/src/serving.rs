@@ -126,6 +126,8 @@ pub struct Deployment {
     pub max_batched_tokens: u64,
     /// What the GPUs did before.
     pub duty: Duty,
+    /// Latencies inside kernels over the measured ones, for what-ifs: 1 as measured.
+    pub kernel_latency: f64,
     /// Named, dated software.
     pub stack: ServingStack,
 }
@@ -147,6 +149,7 @@ impl Deployment {
             redundant_experts: 0,
             expert_imbalance: 1.0,
             duty: Duty::Continuous,
+            kernel_latency: 1.0,
             max_batched_tokens: stack.limits.max_batched_tokens,
             stack,
         }

@@ -62,7 +62,10 @@ pub fn decode_attention(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let rates = options.library.decode(op.kv, generation);
+    let rates = options
+        .library
+        .decode(op.kv, generation)
+        .slower(options.latency);
     decode_attention_by(op, accelerator, sms, options, &rates)
 }
 
@@ -121,7 +124,10 @@ pub fn latent_decode(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let rates = options.library.latent(op.kv, generation);
+    let rates = options
+        .library
+        .latent(op.kv, generation)
+        .slower(options.latency);
     latent_decode_by(op, accelerator, sms, options, &rates)
 }
 
@@ -227,7 +233,7 @@ fn attention(work: &Work, device: &Device<'_>, options: &ServingOptions) -> Part
         sustained: sustained - useful,
         shape,
         exponent: computed - sustained - shape,
-        memory: whole - computed + device.mechanism.stream_ramp,
+        memory: whole - computed + device.ramp(),
         floor: device.floor() + work.fixed,
         memory_time: read,
     }

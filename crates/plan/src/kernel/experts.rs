@@ -55,7 +55,10 @@ pub fn experts(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let rates = options.library.experts(op.format, generation, op.sent);
+    let rates = options
+        .library
+        .experts(op.format, generation, op.sent)
+        .slower(options.latency);
     experts_by(op, accelerator, sms, options, &rates)
 }
 

@@ -147,6 +147,54 @@ pub struct ExpertRates {
     pub product: GemmRates,
 }
 
+impl GemmRates {
+    /// With `factor` times the latencies.
+    pub(super) fn slower(mut self, factor: f64) -> Self {
+        self.ramp *= factor;
+        self.quantise.fixed *= factor;
+        self
+    }
+}
+
+impl DecodeRates {
+    /// With `factor` times the latencies.
+    pub(super) fn slower(mut self, factor: f64) -> Self {
+        self.fixed *= factor;
+        self.item *= factor;
+        self.head *= factor;
+        self.tail *= factor;
+        self
+    }
+}
+
+impl LatentRates {
+    /// With `factor` times the latencies.
+    pub(super) fn slower(mut self, factor: f64) -> Self {
+        self.fixed *= factor;
+        self.item *= factor;
+        self.head *= factor;
+        self.tail *= factor;
+        self
+    }
+}
+
+impl PrefillRates {
+    /// With `factor` times the latencies.
+    pub(super) fn slower(mut self, factor: f64) -> Self {
+        self.fixed *= factor;
+        self
+    }
+}
+
+impl ExpertRates {
+    /// With `factor` times the latencies.
+    pub(super) fn slower(mut self, factor: f64) -> Self {
+        self.fixed *= factor;
+        self.product = self.product.slower(factor);
+        self
+    }
+}
+
 impl Library {
     /// Constants of this library's dense products.
     pub fn gemm(self, format: Format, generation: Generation) -> GemmRates {

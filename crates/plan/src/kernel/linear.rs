@@ -33,7 +33,10 @@ pub fn linear(
     options: &ServingOptions,
 ) -> KernelCost {
     let generation = device(accelerator, sms, options).generation_kind();
-    let mut rates = options.library.gemm(linear.format, generation);
+    let mut rates = options
+        .library
+        .gemm(linear.format, generation)
+        .slower(options.latency);
     if options.arrive_quantised && linear.format.has_static_scales() {
         // What a benchmark takes before its product is not part of it.
         let plain = options.library.gemm(Format::Bf16, generation);
@@ -109,7 +112,7 @@ pub(super) fn quantise(
     let bytes = elements * (2.0 + format.activation_bytes() * device.mechanism.write_cost);
     let transfer = bytes / (device.memory_rate() * how.memory);
     Parts {
-        memory: transfer.max(rows * how.row * device.slower()) + device.mechanism.stream_ramp,
+        memory: transfer.max(rows * how.row * device.slower()) + device.ramp(),
         floor: device.floor() + how.fixed,
         memory_time: transfer,
         ..Parts::default()

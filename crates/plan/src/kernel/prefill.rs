@@ -68,7 +68,8 @@ pub fn prefill_attention(
     let generation = device(accelerator, sms, options).generation_kind();
     let rates = options
         .library
-        .prefill(op.compute, op.kv, op.latent.is_some(), generation);
+        .prefill(op.compute, op.kv, op.latent.is_some(), generation)
+        .slower(options.latency);
     prefill_attention_by(op, accelerator, sms, options, &rates)
 }
 

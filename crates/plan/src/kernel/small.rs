@@ -144,7 +144,7 @@ pub fn small_kernel(
     let (read, written, kernels) = op.traffic();
     let transfer = (read + written * device.mechanism.write_cost) / device.memory_rate();
     Parts {
-        memory: transfer + device.mechanism.stream_ramp * kernels,
+        memory: transfer + device.ramp() * kernels,
         floor: device.floor() * kernels,
         memory_time: transfer,
         ..Parts::default()

@@ -61,7 +61,7 @@ pub fn sparse_attention(
         useful,
         sustained: sustained - useful,
         shape: math - sustained,
-        memory: overlapped(math, read) - math + device.mechanism.stream_ramp,
+        memory: overlapped(math, read) - math + device.ramp(),
         exponent: 0.0,
         floor: device.floor() * 2.0,
         memory_time: read,
@@ -120,9 +120,7 @@ pub fn indexer(
     Parts {
         useful,
         sustained: sustained - useful,
-        memory: overlapped(sustained, read) - sustained
-            + select
-            + 2.0 * device.mechanism.stream_ramp,
+        memory: overlapped(sustained, read) - sustained + select + 2.0 * device.ramp(),
         floor: device.floor() * 2.0,
         memory_time: read + select,
         ..Parts::default()

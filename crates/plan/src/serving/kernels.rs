@@ -80,6 +80,7 @@ impl Kernels {
                 launch: Launch::Graph,
                 warm_cache: false,
                 arrive_quantised: deployment.stack.kernels.fused_quantisation,
+                latency: deployment.kernel_latency,
             },
             accelerator,
             native_peak,

@@ -59,6 +59,12 @@ impl Resource {
             Self::Server => times(&mut more, |pool| {
                 vec![&mut pool.deployment.stack.request_overhead]
             })?,
+            Self::KernelLatency => {
+                for pool in &mut more.pools {
+                    pool.deployment.kernel_latency /= STEP;
+                }
+                STEP
+            }
             Self::Launch => {
                 for cluster in &mut more.clusters {
                     shorter(&mut cluster.node.accelerator.measured.kernel_floor, STEP);
@@ -68,6 +74,8 @@ impl Resource {
                     vec![
                         &mut stack.launch,
                         &mut stack.eager_mixture,
+                        &mut stack.eager_fused_mixture,
+                        &mut stack.eager_latent,
                         &mut stack.step_overhead,
                         &mut stack.sequence_overhead,
                         &mut stack.prompt_overhead,

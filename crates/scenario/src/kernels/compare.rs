@@ -201,7 +201,7 @@ fn benchmark(library: Library) -> ServingOptions {
         load: Load::Burst,
         launch: Launch::Host,
         warm_cache: true,
-        arrive_quantised: false,
+        ..ServingOptions::default()
     }
 }
 
