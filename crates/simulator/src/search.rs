@@ -10,13 +10,16 @@ use rackflow_plan::{
 use rackflow_units::SimDuration;
 use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Plans that are bounded closely at a time, and those that are simulated. Constants, so that the
 /// same plans are simulated on any number of threads.
 const BOUNDED_AT_ONCE: usize = 256;
 const SIMULATED_AT_ONCE: usize = 8;
+/// A simulation is given up for now once its step takes so many times as long as the best that is known;
+/// where that was too strict, it is allowed so many times more.
+const WITHIN: f64 = 1.05;
 /// Of so many plans with the lowest bounds, those are simulated first that are expected to be fastest.
 const WINDOW: usize = 64;
 
@@ -148,11 +151,14 @@ fn find(
         keep,
         under: only_better.then(|| own.step_time()),
         most: most.unwrap_or(u64::MAX),
+        begun: 0,
+        own: own.step_time(),
+        within: WITHIN,
         candidates: &candidates,
         best: Vec::new(),
         closely: 0,
-        simulated: 0,
-        given_up: 0,
+        simulated: BTreeSet::new(),
+        given_up: BTreeSet::new(),
         refused: 0,
         habits: Habits::default(),
     };
@@ -163,7 +169,7 @@ fn find(
     while judge.step(&mut queue) {
         progress(Progress::Judged {
             closely: judge.closely,
-            simulated: judge.simulated as usize,
+            simulated: judge.simulated.len(),
             left: queue
                 .iter()
                 .filter(|Reverse((at_least, ..))| judge.could_win(*at_least))
@@ -184,8 +190,8 @@ fn find(
         best: best.into_iter().map(|(_, found)| found).collect(),
         bounded: candidates.len() as u64,
         closely: closely as u64,
-        simulated,
-        given_up,
+        simulated: simulated.len() as u64,
+        given_up: given_up.len() as u64,
         unproved,
         refused,
         left_out,
@@ -247,14 +253,19 @@ struct Judge<'a> {
     keep: usize,
     /// Nothing else is kept.
     under: Option<SimDuration>,
-    /// Simulations that are allowed.
+    /// Simulations that are allowed, and those that were begun.
     most: u64,
+    begun: u64,
+    /// The scenario's own step time, and how many times that of the best a step may take for now.
+    own: SimDuration,
+    within: f64,
     candidates: &'a [Candidate],
     /// Places in the listing, and what was found there.
     best: Vec<(usize, Found)>,
     closely: usize,
-    simulated: u64,
-    given_up: u64,
+    /// Places of those that were simulated, and of those, the ones that were given up.
+    simulated: BTreeSet<usize>,
+    given_up: BTreeSet<usize>,
     refused: u64,
     habits: Habits,
 }
@@ -285,10 +296,14 @@ impl Habits {
         *count += 1.0;
     }
 
-    /// The step time that is expected; of a kind that is not known, the bound.
+    /// The step time that is expected; of a kind that is not known, as of the mean.
     fn expected(&self, candidate: &Candidate, bound: SimDuration) -> SimDuration {
-        let ratio = self.0.get(&Self::kind(candidate));
-        let ratio = ratio.map_or(1.0, |(sum, count)| sum / count);
+        let known = self.0.get(&Self::kind(candidate)).copied();
+        let (sum, count) = known.unwrap_or_else(|| {
+            let all = self.0.values();
+            all.fold((0.0, 0.0), |(sum, count), (s, c)| (sum + s, count + c))
+        });
+        let ratio = if count > 0.0 { sum / count } else { 1.0 };
         SimDuration::from_picos((bound.as_picos() as f64 * ratio) as u64)
     }
 }
@@ -301,7 +316,7 @@ impl Judge<'_> {
         while to_bound.len() < BOUNDED_AT_ONCE
             && window.len() < WINDOW
             && let Some(Reverse((at_least, place, closely))) = queue.peek().copied()
-            && self.could_win(at_least)
+            && at_least < self.limit()
         {
             // What promises less is not simulated before it is known what promises more.
             if closely && !to_bound.is_empty() {
@@ -326,7 +341,7 @@ impl Judge<'_> {
             queue.extend(again.map(|(at_least, place)| Reverse((at_least, place, true))));
             return true;
         }
-        let allowed = self.most.saturating_sub(self.simulated);
+        let allowed = self.most.saturating_sub(self.begun);
         let expected = |(at_least, place): &(SimDuration, usize)| {
             let candidate = &self.candidates[*place];
             (self.habits.expected(candidate, *at_least), *place)
@@ -335,13 +350,26 @@ impl Judge<'_> {
         let at_once = allowed.min(SIMULATED_AT_ONCE as u64) as usize;
         let later = window.split_off(at_once.min(window.len())).into_iter();
         queue.extend(later.map(|(at_least, place)| Reverse((at_least, place, true))));
-        self.simulate(&window);
-        !window.is_empty()
+        self.simulate(&window, queue);
+        if !window.is_empty() {
+            return true;
+        }
+        let Some(Reverse((at_least, ..))) = queue.peek().copied() else {
+            return false;
+        };
+        // What is left is beyond what was allowed so far, or beyond what could win.
+        let goes_on = allowed > 0 && self.could_win(at_least);
+        if goes_on {
+            self.within *= WITHIN;
+        }
+        goes_on
     }
 
     /// Simulates these places of the listing, beside their bounds, and keeps the best.
-    fn simulate(&mut self, places: &[(SimDuration, usize)]) {
-        let under = self.to_beat();
+    fn simulate(&mut self, places: &[(SimDuration, usize)], queue: &mut BinaryHeap<Known>) {
+        let under = self.limit();
+        self.begun += places.len() as u64;
+        let mut again = Vec::new();
         let runs: Vec<Judged> = places
             .par_iter()
             .map(|(_, place)| self.run(&self.candidates[*place], under))
@@ -351,15 +379,17 @@ impl Judge<'_> {
             let candidate = &self.candidates[*place];
             match judged {
                 Judged::Found(found) => {
-                    self.simulated += 1;
+                    self.simulated.insert(*place);
+                    self.given_up.remove(place);
                     self.habits.note(candidate, beyond(found.step_time()));
                     if self.under.is_none_or(|under| found.step_time() < under) {
                         self.best.push((*place, *found));
                     }
                 }
                 Judged::GivenUp(at) => {
-                    self.simulated += 1;
-                    self.given_up += 1;
+                    self.simulated.insert(*place);
+                    self.given_up.insert(*place);
+                    again.push((at.at_least, *place));
                     // As late as it was by then, to the end.
                     let late = (beyond(at.at_least) - 1.0).max(0.0) / at.done;
                     self.habits.note(candidate, 1.0 + late);
@@ -371,19 +401,18 @@ impl Judge<'_> {
         self.best
             .sort_by_key(|(place, found)| (found.step_time(), *place));
         self.best.truncate(self.keep);
+        // It may still win where it was allowed too little.
+        again.retain(|(at_least, _)| self.could_win(*at_least));
+        let again = again.into_iter();
+        queue.extend(again.map(|(at_least, place)| Reverse((at_least, place, true))));
     }
 
-    fn run(&self, candidate: &Candidate, under: Option<SimDuration>) -> Judged {
+    fn run(&self, candidate: &Candidate, under: SimDuration) -> Judged {
         let Ok(plan) = self.search.plan(candidate) else {
             return Judged::Refused;
         };
-        let record = match under {
-            None => Ok(self.simulator.simulate(&plan)),
-            Some(under) => {
-                let passes = self.search.passes(candidate);
-                self.simulator.simulate_under(&plan, &passes, under)
-            }
-        };
+        let passes = self.search.passes(candidate);
+        let record = self.simulator.simulate_under(&plan, &passes, under);
         match record {
             Ok(record) => Judged::Found(Box::new(Found {
                 candidate: Some(candidate.clone()),
@@ -402,6 +431,19 @@ impl Judge<'_> {
             (Some(worst), Some(under)) => Some(worst.min(under)),
             (worst, under) => worst.or(under),
         }
+    }
+
+    /// What a simulation must take less than to be followed to its end for now.
+    fn limit(&self) -> SimDuration {
+        let best = self.best.first().map(|(_, found)| found.step_time());
+        // Something is to be shown, however few simulations are allowed.
+        let last_ones = self.begun.saturating_add(SIMULATED_AT_ONCE as u64) >= self.most;
+        if best.is_none() && self.under.is_none() && last_ones {
+            return SimDuration::MAX;
+        }
+        let best = best.map_or(self.own, |best| best.min(self.own));
+        let allowed = SimDuration::from_picos((best.as_picos() as f64 * self.within) as u64);
+        self.to_beat().map_or(allowed, |under| under.min(allowed))
     }
 
     fn could_win(&self, at_least: SimDuration) -> bool {

@@ -160,16 +160,16 @@ fn a_limit_says_what_it_leaves_unproved() {
         let mut unproved = 0;
         for limit in (1..proved.simulated).step_by(3) {
             let found = search(&planner, &setup, 2, Some(limit), |_| {}).expect("valid");
-            assert_eq!(found.simulated, limit);
+            assert!((1..=limit).contains(&found.simulated));
             assert!(found.best.len() <= 2.min(limit as usize));
-            let first = found.best[0].step_time();
+            let first = found.best.first().unwrap_or(&found.own).step_time();
             let Some(left) = found.unproved else {
                 assert_eq!(first, best);
                 continue;
             };
             unproved += 1;
             assert!(first.min(left.at_least) <= best, "{left:?} {best}");
-            assert!(left.plans > 0 && left.plans <= found.bounded - limit);
+            assert!(left.plans > 0 && left.plans < found.bounded);
         }
         assert!(unproved > 0, "one plan proves nothing");
         let better = improve(&planner, &setup, Some(1), |_| {}).expect("valid");
