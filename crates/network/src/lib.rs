@@ -25,6 +25,6 @@ pub use engine_kernels::{direct_exchange, own_all_reduce};
 pub use exchange::{ExchangeStyle, TokenExchange, expert_exchange, ranks_visited};
 pub use fair::FairNet;
 pub use flow::{Crossing, FlowId, FlowNet, Port};
-pub use links::{HOST_LAUNCH, Links, Shape};
+pub use links::{HOST_LAUNCH, Links, Shape, TIMED_LAUNCH};
 pub use program::{Edge, Message, Outline, Pattern, Phase, Program, Teams, Via};
 pub use sms::{DISPATCH_SMS, ExchangeWay};

@@ -99,9 +99,14 @@ const EXCHANGE_ACROSS_NS: f64 = 32_000.0;
 const COMBINE_NS_PER_BYTE: f64 = 1.5;
 
 /// Shortest time between two collectives that are launched from the host, one process per GPU and
-/// outside CUDA graphs: small sizes take 42 us on A100 and H100 (Azure/AI-benchmarking-guide), 39 on
-/// H200 and 47 on B200 (stas00/ml-engineering), whatever their links.
+/// outside CUDA graphs: small sizes take 42 us on A100 and H100 (Azure/AI-benchmarking-guide),
+/// whatever their links.
 pub const HOST_LAUNCH: SimDuration = SimDuration::from_micros(42);
+
+/// What a call takes longer that PyTorch starts on an idle GPU and puts between two events: the first is
+/// over before the kernel is there. On eight A100, H200 and B200 alike small sizes take 20 to 25 us more
+/// than ahead of the GPU (stas00/ml-engineering beside AIConfigurator).
+pub const TIMED_LAUNCH: SimDuration = SimDuration::from_micros(22);
 
 /// What the ports of one rank carry, and how long a step takes. All ranks of a cluster are alike.
 #[derive(Debug, Clone, PartialEq)]

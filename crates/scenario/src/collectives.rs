@@ -79,13 +79,15 @@ pub struct PublishedCollective {
 pub enum Launch {
     /// In a CUDA graph, or far enough ahead of the GPU to cost nothing.
     Ahead,
-    /// From the host, each timed on its own or waited for by the next.
+    /// From the host, one behind the other: no call takes less than starting the next.
     Host,
+    /// From the host, each timed on its own between two events: the GPU waits for it in between.
+    Each,
 }
 
 /// How the harness of each source starts calls, as the rows that ship say. Two call from the host:
 /// stas00/ml-engineering puts events around each call in PyTorch
-/// (`network/benchmarks/all_reduce_bench.py`), and the tables of Azure/AI-benchmarking-guide stand still
+/// (`network/benchmarks/all_reduce_bench.py`) and times each, and the tables of Azure/AI-benchmarking-guide stand still
 /// at 42 us below 1 MiB on links of two generations, as only launches do.
 fn harnesses() -> &'static [(String, Launch)] {
     static KNOWN: OnceLock<Vec<(String, Launch)>> = OnceLock::new();

@@ -14,7 +14,7 @@ use rackflow_topology::{
 };
 use rackflow_units::{Bandwidth, Bytes, SimDuration, SimTime};
 
-pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol};
+pub use rackflow_network::{Algorithm, CollectiveOp, HOST_LAUNCH, Protocol, TIMED_LAUNCH};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,12 +76,24 @@ pub struct Measurement {
 impl Measurement {
     /// The same where a call takes no less than `floor`.
     #[must_use]
-    pub fn no_faster_than(mut self, floor: SimDuration) -> Self {
-        if self.time < floor {
-            let slower = self.time.as_secs_f64() / floor.as_secs_f64();
+    pub fn no_faster_than(self, floor: SimDuration) -> Self {
+        let time = self.time.max(floor);
+        self.taking(time)
+    }
+
+    /// The same where a call takes so much longer.
+    #[must_use]
+    pub fn after(self, launch: SimDuration) -> Self {
+        let time = self.time + launch;
+        self.taking(time)
+    }
+
+    fn taking(mut self, time: SimDuration) -> Self {
+        if self.time < time {
+            let slower = self.time.as_secs_f64() / time.as_secs_f64();
             self.algorithm_bandwidth *= slower;
             self.bus_bandwidth *= slower;
-            self.time = floor;
+            self.time = time;
         }
         self
     }

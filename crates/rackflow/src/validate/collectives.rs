@@ -14,6 +14,7 @@ use rackflow_scenario::collectives::{
 };
 use rackflow_simulator::collective::{
     Algorithm, CollectiveOp, ExpertKernels, Experts, Group, HOST_LAUNCH, Measurement, Operation,
+    TIMED_LAUNCH,
 };
 use rackflow_units::Bytes;
 use serde_json::{Value, json};
@@ -198,9 +199,11 @@ fn compare(row: PublishedCollective) -> Result<Row, Box<LeftOut>> {
     let Some(mut simulated) = measure(algorithm).or_else(|| measure(None)) else {
         return refuse(row, "no algorithm serves it");
     };
-    if row.launch() == Launch::Host {
-        simulated = simulated.no_faster_than(HOST_LAUNCH);
-    }
+    simulated = match row.launch() {
+        Launch::Ahead => simulated,
+        Launch::Host => simulated.no_faster_than(HOST_LAUNCH),
+        Launch::Each => simulated.after(TIMED_LAUNCH),
+    };
     let Some(measured_us) = measured_us(&row, operation, &group, &simulated) else {
         return refuse(row, "neither a time nor a bandwidth");
     };
