@@ -147,7 +147,7 @@ pub(super) fn of(
         * d.precision.kv.bytes();
     let (mut full, mut windows) = (0.0, 0.0);
     for (kind, count) in d.model.layer_kinds() {
-        match kind.window {
+        match kind.window.filter(|_| d.stack.windowed_cache) {
             None => full += count as f64 * per_layer / stages,
             Some(window) => windows += (count * window) as f64 * per_layer / stages,
         }

@@ -110,6 +110,10 @@ fn one() -> u64 {
     1
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// A named, dated profile of a serving engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -183,6 +187,9 @@ pub struct ServingStack {
     /// else it is of the whole memory.
     #[serde(default)]
     pub fraction_of_free: bool,
+    /// Layers with a window keep the window alone (left out: true); else every token, as all layers do.
+    #[serde(default = "yes")]
+    pub windowed_cache: bool,
     /// Of that, what is neither weights, activations nor cache: context, graphs, workspaces.
     pub reserved_memory: Bytes,
     /// Limits of its scheduler.
