@@ -4,7 +4,7 @@ use crate::cause::CommKind;
 use crate::crossing;
 use crate::error::PlanError;
 use crate::facts::{Facts, KernelFacts, StageFacts, Uplinks};
-use crate::layer::{self, Gradients, Sizes, stream};
+use crate::layer::{self, Gradients, Sizes, copied};
 use crate::memory;
 use crate::placement::Placement;
 use crate::price::{Prices, Spans};
@@ -1394,13 +1394,13 @@ impl<'a> Compiler<'a> {
         let here = mine - self.offloaded(mine);
         // Norm over the gradients, the update, and clearing the gradient buffer for the next step.
         vec![
-            stream(Bytes::new(mine * stack.gradient_bytes), Bytes::ZERO, 2),
-            stream(
+            copied(Bytes::new(mine * stack.gradient_bytes), Bytes::ZERO, 2),
+            copied(
                 Bytes::new(here * (stack.gradient_bytes + stack.optimizer_bytes)),
                 Bytes::new(here * (stack.optimizer_bytes + 2)),
                 4,
             ),
-            stream(Bytes::ZERO, Bytes::new(all * stack.gradient_bytes), 1),
+            copied(Bytes::ZERO, Bytes::new(all * stack.gradient_bytes), 1),
         ]
     }
 }

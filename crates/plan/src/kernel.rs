@@ -50,7 +50,7 @@ pub mod calibration {
 }
 
 use rackflow_topology::{Accelerator, Generation};
-use rackflow_units::SimDuration;
+use rackflow_units::{Precision, SimDuration};
 use rackflow_workload::{AttentionKernel, Operation};
 
 /// Where the time of one kernel goes. The parts but [`memory_time`](Self::memory_time) sum to
@@ -177,7 +177,9 @@ pub fn cost_by(
 ) -> KernelCost {
     let device = Device::new(accelerator, sms, options.load, mechanism);
     match op {
-        Operation::Gemm { .. } | Operation::GroupedGemm { .. } => gemm::cost(op, &device),
+        Operation::Gemm { precision, .. } | Operation::GroupedGemm { precision, .. } => {
+            gemm::cost(op, &device.at_clock_of(*precision))
+        }
         Operation::Attention { .. } => attention::cost(op, options.attention, &device),
         Operation::Stream { .. } => stream::cost(op, &device),
     }
@@ -205,6 +207,7 @@ pub(crate) fn host_slowdown(accelerator: &Accelerator) -> f64 {
 }
 
 /// The part of an accelerator that a kernel is given.
+#[derive(Clone, Copy)]
 struct Device<'a> {
     accelerator: &'a Accelerator,
     sms: u32,
@@ -240,6 +243,22 @@ impl<'a> Device<'a> {
     /// Latency of the first and last bytes of a kernel, which no other byte hides [s].
     fn ramp(&self) -> f64 {
         self.mechanism.stream_ramp * self.latency
+    }
+
+    /// The same at the clock that the power limit leaves products in `precision`: narrow operands draw
+    /// less power, so the clock falls less. [`Measured::continuous_clock`](rackflow_topology::Measured)
+    /// is that of bf16.
+    fn at_clock_of(&self, precision: Precision) -> Self {
+        let draw = &self.accelerator.draw.math;
+        let ratio = draw.bf16 / draw.get(precision);
+        if self.clock_share >= 1.0 || ratio == 1.0 {
+            return *self;
+        }
+        let lighter = ratio.powf(self.mechanism.clock_by_load);
+        Self {
+            clock_share: (self.clock_share * lighter).min(1.0),
+            ..*self
+        }
     }
 
     /// Memory bandwidth that a long stream reaches [bytes/s]. A few SMs cannot ask for all of it.
@@ -360,6 +379,20 @@ impl Parts {
             memory_time: SimDuration::from_secs_f64(self.memory_time),
         }
     }
+}
+
+/// Two resources that overlap as far as the exponent says: the sum of both at 1, the slower one at
+/// infinity.
+fn overlapped_by(exponent: f64, a: f64, b: f64) -> f64 {
+    if exponent == 4.0 {
+        return overlapped(a, b);
+    }
+    let longest = a.max(b);
+    if longest <= 0.0 {
+        return 0.0;
+    }
+    let ratio = a.min(b) / longest;
+    longest * (1.0 + ratio.powf(exponent)).powf(1.0 / exponent)
 }
 
 /// Two resources that mostly overlap: the slower one, and near a tie a little more, at most 19 %.

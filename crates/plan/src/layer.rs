@@ -11,8 +11,8 @@ use crate::run::{Builder, Context, Run, Spec};
 use rackflow_network::{CollectiveOp, ExchangeWay};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
-    Activation, Attention, Direction, ExpertDispatcher, FeedForward, LayerKind, MoE, Model,
-    Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
+    Access, Activation, Attention, CudaGraphs, Direction, ExpertDispatcher, FeedForward, LayerKind,
+    MoE, Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
 };
 
 /// Which part of a backward pass a run contains.
@@ -88,9 +88,15 @@ impl<'a> Sizes<'a> {
         Bytes::new(self.tokens * self.model.hidden * 2)
     }
 
+    /// Whether tensor ranks convert their part before they gather. Scales of rows and columns are found
+    /// over the whole (torchao gathers in 8 bits under tensor-wise scales only).
+    fn gathers_narrow(&self) -> bool {
+        self.quantized() && self.training.recipe != Recipe::Fp8Rowwise
+    }
+
     /// The same as the tensor group gathers it: in 8 bits where the products behind it take them.
     fn gathered(&self) -> Bytes {
-        if self.quantized() {
+        if self.gathers_narrow() {
             Bytes::new(self.tokens * self.model.hidden)
         } else {
             self.residual()
@@ -173,10 +179,11 @@ impl<'a> Sizes<'a> {
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
         // Current scaling passes over the tensor for its maximum; delayed scaling knows its scale, and
         // block scales are found in the pass that converts.
-        let passes = if self.training.recipe == Recipe::Fp8 {
-            2
-        } else {
-            1
+        // Scales of rows are found in the pass that converts them, those of columns in one before.
+        let passes = match self.training.recipe {
+            Recipe::Fp8 => 2,
+            Recipe::Fp8Rowwise => 3,
+            _ => 1,
         };
         Some(stream(
             Bytes::new(elements * 2 * passes),
@@ -186,13 +193,23 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A streaming kernel.
+/// Streaming kernels that compute on what passes by.
 pub(crate) fn stream(read: Bytes, write: Bytes, kernels: u32) -> Operation {
+    streamed(read, write, kernels, Access::Elementwise)
+}
+
+/// Streaming kernels that only move bytes.
+pub(crate) fn copied(read: Bytes, write: Bytes, kernels: u32) -> Operation {
+    streamed(read, write, kernels, Access::Copy)
+}
+
+fn streamed(read: Bytes, write: Bytes, kernels: u32, access: Access) -> Operation {
     Operation::Stream {
         read,
         write,
         kernels,
         flops: 0.0,
+        access,
     }
 }
 
@@ -352,9 +369,41 @@ fn context_bytes(s: &Sizes<'_>) -> Bytes {
     halves(s.tokens * shape.kv_heads * (shape.qk + shape.v))
 }
 
-/// Runs `steps` of attention with the ring exchange of keys and values beside them.
-fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, steps: Vec<Vec<Operation>>, volume: u64) {
+/// What a step of the ring adds to attention proper: results of part of the keys are scaled by their
+/// share of the softmax and added up, in fp32, and so are gradients of the queries; halves of the
+/// sequence are cut out and put together (Transformer Engine, `context_parallel.py`,
+/// `AttnFuncWithCPAndKVP2P`). A step concerns three quarters of the queries in the mean: all of them
+/// for keys of ranks before, half for those of ranks after.
+fn ring_step(s: &Sizes<'_>, direction: Direction) -> Operation {
+    let shape = attention_shape(s);
+    let queries = s.tokens * shape.heads * 3 / 4;
+    match direction {
+        // The step's result and the sum so far in fp32, which is written again.
+        Direction::Forward => stream(
+            Bytes::new(queries * shape.v * 6),
+            Bytes::new(queries * shape.v * 4),
+            5,
+        ),
+        Direction::Backward => {
+            let keys = s.tokens * shape.kv_heads * (shape.qk + shape.v);
+            stream(
+                Bytes::new(queries * shape.qk * 4 + keys * 4),
+                Bytes::new(queries * shape.qk * 2 + keys * 2),
+                6,
+            )
+        }
+    }
+}
+
+/// Runs `steps` of attention with the ring exchange of keys and values beside them; gradients of both
+/// go round with them on the way back.
+fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, direction: Direction) {
+    let steps = attention_ops(s, kind, direction);
     let ranks = steps.len();
+    let volume = match direction {
+        Direction::Forward => 1,
+        Direction::Backward => 2,
+    };
     for (i, step) in steps.into_iter().enumerate() {
         let exchange = (i + 1 < ranks).then(|| {
             b.collective(
@@ -367,6 +416,9 @@ fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, steps: Vec<Vec<Operati
             )
         });
         b.extend(step);
+        if ranks > 1 {
+            b.op(ring_step(s, direction));
+        }
         if let Some(exchange) = exchange {
             b.wait(exchange);
         }
@@ -435,7 +487,9 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         return;
     }
     share_scale(b, s);
-    b.extend(s.quantize(s.own_tokens * k));
+    if s.gathers_narrow() {
+        b.extend(s.quantize(s.own_tokens * k));
+    }
     let pieces = gather_pieces(s);
     let sms = if pieces > 1 {
         0
@@ -448,6 +502,9 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         .collect();
     for gather in gathers {
         b.wait(gather);
+        if !s.gathers_narrow() {
+            b.extend(s.quantize(s.tokens / pieces * k));
+        }
         b.extend(
             inputs
                 .iter()
@@ -509,13 +566,18 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         return;
     }
     share_scale(b, s);
-    b.extend(s.quantize_gradient(s.own_tokens * k));
+    if s.gathers_narrow() {
+        b.extend(s.quantize_gradient(s.own_tokens * k));
+    }
     let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
     let gathers: Vec<u32> = (0..pieces)
         .map(|_| tensor_collective(b, "TP all-gather", spec, 0))
         .collect();
     for gather in gathers {
         b.wait(gather);
+        if !s.gathers_narrow() {
+            b.extend(s.quantize_gradient(s.tokens / pieces * k));
+        }
         b.op(s.linear(s.tokens / pieces, n, k));
     }
 }
@@ -570,8 +632,7 @@ fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
     gathered_products(b, s, &inputs);
     b.extend(latent_forward(s, &latents));
     b.extend(rope(s));
-    let steps = attention_ops(s, kind, Direction::Forward);
-    ring_attention(b, s, steps, 1);
+    ring_attention(b, s, kind, Direction::Forward);
     reduced_product(b, s, s.model.hidden, shape.heads * shape.v);
 }
 
@@ -626,12 +687,10 @@ fn attention_backward(
     if s.recomputes(Activation::CoreAttention) {
         b.recompute(true);
         b.host(s.stack.checkpoint_launch);
-        let steps = attention_ops(s, kind, Direction::Forward);
-        ring_attention(b, s, steps, 1);
+        ring_attention(b, s, kind, Direction::Forward);
         b.recompute(false);
     }
-    // Keys and values come round again, their gradients go round with them.
-    ring_attention(b, s, attention_ops(s, kind, Direction::Backward), 2);
+    ring_attention(b, s, kind, Direction::Backward);
     b.extend(rope(s));
     for (n, k) in &latents {
         b.extend(s.quantize_gradient(s.tokens * n));
@@ -909,7 +968,7 @@ fn permute(s: &Sizes<'_>, moe: &MoE) -> Operation {
                 kernels,
             )
         }
-        _ => stream(one, one * moe.top_k, kernels),
+        _ => streamed(one, one * moe.top_k, kernels, Access::Rows),
     }
 }
 
@@ -917,7 +976,13 @@ fn permute(s: &Sizes<'_>, moe: &MoE) -> Operation {
 fn sort_received(s: &Sizes<'_>, e: &Experts) -> Option<Operation> {
     (s.plan.expert > 1 || e.groups > 1).then(|| {
         let all = halves(e.tokens * s.model.hidden);
-        stream(all, all, if s.stack.fused_router { 1 } else { 3 })
+        let kernels = if s.stack.fused_router { 1 } else { 3 };
+        let access = match s.stack.dispatcher {
+            // The library's own kernels permute (DeepEP's hybrid-ep branch, `dispatch_with_permute`).
+            ExpertDispatcher::HybridEp if s.plan.expert > 1 => Access::Elementwise,
+            _ => Access::Rows,
+        };
+        streamed(all, all, kernels, access)
     })
 }
 
@@ -961,6 +1026,7 @@ fn expert_product(
             precision,
             output_bytes,
             weight_gradient,
+            apart: !s.stack.grouped_in_one_kernel,
         });
     } else {
         ops.extend(one_by_one(
@@ -1030,18 +1096,30 @@ fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operat
     ops
 }
 
-fn expert_forward_ops(s: &Sizes<'_>, e: &Experts) -> Vec<Operation> {
+fn experts_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts) {
     let h = s.model.hidden;
-    let mut ops: Vec<Operation> = sort_received(s, e).into_iter().collect();
-    ops.extend(s.quantize_apart(e.tokens * h));
-    ops.extend(expert_product(s, e, up_width(s, e.width), h, false));
-    ops.extend(clamp(s, e.tokens, e.width, Direction::Forward));
-    ops.push(activation_forward(s, e.tokens, e.width));
-    ops.extend(s.quantize(e.tokens * e.width));
-    ops.extend(expert_product(s, e, h, e.width, false));
-    ops.extend(expert_bias(s, e, Direction::Forward));
-    ops.extend(sort_received(s, e));
-    ops
+    b.extend(sort_received(s, e));
+    b.extend(s.quantize_apart(e.tokens * h));
+    b.extend(expert_product(s, e, up_width(s, e.width), h, false));
+    expert_activation(b, s, e);
+    b.extend(s.quantize(e.tokens * e.width));
+    b.extend(expert_product(s, e, h, e.width, false));
+    b.extend(expert_bias(s, e, Direction::Forward));
+    b.extend(sort_received(s, e));
+}
+
+/// The experts' activation function. With a clamp it takes an offset that is copied to the device anew
+/// each time, and the host waits for that copy (Megatron-Core, `weighted_bias_quick_geglu_impl`:
+/// `torch.tensor(linear_offset, device=...)`).
+fn expert_activation(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts) {
+    b.extend(clamp(s, e.tokens, e.width, Direction::Forward));
+    if s.model.clamped
+        && s.stack.cuda_graphs != CudaGraphs::Full
+        && let Some(clamped) = b.close()
+    {
+        b.host_waits(clamped);
+    }
+    b.op(activation_forward(s, e.tokens, e.width));
 }
 
 /// The bias after an expert's second product, weighted by each token's probability, expert by
@@ -1093,7 +1171,7 @@ fn moe_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE) {
     b.label("experts");
     b.routed(true);
     b.host(mixture_launch(s.stack).1);
-    b.extend(expert_forward_ops(s, &e));
+    experts_forward(b, s, &e);
     b.routed(false);
     expert_reduce(b, s, &e);
     if let Some(combine) = exchange(b, s, moe, Way::Combine, halves(s.model.hidden)) {
@@ -1111,7 +1189,7 @@ fn unpermute(s: &Sizes<'_>, moe: &MoE) -> Operation {
         ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp if s.plan.expert > 1 => {
             stream(one * 2, one, 1)
         }
-        _ => stream(one * (moe.top_k + 1), one, 2),
+        _ => streamed(one * (moe.top_k + 1), one, 2, Access::Rows),
     }
 }
 
@@ -1193,8 +1271,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
         b.recompute(true);
         b.routed(true);
         b.host(s.stack.checkpoint_launch);
-        b.extend(clamp(s, e.tokens, e.width, Direction::Forward));
-        b.op(activation_forward(s, e.tokens, e.width));
+        expert_activation(b, s, &e);
         b.recompute(false);
     }
     b.label("experts backward");
@@ -1333,10 +1410,10 @@ pub(crate) fn head(
     let vocab = s.model.vocab.div_ceil(s.tp());
     let logits = s.tokens * vocab;
     // Bytes per logit: cast to fp32, maximum, exponentials and their sum, loss.
-    let (read, write, kernels) = if s.stack.fused_cross_entropy {
-        (6, 2, 3)
+    let (read, write, kernels, access) = if s.stack.fused_cross_entropy {
+        (6, 2, 3, Access::Softmax)
     } else {
-        (22, 14, 8)
+        (22, 14, 8, Access::SoftmaxChain)
     };
     match direction {
         Direction::Forward => {
@@ -1346,10 +1423,11 @@ pub(crate) fn head(
                 gather_gradient(&mut b, s);
             }
             b.op(gemm(s.tokens, vocab, h, Precision::Bf16, 2));
-            b.op(stream(
+            b.op(streamed(
                 Bytes::new(logits * read),
                 Bytes::new(logits * write),
                 kernels,
+                access,
             ));
             if s.plan.tensor > 1 {
                 // Maximum, sum and target logit of every token.
@@ -1378,10 +1456,11 @@ pub(crate) fn head(
             } else {
                 (8, 6)
             };
-            b.op(stream(
+            b.op(streamed(
                 Bytes::new(logits * read),
                 Bytes::new(logits * write),
                 2,
+                access,
             ));
             b.op(gemm(s.tokens, h, vocab, Precision::Bf16, 2));
             let beside = if gradients.weight() { weight } else { vec![] };

@@ -367,6 +367,7 @@ fn precision(recipe: Recipe) -> &'static str {
         Recipe::Bf16 => "bf16",
         Recipe::Fp8 => "fp8",
         Recipe::Fp8Delayed => "fp8 (delayed)",
+        Recipe::Fp8Rowwise => "fp8 (rowwise)",
         Recipe::Fp8Blockwise => "fp8 (blockwise)",
         Recipe::Mxfp8 => "mxfp8",
         Recipe::Nvfp4 => "nvfp4",

@@ -20,7 +20,7 @@ pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount}
 pub use model::{
     Attention, FeedForward, GroupLimit, LayerKind, MoE, Model, MultiTokenPrediction, SparseIndex,
 };
-pub use operation::{Direction, Operation};
+pub use operation::{Access, Direction, Operation};
 pub use requests::{Arrivals, Length, Request, RequestPlan, Segment, Sessions, Shapes};
 pub use serving_engine::{
     BatchWait, Decoder, EngineConfig, Eviction, KvTier, KvTransfer, Medium, Preemption, Role,

@@ -30,7 +30,7 @@ pub enum Operation {
         /// into an fp32 buffer (weight gradients) counts 8: it is read and written.
         output_bytes: u64,
     },
-    /// One launch of `groups` products that share n and k: the experts of one rank.
+    /// `groups` products that share n and k: the experts of one rank.
     GroupedGemm {
         /// Experts on this rank.
         groups: u64,
@@ -46,6 +46,9 @@ pub enum Operation {
         output_bytes: u64,
         /// The groups are reduced over m (weight gradients): each group's result is n x k.
         weight_gradient: bool,
+        /// One kernel for each group from one call (Transformer Engine's grouped linear layers), not
+        /// one kernel for all.
+        apart: bool,
     },
     /// Fused (flash) attention over `batch` sequences.
     Attention {
@@ -81,7 +84,24 @@ pub enum Operation {
         kernels: u32,
         /// fp32 arithmetic outside the tensor cores.
         flops: f64,
+        /// How the kernels ask for their bytes.
+        access: Access,
     },
+}
+
+/// How a streaming kernel is written. Memory that is fast enough waits for the SMs to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Access {
+    /// Long and contiguous: copies, the optimizer.
+    Copy,
+    /// Element by element with arithmetic between: norms, activations, casts.
+    Elementwise,
+    /// Rows of logits in one kernel, with maxima, exponentials and sums.
+    Softmax,
+    /// The same in a chain of framework kernels in fp32.
+    SoftmaxChain,
+    /// Whole rows to and from places that an index names: tokens to their experts.
+    Rows,
 }
 
 impl Operation {

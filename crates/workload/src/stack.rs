@@ -258,6 +258,10 @@ pub struct SoftwareStack {
     pub scatters_messages: bool,
     /// Experts run in one grouped GEMM instead of one GEMM each.
     pub grouped_gemm: bool,
+    /// That call is one kernel for all experts. Else it launches a kernel for each, as Transformer
+    /// Engine's grouped linear layers do.
+    #[serde(default)]
+    pub grouped_in_one_kernel: bool,
     /// What runs beside what.
     pub overlap: Overlap,
     /// How tokens reach experts.

@@ -19,6 +19,10 @@ pub enum Recipe {
     Fp8,
     /// The same with scales from the largest values of earlier steps (delayed scaling): no pass comes first.
     Fp8Delayed,
+    /// fp8 GEMMs with a scale for each row of the left operand and each column of the right one, found
+    /// anew (torchao's rowwise recipe): a tensor is converted once along rows and once along columns,
+    /// and tensor ranks gather it before, in 16 bits.
+    Fp8Rowwise,
     /// fp8 GEMMs with 1x128 and 128x128 block scales (DeepSeek-V3).
     Fp8Blockwise,
     /// fp8 GEMMs with 1x32 block scales in hardware (Blackwell).
@@ -33,7 +37,9 @@ impl Recipe {
         match self {
             Self::Fp16 => Precision::Fp16,
             Self::Bf16 => Precision::Bf16,
-            Self::Fp8 | Self::Fp8Delayed | Self::Fp8Blockwise | Self::Mxfp8 => Precision::Fp8,
+            Self::Fp8 | Self::Fp8Delayed | Self::Fp8Rowwise | Self::Fp8Blockwise | Self::Mxfp8 => {
+                Precision::Fp8
+            }
             Self::Nvfp4 => Precision::Fp4,
         }
     }

@@ -1,6 +1,7 @@
 //! Attention under its three ceilings: tensor cores, exponent unit, memory.
 
 use super::{Device, Parts, gemm, overlapped};
+use rackflow_topology::Generation;
 use rackflow_units::Precision;
 use rackflow_workload::{AttentionKernel, Direction, Operation};
 
@@ -67,7 +68,51 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
     if kernel == AttentionKernel::Unfused {
         return unfused(&shape, useful, efficiency, device);
     }
-    fused(&shape, useful, efficiency, device)
+    let efficiency = efficiency * wide_heads(&shape, device);
+    let device = Device {
+        clock_share: clock_share(kernel, &shape, useful, efficiency, device),
+        ..*device
+    };
+    fused(&shape, useful, efficiency, &device)
+}
+
+/// Rate of heads wider than 128 over that of others: their results fill the tensor memory, and one
+/// tile is in flight instead of two.
+fn wide_heads(shape: &Shape, device: &Device<'_>) -> f64 {
+    if shape.width_qk <= 128.0 || device.generation_kind() != Generation::Blackwell {
+        return 1.0;
+    }
+    let [forward, backward] = device.mechanism.wide_heads;
+    match shape.direction {
+        Direction::Forward => forward,
+        Direction::Backward => backward,
+    }
+}
+
+/// The clock that the power limit leaves attention. Tensor cores draw most of the power, so a kernel
+/// that keeps them busy for a smaller part of the time than a long product does runs at a higher
+/// clock, at most that of a burst. Kernels written for Ampere's instructions feed later tensor cores
+/// through registers, at more energy for each operation: they are held to the clock of products.
+fn clock_share(
+    kernel: AttentionKernel,
+    shape: &Shape,
+    useful: f64,
+    efficiency: f64,
+    device: &Device<'_>,
+) -> f64 {
+    let native = kernel == AttentionKernel::Best || device.generation_kind() == Generation::Ampere;
+    if !native || device.clock_share >= 1.0 {
+        return device.clock_share;
+    }
+    let burst = Device {
+        clock_share: 1.0,
+        ..*device
+    };
+    let cold = fused(shape, useful, efficiency, &burst);
+    let busy = useful / (cold.useful + cold.sustained + cold.shape + cold.exponent + cold.memory);
+    let products = device.accelerator.measured.gemm.bf16;
+    let lighter = (products / busy).powf(device.mechanism.clock_by_load);
+    (device.clock_share * lighter).clamp(device.clock_share, 1.0)
 }
 
 /// One fused kernel whose products take `useful` seconds at the peak and sustain `efficiency` of it.

@@ -86,6 +86,7 @@ pub fn experts_by(
             count: op.touched,
             ragged: op.touched > 1.0,
             output_bytes: 2.0,
+            apart: false,
         };
         styled(
             &product,

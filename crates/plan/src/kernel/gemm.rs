@@ -1,6 +1,6 @@
 //! Matrix products: the fastest of a library's tiles.
 
-use super::{Device, Parts, overlapped};
+use super::{Device, Parts, overlapped, overlapped_by};
 use rackflow_units::Precision;
 use rackflow_workload::Operation;
 
@@ -19,6 +19,9 @@ const TILES: [(f64, f64); 11] = [
     (16.0, 128.0),
 ];
 
+/// Exponent of the mean under which math and memory overlap within one kernel.
+const WITHIN_ONE_KERNEL: f64 = 4.0;
+
 /// The tile whose rate in a long loop the accelerator's efficiency describes.
 const LARGEST: (f64, f64) = (128.0, 256.0);
 
@@ -34,6 +37,8 @@ pub(super) struct Product {
     /// Rows that are summed over all products without being a multiple of `count`.
     pub ragged: bool,
     pub output_bytes: f64,
+    /// One kernel for each product.
+    pub apart: bool,
 }
 
 impl Product {
@@ -54,6 +59,7 @@ impl Product {
                     count: batch as f64,
                     ragged: false,
                     output_bytes: output_bytes as f64,
+                    apart: false,
                 },
                 precision,
             ),
@@ -65,6 +71,7 @@ impl Product {
                 precision,
                 output_bytes,
                 weight_gradient,
+                apart,
             } => {
                 let rows = m_total as f64 / groups as f64;
                 let (m, n, k) = if weight_gradient {
@@ -82,6 +89,7 @@ impl Product {
                         count,
                         ragged,
                         output_bytes: output_bytes as f64,
+                        apart: apart && groups > 1,
                     },
                     precision,
                 )
@@ -94,6 +102,23 @@ impl Product {
 
     fn flops(&self) -> f64 {
         2.0 * self.m * self.n * self.k * self.count
+    }
+
+    /// Whether results are added to what lies in memory: read and written.
+    fn accumulates(&self) -> bool {
+        self.output_bytes > 2.0
+    }
+
+    /// Exponent of the mean under which its operands arrive beside its math. Of one kernel for each
+    /// product, the first operands and the last results lie bare, more so where they are added to a
+    /// buffer.
+    fn overlap(&self, device: &Device<'_>) -> f64 {
+        let [written, added] = device.mechanism.apart_overlap;
+        match (self.apart, self.accumulates()) {
+            (false, _) => WITHIN_ONE_KERNEL,
+            (true, false) => written,
+            (true, true) => added,
+        }
     }
 
     /// Tiles over all products. A ragged group ends in the middle of a tile: half a tile more.
@@ -194,6 +219,7 @@ pub(super) fn styled(product: &Product, style: &Style, device: &Device<'_>) -> P
         element,
         starved: starved(rows, columns, multiply, element, device),
         memory_time,
+        overlap: product.overlap(device),
         device,
     };
     let mut fastest = (f64::INFINITY, 0.0);
@@ -203,6 +229,13 @@ pub(super) fn styled(product: &Product, style: &Style, device: &Device<'_>) -> P
     let (whole, math) = fastest;
     let useful = flops / peak;
     let math = math.max(sustained);
+    // The end of a tile reads what it adds to, while its multiplier waits.
+    let whole = if product.accumulates() && !product.apart {
+        let buffer = product.m * product.n * product.count * product.output_bytes;
+        whole + device.mechanism.accumulate_exposed * buffer / device.memory_rate()
+    } else {
+        whole
+    };
     Parts {
         useful,
         sustained: sustained - useful,
@@ -225,6 +258,8 @@ struct Tiling<'a> {
     /// How far delivery slows the largest tile.
     starved: f64,
     memory_time: f64,
+    /// As [`Product::overlap`].
+    overlap: f64,
     device: &'a Device<'a>,
 }
 
@@ -278,7 +313,7 @@ impl Tiling<'_> {
             if time.max(arrival) >= fastest.0 {
                 continue;
             }
-            let whole = overlapped(time, arrival);
+            let whole = overlapped_by(self.overlap, time, arrival);
             if whole < fastest.0 {
                 *fastest = (whole, time);
             }

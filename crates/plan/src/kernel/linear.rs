@@ -64,6 +64,7 @@ pub fn linear_by(
         count: 1.0,
         ragged: false,
         output_bytes: 2.0,
+        apart: false,
     };
     let style = style(linear.format, rates, &device);
     let mut parts = styled(&product, &style, &device);

@@ -42,6 +42,26 @@ pub struct Mechanism {
     pub graph_gap: f64,
     /// Latency of the first and last bytes of a kernel, which no other byte hides [s].
     pub stream_ramp: f64,
+    /// Bytes per SM and clock that elementwise kernels move at most.
+    pub elementwise_bytes_per_sm_clock: f64,
+    /// The same of the loss over logits in one kernel.
+    pub softmax_bytes_per_sm_clock: f64,
+    /// The same of the loss as a chain of framework kernels.
+    pub softmax_chain_bytes_per_sm_clock: f64,
+    /// The same of kernels that move whole rows by an index.
+    pub row_bytes_per_sm_clock: f64,
+    /// Part of a gradient buffer's traffic that the product which adds to it does not hide.
+    pub accumulate_exposed: f64,
+    /// Exponent of the mean under which operands arrive beside the math of products that are
+    /// launched one for each expert (4 within one kernel; 1 would hide nothing), where results are
+    /// written and where they are added to a buffer.
+    pub apart_overlap: [f64; 2],
+    /// Exponent by which the clock under the power limit rises as tensor cores are busy for less of
+    /// the time: 1 at a constant voltage, less where the voltage rises with the clock.
+    pub clock_by_load: f64,
+    /// Rate of attention whose heads are wider than 128 over that of others, forward and backward,
+    /// where results lie in tensor memory.
+    pub wide_heads: [f64; 2],
 }
 
 /// The constants in use.
@@ -63,4 +83,12 @@ pub const MECHANISM: Mechanism = Mechanism {
     warm_share: 0.6,
     graph_gap: 0.5e-6,
     stream_ramp: 1.1e-6,
+    elementwise_bytes_per_sm_clock: 20.0,
+    softmax_bytes_per_sm_clock: 12.8,
+    softmax_chain_bytes_per_sm_clock: 9.5,
+    row_bytes_per_sm_clock: 6.5,
+    accumulate_exposed: 0.3,
+    apart_overlap: [1.8, 1.5],
+    clock_by_load: 0.75,
+    wide_heads: [0.87, 0.8],
 };

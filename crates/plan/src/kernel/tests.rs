@@ -3,7 +3,7 @@
 use super::{KernelCost, KernelOptions, cost, cost_with};
 use rackflow_topology::{Accelerator, AttentionRate, AttentionRates, ByPrecision, Measured};
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::{AttentionKernel, Direction, Operation};
+use rackflow_workload::{Access, AttentionKernel, Direction, Operation};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -153,12 +153,14 @@ fn many_operations() -> Vec<Operation> {
             write: Bytes::new(1 << 27),
             kernels: 3,
             flops: 1e9,
+            access: Access::Elementwise,
         },
         Operation::Stream {
             read: Bytes::ZERO,
             write: Bytes::ZERO,
             kernels: 1,
             flops: 0.0,
+            access: Access::Copy,
         },
         gemm(0, 1024, 1024, Precision::Bf16),
     ];
@@ -181,7 +183,8 @@ fn many_operations() -> Vec<Operation> {
         ops.push(attention(length, Direction::Backward));
     }
     for (groups, m_total) in [(1, 4096), (8, 3), (8, 4096), (64, 32768), (256, 8192)] {
-        for weight_gradient in [false, true] {
+        for (weight_gradient, apart) in [(false, false), (true, false), (false, true), (true, true)]
+        {
             ops.push(Operation::GroupedGemm {
                 groups,
                 m_total,
@@ -190,6 +193,7 @@ fn many_operations() -> Vec<Operation> {
                 precision: Precision::Fp8,
                 output_bytes: 2,
                 weight_gradient,
+                apart,
             });
         }
     }
@@ -372,6 +376,7 @@ fn weights_of_experts_cost_as_much_as_their_gradients() {
             precision: Precision::Fp8,
             output_bytes: 2,
             weight_gradient,
+            apart: false,
         };
         cost(&op, &acc, acc.sms).time.as_secs_f64()
     };

@@ -3,7 +3,7 @@
 use super::{KernelTime, ReplayCounts, ReplaySetup};
 use crate::kernel::{self, KernelOptions, Load};
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::Operation;
+use rackflow_workload::{Access, Operation};
 use std::collections::BTreeMap;
 
 /// A kernel. The parts sum to `time`.
@@ -84,6 +84,7 @@ impl<'s> Table<'s> {
             write: Bytes::ZERO,
             kernels: 1,
             flops: 0.0,
+            access: Access::Copy,
         });
         let edge = (ops / 2.0).cbrt().round() as u64;
         if edge == 0 {

@@ -8,7 +8,7 @@ use crate::kernel::{
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::serving::{Deployment, Duty, KernelLibrary, KvFormat, WeightFormat};
-use rackflow_workload::{Operation, SparseIndex};
+use rackflow_workload::{Access, Operation, SparseIndex};
 
 /// Cached elements that one SM loads, converts and multiplies with one query head per clock, outside the
 /// tensor cores: some seven instructions each on 128 lanes. Set to TensorRT-LLM's static batches of Mistral 7B,
@@ -243,6 +243,7 @@ impl Kernels {
             write: Bytes::new(write as u64),
             kernels,
             flops: 0.0,
+            access: Access::Copy,
         };
         let cost = kernel::cost(&op, &self.accelerator, self.accelerator.sms);
         self.parts(&cost, 0.0, 0.0, 0.0, f64::from(kernels))

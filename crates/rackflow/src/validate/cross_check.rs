@@ -63,6 +63,8 @@ pub struct Half {
 pub struct CrossCheck {
     /// Fitted on the first, scored on the second; and the other way round.
     pub halves: [Half; 2],
+    /// The clock of each accelerator that has dense rows, fitted on all of them.
+    pub of_all: BTreeMap<String, f64>,
 }
 
 impl CrossCheck {
@@ -73,8 +75,14 @@ impl CrossCheck {
         let (a, b): (Vec<Sample<'_>>, Vec<Sample<'_>>) = samples
             .iter()
             .partition(|sample| first.contains(sample.scored.source));
+        let changes = fitted_changes(samples);
+        let fitted = |sample: &Sample<'_>| {
+            let change = changes.get(sample.scored.accelerator)?;
+            Some((sample.scored.accelerator.to_owned(), sample.clock * change))
+        };
         Some(Self {
             halves: [half(&a, &b)?, half(&b, &a)?],
+            of_all: samples.iter().filter_map(fitted).collect(),
         })
     }
 
@@ -112,6 +120,7 @@ impl CrossCheck {
                 "fitted": half.fitted.to_json(),
                 "unseen": half.unseen.to_json(),
             })).collect::<Vec<_>>(),
+            "continuous_clock_of_all": self.of_all,
             "unseen_over_fitted": self.ratio(),
             "between_halves": self.between(),
             "agrees_within": AGREES_WITHIN,

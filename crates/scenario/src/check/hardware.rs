@@ -370,17 +370,19 @@ const fn written(recipe: Recipe) -> &'static str {
         Recipe::Bf16 => "bf16",
         Recipe::Fp8 => "fp8",
         Recipe::Fp8Delayed => "fp8_delayed",
+        Recipe::Fp8Rowwise => "fp8_rowwise",
         Recipe::Fp8Blockwise => "fp8_blockwise",
         Recipe::Mxfp8 => "mxfp8",
         Recipe::Nvfp4 => "nvfp4",
     }
 }
 
-const RECIPES: [Recipe; 7] = [
+const RECIPES: [Recipe; 8] = [
     Recipe::Fp16,
     Recipe::Bf16,
     Recipe::Fp8,
     Recipe::Fp8Delayed,
+    Recipe::Fp8Rowwise,
     Recipe::Fp8Blockwise,
     Recipe::Mxfp8,
     Recipe::Nvfp4,
@@ -390,7 +392,9 @@ const RECIPES: [Recipe; 7] = [
 fn runs(accelerator: &Accelerator, recipe: Recipe) -> bool {
     match recipe {
         Recipe::Fp16 | Recipe::Bf16 => true,
-        Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Blockwise => accelerator.peak.fp8.is_some(),
+        Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Rowwise | Recipe::Fp8Blockwise => {
+            accelerator.peak.fp8.is_some()
+        }
         Recipe::Mxfp8 => accelerator.peak.fp8.is_some() && accelerator.peak.fp4.is_some(),
         Recipe::Nvfp4 => accelerator.peak.fp4.is_some(),
     }

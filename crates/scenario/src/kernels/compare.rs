@@ -8,7 +8,7 @@ use rackflow_plan::kernel::{
 };
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::{AttentionKernel, Direction, Operation};
+use rackflow_workload::{Access, AttentionKernel, Direction, Operation};
 
 /// One measured figure beside the modelled one.
 #[derive(Debug, Clone, PartialEq)]
@@ -409,6 +409,7 @@ impl Case<'_> {
             precision: self.format.math(),
             output_bytes: 2,
             weight_gradient: false,
+            apart: false,
         };
         let time = seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms));
         let what = format!("{groups} x {m} x {n} x {k}");
@@ -735,6 +736,7 @@ impl Case<'_> {
             write: Bytes::new(written),
             kernels: 1,
             flops: 0.0,
+            access: Access::Copy,
         };
         let time = seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms));
         let rate = (read + written) as f64 / time / 1e12;

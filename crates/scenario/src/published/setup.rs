@@ -7,14 +7,18 @@ use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
 use rackflow_workload::{
-    Attention, CudaGraphs, Model, Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack,
-    Training, Zero,
+    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing,
+    Schedule, SoftwareStack, Training, Zero,
 };
 use std::collections::BTreeMap;
 
 /// Spread of expert load under natural routing: the standard deviation of the logarithm of a
 /// rank's load. A typical value of trained routers with an auxiliary loss, unverified.
 pub const NATURAL_ROUTING_SIGMA: f64 = 0.1;
+
+/// SMs of DeepEP's kernels where a run names it (deepseek-ai/DeepEP, `Buffer.num_sms`; Megatron-Core,
+/// `moe_deepep_num_sms`).
+pub const DEEP_EP_SMS: u32 = 20;
 
 /// Why a published run cannot be simulated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -276,7 +280,8 @@ fn recipe(run: &PublishedRun, habits: &Habits) -> Result<Recipe, Unusable> {
         "FP16" | "FP16/BF16" => Ok(Recipe::Fp16),
         "BF16" => Ok(Recipe::Bf16),
         "FP8" => Ok(habits.fp8),
-        "FP8-CS" | "FP8-TENSORWISE" | "FP8-ROWWISE" => Ok(Recipe::Fp8),
+        "FP8-CS" | "FP8-TENSORWISE" => Ok(Recipe::Fp8),
+        "FP8-ROWWISE" => Ok(Recipe::Fp8Rowwise),
         "FP8-DS" => Ok(Recipe::Fp8Delayed),
         "FP8-BLOCKWISE" | "FP8-SC" => Ok(Recipe::Fp8Blockwise),
         "MXFP8" | "FP8-MX" => Ok(Recipe::Mxfp8),
@@ -316,6 +321,11 @@ fn stack(
         *setting = said.unwrap_or(*setting);
     }
     stack.cuda_graphs = declared.cuda_graphs.unwrap_or(stack.cuda_graphs);
+    if declared.dispatcher == Some(ExpertDispatcher::DeepEp)
+        && stack.dispatcher != ExpertDispatcher::DeepEp
+    {
+        stack.dispatch_sms = DEEP_EP_SMS;
+    }
     stack.dispatcher = declared.dispatcher.unwrap_or(stack.dispatcher);
     if declared.token_drop {
         stack.static_expert_shapes = true;
