@@ -102,7 +102,8 @@ fn placements_do_what_their_names_say() {
 #[test]
 fn faults_cost_jobs_what_their_reports_say() {
     for (index, (fault, least)) in [
-        ("stragglers: [{ gpu: 3, slowdown: 1.5 }]", 1.02),
+        // Rings over the uplinks take most of a step, and hide most of what a slow GPU loses.
+        ("stragglers: [{ gpu: 3, slowdown: 1.5 }]", 1.01),
         // The uplinks hold the rings back more than half a NIC does.
         ("links: [{ link: { rail: 2 }, state: down }]", 1.0),
         ("links: [{ link: { leaf_uplinks: 0 }, state: { degraded: 0.3 } }]", 1.02),

@@ -624,7 +624,10 @@ impl Shares {
             if now <= known {
                 return Some((now, number));
             }
-            self.heap.push(Reverse((now, number)));
+            // A port that has room for all holds nobody back any more.
+            if now < ONE {
+                self.heap.push(Reverse((now, number)));
+            }
         }
     }
 
