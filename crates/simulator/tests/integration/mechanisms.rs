@@ -40,12 +40,14 @@ fn the_bubble_is_that_of_the_closed_form() {
     for (stages, micro_batches) in [(4, 8), (4, 16), (8, 16)] {
         let mut setup = pipelined(stages, micro_batches);
         setup.training.stack.overlap.pipeline = true;
+        // The loss of the last stage is little beside four layers.
+        setup.training.model.layers = u64::from(4 * stages);
         let record = run(&setup);
         let total = record.total();
         let bubble = total.seconds(Cause::Bubble) / (total.total_picos() as f64 * 1e-12);
         let ideal = f64::from(stages - 1) / (micro_batches as f64 + f64::from(stages - 1));
         assert!(
-            (bubble - ideal).abs() < 0.03,
+            (bubble - ideal).abs() < 0.02,
             "{stages} stages, {micro_batches}: {bubble} vs {ideal}"
         );
     }
