@@ -1,6 +1,6 @@
 //! Collectives as demands: the candidates at a size, and the one that takes the least time.
 
-use crate::demand::{Algorithm, Demand, Protocol};
+use crate::demand::{Algorithm, Demand, Protocol, WHOLE};
 use crate::links::{Crossing, Links, Shape};
 use crate::program::tree_halves;
 use rackflow_topology::{GroupSpan, Level, Path};
@@ -428,7 +428,7 @@ pub fn send_recv(bytes: Bytes, path: &Path, links: &Links) -> Demand {
             level: path.level,
             wire_bytes_nvlink: nvlink,
             wire_bytes_nic: nic,
-            scale_up_part: links.one_link.min((part * 1e6).ceil() as u32),
+            scale_up_part: links.one_link.min((part * f64::from(WHOLE)).ceil() as u32),
             over_leaf,
             over_pod,
             algorithm: Algorithm::Direct,

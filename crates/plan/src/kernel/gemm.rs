@@ -188,7 +188,7 @@ impl Style {
             max_split: 16.0,
             tile_cycles: 1.0,
             memory: device.mechanism.gemm_memory,
-            ramp: device.mechanism.stream_ramp,
+            ramp: device.ramp(),
             sm_share: f64::INFINITY,
         }
     }

@@ -315,8 +315,8 @@ impl Library {
 }
 
 /// FlashMLA on Hopper in its first release, which served when DeepSeek published its day: 580 TFLOP/s on
-/// H800 bound by products (README at b31bfe7), under the clock of 1,600 of 1,830 MHz that its authors measure
-/// under such load. What a call takes besides is that of TensorRT-LLM, which calls the same kernel.
+/// H800 bound by products (its announcement of 2025-02-24; the README since names 660, 5 to 15 % more), under
+/// the clock of 1,600 of 1,830 MHz that its authors measure under such load. What a call takes besides is that of TensorRT-LLM, which calls the same kernel.
 fn flash_mla() -> LatentRates {
     let around = constants::latent(Library::TensorRtLlm, 16, Generation::Hopper);
     LatentRates {

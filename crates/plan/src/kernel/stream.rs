@@ -20,7 +20,7 @@ pub(super) fn cost(op: &Operation, device: &Device<'_>) -> Parts {
     let transfer = memory_time.max(bytes / asked(access, device));
     let arithmetic = flops / device.accelerator.vector.flops_per_sec() * device.slower();
     let ramp = if bytes > 0.0 {
-        device.mechanism.stream_ramp * kernels
+        device.ramp() * kernels
     } else {
         0.0
     };

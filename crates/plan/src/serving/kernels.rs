@@ -301,9 +301,8 @@ impl Kernels {
         let bytes = context * heads.cached * heads.kv.bytes();
         // A second kernel sums the parts over which keys were split.
         let mut parts = self.parts(&cost, whole * mean * per_row, flops, bytes, 2.0);
-        // Both at once, as far as they overlap.
-        let (whole, alone) = (parts.time(), self.alone(heads, context));
-        parts.memory += (whole.powi(4) + alone.powi(4)).sqrt().sqrt() - whole;
+        let whole = parts.time();
+        parts.memory += kernel::overlapped(whole, self.alone(heads, context)) - whole;
         parts
     }
 
