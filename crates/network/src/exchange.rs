@@ -163,7 +163,12 @@ pub fn expert_exchange(exchange: TokenExchange, group: &GroupSpan, links: &Links
     } else {
         nic
     };
-    let nic_time = links.nic_rate(protocol).time_to_send(taken);
+    let nic_rate = if relayed {
+        links.nic_relay_rate(protocol)
+    } else {
+        links.nic_rate(protocol)
+    };
+    let nic_time = nic_rate.time_to_send(taken);
     let crossing = Crossing::pairs(group);
     let [over_leaf, over_pod] = crossing.millionths();
     let nvlink_time = nvlink_rate.time_to_send(nvlink);

@@ -122,6 +122,8 @@ pub struct Links {
     /// Over PCIe and its host bridges.
     bridged: bool,
     pub(crate) nic: Bandwidth,
+    /// The same under kernels that relay tokens to experts in other domains.
+    nic_expert: Bandwidth,
     pub(crate) expert: Bandwidth,
     pub(crate) hybrid_expert: Bandwidth,
     collective_base: SimDuration,
@@ -243,6 +245,9 @@ impl Links {
             own_part: scale_up.own_part,
             bridged: matches!(scale_up.wiring, Wiring::Bridged(_)),
             nic: map.nic_share().scaled(nic.efficiency),
+            nic_expert: map
+                .nic_share()
+                .scaled(nic.expert_efficiency.unwrap_or(nic.efficiency)),
             expert: scale_up.bandwidth.scaled(expert),
             hybrid_expert: scale_up.bandwidth.scaled(hybrid_expert),
             collective_base: scale_up.collective_base,
@@ -592,6 +597,11 @@ impl Links {
     /// Payload rate of a rank's share of the NICs.
     pub fn nic_rate(&self, protocol: Protocol) -> Bandwidth {
         self.nic.scaled(self.cost(protocol).nic_payload)
+    }
+
+    /// The same of kernels that relay tokens to experts in other domains.
+    pub(crate) fn nic_relay_rate(&self, protocol: Protocol) -> Bandwidth {
+        self.nic_expert.scaled(self.cost(protocol).nic_payload)
     }
 
     /// Payload rate of in-switch reduction; `None` where the switches cannot.

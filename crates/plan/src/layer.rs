@@ -203,6 +203,11 @@ pub(crate) fn copied(read: Bytes, write: Bytes, kernels: u32) -> Operation {
     streamed(read, write, kernels, Access::Copy)
 }
 
+/// Framework kernels over views with strides or repeated operands.
+fn strided(read: Bytes, write: Bytes, kernels: u32) -> Operation {
+    streamed(read, write, kernels, Access::Strided)
+}
+
 fn streamed(read: Bytes, write: Bytes, kernels: u32, access: Access) -> Operation {
     Operation::Stream {
         read,
@@ -346,9 +351,9 @@ fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Ve
     (0..steps).map(|_| vec![step.clone()]).collect()
 }
 
-fn rope(s: &Sizes<'_>) -> Option<Operation> {
+fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
     if s.model.learned_positions > 0 {
-        return None;
+        return vec![];
     }
     let shape = attention_shape(s);
     let width = match s.model.attention {
@@ -356,11 +361,24 @@ fn rope(s: &Sizes<'_>) -> Option<Operation> {
         // The rotary part is small, but queries and keys are put together from two parts.
         Attention::Latent { .. } => 2 * shape.heads * shape.qk,
     };
-    let bytes = halves(s.tokens * width);
+    let elements = s.tokens * width;
+    let bytes = halves(elements);
     // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`).
-    let fused = s.stack.fused_rope && !s.model.scaled_rope;
-    let passes = if fused { 1 } else { 4 };
-    Some(stream(bytes * passes, bytes * passes, 2 * passes as u32))
+    if s.stack.fused_rope && !s.model.scaled_rope {
+        return vec![stream(bytes, bytes, 2)];
+    }
+    // Queries and keys each: times the cosine, one half negated, halves exchanged, times the sine over
+    // views and repeated angles; the sum and putting the parts together over what lies side by side
+    // (Megatron-Core, `_apply_rotary_pos_emb_bshd`). Going back, the gradients of its slices and their
+    // sums are added.
+    let (beside, kernels) = match direction {
+        Direction::Forward => ((3, 2), 4),
+        Direction::Backward => ((5, 5), 10),
+    };
+    vec![
+        strided(Bytes::new(elements * 7), Bytes::new(elements * 7), 8),
+        stream(bytes * beside.0, bytes * beside.1, kernels),
+    ]
 }
 
 /// Bytes of the keys and values of one rank, which the context-parallel ring passes on.
@@ -631,7 +649,7 @@ fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
     b.extend(norm_forward(s));
     gathered_products(b, s, &inputs);
     b.extend(latent_forward(s, &latents));
-    b.extend(rope(s));
+    b.extend(rope(s, Direction::Forward));
     ring_attention(b, s, kind, Direction::Forward);
     reduced_product(b, s, s.model.hidden, shape.heads * shape.v);
 }
@@ -676,7 +694,7 @@ fn attention_backward(
         if s.recomputes(Activation::MlaUpProjection) {
             b.host(s.stack.checkpoint_launch);
             b.extend(latent_forward(s, &latents));
-            b.extend(rope(s));
+            b.extend(rope(s, Direction::Forward));
         }
         b.recompute(false);
     }
@@ -691,7 +709,7 @@ fn attention_backward(
         b.recompute(false);
     }
     ring_attention(b, s, kind, Direction::Backward);
-    b.extend(rope(s));
+    b.extend(rope(s, Direction::Backward));
     for (n, k) in &latents {
         b.extend(s.quantize_gradient(s.tokens * n));
         b.op(s.linear(s.tokens, *k, *n));
@@ -745,14 +763,23 @@ fn activation_backward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
 }
 
 /// Gate and linear part clamped by kernels of their own before the activation, which fuses no clamp
-/// (Megatron-Core, `weighted_bias_quick_geglu_impl`): each half clamped, both put together again. Going
-/// back, the gradient is cut, masked by the inputs half by half, and put together.
-fn clamp(s: &Sizes<'_>, tokens: u64, width: u64, direction: Direction) -> Option<Operation> {
-    let both = halves(tokens * width * 2);
-    s.model.clamped.then(|| match direction {
-        Direction::Forward => stream(both * 2, both * 2, 3),
-        Direction::Backward => stream(both * 3, both * 2, 5),
-    })
+/// (Megatron-Core, `weighted_bias_quick_geglu_impl`): each half, a view of every second block of
+/// columns, is clamped, and both are put together again. Going back, the linear part is compared with
+/// both limits and the gate with one, the gradient of each is chosen by that mask (PyTorch,
+/// `clamp_backward`), and both are put together.
+fn clamp(s: &Sizes<'_>, tokens: u64, width: u64, direction: Direction) -> Vec<Operation> {
+    if !s.model.clamped {
+        return vec![];
+    }
+    let elements = tokens * width * 2;
+    let both = halves(elements);
+    match direction {
+        Direction::Forward => vec![strided(both, both, 2), stream(both, both, 1)],
+        Direction::Backward => vec![
+            strided(both * 3, Bytes::new(elements * 7 / 2), 5),
+            stream(Bytes::new(elements * 3), Bytes::new(elements * 5 / 2), 2),
+        ],
+    }
 }
 
 fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
@@ -1123,22 +1150,49 @@ fn expert_activation(b: &mut Builder<'_, '_>, s: &Sizes<'_>, e: &Experts) {
 }
 
 /// The bias after an expert's second product, weighted by each token's probability, expert by
-/// expert: an outer product in fp32, its sum with the result, all experts put together again, a
-/// cast (Megatron-Core, `TEGroupedMLP._apply_bias`). Its gradient sums over tokens for the bias and
-/// over the width for the probability. The first product takes its bias itself.
-fn expert_bias(s: &Sizes<'_>, e: &Experts, direction: Direction) -> Option<Operation> {
+/// expert: an outer product, its sum with the result, all experts put together again, a cast where
+/// that is wider (Megatron-Core, `TEGroupedMLP._apply_bias`). Its gradient sums over tokens for the
+/// bias and over the width for the probability, and those of both biases of an expert are added to
+/// their buffers one by one. The first product takes its bias itself.
+fn expert_bias(s: &Sizes<'_>, e: &Experts, direction: Direction) -> Vec<Operation> {
+    if !s.model.biases {
+        return vec![];
+    }
     let elements = e.tokens * s.model.hidden;
-    let (read, written, kernels) = match direction {
-        Direction::Forward => (14, 14, 2 * e.groups + 2),
-        Direction::Backward => (20, 16, 6 * e.groups + 2),
-    };
-    s.model.biases.then(|| {
-        stream(
-            Bytes::new(elements * read),
-            Bytes::new(elements * written),
-            kernels as u32,
-        )
-    })
+    let bytes = |per_element: u64| Bytes::new(elements * per_element);
+    let each = e.groups as u32;
+    // Probabilities and all that they touch are fp32 where a library exchanges tokens (it takes no
+    // others), and as wide as the router's result elsewhere.
+    let wide = s.stack.dispatcher.relays();
+    match (direction, wide) {
+        (Direction::Forward, true) => vec![
+            strided(Bytes::ZERO, bytes(4), each),
+            stream(bytes(14), bytes(10), each + 2),
+        ],
+        (Direction::Forward, false) => vec![
+            strided(Bytes::ZERO, bytes(2), each),
+            stream(bytes(6), bytes(4), each + 1),
+        ],
+        (Direction::Backward, true) => vec![
+            strided(bytes(8), bytes(8), 2 * each),
+            stream(bytes(16), bytes(8), 5 * each + 2),
+        ],
+        (Direction::Backward, false) => vec![
+            strided(bytes(4), bytes(4), 2 * each),
+            stream(bytes(6), bytes(2), 4 * each + 1),
+        ],
+    }
+}
+
+/// Host time of the gradients of an expert's two biases, each a parameter of its own: autograd hands it
+/// on and calls the hook of its buffer (Megatron-Core, `DistributedDataParallel`), two launches' worth
+/// beside the kernel that adds it.
+fn bias_hooks(s: &Sizes<'_>, e: &Experts) -> SimDuration {
+    if s.model.biases {
+        s.stack.launch * (4 * e.groups)
+    } else {
+        SimDuration::ZERO
+    }
 }
 
 /// Host time of a pass through a mixture before its dispatch, with the router, and that of its experts.
@@ -1278,6 +1332,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     b.routed(true);
     b.host(mixture_launch(s.stack).1);
     b.extend(sort_received(s, &e));
+    b.host(bias_hooks(s, &e));
     b.extend(expert_bias(s, &e, Direction::Backward));
     b.extend(s.quantize_apart(e.tokens * h));
     b.extend(expert_product(s, &e, e.width, h, false));

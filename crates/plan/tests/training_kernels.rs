@@ -202,4 +202,33 @@ fn streams_wait_for_memory_on_hopper_and_for_their_sms_on_blackwell() {
     assert!(!same("b200-sxm", Access::Elementwise));
     assert!(time("b200-sxm", Access::Softmax) < time("b200-sxm", Access::SoftmaxChain));
     assert!(time("b200-sxm", Access::Rows) > time("b200-sxm", Access::SoftmaxChain));
+    assert!(time("b200-sxm", Access::Strided) > time("b200-sxm", Access::Rows));
+}
+
+/// Rotary embedding by PyTorch's own kernels on B200, from 4,096 to 8,192 tokens of 36 heads of 128
+/// (linkedin/Liger-Kernel 2f46792, benchmark/data/all_benchmark_data_rope_models.csv): products with repeated
+/// angles, halves negated and exchanged. Backward also clears and adds what lies side by side.
+#[test]
+fn kernels_over_views_take_what_pytorch_takes_on_blackwell() {
+    let acc = accelerator("b200-sxm");
+    let time = |read: u64, write: u64, access| {
+        let half = 4096 * 36 * 128; // half of a pass over bf16 values
+        let op = Operation::Stream {
+            read: Bytes::new(half * read),
+            write: Bytes::new(half * write),
+            kernels: 0,
+            flops: 0.0,
+            access,
+        };
+        seconds(&op, &acc, Load::Burst)
+    };
+    let forward = time(11, 9, Access::Strided);
+    let backward = time(7, 7, Access::Strided) + time(8, 8, Access::Elementwise);
+    for (model, measured) in [
+        (forward, 0.543_808e-3 - 0.280_576e-3),
+        (backward, 0.547_776e-3 - 0.280_608e-3),
+    ] {
+        let error = (model / measured).ln();
+        assert!(error.abs() < 0.12, "{model} {measured}");
+    }
 }

@@ -587,6 +587,10 @@ impl Layout {
                     .unwrap_or(node.scale_up.efficiency),
             ),
             ("node.nic.efficiency", node.nic.efficiency),
+            (
+                "node.nic.expert_efficiency",
+                node.nic.expert_efficiency.unwrap_or(node.nic.efficiency),
+            ),
         ] {
             in_range(field, value, share, value > 0.0 && value <= 1.0)?;
         }

@@ -89,6 +89,10 @@ pub struct Nic {
     pub rate: Bandwidth,
     /// Fraction of `rate` that payload reaches in large transfers.
     pub efficiency: f64,
+    /// Fraction of `rate` that kernels reach which relay tokens to experts in other domains (DeepEP,
+    /// HybridEP); `efficiency` where it is left out.
+    #[serde(default)]
+    pub expert_efficiency: Option<f64>,
     /// One end to the other over one switch, one small message, GPU memory to GPU memory.
     pub latency: SimDuration,
 }

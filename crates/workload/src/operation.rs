@@ -102,6 +102,9 @@ pub enum Access {
     SoftmaxChain,
     /// Whole rows to and from places that an index names: tokens to their experts.
     Rows,
+    /// One framework kernel for each step, over views whose elements do not lie side by side, or whose
+    /// operands are repeated: such kernels find the place of every element anew.
+    Strided,
 }
 
 impl Operation {

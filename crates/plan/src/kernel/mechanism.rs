@@ -50,6 +50,8 @@ pub struct Mechanism {
     pub softmax_chain_bytes_per_sm_clock: f64,
     /// The same of kernels that move whole rows by an index.
     pub row_bytes_per_sm_clock: f64,
+    /// The same of a framework's own kernels over views with strides or repeated operands.
+    pub strided_bytes_per_sm_clock: f64,
     /// Part of a gradient buffer's traffic that the product which adds to it does not hide.
     pub accumulate_exposed: f64,
     /// Exponent of the mean under which operands arrive beside the math of products that are
@@ -87,6 +89,7 @@ pub const MECHANISM: Mechanism = Mechanism {
     softmax_bytes_per_sm_clock: 12.8,
     softmax_chain_bytes_per_sm_clock: 9.5,
     row_bytes_per_sm_clock: 6.5,
+    strided_bytes_per_sm_clock: 5.0,
     accumulate_exposed: 0.3,
     apart_overlap: [1.8, 1.5],
     clock_by_load: 0.75,

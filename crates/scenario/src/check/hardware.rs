@@ -110,6 +110,8 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
         part(findings, &at("scale_up.ring_turn"), scale_up.ring_turn),
         part(findings, &at("scale_up.own_part"), scale_up.own_part),
         fraction(findings, &at("nic.efficiency"), nic.efficiency),
+        nic.expert_efficiency
+            .is_none_or(|share| fraction(findings, &at("nic.expert_efficiency"), share)),
         within(
             findings,
             &at("rack.power"),

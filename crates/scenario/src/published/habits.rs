@@ -32,8 +32,6 @@ pub(super) struct Habits {
     pub whole_graphs_overlap_experts: bool,
     /// Mixtures in FP8 on H100 launch kernel by kernel, whatever a recipe of the repository's head says.
     pub plain_launches_of_fp8_mixtures: bool,
-    /// Gbit/s of each NIC of an accelerator's nodes, where the source's cluster is slower than the interfaces.
-    pub slower_nics: Option<(&'static str, u64)>,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -62,7 +60,6 @@ const MEGATRON: Habits = Habits {
     fp8_parameter_gather: false,
     whole_graphs_overlap_experts: false,
     plain_launches_of_fp8_mixtures: false,
-    slower_nics: None,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
@@ -184,9 +181,6 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             // Graphs entered that recipe after 26.06 (scripts/performance/configs/qwen at 01b2977:
             // QWEN3_30B_A3B_PRETRAIN_CONFIG_H100_FP8_CS_V1 has none, its BF16 sister has).
             plain_launches_of_fp8_mixtures: ("26.02.01".."26.08").contains(&release),
-            // A mixture that the exchange between nodes bounds takes as long on B300 as on B200, whose NICs
-            // run at 400 Gbit/s (26.02, 64 expert ranks: 9.8 and 10.2 s).
-            slower_nics: Some(("B300-SXM-270GB", 400)),
             ..MEGATRON
         },
         // A verification card of a performance recipe; the others are of functional ones.

@@ -62,7 +62,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         .gpus
         .filter(|gpus| *gpus > 0)
         .ok_or_else(|| unusable("number of GPUs not published"))?;
-    let cluster = cluster(run, &habits, gpus, catalogue, &mut assumed)?;
+    let cluster = cluster(run, gpus, catalogue, &mut assumed)?;
     let recipe = recipe(run, &habits)?;
     let stack = stack(run, &habits, recipe, catalogue, &mut assumed)?;
     let parallelism = parallelism(run, &habits, &model, gpus, &mut assumed)?;
@@ -679,7 +679,6 @@ fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Rout
 /// The machine: a catalogue node by accelerator, with the NICs that the source declares.
 fn cluster(
     run: &PublishedRun,
-    habits: &Habits,
     gpus: u32,
     catalogue: &Catalogue,
     assumed: &mut Vec<String>,
@@ -718,16 +717,6 @@ fn cluster(
         node.nic.rate =
             Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
         node.name = format!("{} with {total} Gbit/s", node.name);
-    }
-    if let Some((gpu, gigabits)) = habits.slower_nics
-        && run.gpu == gpu
-        && gpus > node.gpus
-    {
-        node.nic.rate = Bandwidth::from_bytes_per_sec(gigabits * 125_000_000);
-        node.name = format!("{} at {gigabits} Gbit/s per NIC", node.name);
-        assumed.push(format!(
-            "NICs at {gigabits} Gbit/s: the source's fabric, as its exchange-bound runs show"
-        ));
     }
     if gpus > node.gpus && !gpus.is_multiple_of(node.gpus) {
         shrink_domain(&mut node, gpus, assumed)?;
