@@ -1109,8 +1109,6 @@ fn the_planner_sets_the_best_plan_of_each_scenario_beside_its_own() {
         table.contains("| gain |") && table.contains(QUICK),
         "{table}"
     );
-    let refusal = failed(&["plan", "mixed-llama3-70b-h100-gb200"], 2);
-    assert!(refusal.contains("hint: `rackflow run`"), "{refusal}");
     let refusal = failed(&["plan", "serve-llama3-70b-8-h100", "--limit", "2"], 2);
     assert!(refusal.contains("--limit belongs to training"), "{refusal}");
     let refusal = failed(&["plan", QUICK, "serve-llama3-70b-8-h100"], 2);

@@ -255,7 +255,7 @@ fn further_kinds(
 }
 
 /// Who sits on which kind of accelerator.
-struct Hall {
+pub(crate) struct Hall {
     kinds: Vec<Part>,
     kind_of_rank: Vec<u32>,
     /// Ranks of each stage on each kind.
@@ -263,7 +263,7 @@ struct Hall {
 }
 
 impl Hall {
-    fn new(setup: &Setup, placement: &Placement) -> Self {
+    pub fn new(setup: &Setup, placement: &Placement) -> Self {
         let kinds = setup.cluster.kinds();
         let kind_of_rank = setup.cluster.kind_of_gpus();
         let stages = setup.training.parallelism.pipeline as usize;
@@ -291,7 +291,7 @@ impl Hall {
     }
 
     /// Least memory of any accelerator of a stage.
-    fn capacity(&self, stage: u32) -> Bytes {
+    pub fn capacity(&self, stage: u32) -> Bytes {
         let memory = self
             .on_stage(stage)
             .map(|kind| kind.node.accelerator.memory);
@@ -646,11 +646,11 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The same compiler before it has built anything.
-    pub fn afresh(&self) -> Self {
-        Self {
-            sizes: self.sizes.clone(),
-            setup: self.setup,
+    /// A compiler that has built nothing, for the same work as another kind of accelerator may see it.
+    pub fn on<'b>(&self, setup: &'b Setup) -> Compiler<'b> {
+        Compiler {
+            sizes: Sizes::new(&setup.training),
+            setup,
             shard: self.shard,
             layout: self.layout.clone(),
             runs: BTreeMap::new(),
@@ -1509,6 +1509,12 @@ fn split_layers(s: &Sizes<'_>, setup: &Setup, placement: &Placement) -> Vec<Chun
         .collect()
 }
 
+/// How many layers each chunk of a setup has.
+pub(crate) fn layers_of_chunks(setup: &Setup, placement: &Placement) -> Vec<u64> {
+    let chunks = split_layers(&Sizes::new(&setup.training), setup, placement);
+    chunks.iter().map(Chunk::len).collect()
+}
+
 /// How fast the slowest accelerator is that computes each chunk, in pipeline order.
 fn chunk_speeds(s: &Sizes<'_>, count: u32, hall: &Hall) -> Vec<f64> {
     let stages = s.plan.pipeline;
@@ -1522,7 +1528,7 @@ fn chunk_speeds(s: &Sizes<'_>, count: u32, hall: &Hall) -> Vec<f64> {
 }
 
 /// What the last chunk computes besides its layers, in layers: the logits, and prediction modules.
-fn head_in_layers(s: &Sizes<'_>) -> f64 {
+pub(crate) fn head_in_layers(s: &Sizes<'_>) -> f64 {
     let model = s.model;
     let head = (model.vocab as f64) * (model.hidden as f64);
     let ends = model.embedding_parameters() + model.output_parameters();
@@ -1535,7 +1541,7 @@ fn head_in_layers(s: &Sizes<'_>) -> f64 {
 /// Layers per chunk so that none takes much longer than another on accelerators of these speeds, the
 /// last with `head` layers' worth of work besides. None is without a layer where there are enough.
 /// As [`spread_layers`] where all are equally fast.
-fn spread_layers_by_speed(layers: u64, speeds: &[f64], head: f64) -> Vec<u64> {
+pub(crate) fn spread_layers_by_speed(layers: u64, speeds: &[f64], head: f64) -> Vec<u64> {
     let count = speeds.len() as u64;
     if speeds.windows(2).all(|pair| pair[0] == pair[1]) || layers <= count {
         return spread_layers(layers, count);

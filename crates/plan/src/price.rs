@@ -77,31 +77,33 @@ impl Spans {
         }
     }
 
-    /// The communicators that the first rank is in, and no others, at a price that does not grow with
-    /// the cluster: all of them, or those whose members meet in a layer to share its work.
-    pub(crate) fn of_first_rank(map: &ClusterMap, placement: &Placement, all: bool) -> Self {
+    /// The communicators that a rank on the GPU of its number is in, and no others, at a price that does
+    /// not grow with the cluster: all of them, or those whose members meet in a layer to share its work.
+    pub(crate) fn of_rank(map: &ClusterMap, placement: &Placement, rank: u32, all: bool) -> Self {
         let mut spans: Vec<Vec<(GroupSpan, Path, u32)>> = vec![Vec::new(); GroupSlot::COUNT];
+        let mut joined = vec![sections(map, &[rank])];
         let mut members = Vec::new();
         for slot in GroupSlot::ALL {
             if placement.group_size(slot) > 1 && (all || is_inside(slot)) {
                 members.clear();
-                placement.members(slot, placement.group_of(slot, 0), &mut members);
+                placement.members(slot, placement.group_of(slot, rank), &mut members);
                 let (span, hop) = span_and_hop(map, &members);
-                spans[slot as usize].push((span, hop, 0));
+                let links = class_of(&mut joined, sections(map, &members));
+                spans[slot as usize].push((span, hop, links));
             }
         }
         Self {
             spans,
             classes: Vec::new(),
             paths: Vec::new(),
-            joined: vec![vec![0]],
+            joined,
             next_paths: Vec::new(),
         }
     }
 
     /// Whether communicators of these cost the same as of those.
     pub(crate) fn cost_alike(&self, other: &Self) -> bool {
-        self.spans == other.spans
+        self.spans == other.spans && self.joined == other.joined
     }
 }
 
@@ -213,7 +215,7 @@ impl Prices {
 }
 
 /// The sections of the cluster that these GPUs sit in.
-fn sections(map: &ClusterMap, gpus: &[u32]) -> Vec<u32> {
+pub(crate) fn sections(map: &ClusterMap, gpus: &[u32]) -> Vec<u32> {
     if map.sections().len() == 1 {
         return vec![0];
     }
@@ -224,7 +226,12 @@ fn sections(map: &ClusterMap, gpus: &[u32]) -> Vec<u32> {
 }
 
 /// What the links of these sections of a cluster cost; see [`links`].
-fn links_among(setup: &Setup, map: &ClusterMap, sections: &[u32], on_fabric: bool) -> Links {
+pub(crate) fn links_among(
+    setup: &Setup,
+    map: &ClusterMap,
+    sections: &[u32],
+    on_fabric: bool,
+) -> Links {
     if map.sections().len() == 1 {
         return links(setup, map, on_fabric);
     }

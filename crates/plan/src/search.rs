@@ -6,19 +6,21 @@
 //! needs no simulation; [`Search::bound`] looks closer at one of them. What cannot be made or does
 //! not fit is counted.
 
-use crate::bound::{self, Messages, Passes, PieceTimes};
-use crate::compile::{self, Chunk, ChunkLayout, Compiler, Plan};
+mod lines;
+
+use crate::bound::{self, LineTimes, Messages, Passes};
+use crate::compile::{self, Chunk, ChunkLayout, Compiler, Hall, Plan};
 use crate::crossing::{self, Crowd, Source};
 use crate::error::{self, MemoryPart, PlanError};
 use crate::layer::Sizes;
-use crate::memory::{Held, MemoryUse};
+use crate::memory::Held;
 use crate::placement::Placement;
 use crate::price::{self, Prices, Spans};
 use crate::run::KnownKernels;
 use crate::schedule::{self, InFlight, Shape};
 use crate::setup::{RankOrder, Setup};
 use rackflow_network::{Links, send_recv};
-use rackflow_topology::{ClusterMap, Path, Wires};
+use rackflow_topology::{ClusterMap, Node, Path, Wires};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{Activation, Attention, Parallelism, Recipe, Recompute, Schedule, Zero};
 use std::collections::BTreeMap;
@@ -119,7 +121,7 @@ pub struct Candidate {
     /// Memory of the fullest stage.
     pub memory: Bytes,
     /// What its passes take at least.
-    times: Arc<PieceTimes>,
+    times: Arc<Vec<LineTimes>>,
 }
 
 impl Candidate {
@@ -201,6 +203,8 @@ struct Division {
 struct StageClass {
     chunks: Vec<Chunk>,
     in_flight: InFlight,
+    /// Least memory of any of its accelerators.
+    capacity: Bytes,
 }
 
 /// What depends on numbers of stages, chunks and micro-batches alone, and so is found once.
@@ -234,14 +238,20 @@ pub struct Search {
     /// The same with what tiers cost, where a plan may or may not have its flows run over them.
     dearer_links: Option<Links>,
     space: Space,
-    /// Load of the rank with the fullest experts, by number of expert-parallel ranks.
-    loads: BTreeMap<u32, u64>,
-    /// Distinct paths between ranks so far apart in number, as they are asked for; so are all below.
-    paths: Known<u32, Vec<Path>>,
+    /// Load of the rank with the fullest experts and its position, by number of expert-parallel ranks.
+    loads: BTreeMap<u32, (u64, Option<u32>)>,
+    /// A setup for each kind of accelerator, where there are several.
+    kinds: Vec<Node>,
+    kind_of_gpus: Vec<u32>,
+    /// What the links of sections cost, where there are several kinds.
+    links_of: Known<Vec<u32>, Links>,
+    /// Distinct paths between ranks so far apart in number, and the sections that they meet, as they are
+    /// asked for; so are all below.
+    paths: Known<u32, Vec<(Path, Vec<u32>)>>,
     /// Communicators of plans that divide the ranks alike.
     spans: Known<SpansKey, Spans>,
-    /// Those of the first rank; all of them, or only those inside a layer.
-    first_spans: Known<(SpansKey, bool), Spans>,
+    /// Those of a rank; all of them, or only those inside a layer.
+    rank_spans: Known<(SpansKey, u32, bool), Spans>,
     /// Layers dealt out to so many chunks.
     layouts: Known<u64, ChunkLayout>,
     /// Stages by schedule, stages, virtual stages, micro-batches, and whether passes are woven.
@@ -267,6 +277,7 @@ impl Search {
         let map = ClusterMap::new(&setup.cluster)?;
         // Flows that run over the links of the tiers may be faster than their average.
         let on_fabric = crossing::may_block(setup.host(), &setup.faults, &map);
+        let kinds = setup.cluster.kinds().into_iter().map(|kind| kind.node);
         Ok(Self {
             setup: setup.clone(),
             links: price::links(setup, &map, on_fabric),
@@ -275,9 +286,12 @@ impl Search {
             map,
             space,
             loads: BTreeMap::new(),
+            kinds: kinds.collect(),
+            kind_of_gpus: setup.cluster.kind_of_gpus(),
+            links_of: Known::default(),
             paths: Known::default(),
             spans: Known::default(),
-            first_spans: Known::default(),
+            rank_spans: Known::default(),
             layouts: Known::default(),
             stages: Known::default(),
             crowds: Known::default(),
@@ -287,9 +301,10 @@ impl Search {
     }
 
     /// Bounds plans by the rank with the fullest experts: `load` says, for so many expert-parallel
-    /// ranks, what that one gets, where the mean is [`MEAN_LOAD`]. Without it, all are alike.
+    /// ranks, what that one gets, where the mean is [`MEAN_LOAD`], and its position among them; `None`
+    /// where all are alike, as they are without this.
     #[must_use]
-    pub fn with_loads(mut self, load: impl Fn(u32) -> u64) -> Self {
+    pub fn with_loads(mut self, load: impl Fn(u32) -> (u64, Option<u32>)) -> Self {
         let moe = self.setup.training.model.moe.as_ref();
         let ways = moe.map_or_else(Vec::new, |moe| divisors(moe.experts as u32));
         self.loads = ways.into_iter().map(|ways| (ways, load(ways))).collect();
@@ -338,7 +353,7 @@ impl Search {
             search: self,
             branch,
             setup: self.setup.clone(),
-            kernels: Arc::default(),
+            kernels: self.kinds.iter().map(|_| Arc::default()).collect(),
             times: Vec::new(),
             by_spans: Vec::new(),
             load: self.load(branch.parallelism.expert),
@@ -362,13 +377,13 @@ impl Search {
         let layout = self.layout(&setup, &placement);
         let compiler = Compiler::with_layout(&setup, &placement, layout);
         let messages = self.messages(&compiler, &candidate.parallelism, candidate.rank_order);
-        let least = self.first_prices(&setup, &placement, false);
+        let least = self.prices(&setup, &placement, 0, false);
         let links = self.dearer_links.as_ref();
         let dearer = links.map(|links| Prices::over(links, least.spans.clone(), &setup));
         let load = self.load(candidate.parallelism.expert);
-        let times = &candidate.times;
+        let lines = self.seated_lines(&setup, &placement, &candidate.times);
         let prices = (&least, dearer.as_ref());
-        Passes::new(compiler, &setup, times, messages, prices, load)
+        Passes::new(&compiler, &setup, &lines, messages, prices, load)
     }
 
     /// Compiles a candidate: what [`crate::compile`] makes of it, and cheaper where another plan
@@ -401,7 +416,8 @@ impl Search {
     }
 
     fn load(&self, expert: u32) -> u64 {
-        self.loads.get(&expert).copied().unwrap_or(MEAN_LOAD)
+        let known = self.loads.get(&expert);
+        known.map_or(MEAN_LOAD, |(load, _)| *load)
     }
 
     /// Layers dealt out to the chunks of a plan.
@@ -414,17 +430,6 @@ impl Search {
         let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
         self.layouts
             .get(chunks, || ChunkLayout::new(setup, placement))
-    }
-
-    /// What the communicators of the first rank cost; where `inside`, only those that meet in a layer.
-    fn first_prices(&self, setup: &Setup, placement: &Placement, inside: bool) -> Prices {
-        // Without weights to gather, data-parallel ranks meet once per step and not in a layer.
-        let all = !inside || setup.training.parallelism.zero == Zero::Stage3;
-        let key = (spans_key(setup, placement), all);
-        let spans = self
-            .first_spans
-            .get(key, || Spans::of_first_rank(&self.map, placement, all));
-        Prices::over(&self.first_links, spans, setup)
     }
 
     /// The stages of a plan, those left out that are no fuller than another. No schedule starts more
@@ -442,12 +447,20 @@ impl Search {
             ..compiler.shape()
         };
         let find = || {
+            let mixed = setup.cluster.is_mixed();
+            let placement = || Placement::new(plan, setup.rank_order);
+            let hall = mixed.then(|| Hall::new(setup, &placement()));
             let mut known: Vec<(Vec<u32>, u32)> = Vec::new();
             let mut classes: Vec<StageClass> = Vec::new();
             let orders = schedule::orders(training.schedule, shape);
             for (stage, order) in (0..plan.pipeline).zip(orders) {
                 let alike = compiler.alike(stage);
-                let differs = training.schedule == Schedule::Dualpipe;
+                let capacity = match &hall {
+                    Some(hall) => hall.capacity(stage),
+                    None => setup.cluster.node.accelerator.memory,
+                };
+                // Of several kinds, a stage of less memory may be less full.
+                let differs = training.schedule == Schedule::Dualpipe || mixed;
                 let known_one = known.iter().any(|(of, _)| *of == alike);
                 if known_one && !differs {
                     continue;
@@ -455,11 +468,16 @@ impl Search {
                 let chunks = compiler.stage_chunks(stage);
                 let in_flight = InFlight::of(&order, chunks.len());
                 let same = |(of, at): &(Vec<u32>, u32)| {
-                    *of == alike && classes[*at as usize].in_flight == in_flight
+                    let class = &classes[*at as usize];
+                    *of == alike && class.in_flight == in_flight && class.capacity == capacity
                 };
                 if !known.iter().any(same) {
                     known.push((alike, classes.len() as u32));
-                    classes.push(StageClass { chunks, in_flight });
+                    classes.push(StageClass {
+                        chunks,
+                        in_flight,
+                        capacity,
+                    });
                 }
             }
             classes
@@ -491,9 +509,13 @@ impl Search {
         };
         let shortest = |apart: u32| {
             let paths = self.paths.get(apart, || self.paths_between(apart));
-            let spans = paths
-                .iter()
-                .map(|path| send_recv(compiler.message(), path, &self.links).duration());
+            let spans = paths.iter().map(|(path, sections)| {
+                let over = |links| send_recv(compiler.message(), path, links).duration();
+                match self.map.sections().len() {
+                    1 => over(&self.links),
+                    _ => over(&self.links_of(sections)),
+                }
+            });
             spans.min().unwrap_or(SimDuration::ZERO)
         };
         if plan.pipeline == 1 {
@@ -513,20 +535,26 @@ impl Search {
     }
 
     /// Distinct paths between GPUs that are so far apart in number.
-    fn paths_between(&self, apart: u32) -> Vec<Path> {
-        let mut paths: Vec<Path> = Vec::new();
+    fn paths_between(&self, apart: u32) -> Vec<(Path, Vec<u32>)> {
+        let mut paths: Vec<(Path, Vec<u32>)> = Vec::new();
         for gpu in 0..self.setup.cluster.gpus.saturating_sub(apart) {
             let path = self.map.path(gpu, gpu + apart);
-            if !paths.contains(&path) {
-                paths.push(path);
+            let sections = price::sections(&self.map, &[gpu, gpu + apart]);
+            let known = |(of, among): &(Path, Vec<u32>)| *of == path && *among == sections;
+            if !paths.iter().any(known) {
+                paths.push((path, sections));
             }
         }
         paths
     }
 
     fn tensors(&self) -> Vec<(u32, bool)> {
-        let node = &self.setup.cluster.node;
-        let domain = node.scale_up.domain.min(self.setup.cluster.gpus);
+        let cluster = &self.setup.cluster;
+        // Of several kinds the domain that divides all, so that no group straddles two.
+        let domain = cluster.parts.iter().fold(
+            cluster.node.scale_up.domain.min(cluster.gpus),
+            |domain, part| common_divisor(domain, part.node.scale_up.domain.min(part.gpus)),
+        );
         let model = &self.setup.training.model;
         let (Attention::Grouped { heads, .. } | Attention::Latent { heads, .. }) = model.attention;
         let cuts = |tensor: &u32| {
@@ -675,10 +703,12 @@ struct Open<'a> {
     branch: &'a Branch,
     /// The scenario with the plan that is looked at.
     setup: Setup,
-    kernels: Arc<KnownKernels>,
-    times: Vec<(TimesKey, Arc<PieceTimes>)>,
-    /// The same by what they cost: whether weights are gathered in each layer, and where groups lie.
-    by_spans: Vec<(bool, Arc<Spans>, Arc<PieceTimes>)>,
+    /// By kind of accelerator.
+    kernels: Vec<Arc<KnownKernels>>,
+    times: Vec<(TimesKey, Arc<Vec<LineTimes>>)>,
+    /// Those of one rank by what they cost: whether weights are gathered in each layer, which kind of
+    /// accelerator it is, and where groups lie.
+    by_spans: Vec<lines::KnownTimes>,
     load: u64,
 }
 
@@ -704,49 +734,67 @@ impl Open<'_> {
             *left_out.impossible.entry(obstacle(&error)).or_default() += plans;
             return;
         }
-        let held = self.held();
-        let layers_per_chunk = self.layers_per_chunk();
-        let mut bounds: Vec<(Arc<PieceTimes>, RankOrder, SimDuration)> = Vec::new();
+        let mixed = self.setup.cluster.is_mixed();
+        let mut held = if mixed { Vec::new() } else { self.held() };
         for rank_order in orders {
             self.setup.rank_order = *rank_order;
-            let mut first_stage_fits = false;
-            for zero in ways {
-                // ZeRO 2 takes the time of ZeRO 1 and less memory: it stands in where that does not fit.
-                if *zero == Zero::Stage2 && first_stage_fits {
-                    continue;
+            for layers_per_chunk in self.splits() {
+                if mixed {
+                    self.setup
+                        .training
+                        .layers_per_chunk
+                        .clone_from(&layers_per_chunk);
+                    held = self.held();
                 }
-                self.setup.training.parallelism.zero = *zero;
-                let fullest = self.fullest(&held);
-                let fits = fullest.total() <= self.setup.cluster.least_memory();
-                first_stage_fits = *zero == Zero::Stage1 && fits;
-                if !fits {
-                    *left_out.too_large.entry(fullest.largest()).or_default() += 1;
-                    continue;
-                }
-                let times = self.times();
-                let same = |(of, order, _): &&(Arc<PieceTimes>, RankOrder, SimDuration)| {
-                    Arc::ptr_eq(of, &times) && order == rank_order
-                };
-                let at_least = if let Some((.., known)) = bounds.iter().find(same) {
-                    *known
-                } else {
-                    let found = self.bound(&times);
-                    bounds.push((times.clone(), *rank_order, found));
-                    found
-                };
-                expansion.candidates.push(Candidate {
-                    parallelism: self.setup.training.parallelism.clone(),
-                    micro_batch: self.branch.micro_batch,
-                    recipe: self.branch.recipe,
-                    recompute: self.branch.recompute.clone(),
-                    schedule: division.schedule,
-                    rank_order: *rank_order,
-                    layers_per_chunk: layers_per_chunk.clone(),
-                    at_least,
-                    memory: fullest.total(),
-                    times,
-                });
+                self.shard(division.schedule, &layers_per_chunk, ways, &held, expansion);
             }
+        }
+    }
+
+    /// All ways to shard one division in one order of ranks, with the layers dealt out.
+    fn shard(
+        &mut self,
+        schedule: Schedule,
+        layers_per_chunk: &Option<Vec<u64>>,
+        ways: &[Zero],
+        held: &[(Held, Bytes)],
+        expansion: &mut Expansion,
+    ) {
+        let mut bounds: Vec<(Arc<Vec<LineTimes>>, SimDuration)> = Vec::new();
+        let mut first_stage_fits = false;
+        for zero in ways {
+            // ZeRO 2 takes the time of ZeRO 1 and less memory: it stands in where that does not fit.
+            if *zero == Zero::Stage2 && first_stage_fits {
+                continue;
+            }
+            self.setup.training.parallelism.zero = *zero;
+            let (fullest, overfull) = self.fullest(held);
+            first_stage_fits = *zero == Zero::Stage1 && overfull.is_none();
+            if let Some(part) = overfull {
+                *expansion.left_out.too_large.entry(part).or_default() += 1;
+                continue;
+            }
+            let times = self.times();
+            let same = |(of, _): &&(Arc<Vec<LineTimes>>, SimDuration)| Arc::ptr_eq(of, &times);
+            let at_least = if let Some((_, known)) = bounds.iter().find(same) {
+                *known
+            } else {
+                let found = self.bound(&times);
+                bounds.push((times.clone(), found));
+                found
+            };
+            expansion.candidates.push(Candidate {
+                parallelism: self.setup.training.parallelism.clone(),
+                micro_batch: self.branch.micro_batch,
+                recipe: self.branch.recipe,
+                recompute: self.branch.recompute.clone(),
+                schedule,
+                rank_order: self.setup.rank_order,
+                layers_per_chunk: layers_per_chunk.clone(),
+                at_least,
+                memory: fullest,
+                times,
+            });
         }
     }
 
@@ -769,70 +817,42 @@ impl Open<'_> {
         let plan = &self.setup.training.parallelism;
         let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
         let longest = self.setup.training.model.layers.div_ceil(chunks);
-        matches!(self.branch.recompute, Recompute::FullLayers(layers) if u64::from(layers) > longest)
+        // Of several kinds, a chunk may be longer.
+        !self.setup.cluster.is_mixed()
+            && matches!(self.branch.recompute, Recompute::FullLayers(layers) if u64::from(layers) > longest)
             && self.search.space.recomputes.contains(&Recompute::Full)
     }
 
-    /// Layers as they are spread evenly, where a scenario must say so.
-    fn layers_per_chunk(&self) -> Option<Vec<u64>> {
-        let own = &self.search.setup.training;
-        let plan = &self.setup.training.parallelism;
-        let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
-        let is_told = chunks > own.model.layers || own.layers_per_chunk.is_some();
-        (is_told && !self.setup.cluster.is_mixed())
-            .then(|| compile::spread_layers(own.model.layers, chunks))
-    }
-
-    /// What the stages hold whatever ZeRO shards.
-    fn held(&self) -> Vec<Held> {
+    /// What the stages hold whatever ZeRO shards, and how much their accelerators can hold.
+    fn held(&self) -> Vec<(Held, Bytes)> {
         let placement = self.placement();
         let layout = self.search.layout(&self.setup, &placement);
         let compiler = Compiler::with_layout(&self.setup, &placement, layout);
         let classes = self.search.stage_classes(&compiler, &self.setup);
-        let held = |class: &StageClass| Held::of(&compiler.sizes, &class.chunks, &class.in_flight);
+        let held = |class: &StageClass| {
+            let held = Held::of(&compiler.sizes, &class.chunks, &class.in_flight);
+            (held, class.capacity)
+        };
         classes.iter().map(held).collect()
     }
 
-    /// Memory of the fullest stage.
-    fn fullest(&self, held: &[Held]) -> MemoryUse {
+    /// Memory of the fullest stage, and what needs the most where a stage holds more than it can.
+    fn fullest(&self, held: &[(Held, Bytes)]) -> (Bytes, Option<MemoryPart>) {
         let placement = self.placement();
         let sizes = Sizes::new(&self.setup.training);
-        let mut fullest = MemoryUse::default();
-        for held in held {
+        let (mut fullest, mut worst) = (Bytes::ZERO, None);
+        for (held, capacity) in held {
             let memory = held.memory(&sizes, &placement);
-            if memory.total() > fullest.total() {
-                fullest = memory;
+            fullest = fullest.max(memory.total());
+            let over = memory.total().saturating_sub(*capacity);
+            if over > worst.map_or(Bytes::ZERO, |(most, _)| most) {
+                worst = Some((over, memory.largest()));
             }
         }
-        fullest
+        (fullest, worst.map(|(_, part)| part))
     }
 
-    fn times(&mut self) -> Arc<PieceTimes> {
-        let key = times_key(&self.setup);
-        if let Some((_, times)) = self.times.iter().find(|(of, _)| *of == key) {
-            return times.clone();
-        }
-        let gathers = key.0;
-        let prices = self
-            .search
-            .first_prices(&self.setup, &self.placement(), true);
-        let same = |(of, spans, _): &&(bool, Arc<Spans>, Arc<PieceTimes>)| {
-            *of == gathers && spans.cost_alike(&prices.spans)
-        };
-        let times = if let Some((.., known)) = self.by_spans.iter().find(same) {
-            known.clone()
-        } else {
-            let found = PieceTimes::new(&self.setup, &prices, self.load, &self.kernels);
-            let found = Arc::new(found);
-            self.by_spans
-                .push((gathers, prices.spans.clone(), found.clone()));
-            found
-        };
-        self.times.push((key, times.clone()));
-        times
-    }
-
-    fn bound(&self, times: &PieceTimes) -> SimDuration {
+    fn bound(&self, times: &[LineTimes]) -> SimDuration {
         let placement = self.placement();
         let layout = self.search.layout(&self.setup, &placement);
         let compiler = Compiler::with_layout(&self.setup, &placement, layout);
@@ -848,6 +868,10 @@ fn obstacle(error: &PlanError) -> Obstacle {
         PlanError::DoesNotDivide { .. } => Obstacle::Batch,
         _ => Obstacle::Schedule,
     }
+}
+
+fn common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
 fn divisors(of: u32) -> Vec<u32> {

@@ -77,7 +77,6 @@ fn of_scenario(
     search: impl FnOnce(&Search, &Setup) -> Result<Outcome, PlanError>,
 ) -> Result<Outcome, Failure> {
     let resolved = input::resolve(input, None, None)?;
-    run::one_kind(&resolved, "the planner searches")?;
     // The scenario's own plan is refused as `run` would refuse it.
     run::plan(&resolved)?;
     let setup = &resolved.setup;

@@ -13,7 +13,7 @@ use crate::sweep;
 use crate::terminal;
 use crate::trace;
 use clap::ColorChoice;
-use rackflow_plan::{Plan, Setup};
+use rackflow_plan::{Plan, Setup, StageFacts};
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
 use std::path::Path;
 use std::time::Instant;
@@ -121,15 +121,13 @@ pub fn check(scenarios: &[String], color: ColorChoice) -> Result<(), Failure> {
 
 /// What a plan comes to: "2,048 GPUs, 61.2 GB of 80 GB on the fullest".
 pub fn in_short(plan: &Plan) -> String {
-    let fullest = plan
-        .facts
-        .stages
-        .iter()
-        .map(|stage| stage.memory.total())
-        .max()
+    // Stages may lie on accelerators of different memory: the one with the least room.
+    let room = |stage: &&StageFacts| stage.capacity.saturating_sub(stage.memory.total());
+    let fullest = plan.facts.stages.iter().min_by_key(room);
+    let (fullest, capacity) = fullest
+        .map(|stage| (stage.memory.total(), stage.capacity))
         .unwrap_or_default();
     let gpus = plan.facts.cluster.gpus;
-    let capacity = plan.facts.memory_capacity;
     let crowded = plan.facts.stages.iter();
     let mut crowded = crowded.filter(|stage| stage.memory.crowds(stage.capacity));
     let warning = match crowded.next() {
@@ -137,16 +135,6 @@ pub fn in_short(plan: &Plan) -> String {
         None => "",
     };
     format!("{gpus} GPUs, {fullest} of {capacity} on the fullest{warning}")
-}
-
-/// Refuses what is modelled for clusters of one kind of node only.
-pub fn one_kind(resolved: &Resolved, what: &str) -> Result<(), Failure> {
-    if !resolved.setup.cluster.is_mixed() {
-        return Ok(());
-    }
-    Err(Failure::input(format_args!(
-        "{what} on clusters of one kind of node, and this scenario has several\n  hint: `rackflow run` takes it, and `rackflow sweep` compares plans that you write"
-    )))
 }
 
 /// Compiles the setup and holds it against the memory of one GPU.

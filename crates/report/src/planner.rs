@@ -30,6 +30,9 @@ pub struct PlanRow {
     pub rank_order: String,
     /// The keys of a scenario's `workload.training` that make it this plan, as YAML.
     pub yaml: String,
+    /// Layers of each stage, where nodes of several kinds stand side by side and stages are as long as they
+    /// are fast; else none.
+    pub layers_of_stages: Vec<u64>,
     /// Wall time of one step.
     pub step_time_s: f64,
     /// Tokens per second and GPU.
@@ -45,8 +48,8 @@ pub struct PlanRow {
 }
 
 impl PlanRow {
-    /// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats, and which ranks
-    /// are neighbours where there are stages.
+    /// A plan in one line: dimensions, schedule, micro-batch, recomputation, formats, which ranks are
+    /// neighbours where there are stages, and how long these are where they differ.
     pub fn shorthand(&self) -> String {
         let plan = &self.plan;
         let neighbours = match (plan.pipeline, &*self.rank_order) {
@@ -54,13 +57,29 @@ impl PlanRow {
             (_, "data_before_pipeline") => ", stages side by side",
             _ => ", replicas side by side",
         };
+        let layers = runs(&self.layers_of_stages);
         format!(
-            "{}, micro-batch {}, {}, recomputing {}{neighbours}",
+            "{}, micro-batch {}, {}, recomputing {}{neighbours}{layers}",
             plan.shorthand(),
             plan.micro_batch,
             plan.precision,
             plan.recompute
         )
+    }
+}
+
+/// Layers of stages in words, equal neighbours as one: ", 3 x 9 + 2 x 15 layers".
+fn runs(layers: &[u64]) -> String {
+    let runs: Vec<String> = layers
+        .chunk_by(|a, b| a == b)
+        .map(|run| match run {
+            [one] => one.to_string(),
+            _ => format!("{} x {}", run.len(), run[0]),
+        })
+        .collect();
+    match runs.is_empty() {
+        true => String::new(),
+        false => format!(", {} layers", runs.join(" + ")),
     }
 }
 
@@ -295,6 +314,10 @@ fn row(found: &Found, first: &Found) -> PlanRow {
         plan: plan_of(facts),
         rank_order: rank_order_word(found.rank_order).to_owned(),
         yaml: yaml(&facts.training, found.rank_order),
+        layers_of_stages: match facts.cluster.is_mixed() && facts.stages.len() > 1 {
+            true => facts.stages.iter().map(|stage| stage.layers).collect(),
+            false => Vec::new(),
+        },
         step_time_s,
         tokens_per_s_per_gpu: facts.training.tokens() as f64 / step_time_s / gpus,
         mfu_bf16_causal: facts.model_flops_causal

@@ -22,6 +22,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "llama3-70b-512-tpu-v5p",
         "dead-rail-llama3-8b-64-h100",
         "mixed-llama3-70b-h100-gb200",
+        "mixed-llama3-70b-h100-h200-gb200",
         "replay-chakra-8-h100",
         "flapping-nic-llama3-8b-64-h100",
         "slow-gpu-llama3-8b-64-h100",

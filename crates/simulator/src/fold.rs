@@ -10,6 +10,7 @@ use rackflow_plan::{Fidelity, GroupSlot, Plan, Setup};
 use rackflow_topology::{FlappingPorts, Health};
 use rackflow_workload::Routing;
 use rustc_hash::FxHashMap;
+use std::cmp::Reverse;
 
 /// Fixed point of loads and slowdowns: this is 1.
 pub(crate) const ONE: u64 = rackflow_plan::MEAN_LOAD;
@@ -321,10 +322,12 @@ fn expert_loads(setup: &Setup, expert: u32) -> Vec<u64> {
     }
 }
 
-/// Load of the fullest of `expert` expert-parallel positions, in parts of [`ONE`].
-pub(crate) fn most_load(setup: &Setup, expert: u32) -> u64 {
-    let loads = expert_loads(setup, expert);
-    loads.into_iter().max().unwrap_or(ONE)
+/// Load of the fullest of `expert` expert-parallel positions, in parts of [`ONE`], and which one that is;
+/// `None` where all are alike.
+pub(crate) fn most_load(setup: &Setup, expert: u32) -> (u64, Option<u32>) {
+    let loads = (0..).zip(expert_loads(setup, expert));
+    let fullest = loads.max_by_key(|(position, load)| (*load, Reverse(*position)));
+    fullest.map_or((ONE, None), |(position, load)| (load, Some(position)))
 }
 
 /// Steps of the mean load in which ranks are told apart: those of equal load are simulated once.

@@ -1,7 +1,7 @@
 //! Whether a step can still be faster than another one: a plan that cannot is given up on its way.
 //!
-//! What has happened so far on a rank with the fullest experts, and on those that it sends to in the
-//! other stages, is put in place of the least that the bound of the plan knows of it. The bound of the
+//! What has happened so far on a rank with the fullest experts (of several kinds of accelerators, on the
+//! one that the bound names), and on those that it sends to in the other stages, is put in place of the least that the bound of the plan knows of it. The bound of the
 //! rest then says how fast the step can still be.
 
 use crate::fold::Entity;
@@ -41,14 +41,22 @@ pub(crate) struct Race<'p> {
 }
 
 impl<'p> Race<'p> {
-    /// A step of these entities against `under`.
-    pub fn new(passes: &'p Passes, under: SimDuration, entities: &[Entity]) -> Self {
+    /// A step of these entities against `under`; `entity_of` says which one stands for a rank.
+    pub fn new(
+        passes: &'p Passes,
+        under: SimDuration,
+        entities: &[Entity],
+        entity_of: impl Fn(u32) -> u32,
+    ) -> Self {
         let stages = passes.counts().count();
         let mut stage_of = vec![None; entities.len()];
-        let first = (0..entities.len())
-            .filter(|entity| entities[*entity].stage == 0)
-            .max_by_key(|entity| (entities[*entity].load, std::cmp::Reverse(*entity)));
-        let mut at = first;
+        let fullest = || {
+            (0..entities.len())
+                .filter(|entity| entities[*entity].stage == 0)
+                .max_by_key(|entity| (entities[*entity].load, std::cmp::Reverse(*entity)))
+        };
+        let watched = passes.watched().map(|rank| entity_of(rank) as usize);
+        let mut at = watched.or_else(fullest);
         for stage in 0..stages {
             if let Some(entity) = at {
                 stage_of[entity] = Some(stage as u32);

@@ -229,7 +229,10 @@ pub(crate) fn simulate_laid_out(
     race: Option<(&Passes, SimDuration)>,
 ) -> Result<Record, GivenUp> {
     let mut step = step_laid_out(plan, laid, LEAST_FOR_ISLANDS);
-    let race = race.map(|(passes, under)| Race::new(passes, under, &step.entities));
+    let race = race.map(|(passes, under)| {
+        let entity_of = |rank: u32| laid.folding.class_of_rank[rank as usize];
+        Race::new(passes, under, &step.entities, entity_of)
+    });
     step.race = race.map(Box::new);
     step.run();
     match step.race.as_ref().and_then(|race| race.lost()) {

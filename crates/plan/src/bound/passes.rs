@@ -16,10 +16,14 @@ const SENDERS: usize = 4;
 pub(crate) struct Line {
     /// Order of each stage.
     pub orders: Vec<Vec<Pass>>,
-    /// Times of the chunk at each position of the model.
-    pub positions: Vec<PassTimes>,
-    /// Passes in which data-parallel ranks meet, by the first position of an equal chunk.
-    pub strands: Vec<Strands>,
+    /// Times of the chunks of each stage, one stage after the other.
+    pub places: Vec<PassTimes>,
+    /// Passes in which data-parallel ranks meet, by seat and by the first position of an equal chunk.
+    pub strands: Vec<Vec<Strands>>,
+    /// Where the rank of each stage sits.
+    pub seats: Vec<u32>,
+    /// Chunks of a stage.
+    pub per_stage: usize,
     /// Of each position, the first one that holds an equal chunk.
     pub same: Vec<u32>,
     /// Micro-batches.
@@ -100,7 +104,11 @@ impl Motion {
 }
 
 /// The different pairs of passes that are woven into one.
-pub(crate) fn pairs(compiler: &Compiler<'_>, orders: &[Vec<Pass>]) -> Vec<Pair> {
+pub(crate) fn pairs(
+    compiler: &Compiler<'_>,
+    orders: &[Vec<Pass>],
+    seat: impl Fn(u32) -> u32,
+) -> Vec<Pair> {
     let mut found: Vec<Pair> = Vec::new();
     for (stage, order) in orders.iter().enumerate() {
         let position = |chunk: u32| {
@@ -128,6 +136,7 @@ pub(crate) fn pairs(compiler: &Compiler<'_>, orders: &[Vec<Pass>]) -> Vec<Pair> 
                 first,
                 backward: position(backward.1),
                 last: completing.contains(&place),
+                seat: seat(stage as u32),
             };
             if before.replace(pair) != Some(pair) && !found.contains(&pair) {
                 found.push(pair);
@@ -143,7 +152,7 @@ impl Line {
     /// it is empty where nobody knows.
     pub fn step_time(&self, woven: &[(Pair, Strand)], ended: &[Vec<u64>]) -> u64 {
         let last = self.orders.iter().map(|order| completing(order)).collect();
-        let cells = self.positions.len() * self.micro_batches as usize;
+        let cells = self.same.len() * self.micro_batches as usize;
         let mut walk = Walk {
             line: self,
             woven,
@@ -157,7 +166,7 @@ impl Line {
                     sent: 0,
                     streams: [0; SENDERS],
                     data: 0,
-                    seen: vec![false; self.positions.len().div_ceil(self.orders.len()).max(2)],
+                    seen: vec![false; self.per_stage],
                 })
                 .collect(),
             ends: Vec::new(),
@@ -190,6 +199,15 @@ impl Line {
             (true, _) => self.orders.len() - 1 - stage,
             (false, _) => chunk as usize * self.orders.len() + stage,
         }
+    }
+
+    fn times(&self, stage: usize, chunk: u32) -> &PassTimes {
+        &self.places[stage * self.per_stage + chunk as usize]
+    }
+
+    fn strands(&self, stage: usize, chunk: u32) -> &Strands {
+        let same = self.same[self.position(stage, chunk)];
+        &self.strands[self.seats[stage] as usize][same as usize]
     }
 
     fn cell(&self, position: usize, micro_batch: u32) -> usize {
@@ -240,10 +258,6 @@ impl Walk<'_> {
         }
     }
 
-    fn times(&self, stage: usize, chunk: u32) -> &PassTimes {
-        &self.line.positions[self.line.position(stage, chunk)]
-    }
-
     /// Takes the next pass of a stage; false where its input is not known yet.
     fn advance(&mut self, stage: usize) -> bool {
         let place = self.stages[stage].at;
@@ -279,13 +293,12 @@ impl Walk<'_> {
         let of_stage = &mut self.stages[stage];
         let first = !std::mem::replace(&mut of_stage.seen[chunk as usize], true);
         let from = of_stage.data;
-        let position = line.position(stage, chunk);
-        match line.strands[line.same[position] as usize].of_forward(first) {
+        match line.strands(stage, chunk).of_forward(first) {
             Some(strand) => {
                 let followed = strand.follow([start; 2], from, &mut self.ends);
                 Motion::of_strand(strand, followed)
             }
-            None => Motion::of_leg(line.positions[position].forward, start, from),
+            None => Motion::of_leg(line.times(stage, chunk).forward, start, from),
         }
     }
 
@@ -300,12 +313,11 @@ impl Walk<'_> {
     ) -> Motion {
         let line = self.line;
         let from = self.stages[stage].data;
-        let position = line.position(stage, chunk);
-        if let Some(strand) = line.strands[line.same[position] as usize].of_backward(pass, last) {
+        if let Some(strand) = line.strands(stage, chunk).of_backward(pass, last) {
             let followed = strand.follow([start; 2], from, &mut self.ends);
             return Motion::of_strand(strand, followed);
         }
-        let times = self.times(stage, chunk);
+        let times = line.times(stage, chunk);
         let leg = match pass {
             Pass::InputGradient { .. } => times.input,
             Pass::WeightGradient { .. } => times.weight,
@@ -371,6 +383,7 @@ impl Walk<'_> {
             first,
             backward: same(backward.1),
             last,
+            seat: line.seats[stage],
         };
         let index = self.woven.iter().position(|(of, _)| *of == pair);
         let index = index.expect("every pair is woven");
@@ -414,7 +427,7 @@ impl Walk<'_> {
         let first = if forward {
             position == 0
         } else {
-            position + 1 == line.positions.len()
+            position + 1 == line.same.len()
         };
         if first {
             return Some(0);
@@ -442,7 +455,7 @@ impl Walk<'_> {
         let stages = line.orders.len();
         let reverse = line.bidirectional && chunk == 1;
         let (to_position, to_next) = if forward {
-            if position + 1 == line.positions.len() {
+            if position + 1 == line.same.len() {
                 return;
             }
             (position + 1, !reverse)

@@ -10,7 +10,7 @@ use crate::run::{Context, KnownKernels, Run};
 use crate::search::MEAN_LOAD;
 use crate::setup::Setup;
 use rackflow_units::SimDuration;
-use rackflow_workload::{ActivationOffload, Recompute};
+use rackflow_workload::{ActivationOffload, Model, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -138,6 +138,22 @@ pub(crate) enum Gradients {
     Mixed,
 }
 
+/// What the ranks of a line take at least, each sending to the next, one of each stage.
+#[derive(Debug)]
+pub(crate) struct LineTimes {
+    /// Those that are priced apart.
+    pub seats: Vec<Arc<PieceTimes>>,
+    /// The one of each stage; empty where there is one.
+    pub of_stage: Vec<u32>,
+}
+
+impl LineTimes {
+    /// Which seat a stage has.
+    pub fn seat(&self, stage: u32) -> u32 {
+        self.of_stage.get(stage as usize).copied().unwrap_or(0)
+    }
+}
+
 /// Least times of passes through each piece of a model. They hold for all plans that divide a layer
 /// alike: equal tensor, context and expert parallelism, micro-batch, recomputation and formats.
 pub(crate) struct PieceTimes {
@@ -204,6 +220,15 @@ impl PieceTimes {
             head: end(false),
             kernels: kernels.clone(),
         }
+    }
+
+    /// What a forward and a backward pass through a layer take on average [ps].
+    pub fn of_layer(&self, model: &Model) -> f64 {
+        let sum = (0..model.layers).map(|index| {
+            let times = &self.layers[&LayerKindKey::from(model.layer_kind(index))];
+            times.forward.end + times.backward.end
+        });
+        sum.sum::<u64>() as f64 / model.layers.max(1) as f64
     }
 
     /// Least times of passes through a chunk.

@@ -279,6 +279,8 @@ pub(crate) struct Pair {
     pub first: bool,
     pub backward: u32,
     pub last: bool,
+    /// Where its rank sits.
+    pub seat: u32,
 }
 
 /// Whose node comes next in each pair.
@@ -298,10 +300,10 @@ pub(crate) fn orders_of_pairs(
 }
 
 /// Pairs woven in these orders.
-pub(crate) fn weave_pairs(
+pub(crate) fn weave_pairs<'o>(
     compiler: &mut Compiler<'_>,
     ctx: &mut Context<'_>,
-    orders: &Orders,
+    orders: impl Iterator<Item = &'o (Pair, Rc<[bool]>)>,
     load: u64,
 ) -> Vec<(Pair, Strand)> {
     let mut strand = |(pair, order): &(Pair, Rc<[bool]>)| {
@@ -311,7 +313,7 @@ pub(crate) fn weave_pairs(
             Strand::woven(ctx, [&f, &b], order.iter().copied(), load),
         )
     };
-    orders.iter().map(&mut strand).collect()
+    orders.map(&mut strand).collect()
 }
 
 fn runs_of(compiler: &mut Compiler<'_>, ctx: &mut Context<'_>, pair: &Pair) -> [Rc<Run>; 2] {

@@ -7,7 +7,7 @@ use rackflow_simulator::{Record, simulate};
 use rackflow_topology::{Cluster, Node, Part};
 use rackflow_units::{FlopRate, SimDuration};
 
-fn node(name: &str) -> Node {
+pub fn node(name: &str) -> Node {
     Catalogue::builtin().node(name).expect("in the catalogue")
 }
 
@@ -50,7 +50,7 @@ fn twin(mut node: Node) -> Node {
 }
 
 /// The same node with slower arithmetic.
-fn slower(mut node: Node) -> Node {
+pub fn slower(mut node: Node) -> Node {
     let half = |rate: FlopRate| FlopRate::from_flops_per_sec(rate.flops_per_sec() / 2.0);
     let accelerator = &mut node.accelerator;
     accelerator.name.push_str("-slow");

@@ -1,10 +1,12 @@
 //! The planner against trying everything.
 
-use crate::plans::{model, plain, setups};
+use crate::mixed::{node, slower};
+use crate::plans::{cluster, model, plain, setups};
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
 use rackflow_simulator::{Simulator, improve, planner, search, simulate};
-use rackflow_units::SimDuration;
+use rackflow_topology::{Cluster, Part};
+use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{Recompute, Routing};
 
 /// Few enough plans to simulate all: one order of ranks, and no recomputation or the scenario's own.
@@ -34,6 +36,7 @@ fn everything(setup: &Setup) -> Vec<(SimDuration, Candidate)> {
 /// Simulates a candidate and holds it against its bounds and its memory.
 fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) -> SimDuration {
     let plan = compile(&candidate.setup(setup)).expect("a listed plan can be made");
+    assert_eq!(plan.check_memory(), Ok(()), "{candidate:?}");
     let stages = plan.facts.stages.iter();
     let fullest = stages.map(|stage| stage.memory.total()).max();
     assert_eq!(fullest, Some(candidate.memory), "{candidate:?}");
@@ -68,6 +71,120 @@ proptest! {
             held_against_bounds(&search, &setup, &candidate);
         }
     }
+}
+
+/// A small job on nodes of two or three kinds: some compute, some are connected differently, some hold
+/// less.
+fn mixed_setups() -> impl Strategy<Value = Setup> {
+    let kinds = prop::sample::subsequence(vec![0, 1, 2, 3, 4], 2..=3).prop_shuffle();
+    let parts = (kinds, any::<bool>());
+    (
+        parts,
+        any::<bool>(),
+        any::<bool>(),
+        0..3_usize,
+        any::<u64>(),
+    )
+        .prop_map(|((kinds, twice), moe, stages_first, routing, seed)| {
+            let node_of = |kind: i32| match kind {
+                0 => node("dgx-h100"),
+                1 => slower(node("dgx-h100")),
+                2 => node("hgx-h200"),
+                3 => node("gb200-nvl72"),
+                _ => {
+                    let mut small = node("dgx-b200");
+                    small.accelerator.memory = Bytes::new(14_000_000_000);
+                    small
+                }
+            };
+            let mut gpus = vec![8; kinds.len()];
+            if twice {
+                gpus[0] = 16;
+            }
+            let parts = kinds.into_iter().zip(gpus);
+            let parts = parts.map(|(kind, gpus)| Part {
+                node: node_of(kind),
+                gpus,
+            });
+            let fabric = cluster("dgx-h100", 32).fabric;
+            let mut setup = plain(8);
+            setup.cluster = Cluster::of_parts(parts.collect(), fabric);
+            setup.seed = seed;
+            if stages_first {
+                setup.rank_order = RankOrder::PipelineBeforeData;
+            }
+            setup.training.model = model(7, moe);
+            setup.training.parallelism.data = setup.cluster.gpus;
+            setup.training.global_batch = u64::from(setup.cluster.gpus) * 2;
+            if moe && routing > 0 {
+                setup.training.routing = Routing::Lognormal { sigma: 0.3 };
+                setup.training.stack.overlap.expert = routing == 2;
+            }
+            setup
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_plan_of_a_mixed_cluster_is_faster_than_its_bounds(setup in mixed_setups(), from in any::<prop::sample::Index>()) {
+        let search = planner(&setup, Space::of(&setup)).expect("the generator makes valid plans");
+        let branches = search.branches();
+        let from = from.index(branches.len());
+        let around = branches[from..].iter().chain(&branches[..from]);
+        let candidates = around.flat_map(|branch| search.expand(branch).candidates);
+        for candidate in candidates.step_by(17).take(LOOKED_AT) {
+            held_against_bounds(&search, &setup, &candidate);
+        }
+    }
+}
+
+/// Two slow GPUs beside two fast ones: few enough plans to try all.
+fn two_kinds(moe: bool) -> Setup {
+    let part = |node| Part { node, gpus: 2 };
+    let parts = vec![part(slower(node("dgx-h100"))), part(node("hgx-h200"))];
+    let mut setup = if moe { experts() } else { dense() };
+    setup.cluster = Cluster::of_parts(parts, setup.cluster.fabric.clone());
+    setup.rank_order = RankOrder::DataBeforePipeline;
+    setup.training.parallelism.data = 4;
+    setup.training.global_batch = 8;
+    setup
+}
+
+#[test]
+fn the_best_plan_of_a_mixed_cluster_is_that_of_trying_everything() {
+    for moe in [false, true] {
+        let mut setup = two_kinds(moe);
+        if moe {
+            setup.training.routing = Routing::Lognormal { sigma: 0.3 };
+        }
+        let mut all = everything(&setup);
+        assert!(all.len() > 50, "{} plans", all.len());
+        all.sort_by_key(|(step_time, _)| *step_time);
+        let planner = planner(&setup, small_space(&setup)).expect("valid");
+        let found = search(&planner, &setup, 5, None, |_| {}).expect("valid");
+        let best: Vec<SimDuration> = found.best.iter().map(|found| found.step_time()).collect();
+        let expected: Vec<SimDuration> = all.iter().take(5).map(|(time, _)| *time).collect();
+        assert_eq!(best, expected);
+        assert!(found.simulated < found.bounded, "nothing is pruned");
+    }
+}
+
+#[test]
+fn stages_of_a_mixed_cluster_are_as_long_as_they_are_fast() {
+    let mut setup = two_kinds(false);
+    // Layers whose time is that of their products, and too large for one GPU.
+    let model = &mut setup.training.model;
+    (model.layers, model.hidden, model.ffn) = (48, 4096, 16_384);
+    let planner = planner(&setup, small_space(&setup)).expect("valid");
+    let found = search(&planner, &setup, 1, None, |_| {}).expect("valid");
+    let stages = &found.best[0].record.facts.stages;
+    let (slow, fast) = (stages.first(), stages.last());
+    let layers = slow
+        .zip(fast)
+        .map(|(slow, fast)| [slow.layers, fast.layers]);
+    assert!(layers.is_some_and(|[slow, fast]| fast > slow), "{stages:?}");
 }
 
 fn dense() -> Setup {
