@@ -19,7 +19,7 @@ fn accelerator(name: &str) -> Accelerator {
 
 fn seconds(op: &Operation, accelerator: &Accelerator, load: Load) -> f64 {
     let options = KernelOptions {
-        attention: AttentionKernel::Best,
+        attention: AttentionKernel::Cudnn913,
         load,
     };
     cost_with(op, accelerator, accelerator.sms, options)

@@ -199,7 +199,7 @@ fn memory_bound(facts: &Facts) -> String {
 
 fn exponent(facts: &Facts) -> String {
     match facts.training.stack.attention {
-        AttentionKernel::Best => {
+        AttentionKernel::Best | AttentionKernel::Cudnn919 => {
             "Attention is at the limit of the exponent units: a GPU with more of them (B300 has twice those of B200)."
                 .into()
         }

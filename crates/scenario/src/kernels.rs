@@ -35,6 +35,8 @@ pub enum Kind {
     Experts,
     /// Attention by its authors' benchmark; the implementation says which.
     Attention,
+    /// One pass of a training step's attention over a batch of sequences.
+    AttentionTraining,
     /// Causal attention of a prompt over itself, after the copy of keys and values to the cache.
     AttentionPrefill,
     /// Statistics of prefill over many shapes.
@@ -73,6 +75,7 @@ impl Kind {
             Self::GroupedGemmMasked => "grouped_gemm_masked",
             Self::Experts => "experts",
             Self::Attention => "attention",
+            Self::AttentionTraining => "attention_training",
             Self::AttentionPrefill => "attention_prefill",
             Self::AttentionPrefillSummary => "attention_prefill_summary",
             Self::AttentionDecode => "attention_decode",
@@ -94,6 +97,7 @@ impl Kind {
             Self::Gemm | Self::GemmMamf | Self::GemmPeak | Self::GemmSummary => "gemm",
             Self::GroupedGemmContiguous | Self::GroupedGemmMasked | Self::Experts => "experts",
             Self::Attention
+            | Self::AttentionTraining
             | Self::AttentionPrefill
             | Self::AttentionPrefillSummary
             | Self::AttentionDecode
@@ -106,6 +110,16 @@ impl Kind {
             }
         }
     }
+}
+
+/// A pass of a training step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    /// From the input to the loss.
+    Forward,
+    /// From the loss to the gradients.
+    Backward,
 }
 
 /// One published timing. What a source does not say is absent.
@@ -188,6 +202,18 @@ pub struct PublishedKernel {
     /// Width of a head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<u64>,
+    /// Width of a head's values where it differs from that of its keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim_v: Option<u64>,
+    /// Whether a position sees those after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causal: Option<bool>,
+    /// Most positions that a position sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
+    /// Which pass of a training step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass: Option<Pass>,
     /// Time [us].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub us: Option<f64>,

@@ -158,7 +158,16 @@ pub struct AttentionRates {
     pub flash1: AttentionRate,
     /// FlashAttention 2.
     pub flash2: AttentionRate,
-    /// The fastest that the accelerator has: FlashAttention 3 or 4, cuDNN, TensorRT-LLM.
+    /// cuDNN before 9.4 (2024). Left out, `best` stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cudnn_9_1: Option<AttentionRate>,
+    /// cuDNN 9.4 to 9.17 (2025). Left out, `best` stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cudnn_9_13: Option<AttentionRate>,
+    /// cuDNN from 9.18 on (2026). Left out, `best` stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cudnn_9_19: Option<AttentionRate>,
+    /// The fastest of serving libraries: FlashAttention 3 or 4, TensorRT-LLM.
     pub best: AttentionRate,
 }
 
@@ -173,4 +182,12 @@ pub struct AttentionRate {
     /// Forward in 8-bit floats, of the fp8 peak. Left out, 8-bit operands run at the bf16 rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_fp8: Option<f64>,
+    /// Exponentials per second over those of the exponent unit, where the kernel computes a part of them
+    /// as polynomials on the vector units. Left out, 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exponentials: Option<f64>,
+    /// Scores per SM and clock that go through the softmax and its gradient in the backward pass. Left
+    /// out, exponentials are its only bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backward_scores: Option<f64>,
 }

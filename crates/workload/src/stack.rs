@@ -18,7 +18,16 @@ pub enum AttentionKernel {
     Flash1,
     /// FlashAttention 2.
     Flash2,
-    /// The fastest that the accelerator has: FlashAttention 3/4, cuDNN.
+    /// cuDNN before 9.4, measured as 9.1 (2024). As `best` where it was not measured.
+    #[serde(rename = "cudnn_9_1")]
+    Cudnn91,
+    /// cuDNN 9.4 to 9.17, measured as 9.13 (2025). As `best` where it was not measured.
+    #[serde(rename = "cudnn_9_13")]
+    Cudnn913,
+    /// cuDNN from 9.18 on, measured as 9.19 (2026). As `best` where it was not measured.
+    #[serde(rename = "cudnn_9_19")]
+    Cudnn919,
+    /// The fastest that serving libraries have: FlashAttention 3/4, TensorRT-LLM.
     Best,
 }
 

@@ -63,17 +63,17 @@ pub(super) fn cost(op: &Operation, kernel: AttentionKernel, device: &Device<'_>)
         element: precision.bits() as f64 / 8.0,
         kv_element: precision.bits() as f64 / 8.0,
     };
-    let (peak, efficiency) = rate(kernel, direction, precision, device);
-    let useful = flops / peak;
+    let mut rate = rate(kernel, direction, precision, device);
+    let useful = flops / rate.peak;
     if kernel == AttentionKernel::Unfused {
-        return unfused(&shape, useful, efficiency, device);
+        return unfused(&shape, useful, rate.efficiency, device);
     }
-    let efficiency = efficiency * wide_heads(&shape, device);
+    rate.efficiency *= wide_heads(&shape, device);
     let device = Device {
-        clock_share: clock_share(kernel, &shape, useful, efficiency, device),
+        clock_share: clock_share(&shape, useful, &rate, device),
         ..*device
     };
-    fused(&shape, useful, efficiency, &device)
+    fused(&shape, useful, &rate, &device)
 }
 
 /// Rate of heads wider than 128 over that of others: their results fill the tensor memory, and one
@@ -93,75 +93,113 @@ fn wide_heads(shape: &Shape, device: &Device<'_>) -> f64 {
 /// that keeps them busy for a smaller part of the time than a long product does runs at a higher
 /// clock, at most that of a burst. Kernels written for Ampere's instructions feed later tensor cores
 /// through registers, at more energy for each operation: they are held to the clock of products.
-fn clock_share(
-    kernel: AttentionKernel,
-    shape: &Shape,
-    useful: f64,
-    efficiency: f64,
-    device: &Device<'_>,
-) -> f64 {
-    let native = kernel == AttentionKernel::Best || device.generation_kind() == Generation::Ampere;
-    if !native || device.clock_share >= 1.0 {
+fn clock_share(shape: &Shape, useful: f64, rate: &Rate, device: &Device<'_>) -> f64 {
+    if !rate.native || device.clock_share >= 1.0 {
         return device.clock_share;
     }
     let burst = Device {
         clock_share: 1.0,
         ..*device
     };
-    let cold = fused(shape, useful, efficiency, &burst);
+    let cold = fused(shape, useful, rate, &burst);
     let busy = useful / (cold.useful + cold.sustained + cold.shape + cold.exponent + cold.memory);
     let products = device.accelerator.measured.gemm.bf16;
     let lighter = (products / busy).powf(device.mechanism.clock_by_load);
     (device.clock_share * lighter).clamp(device.clock_share, 1.0)
 }
 
-/// One fused kernel whose products take `useful` seconds at the peak and sustain `efficiency` of it.
-pub(super) fn fused(shape: &Shape, useful: f64, efficiency: f64, device: &Device<'_>) -> Parts {
-    let sustained = useful / efficiency * device.slower();
+/// One fused kernel whose products take `useful` seconds at the peak. Going back, kernels of their own
+/// stand before and after it.
+pub(super) fn fused(shape: &Shape, useful: f64, rate: &Rate, device: &Device<'_>) -> Parts {
+    let sustained = useful / rate.efficiency * device.slower();
     let scores = shape.batch * shape.heads * shape.query * shape.kv * shape.mask;
     let math = math(shape, sustained, scores, device);
-    let exponent_rate = f64::from(device.sms)
-        * device.accelerator.clock.hertz()
-        * device.clock_share
-        * f64::from(device.accelerator.exponentials_per_sm_clock);
+    let score_rate = f64::from(device.sms) * device.accelerator.clock.hertz() * device.clock_share;
     // Exponentials are taken of whole tiles, like products.
-    let exponentials = scores / exponent_rate * (math / sustained);
+    let exponentials =
+        scores / (score_rate * scores_per_sm_clock(shape, rate, device)) * (math / sustained);
     let serial = device.mechanism.exponent_serial;
     let computed = math.max(exponentials) + serial * math.min(exponentials);
     let memory_time = shape.bytes() / device.memory_rate();
+    let apart = shape.bytes_apart() / device.memory_rate();
     Parts {
         useful,
         sustained: sustained - useful,
         shape: math - sustained,
-        memory: overlapped(computed, memory_time) - computed,
+        memory: overlapped(computed, memory_time) - computed + apart,
         exponent: computed - math,
         floor: device.floor() * shape.launches(),
-        memory_time,
+        memory_time: memory_time + apart,
     }
 }
 
-/// Dense peak of the format that the kernel runs in [FLOP/s], and the fraction that it sustains.
+/// Scores that an SM takes through the softmax in a clock. Going back, the exponential is the least of
+/// it: differences, products with the gradient, conversions and the accumulation of the queries' gradient
+/// take as long with heads of 64 as with heads of 128.
+fn scores_per_sm_clock(shape: &Shape, rate: &Rate, device: &Device<'_>) -> f64 {
+    let unit = f64::from(device.accelerator.exponentials_per_sm_clock) * rate.exponentials;
+    match shape.direction {
+        Direction::Forward => unit,
+        Direction::Backward => unit.min(rate.backward_scores),
+    }
+}
+
+/// What a kernel sustains in a long inner loop.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate {
+    /// Dense peak of the format that the kernel runs in [FLOP/s].
+    pub peak: f64,
+    /// Fraction of it.
+    pub efficiency: f64,
+    /// Exponentials over those of the exponent unit.
+    pub exponentials: f64,
+    /// Scores per SM and clock through the softmax and its gradient, beside the exponent unit.
+    pub backward_scores: f64,
+    /// Whether the kernel is written for the accelerator's own instructions.
+    pub native: bool,
+}
+
+/// Rate of a kernel.
 /// Unfused products are GEMMs. Backward has no 8-bit kernel and runs in 16 bits.
 pub(super) fn rate(
     kernel: AttentionKernel,
     direction: Direction,
     precision: Precision,
     device: &Device<'_>,
-) -> (f64, f64) {
-    let measured = &device.accelerator.measured;
+) -> Rate {
+    let attention = &device.accelerator.measured.attention;
     let wide = gemm::peak(device, Precision::Bf16);
-    let rates = match kernel {
-        AttentionKernel::Unfused => return (wide, measured.gemm.bf16),
-        AttentionKernel::Flash1 => measured.attention.flash1,
-        AttentionKernel::Flash2 => measured.attention.flash2,
-        AttentionKernel::Best => measured.attention.best,
+    let best = attention.best;
+    let (rates, native) = match kernel {
+        AttentionKernel::Unfused => {
+            return Rate {
+                peak: wide,
+                efficiency: device.accelerator.measured.gemm.bf16,
+                exponentials: 1.0,
+                backward_scores: f64::INFINITY,
+                native: false,
+            };
+        }
+        AttentionKernel::Flash1 => (attention.flash1, false),
+        AttentionKernel::Flash2 => (attention.flash2, false),
+        AttentionKernel::Cudnn91 => (attention.cudnn_9_1.unwrap_or(best), true),
+        AttentionKernel::Cudnn913 => (attention.cudnn_9_13.unwrap_or(best), true),
+        AttentionKernel::Cudnn919 => (attention.cudnn_9_19.unwrap_or(best), true),
+        AttentionKernel::Best => (best, true),
     };
-    match (direction, precision, rates.forward_fp8) {
+    let (peak, efficiency) = match (direction, precision, rates.forward_fp8) {
         (Direction::Forward, Precision::Fp8 | Precision::Fp4, Some(forward)) => {
             (gemm::peak(device, Precision::Fp8), forward)
         }
         (Direction::Forward, ..) => (wide, rates.forward),
         (Direction::Backward, ..) => (wide, rates.backward),
+    };
+    Rate {
+        peak,
+        efficiency,
+        exponentials: rates.exponentials.unwrap_or(1.0),
+        backward_scores: rates.backward_scores.unwrap_or(f64::INFINITY),
+        native: native || device.generation_kind() == Generation::Ampere,
     }
 }
 
@@ -175,7 +213,11 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
         Direction::Backward => (shape.kv, shape.query),
     };
     let reach = inner.min(shape.reach);
-    let in_flight = if device.generation() == 2 { 2.0 } else { 1.0 };
+    let (in_flight, cycles) = match shape.direction {
+        Direction::Forward if device.generation() == 2 => (2.0, mechanism.attention_tile_cycles),
+        Direction::Forward => (1.0, mechanism.attention_tile_cycles),
+        Direction::Backward => (1.0, mechanism.backward_tile_cycles),
+    };
     let rows = mechanism.attention_rows * in_flight;
     let tiles = (outer / rows).ceil() * shape.batch * shape.heads;
     let steps = |length: f64| (length / mechanism.attention_keys).ceil() * mechanism.attention_keys;
@@ -188,7 +230,7 @@ fn math(shape: &Shape, sustained: f64, scores: f64, device: &Device<'_>) -> f64 
     };
     // Time of one row x key on one SM.
     let unit = sustained / scores * sms;
-    let overhead = device.cycles(mechanism.attention_tile_cycles * in_flight);
+    let overhead = device.cycles(cycles * in_flight);
     let mean_tile = rows * mean * unit + overhead;
     let longest_tile = rows * steps(reach) * unit + overhead;
     let even = tiles * mean_tile / sms;
@@ -212,19 +254,48 @@ impl Shape {
             Direction::Forward => {
                 query * width * self.element + kv * width * self.kv_element + query * 4.0
             }
-            // Q, K, V, O, dO read; dK, dV written; dQ summed in fp32, then converted.
+            // Q, dO, K, V read; dK, dV written, for every query head; dQ summed in fp32.
             Direction::Backward => {
-                let read = query * (width + self.width_v) + kv * width;
-                let written = kv * width + query * self.width_qk;
-                (read + written) * self.element.max(2.0) + query * self.width_qk * 8.0
+                let heads = if self.grouped() {
+                    self.batch * self.heads * self.kv
+                } else {
+                    kv
+                };
+                let read = query * width + kv * width;
+                (read + heads * width) * self.element.max(2.0) + query * self.width_qk * 4.0
             }
         }
     }
 
-    /// Backward prepares the row sums of dO x O, and converts dQ afterwards.
+    /// Whether query heads share keys and values.
+    fn grouped(&self) -> bool {
+        self.kv_heads < self.heads
+    }
+
+    /// Bytes of the kernels beside the main one, which nothing hides. Going back: row sums of dO x O, zeros
+    /// for dQ, its conversion from fp32, and the sums of dK and dV over the heads that share them.
+    fn bytes_apart(&self) -> f64 {
+        if self.direction == Direction::Forward {
+            return 0.0;
+        }
+        let element = self.element.max(2.0);
+        let query = self.batch * self.heads * self.query;
+        let sums = query * self.width_v * 2.0 * element;
+        let gradient = query * self.width_qk * (4.0 + 4.0 + element);
+        let width = self.width_qk + self.width_v;
+        let shared = if self.grouped() {
+            self.batch * (self.heads + self.kv_heads) * self.kv * width * element
+        } else {
+            0.0
+        };
+        sums + gradient + shared
+    }
+
+    /// Backward prepares the row sums of dO x O, and converts dQ and sums dK and dV afterwards.
     fn launches(&self) -> f64 {
         match self.direction {
             Direction::Forward => 1.0,
+            Direction::Backward if self.grouped() => 4.0,
             Direction::Backward => 3.0,
         }
     }

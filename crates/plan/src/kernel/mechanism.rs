@@ -30,6 +30,8 @@ pub struct Mechanism {
     pub attention_keys: f64,
     /// Cycles in which an attention tile loads its queries, normalises and stores.
     pub attention_tile_cycles: f64,
+    /// The same going back, where a tile loads keys and values and stores their gradients.
+    pub backward_tile_cycles: f64,
     /// Part of the exponentials that no matrix product hides (and the other way round).
     pub exponent_serial: f64,
     /// Memory bandwidth that an SM can ask for over its even share.
@@ -79,6 +81,7 @@ pub const MECHANISM: Mechanism = Mechanism {
     attention_rows: 128.0,
     attention_keys: 128.0,
     attention_tile_cycles: 5400.0,
+    backward_tile_cycles: 8000.0,
     exponent_serial: 0.4,
     sm_memory_surplus: 1.6,
     cache_bytes_per_sm_clock: 40.0,

@@ -119,7 +119,7 @@ pub fn prefill_attention_by(
         element: 2.0,
         kv_element: op.kv.bits() as f64 / 8.0,
     };
-    let (peak, efficiency) = rate(
+    let mut rate = rate(
         AttentionKernel::Best,
         Direction::Forward,
         op.compute,
@@ -127,7 +127,9 @@ pub fn prefill_attention_by(
     );
     let flops =
         2.0 * (op.sequences * op.heads) as f64 * scores * (op.head_dim_qk + op.head_dim_v) as f64;
-    let mut parts = fused(&shape, flops / peak, efficiency * rates.efficiency, &device);
+    let useful = flops / rate.peak;
+    rate.efficiency *= rates.efficiency;
+    let mut parts = fused(&shape, useful, &rate, &device);
     parts.floor += rates.fixed;
     if rates.prepare > 0.0 {
         parts.add(&prepare(op, rates, &device));

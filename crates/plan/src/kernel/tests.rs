@@ -68,11 +68,17 @@ fn by_precision<T: FromStr<Err: std::fmt::Debug>>(
 
 pub(super) fn accelerator(name: &str) -> Accelerator {
     let v = entry(name);
-    let rate = |age: &str| AttentionRate {
-        forward: parse(&v, &format!("measured.attention.{age}.forward")),
-        backward: parse(&v, &format!("measured.attention.{age}.backward")),
-        forward_fp8: parse_if(&v, &format!("measured.attention.{age}.forward_fp8")),
+    let rate_if = |age: &str| {
+        let at = |field: &str| format!("measured.attention.{age}.{field}");
+        Some(AttentionRate {
+            forward: parse_if(&v, &at("forward"))?,
+            backward: parse(&v, &at("backward")),
+            forward_fp8: parse_if(&v, &at("forward_fp8")),
+            exponentials: parse_if(&v, &at("exponentials")),
+            backward_scores: parse_if(&v, &at("backward_scores")),
+        })
     };
+    let rate = |age: &str| rate_if(age).expect("every accelerator has it");
     Accelerator {
         name: name.to_owned(),
         sms: parse(&v, "sms"),
@@ -94,6 +100,9 @@ pub(super) fn accelerator(name: &str) -> Accelerator {
             attention: AttentionRates {
                 flash1: rate("flash1"),
                 flash2: rate("flash2"),
+                cudnn_9_1: rate_if("cudnn_9_1"),
+                cudnn_9_13: rate_if("cudnn_9_13"),
+                cudnn_9_19: rate_if("cudnn_9_19"),
                 best: rate("best"),
             },
             memory: parse(&v, "measured.memory"),
@@ -213,6 +222,9 @@ fn parts_sum_to_the_time_of_every_kernel() {
                 AttentionKernel::Unfused,
                 AttentionKernel::Flash1,
                 AttentionKernel::Flash2,
+                AttentionKernel::Cudnn91,
+                AttentionKernel::Cudnn913,
+                AttentionKernel::Cudnn919,
                 AttentionKernel::Best,
             ] {
                 let c = cost_with(

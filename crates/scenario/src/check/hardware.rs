@@ -231,6 +231,9 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
     for (kernel, rates) in [
         ("flash1", attention.flash1),
         ("flash2", attention.flash2),
+        ("cudnn_9_1", attention.cudnn_9_1.unwrap_or(attention.best)),
+        ("cudnn_9_13", attention.cudnn_9_13.unwrap_or(attention.best)),
+        ("cudnn_9_19", attention.cudnn_9_19.unwrap_or(attention.best)),
         ("best", attention.best),
     ] {
         let at = |field: &str| at(&format!("measured.attention.{kernel}.{field}"));
@@ -241,6 +244,11 @@ fn accelerator(findings: &mut Findings<'_>, accelerator: &Accelerator) -> bool {
             &at("forward_fp8"),
             rates.forward_fp8.unwrap_or(1.0),
         ));
+        let exponentials = rates.exponentials.unwrap_or(1.0);
+        let scores = rates.backward_scores.unwrap_or(1.0);
+        for (field, value) in [("exponentials", exponentials), ("backward_scores", scores)] {
+            checks.push(within(findings, &at(field), value, 0.01, 1000.0));
+        }
     }
     !checks.contains(&false)
 }

@@ -1,6 +1,6 @@
 //! One published timing beside the cost model.
 
-use super::{Kind, PublishedKernel};
+use super::{Kind, Pass, PublishedKernel};
 use crate::Catalogue;
 use rackflow_plan::kernel::{
     self, DecodeAttention, Experts, Format, KernelOptions, LatentDecode, Launch, Library, Linear,
@@ -8,7 +8,7 @@ use rackflow_plan::kernel::{
 };
 use rackflow_topology::Accelerator;
 use rackflow_units::{Bytes, Precision, SimDuration};
-use rackflow_workload::{Access, AttentionKernel, Direction, Operation};
+use rackflow_workload::{Access, AttentionKernel, Direction, FeedForward, LayerKind, Operation};
 
 /// One measured figure beside the modelled one.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,6 +154,7 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
         Kind::GroupedGemmContiguous | Kind::GroupedGemmMasked => case.grouped_gemm()?,
         Kind::Experts => case.experts()?,
         Kind::Attention => case.attention()?,
+        Kind::AttentionTraining => case.attention_training()?,
         Kind::AttentionPrefill | Kind::MlaPrefill => case.prefill()?,
         Kind::AttentionPrefillSummary => case.prefill_summary(),
         Kind::AttentionDecode | Kind::MlaDecode => case.decode()?,
@@ -202,6 +203,20 @@ fn benchmark(library: Library) -> ServingOptions {
         launch: Launch::Host,
         warm_cache: true,
         ..ServingOptions::default()
+    }
+}
+
+/// Mean number of positions that one of `length` positions sees.
+fn keys_seen(length: u64, row: &PublishedKernel) -> f64 {
+    let layer = LayerKind {
+        feed_forward: FeedForward::Dense,
+        window: row.window.map(|window| window.max(1)),
+        chunked: false,
+    };
+    if row.causal.unwrap_or(true) {
+        layer.keys_seen(length)
+    } else {
+        length as f64
     }
 }
 
@@ -711,6 +726,70 @@ impl Case<'_> {
             flops,
             bytes,
         ))
+    }
+
+    /// Attention as a training step launches it.
+    fn attention_training(&self) -> Result<Vec<Comparison>, LeftOut> {
+        let row = self.row;
+        let (batch, length) = (need(row.batch, "batch")?, need(row.length, "length")?);
+        let (heads, kv_heads) = (need(row.heads, "heads")?, need(row.kv_heads, "kv_heads")?);
+        let head_dim = need(row.head_dim, "head_dim")?;
+        let head_dim_v = row.head_dim_v.unwrap_or(head_dim);
+        let Some(pass) = row.pass else {
+            return left_out("a size is missing", "pass");
+        };
+        let implementation = row.implementation.as_deref().unwrap_or_default();
+        let kernel = match implementation {
+            "FA2" => AttentionKernel::Flash2,
+            "FA3" | "FA4" => AttentionKernel::Best,
+            "cuDNN 9.1" => AttentionKernel::Cudnn91,
+            "cuDNN 9.13" => AttentionKernel::Cudnn913,
+            "cuDNN 9.19" => AttentionKernel::Cudnn919,
+            _ => return left_out("an attention that the model lacks", implementation),
+        };
+        let precision = width(row.format.as_deref());
+        let direction = match pass {
+            Pass::Forward => Direction::Forward,
+            Pass::Backward if precision == Precision::Fp8 => {
+                return left_out("a format that the model lacks", "fp8, backward");
+            }
+            Pass::Backward => Direction::Backward,
+        };
+        let op = Operation::Attention {
+            batch,
+            heads,
+            kv_heads,
+            query_len: length,
+            kv_len: length,
+            head_dim_qk: head_dim,
+            head_dim_v,
+            mask_fraction: keys_seen(length, row) / length as f64,
+            direction,
+            precision,
+        };
+        let options = KernelOptions {
+            attention: kernel,
+            load: Load::Burst,
+        };
+        let time = seconds(kernel::cost_with(
+            &op,
+            self.accelerator,
+            self.accelerator.sms,
+            options,
+        ));
+        let mask = match (row.causal.unwrap_or(true), row.window) {
+            (true, Some(window)) => format!("a window of {window}"),
+            (true, None) => "causal".to_owned(),
+            (false, _) => "no mask".to_owned(),
+        };
+        let what = format!(
+            "{implementation} {}, {batch} x {heads}/{kv_heads} heads of {head_dim} x {length}, {mask}",
+            match pass {
+                Pass::Forward => "forward",
+                Pass::Backward => "backward",
+            }
+        );
+        Ok(self.timed(&what, length >= 1024, time, op.tensor_flops(), 0.0))
     }
 
     fn stream(&self) -> Result<Vec<Comparison>, LeftOut> {

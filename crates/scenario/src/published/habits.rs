@@ -32,6 +32,9 @@ pub(super) struct Habits {
     pub whole_graphs_overlap_experts: bool,
     /// Mixtures in FP8 on H100 launch kernel by kernel, whatever a recipe of the repository's head says.
     pub plain_launches_of_fp8_mixtures: bool,
+    /// Models, by the start of their name, whose gradients are kept and reduced in bf16 where those of the
+    /// source's others are in fp32.
+    pub bf16_gradients: Option<&'static str>,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -60,6 +63,7 @@ const MEGATRON: Habits = Habits {
     fp8_parameter_gather: false,
     whole_graphs_overlap_experts: false,
     plain_launches_of_fp8_mixtures: false,
+    bf16_gradients: None,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
@@ -146,6 +150,7 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
                 (_, ..=2024) => "nemo-24.07",
                 _ => "dgxc-nemo-25.04",
             },
+            bf16_gradients: Some("gpt3"),
             ..NEMO
         },
         "dgxc-benchmarking" if framework.contains("Pax") => Habits {

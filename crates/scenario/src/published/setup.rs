@@ -363,6 +363,15 @@ fn stack(
                 .to_owned(),
         );
     }
+    if let Some(family) = habits.bf16_gradients
+        && stack.gradient_bytes > 2
+        && run.model.name.starts_with(family)
+    {
+        stack.gradient_bytes = 2;
+        assumed.push(format!(
+            "gradients in bf16: the source's configurations of {family} say so"
+        ));
+    }
     match declared.fp8_parameter_gather {
         Some(true) => stack.parameter_gather_bytes = 1,
         Some(false) => stack.parameter_gather_bytes = 2,
