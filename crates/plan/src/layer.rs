@@ -239,6 +239,9 @@ fn norm_forward(s: &Sizes<'_>) -> Vec<Operation> {
     let x = halves(s.own_tokens * s.model.hidden);
     if s.stack.fused_norms {
         vec![stream(x * 2, x * 2, 1)]
+    } else if is_layer_norm(s) {
+        // Residual addition, norm.
+        vec![stream(x * 3, x * 2, 2)]
     } else {
         // Bias and dropout, residual addition, norm in fp32 with its casts.
         vec![stream(x * 2, x * 2, 2), stream(x * 3, x * 3, 3)]
@@ -249,9 +252,37 @@ fn norm_backward(s: &Sizes<'_>) -> Vec<Operation> {
     let x = halves(s.own_tokens * s.model.hidden);
     if s.stack.fused_norms {
         vec![stream(x * 3, x, 2)]
+    } else if is_layer_norm(s) {
+        // Its input's gradient, its parameters', and the sum with the residual's.
+        vec![stream(x * 6, x * 2, 4)]
     } else {
         vec![stream(x * 4, x * 3, 5), stream(x * 2, x, 1)]
     }
+}
+
+/// Gradients of queries, keys and values that one product made: eager PyTorch copies them into one
+/// tensor, and adds them up for the bias.
+fn put_together(s: &Sizes<'_>, inputs: &Products, latents: &Products) -> Vec<Operation> {
+    let width: u64 = inputs.iter().map(|(n, _)| n).sum();
+    let mut ops: Vec<Operation> = bias_gradient(s, width).into_iter().collect();
+    if !ops.is_empty() && latents.is_empty() {
+        let all = halves(s.tokens * width);
+        ops.push(stream(all, all, 1));
+    }
+    ops
+}
+
+/// Models with biases normalise with LayerNorm, which PyTorch computes in one kernel; RMSNorm it
+/// composes of several.
+fn is_layer_norm(s: &Sizes<'_>) -> bool {
+    s.model.biases
+}
+
+/// Kernels around products that nothing is fused into: an addition of `width` gradients over the tokens
+/// for each bias. The biases themselves are added by the products (cuBLASLt's epilogue).
+fn bias_gradient(s: &Sizes<'_>, width: u64) -> Option<Operation> {
+    let apart = s.model.biases && !s.stack.fused_activation;
+    apart.then(|| stream(halves(s.tokens * width), Bytes::ZERO, 1))
 }
 
 /// Widths of the products around attention, on one tensor rank.
@@ -698,6 +729,7 @@ fn attention_backward(
         }
         b.recompute(false);
     }
+    b.extend(bias_gradient(s, h));
     gathered_gradient_product(b, s, out, h);
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, out));
@@ -710,6 +742,7 @@ fn attention_backward(
     }
     ring_attention(b, s, kind, Direction::Backward);
     b.extend(rope(s, Direction::Backward));
+    b.extend(put_together(s, &inputs, &latents));
     for (n, k) in &latents {
         b.extend(s.quantize_gradient(s.tokens * n));
         b.op(s.linear(s.tokens, *k, *n));
@@ -740,11 +773,16 @@ fn attention_backward(
     b.extend(norm_backward(s));
 }
 
+/// An activation function without a gate is one kernel in any case; its bias is added by the product.
+fn is_one_kernel(s: &Sizes<'_>) -> bool {
+    !s.model.gated
+}
+
 /// The activation function between the two products of a feed-forward network.
 fn activation_forward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
     let x = halves(tokens * width);
     let inputs = if s.model.gated { 2 } else { 1 };
-    if s.stack.fused_activation {
+    if s.stack.fused_activation || is_one_kernel(s) {
         stream(x * inputs, x, 1)
     } else {
         // Bias, activation and gate pass one after the other.
@@ -755,7 +793,7 @@ fn activation_forward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
 fn activation_backward(s: &Sizes<'_>, tokens: u64, width: u64) -> Operation {
     let x = halves(tokens * width);
     let inputs = if s.model.gated { 2 } else { 1 };
-    if s.stack.fused_activation {
+    if s.stack.fused_activation || is_one_kernel(s) {
         stream(x * (inputs + 1), x * inputs, 1)
     } else {
         stream(x * (inputs + 5), x * (inputs + 3), inputs as u32 + 4)
@@ -826,11 +864,13 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
         b.recompute(false);
     }
     b.label("feed-forward backward");
+    b.extend(bias_gradient(s, h));
     gathered_gradient_product(b, s, width, h);
     if gradients.weight() {
         b.extend(s.weight_gradient(s.tokens, h, width));
     }
     b.op(activation_backward(s, s.tokens, width));
+    b.extend(bias_gradient(s, up));
     b.extend(s.quantize_gradient(s.tokens * up));
     let again = gradients
         .weight()

@@ -124,13 +124,26 @@ impl Held {
         MemoryUse {
             weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
             gradients: Bytes::new(
-                s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all },
+                s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }
+                    + produced(s, all),
             ),
             optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
             activations: Bytes::new(self.activations),
             buffers: Bytes::new(gathered + self.buffers),
             reserved: s.stack.reserved_memory,
         }
+    }
+}
+
+/// Gradients as the backward pass leaves them, where a kernel of its own adds them into wider ones:
+/// both are kept ("4 bytes x params and it's not sharded", BigScience, tr11-176B-ml, chronicles-prequel).
+/// FSDP frees them with each unit.
+fn produced(s: &Sizes<'_>, parameters: u64) -> u64 {
+    let apart = !s.stack.fused_gradient_accumulation && s.stack.gradient_bytes > 2;
+    if apart && s.plan.zero < Zero::Stage3 {
+        2 * parameters
+    } else {
+        0
     }
 }
 

@@ -396,6 +396,9 @@ impl<'a> Context<'a> {
             book(Cause::Launch, floor);
         }
         let launch = self.issues(host, routed);
+        if let Some(exposed) = self.expose(&mut time, launch) {
+            book(Cause::Launch, exposed);
+        }
         self.segments.push(Segment {
             label,
             time,
@@ -430,16 +433,31 @@ impl<'a> Context<'a> {
             }
             host += host_time(op, &self.setup.training.stack);
         }
+        let launch = self.issues(host, routed);
+        self.expose(&mut time, launch);
         self.segments.push(Segment {
             label,
             time,
             memory_time: SimDuration::ZERO,
-            launch: self.issues(host, routed),
+            launch,
             routed,
             causes: Vec::new(),
             flops: 0.0,
         });
         SegmentId(self.segments.len() as u32 - 1)
+    }
+
+    /// Adds the host's time for a segment to its kernels' where each launch waits for the kernel before.
+    fn expose(
+        &self,
+        time: &mut [SimDuration; SEGMENT_LEVELS],
+        launch: SimDuration,
+    ) -> Option<SimDuration> {
+        if !self.setup.training.stack.blocking_launches {
+            return None;
+        }
+        time.iter_mut().for_each(|level| *level += launch);
+        Some(launch)
     }
 
     /// Host time to issue a segment whose kernels take `host` one by one.

@@ -406,6 +406,40 @@ mod tests {
         );
     }
 
+    /// Rows of one source are of the software of their day.
+    #[test]
+    fn a_release_names_the_profile() {
+        let catalogue = Catalogue::builtin();
+        let runs = read(SHIPPED).expect("the shipped runs are well formed");
+        let of = |source: &str, release: &str| {
+            let run = runs
+                .iter()
+                .find(|run| run.source == source && run.release == release)
+                .unwrap_or_else(|| panic!("{source} of {release}"));
+            let setup = setup(run, catalogue).expect("a whole row");
+            let node = &setup.cluster.node;
+            (
+                setup.training.stack.name.clone(),
+                node.nic.rate.bytes_per_sec() / 125_000_000,
+            )
+        };
+        let stack = |source: &str, release: &str| of(source, release).0;
+        assert_eq!(stack("llm-foundry", "2023-05"), "llm-foundry-2023");
+        assert_eq!(stack("llm-foundry", "2023-10"), "llm-foundry-2023-10");
+        assert_eq!(
+            of("bigscience", "2022-02-23"),
+            ("megatron-deepspeed-2022-02".into(), 40)
+        );
+        assert_eq!(
+            of("bigscience", "2022-02-26"),
+            ("megatron-deepspeed-2022-02".into(), 100)
+        );
+        assert_eq!(
+            of("bigscience", "2022-02-28"),
+            ("megatron-deepspeed-2022".into(), 100)
+        );
+    }
+
     #[test]
     fn shipped_runs_become_setups() {
         let catalogue = Catalogue::builtin();

@@ -197,6 +197,10 @@ pub struct SoftwareStack {
     pub date: String,
     /// Time of the host to launch one kernel eagerly, framework overhead included.
     pub launch: SimDuration,
+    /// Every launch waits for its kernel (`CUDA_LAUNCH_BLOCKING=1`): what the host spends on a kernel
+    /// comes before it instead of beside the one before.
+    #[serde(default)]
+    pub blocking_launches: bool,
     /// Time of the host for each product of a linear layer, attention included, where the
     /// framework's modules cost more than a plain kernel; `launch` where it is left out.
     #[serde(default)]

@@ -35,6 +35,8 @@ pub(super) struct Habits {
     /// Models, by the start of their name, whose gradients are kept and reduced in bf16 where those of the
     /// source's others are in fp32.
     pub bf16_gradients: Option<&'static str>,
+    /// Gbit/s of each NIC, where the source's nodes reached less than their interfaces.
+    pub nic_gigabits: Option<u64>,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -64,6 +66,7 @@ const MEGATRON: Habits = Habits {
     whole_graphs_overlap_experts: false,
     plain_launches_of_fp8_mixtures: false,
     bf16_gradients: None,
+    nic_gigabits: None,
 };
 
 /// Fully sharded data parallelism in PyTorch or JAX.
@@ -103,8 +106,16 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             ..EARLY
         },
         "bigscience" => Habits {
-            stack: "megatron-deepspeed-2022",
+            // Gradients accumulate in fp32 since that day (chronicles-prequel.md, Rebalancing layers).
+            stack: match release {
+                r if ("2022-02-20".."2022-02-28").contains(&r) => "megatron-deepspeed-2022-02",
+                _ => "megatron-deepspeed-2022",
+            },
             zero: Zero::Stage1,
+            // "A100s PCI-Express/NUMA was improved today" (GBS Variations): one plan takes 6 s less after it.
+            nic_gigabits: ("2022-02-20".."2022-02-25")
+                .contains(&release)
+                .then_some(40),
             ..EARLY
         },
         "vtrain-multi" => Habits {
@@ -126,7 +137,12 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             ..EARLY
         },
         "llm-foundry" => Habits {
-            stack: "llm-foundry-2023",
+            // The tables of 40-GB cards are older, and reduce in bf16 (MP Mode PURE).
+            stack: match release {
+                "2023-05" => "llm-foundry-2023",
+                "" if run.gpu == "A100-SXM-40GB" => "llm-foundry-2023",
+                _ => "llm-foundry-2023-10",
+            },
             fp8: Recipe::Fp8Delayed,
             ..SHARDED
         },

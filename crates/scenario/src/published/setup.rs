@@ -62,7 +62,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         .gpus
         .filter(|gpus| *gpus > 0)
         .ok_or_else(|| unusable("number of GPUs not published"))?;
-    let cluster = cluster(run, gpus, catalogue, &mut assumed)?;
+    let cluster = cluster(run, &habits, gpus, catalogue, &mut assumed)?;
     let recipe = recipe(run, &habits)?;
     let stack = stack(run, &habits, recipe, catalogue, &mut assumed)?;
     let parallelism = parallelism(run, &habits, &model, gpus, &mut assumed)?;
@@ -252,7 +252,8 @@ impl Family {
         let (tied_embeddings, learned_positions, biases) = if name.starts_with("bloom") {
             (true, false, true) // ALiBi
         } else if name.starts_with("mpt") {
-            (true, true, false)
+            // What the printed numbers of parameters leave beside the products are biases.
+            (true, true, true)
         } else if name.starts_with("gpt-oss") {
             (false, false, true)
         } else if name.starts_with("gpt") || name.starts_with("mt-nlg") || name.starts_with("opt") {
@@ -688,6 +689,7 @@ fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Rout
 /// The machine: a catalogue node by accelerator, with the NICs that the source declares.
 fn cluster(
     run: &PublishedRun,
+    habits: &Habits,
     gpus: u32,
     catalogue: &Catalogue,
     assumed: &mut Vec<String>,
@@ -726,6 +728,15 @@ fn cluster(
         node.nic.rate =
             Bandwidth::from_bytes_per_sec(total * 125_000_000 / u64::from(node.nic.count.max(1)));
         node.name = format!("{} with {total} Gbit/s", node.name);
+    }
+    if let Some(gigabits) = habits.nic_gigabits
+        && gpus > node.gpus
+    {
+        node.nic.rate = Bandwidth::from_bytes_per_sec(gigabits * 125_000_000);
+        node.name = format!("{} at {gigabits} Gbit/s per NIC", node.name);
+        assumed.push(format!(
+            "NICs at {gigabits} Gbit/s: the source's nodes before they were tuned"
+        ));
     }
     if gpus > node.gpus && !gpus.is_multiple_of(node.gpus) {
         shrink_domain(&mut node, gpus, assumed)?;

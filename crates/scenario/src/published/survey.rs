@@ -86,7 +86,8 @@ pub(super) fn read(row: &Value) -> Result<PublishedRun, String> {
     let plan = plan(row);
     let release = [&epoch, &section, &title]
         .into_iter()
-        .find_map(|text| release(text));
+        .find_map(|text| release(text))
+        .or_else(|| day_of_log(row, &source));
     Ok(PublishedRun {
         release: release.unwrap_or_default(),
         citation: if section.is_empty() {
@@ -115,6 +116,19 @@ pub(super) fn read(row: &Value) -> Result<PublishedRun, String> {
         source,
         quality,
     })
+}
+
+/// The day of a row of BigScience's tuning log, whose notes name it as `02-26`.
+fn day_of_log(row: &Value, source: &str) -> Option<String> {
+    let day_of = |word: &str| {
+        let (month, day) = word.split_once('-')?;
+        let number = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
+        (number(month) && number(day)).then(|| word.to_owned())
+    };
+    let notes = (source == "bigscience").then(|| text(row, &["notes"]))??;
+    let year: u32 = count(row, &["year"])?;
+    let day = notes.split([' ', ';', ',']).find_map(day_of)?;
+    Some(format!("{year}-{day}"))
 }
 
 /// The first `25.04` or `24.11.1` in `text`.
@@ -680,5 +694,19 @@ mod tests {
         check("v24.11.1: llama3.1/README_8b.md", Some("24.11.1"));
         check("2024", None);
         check("arXiv 2205.05198", None);
+        let day = |source, notes| {
+            let row = serde_json::json!({"year": 2022, "notes": notes});
+            day_of_log(&row, source)
+        };
+        assert_eq!(
+            day("bigscience", "02-20 too close to OOM").as_deref(),
+            Some("2022-02-20")
+        );
+        assert_eq!(
+            day("bigscience", "GBS=512 and not 2048; 02-21").as_deref(),
+            Some("2022-02-21")
+        );
+        assert_eq!(day("bigscience", "layers 10-12b, no day"), None);
+        assert_eq!(day("mlperf", "02-20"), None);
     }
 }

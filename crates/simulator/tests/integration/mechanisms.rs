@@ -4,7 +4,7 @@ use crate::plans::{model, plain};
 use rackflow_plan::{Cause, CommKind, SLOW_NODE, Setup, Straggler, compile};
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
-use rackflow_units::Bandwidth;
+use rackflow_units::{Bandwidth, SimDuration};
 use rackflow_workload::{
     Attention, AttentionKernel, CudaGraphs, OffloadedInput, Routing, Schedule,
 };
@@ -129,6 +129,30 @@ fn a_slow_host_shows_as_launch_gaps() {
 }
 
 /// A node waits for its slowest GPU; the figures are those that `typical` jitter is derived from.
+/// Where launches block, all that the host spends on a rank's kernels is on its way: the step grows with
+/// it, where it was hidden before.
+#[test]
+fn blocking_launches_add_the_hosts_time_to_the_kernels() {
+    let mut setup = plain(1);
+    let t = &mut setup.training;
+    t.global_batch = t.micro_batch;
+    t.stack.cuda_graphs = CudaGraphs::None;
+    let step = |launch_us: u64, blocking: bool| {
+        let mut setup = setup.clone();
+        let stack = &mut setup.training.stack;
+        stack.launch = SimDuration::from_micros(launch_us);
+        stack.linear_launch = None;
+        stack.quantized_linear_launch = None;
+        stack.blocking_launches = blocking;
+        run(&setup).step_time.as_secs_f64()
+    };
+    let free = step(0, true);
+    let hidden = step(2, false) - step(0, false);
+    let (one, two) = (step(2, true) - free, step(4, true) - free);
+    assert!(one > 10.0 * hidden.max(1e-6), "{one} s, hidden {hidden} s");
+    assert!((two / one - 2.0).abs() < 0.01, "{two} s of {one} s");
+}
+
 #[test]
 fn jitter_spreads_step_times_as_published() {
     let setup = plain(8);
