@@ -11,7 +11,7 @@ use crate::layer::Sizes;
 use crate::placement::Placement;
 use crate::schedule::{InFlight, Pass};
 use crate::setup::Setup;
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{
     Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind,
     OffloadedInput, Recipe, Recompute, Zero,
@@ -19,8 +19,24 @@ use rackflow_workload::{
 
 /// Free memory under which PyTorch's allocator gives back and asks anew in every pass, so that a step
 /// takes several times as long: 16,985 ms instead of 2,839 with 75.6 of 80 GB reserved
-/// (NVIDIA/Megatron-LM, pull request 6429). No formula says how long; a report warns.
+/// (NVIDIA/Megatron-LM, pull request 6429). A request that finds no block makes it return all that it caches
+/// to the driver, which waits for the GPU, and ask for it again, block by block.
 pub const ALLOCATOR_MARGIN: Bytes = Bytes::new(4_000_000_000);
+
+/// How much longer one pass of one layer takes then, least and most among published runs that did: 7 ms in
+/// LLM Foundry's 13 B on 8 A100 of 40 GB, 11 and 30 ms in its 30 B at 8,192 tokens on 8 H100 and 8 A100 of
+/// 80 GB (beyond what is simulated), 110 ms in the 14 layers of DeepSeek-V3 (14.1 s more in 128 passes).
+/// Which it will be depends on how memory is fragmented, so a report says both and a step has neither.
+pub const THRASHING_PASS: [SimDuration; 2] = [
+    SimDuration::from_micros(7_000),
+    SimDuration::from_micros(110_000),
+];
+
+/// How much longer a step takes, least and most, once the allocator gives back and asks anew in every
+/// pass of the `layers` of a stage: one forward and one backward with each micro-batch.
+pub fn thrashing(layers: u64, micro_batches: u64) -> [SimDuration; 2] {
+    THRASHING_PASS.map(|pass| pass * layers.saturating_mul(micro_batches).saturating_mul(2))
+}
 
 /// Memory of one rank at its peak, by what holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -696,5 +712,37 @@ mod tests {
                 "one more than the stages"
             );
         }
+    }
+
+    /// A stage of four layers and sixteen micro-batches has 128 passes: DeepSeek-V3's 14 layers took
+    /// 14.1 s longer.
+    #[test]
+    fn thrashing_is_paid_with_every_pass() {
+        let [least, most] = thrashing(4, 16);
+        assert_eq!(most, THRASHING_PASS[1] * 128);
+        assert!((most.as_secs_f64() - 14.1).abs() < 0.1, "{most}");
+        assert!(least < most);
+        assert_eq!(thrashing(0, 16), [SimDuration::ZERO; 2]);
+    }
+
+    /// Gradients that a kernel of its own adds into wider ones are kept twice, unless ZeRO frees them.
+    #[test]
+    fn gradients_apart_are_kept_in_both_formats() {
+        let mut training = training(1, false);
+        training.stack.fused_gradient_accumulation = false;
+        let extra = |training: &Training| produced(&Sizes::new(training), 100);
+        for (bytes, zero, expected) in [
+            (4, Zero::Stage1, 200),
+            (2, Zero::Stage1, 0),
+            (4, Zero::Stage3, 0),
+        ] {
+            training.stack.gradient_bytes = bytes;
+            training.parallelism.zero = zero;
+            assert_eq!(extra(&training), expected, "{bytes} bytes, {zero:?}");
+        }
+        training.stack.gradient_bytes = 4;
+        training.parallelism.zero = Zero::Stage0;
+        training.stack.fused_gradient_accumulation = true;
+        assert_eq!(extra(&training), 0);
     }
 }

@@ -9,9 +9,10 @@ use super::simulated::{Simulated, simulate_all};
 use super::summary::{Columns, Scored, signed_percent, summary_json};
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
-use rackflow_plan::{ALLOCATOR_MARGIN, Setup};
+use rackflow_plan::{ALLOCATOR_MARGIN, Setup, thrashing};
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published::{self, PublishedRun};
+use rackflow_units::SimDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -94,7 +95,7 @@ enum Unit {
     /// Memory of one GPU that tensors use, at its peak, in bytes: what is saved counts.
     #[serde(rename = "bytes")]
     Bytes,
-    /// A collapse that no formula of ours predicts; it must be seen coming.
+    /// A collapse of which a report says between what it lies; it must be seen coming.
     #[serde(rename = "flag")]
     Flag,
 }
@@ -127,6 +128,8 @@ struct Outcome {
     /// Memory of the second setup over what a GPU has.
     memory_share: f64,
     thrashes: bool,
+    /// Change of the step time if it does, least and most.
+    thrashing: [f64; 2],
 }
 
 impl Row {
@@ -147,7 +150,9 @@ impl Row {
             return false;
         };
         if self.experiment.measured.unit == Unit::Flag {
-            return outcome.thrashes;
+            let [least, most] = outcome.thrashing;
+            let around = least * (1.0 - WITHIN)..=most * (1.0 + WITHIN);
+            return outcome.thrashes && around.contains(&self.measured);
         }
         let allowed = (self.measured.abs() * WITHIN).max(if self.measured.abs() < NONE {
             NONE
@@ -261,7 +266,22 @@ fn outcome(
         },
         memory_share: change.memory / change.capacity,
         thrashes: change.memory > change.capacity - ALLOCATOR_MARGIN.as_f64(),
+        thrashing: passes_of_fullest(setup).map(|more| {
+            let step = change.step_time_s + more.as_secs_f64();
+            step / base.step_time_s - 1.0
+        }),
     })
+}
+
+/// What thrashing adds to the step of a stage of the mean depth, least and most.
+fn passes_of_fullest(setup: &Setup) -> [SimDuration; 2] {
+    let training = &setup.training;
+    let plan = &training.parallelism;
+    let of_one_rank = u64::from(plan.data) * training.micro_batch;
+    thrashing(
+        training.model.layers.div_ceil(plan.pipeline.into()),
+        training.global_batch.div_ceil(of_one_rank.max(1)),
+    )
 }
 
 /// Memory that tensors use on the fullest rank [bytes].
@@ -320,6 +340,7 @@ fn row_json(row: &Row) -> Value {
         "simulated_change_s": outcome.map(|outcome| outcome.change_s),
         "memory_share": outcome.map(|outcome| outcome.memory_share),
         "near_memory_limit": outcome.map(|outcome| outcome.thrashes),
+        "simulated_change_if_thrashing": outcome.filter(|outcome| outcome.thrashes).map(|outcome| outcome.thrashing),
         "right_sign": row.right_sign(),
         "within_a_third": row.within(),
         "not_simulated": row.outcome.as_ref().err(),
@@ -347,15 +368,15 @@ impl Comparisons {
             let yes = |right: bool| if right { "yes" } else { "no" }.to_owned();
             let flag = row.experiment.measured.unit == Unit::Flag;
             let simulated = match &row.outcome {
-                Ok(outcome) if flag => format!(
-                    "{} ({:.0} % of memory)",
-                    if outcome.thrashes {
-                        "warned of"
-                    } else {
-                        "not seen"
-                    },
-                    100.0 * outcome.memory_share
+                Ok(outcome) if flag && outcome.thrashes => format!(
+                    "warned of ({:.0} % of memory): {} to {}",
+                    100.0 * outcome.memory_share,
+                    signed_percent(outcome.thrashing[0]),
+                    signed_percent(outcome.thrashing[1])
                 ),
+                Ok(outcome) if flag => {
+                    format!("not seen ({:.0} % of memory)", 100.0 * outcome.memory_share)
+                }
                 Ok(outcome) => signed_percent(outcome.simulated),
                 Err(why) => why.clone(),
             };
