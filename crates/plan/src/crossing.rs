@@ -329,8 +329,17 @@ impl Plan {
 
     /// All that a source has on the links above the leaves.
     fn crowd(&self, source: Source, map: &ClusterMap, wires: &Wires) -> Crowd {
-        let mut reach = Reach::default();
+        let mut places = [Vec::new(), Vec::new()];
         let mut route = Vec::new();
+        let mut add = |flows: &Flows| {
+            for &edge in &flows.edges {
+                route_of(wires, edge, 0, &mut route);
+                let (from, to, _) = edge;
+                for (places, rank) in places.iter_mut().zip([from, to]) {
+                    places.extend(route.iter().map(|link| Place::of(*link, rank)));
+                }
+            }
+        };
         match source {
             Source::Groups(slot, class, pattern) => {
                 let mut members = Vec::new();
@@ -338,18 +347,17 @@ impl Plan {
                     if *of_group == class {
                         let group = group as u32;
                         let flows = self.flows_of_group(slot, group, pattern, map, &mut members);
-                        reach.add(wires, &flows, 1.0, 0, &mut route);
+                        add(&flows);
                     }
                 }
             }
             Source::Messages(forward) => {
                 for rank in 0..self.placement.ranks() {
-                    let flows = self.flows_of_message(rank, forward, map);
-                    reach.add(wires, &flows, 1.0, 0, &mut route);
+                    add(&self.flows_of_message(rank, forward, map));
                 }
             }
         }
-        Crowd::of(reach)
+        Crowd::of(places)
     }
 
     /// The patterns by which the communicators of each of [`Plan::slots`] have flows, by class: with
@@ -470,21 +478,16 @@ pub(crate) enum Source {
 pub(crate) struct Crowd(Vec<(LinkId, u32, u32)>);
 
 impl Crowd {
-    fn of(mut reach: Reach) -> Self {
-        let mut counted = [Vec::new(), Vec::new()];
-        for (ranks, counts) in [&mut reach.senders, &mut reach.receivers]
-            .into_iter()
-            .zip(&mut counted)
-        {
-            ranks.sort_unstable();
-            let of_link = ranks.chunk_by(|a, b| a.0 == b.0);
-            counts.extend(of_link.map(|run| {
-                let of_rank = run.chunk_by(|a, b| a.1 == b.1);
-                (run[0].0, of_rank.count() as u32)
-            }));
-        }
+    /// Counts senders and receivers, each once on a link.
+    fn of(places: [Vec<Place>; 2]) -> Self {
+        let [sent, received] = places.map(|mut places| {
+            places.sort_unstable();
+            places.dedup();
+            let of_link = places.chunk_by(|a, b| a.link() == b.link());
+            let counts = of_link.map(|run| (run[0].link(), run.len() as u32));
+            counts.collect::<Vec<(LinkId, u32)>>()
+        });
         // Both name the same links, in order.
-        let [sent, received] = counted;
         let both = sent.iter().zip(&received);
         Self(both.map(|(sent, got)| (sent.0, sent.1, got.1)).collect())
     }
@@ -580,8 +583,22 @@ impl<'a> Narrow<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Reach {
     /// Millionths of the rate of its NIC with which a rank sends.
-    senders: Vec<(LinkId, u32, u32)>,
-    receivers: Vec<(LinkId, u32, u32)>,
+    senders: Vec<(Place, u32)>,
+    receivers: Vec<(Place, u32)>,
+}
+
+/// A rank on a link: in order of links, and one number, since hundreds of thousands of them are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place(u64);
+
+impl Place {
+    fn of(link: LinkId, rank: u32) -> Self {
+        Self(u64::from(link.0) << 32 | u64::from(rank))
+    }
+
+    fn link(self) -> LinkId {
+        LinkId((self.0 >> 32) as u32)
+    }
 }
 
 /// All of a NIC's rate, in millionths.
@@ -607,10 +624,9 @@ impl Reach {
         for &edge in &flows.edges {
             route_of(wires, edge, choice, route);
             let (from, to, _) = edge;
-            self.senders
-                .extend(route.iter().map(|link| (*link, from, part)));
-            self.receivers
-                .extend(route.iter().map(|link| (*link, to, part)));
+            let at = |rank| route.iter().map(move |link| (Place::of(*link, rank), part));
+            self.senders.extend(at(from));
+            self.receivers.extend(at(to));
         }
         // A rank with several flows of one communication on a link sends once.
         for (ranks, first) in [&mut self.senders, &mut self.receivers]
@@ -618,7 +634,7 @@ impl Reach {
             .zip(firsts)
         {
             let mut added = ranks.split_off(first);
-            added.sort_unstable();
+            added.sort_unstable_by_key(|(place, _)| *place);
             added.dedup();
             ranks.append(&mut added);
         }
@@ -637,13 +653,13 @@ impl Reach {
 }
 
 /// Ranks' worth of traffic on each link: no rank has more than one NIC's.
-fn ranks_on(mut ranks: Vec<(LinkId, u32, u32)>) -> Vec<(LinkId, f64)> {
-    ranks.sort_unstable();
+fn ranks_on(mut ranks: Vec<(Place, u32)>) -> Vec<(LinkId, f64)> {
+    ranks.sort_unstable_by_key(|(place, _)| *place);
     let of_rank: Vec<(LinkId, u64)> = ranks
-        .chunk_by(|a, b| (a.0, a.1) == (b.0, b.1))
+        .chunk_by(|a, b| a.0 == b.0)
         .map(|run| {
-            let parts: u64 = run.iter().map(|(_, _, part)| u64::from(*part)).sum();
-            (run[0].0, parts.min(u64::from(WHOLE)))
+            let parts: u64 = run.iter().map(|(_, part)| u64::from(*part)).sum();
+            (run[0].0.link(), parts.min(u64::from(WHOLE)))
         })
         .collect();
     of_rank
