@@ -474,6 +474,18 @@ fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, direc
     }
 }
 
+/// Puts what the tensor group gathers or scatters along the sequence in order, where the batch comes
+/// before the sequence.
+fn reorder(b: &mut Builder<'_, '_>, s: &Sizes<'_>, bytes: Bytes) {
+    if s.stack.copies_sequence_parts
+        && s.plan.tensor > 1
+        && s.plan.sequence_parallel
+        && !s.stack.overlap.tensor
+    {
+        b.op(copied(bytes, bytes, 1));
+    }
+}
+
 /// Issues a collective of the tensor group.
 fn tensor_collective(b: &mut Builder<'_, '_>, label: &'static str, spec: Spec, sms: u32) -> u32 {
     b.collective(
@@ -551,6 +563,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         .collect();
     for gather in gathers {
         b.wait(gather);
+        reorder(b, s, s.gathered());
         if !s.gathers_narrow() {
             b.extend(s.quantize(s.tokens / pieces * k));
         }
@@ -587,6 +600,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     let mut last = 0;
     for _ in 0..pieces {
         b.op(s.linear(s.tokens / pieces, n, k));
+        reorder(b, s, s.residual());
         let spec = Spec::Collective(op, piece(s.residual(), pieces));
         last = tensor_collective(b, "TP reduce", spec, sms);
     }
@@ -600,6 +614,7 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
         let sms = s.stack.communication_sms;
         let gather = tensor_collective(b, "TP all-gather", spec, sms);
         b.wait(gather);
+        reorder(b, s, s.gathered());
     }
 }
 
@@ -639,6 +654,7 @@ fn gather_input_again(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
         return Some(gather);
     }
     b.wait(gather);
+    reorder(b, s, s.gathered());
     None
 }
 
@@ -662,6 +678,7 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
     }
     let op = sum_op(s);
     let sms = s.stack.communication_sms;
+    reorder(b, s, s.residual());
     let spec = Spec::Collective(op, s.residual());
     let reduce = tensor_collective(b, "TP reduce", spec, sms);
     if s.stack.collectives_first {
@@ -760,6 +777,7 @@ fn attention_backward(
     b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
     if let Some(again) = again {
         b.wait(again);
+        reorder(b, s, s.gathered());
     }
     let beside = if gradients.weight() {
         inputs
@@ -884,6 +902,7 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     };
     if let Some(again) = again {
         b.wait(again);
+        reorder(b, s, s.gathered());
     }
     reduce_gradient(b, s, beside);
     b.extend(norm_backward(s));

@@ -283,6 +283,12 @@ pub struct SoftwareStack {
     /// shapes are known beforehand and the host never waits for counts.
     #[serde(default)]
     pub static_expert_shapes: bool,
+    /// Activations have the batch before the sequence: what a tensor-parallel collective gathers along
+    /// the sequence is put in order by a copy after it, and what it scatters by a copy before it
+    /// (PyTorch's functional collectives along any dimension but the first). Not for collectives that
+    /// are cut into pieces beside their product.
+    #[serde(default)]
+    pub copies_sequence_parts: bool,
     /// A tensor-parallel collective that is launched beside a product gets its SMs before it: one hardware
     /// queue (`CUDA_DEVICE_MAX_CONNECTIONS=1`). Else the product, which fills the GPU, and the collective
     /// follow each other.

@@ -353,3 +353,36 @@ fn misaligned_heads_lose_the_tensor_cores() {
         "{aligned} {misaligned} {wider}"
     );
 }
+
+/// Six gathers and four reductions of a layer over the sequence, and three of the two ends, each read and
+/// written once more.
+#[test]
+fn parts_of_the_sequence_are_copied_where_the_batch_comes_first() {
+    let step = |tensor: u32, copies: bool, pieces: bool| {
+        let mut setup = plain(4);
+        let t = &mut setup.training;
+        t.parallelism.tensor = tensor;
+        t.parallelism.data = 4 / tensor;
+        t.parallelism.sequence_parallel = tensor > 1;
+        t.stack.cuda_graphs = CudaGraphs::Full;
+        t.stack.copies_sequence_parts = copies;
+        t.stack.overlap.tensor = pieces;
+        run(&setup).step_time
+    };
+    assert_eq!(step(1, true, false), step(1, false, false));
+    assert_eq!(step(4, true, true), step(4, false, true));
+    let longer = step(4, true, false) - step(4, false, false);
+    let setup = plain(4);
+    let t = &setup.training;
+    let bytes = t.micro_batch * t.sequence_length * t.model.hidden * 2;
+    let copies = (10 * t.model.layers) * (t.global_batch / t.micro_batch);
+    let least = (copies * bytes * 2) as f64
+        / setup
+            .cluster
+            .node
+            .accelerator
+            .memory_bandwidth
+            .bytes_per_sec() as f64;
+    let longer = longer.as_secs_f64();
+    assert!(longer > least && longer < 3.0 * least, "{longer} {least}");
+}
