@@ -32,11 +32,20 @@ pub(super) struct Habits {
     pub whole_graphs_overlap_experts: bool,
     /// Mixtures in FP8 on H100 launch kernel by kernel, whatever a recipe of the repository's head says.
     pub plain_launches_of_fp8_mixtures: bool,
-    /// Models, by the start of their name, whose gradients are kept and reduced in bf16 where those of the
-    /// source's others are in fp32.
-    pub bf16_gradients: Option<&'static str>,
+    /// Models whose gradients are kept and reduced in bf16 where those of the source's others are in fp32.
+    pub bf16_gradients: Option<Models>,
     /// Gbit/s of each NIC, where the source's nodes reached less than their interfaces.
     pub nic_gigabits: Option<u64>,
+}
+
+/// Models of a source whose configurations differ from those of its others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Models {
+    /// Those whose name starts so.
+    Named(&'static str),
+    /// Mixtures, whose optimizer also keeps narrower states: the lower half of its weights beside bf16 ones,
+    /// and where attention is latent (DeepSeek's recipes) moments in bf16.
+    Mixtures,
 }
 
 /// What a pipeline does where the number of chunks per stage is not published.
@@ -166,7 +175,7 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
                 (_, ..=2024) => "nemo-24.07",
                 _ => "dgxc-nemo-25.04",
             },
-            bf16_gradients: Some("gpt3"),
+            bf16_gradients: Some(Models::Named("gpt3")),
             ..NEMO
         },
         "dgxc-benchmarking" if framework.contains("Pax") => Habits {
@@ -216,6 +225,8 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
         },
         "mb-skills" | "mb-cards" | "mb-pr" => Habits {
             stack: "megatron-bridge-functional-2026",
+            // src/megatron/bridge/recipes: moonlight_16b.py, qwen3_moe.py and qwen3.py of h100.
+            bf16_gradients: Some(Models::Mixtures),
             ..MEGATRON
         },
         "mcore-dsv3-guide" => Habits {

@@ -1,6 +1,6 @@
 //! From a published run to a setup: what is known is taken, what is a habit is noted.
 
-use super::habits::{Habits, Interleaving, habits};
+use super::habits::{Habits, Interleaving, Models, habits};
 use super::{PublishedModel, PublishedRun};
 use crate::Catalogue;
 use rackflow_plan::{Fidelity, Jitter, Setup};
@@ -364,14 +364,23 @@ fn stack(
                 .to_owned(),
         );
     }
-    if let Some(family) = habits.bf16_gradients
-        && stack.gradient_bytes > 2
-        && run.model.name.starts_with(family)
-    {
-        stack.gradient_bytes = 2;
-        assumed.push(format!(
-            "gradients in bf16: the source's configurations of {family} say so"
-        ));
+    match habits.bf16_gradients {
+        Some(Models::Named(family)) if run.model.name.starts_with(family) => {
+            stack.gradient_bytes = 2;
+            assumed.push(format!(
+                "gradients in bf16: the source's configurations of {family} say so"
+            ));
+        }
+        Some(Models::Mixtures) if run.model.moe.is_some() => {
+            stack.gradient_bytes = 2;
+            stack.optimizer_bytes = if run.model.latent.is_some() { 6 } else { 10 };
+            assumed.push(
+                "gradients in bf16 and a precision-aware optimizer: the source's configurations of \
+                 mixtures say so"
+                    .to_owned(),
+            );
+        }
+        _ => {}
     }
     match declared.fp8_parameter_gather {
         Some(true) => stack.parameter_gather_bytes = 1,
