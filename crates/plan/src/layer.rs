@@ -382,6 +382,20 @@ fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Ve
     (0..steps).map(|_| vec![step.clone()]).collect()
 }
 
+/// Norms over the width of each query and key head (Qwen3), a module for queries and one for keys.
+fn head_norms(s: &Sizes<'_>, direction: Direction) -> Option<Operation> {
+    let Attention::Grouped { qk_norm: true, .. } = s.model.attention else {
+        return None;
+    };
+    let shape = attention_shape(s);
+    let bytes = halves(s.tokens * (shape.heads + shape.kv_heads) * shape.qk);
+    Some(match direction {
+        Direction::Forward => stream(bytes, bytes, 2),
+        // Its input and its result's gradient give the input's; the scale's is summed by a second kernel.
+        Direction::Backward => stream(bytes * 2, bytes, 4),
+    })
+}
+
 fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
     if s.model.learned_positions > 0 {
         return vec![];
@@ -697,6 +711,7 @@ fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
     b.extend(norm_forward(s));
     gathered_products(b, s, &inputs);
     b.extend(latent_forward(s, &latents));
+    b.extend(head_norms(s, Direction::Forward));
     b.extend(rope(s, Direction::Forward));
     ring_attention(b, s, kind, Direction::Forward);
     reduced_product(b, s, s.model.hidden, shape.heads * shape.v);
@@ -759,6 +774,7 @@ fn attention_backward(
     }
     ring_attention(b, s, kind, Direction::Backward);
     b.extend(rope(s, Direction::Backward));
+    b.extend(head_norms(s, Direction::Backward));
     b.extend(put_together(s, &inputs, &latents));
     for (n, k) in &latents {
         b.extend(s.quantize_gradient(s.tokens * n));

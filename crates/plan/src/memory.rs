@@ -213,7 +213,7 @@ struct Kept {
     norm: u64,
     /// The residual stream before each of them.
     residual: u64,
-    /// Dropout masks, scores, latents, routing probabilities: what stays in any case.
+    /// Dropout masks, scores, latents, queries and keys before their norms, routing probabilities: what stays in any case.
     rest: u64,
     /// Queries, keys and values.
     attention_input: u64,
@@ -299,18 +299,21 @@ fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
     } else {
         0
     };
-    let (attention_input, attention_output, latents) = match s.model.attention {
+    let (attention_input, attention_output, before) = match s.model.attention {
         Attention::Grouped {
             heads,
             kv_heads,
             head_dim,
+            qk_norm,
             ..
         } => {
             let kv = (kv_heads / tp).max(1);
+            // Norms of heads keep what they norm, beside what attention is given.
+            let normed = if qk_norm { heads / tp + kv } else { 0 };
             (
                 t * (heads / tp + 2 * kv) * head_dim * 2,
                 t * heads / tp * head_dim * 2,
-                0,
+                t * normed * head_dim * 2,
             )
         }
         Attention::Latent {
@@ -349,7 +352,7 @@ fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
     let mut kept = Kept {
         norm,
         residual: own * h * 2,
-        rest: masks + scores + latents,
+        rest: masks + scores + before,
         attention_input,
         attention_output,
         ..Kept::default()
