@@ -108,10 +108,26 @@ impl<'a> Sizes<'a> {
         gemm(tokens, n, k, self.training.recipe.gemm(), 2)
     }
 
+    /// Its input's gradient: `tokens` x `k` by `k` x `n`.
+    fn input_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
+        let mut ops = vec![self.linear(tokens, n, k)];
+        ops.extend(self.rescaled(tokens * n));
+        ops
+    }
+
+    /// Scales of rows and columns are applied to `elements` of a gradient by a kernel of its own: torchao's
+    /// products of the backward pass accumulate slowly, where cuBLAS with unit scales is faster than the
+    /// kernel that knows them (pytorch/ao pull request 1325).
+    fn rescaled(&self, elements: u64) -> Option<Operation> {
+        (self.training.recipe == Recipe::Fp8Rowwise)
+            .then(|| stream(halves(elements), halves(elements), 1))
+    }
+
     /// Its weight gradient, accumulated over micro-batches in the stack's gradient format.
     fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
         let precision = self.training.recipe.gemm();
         let mut ops = vec![gemm(n, k, tokens, precision, self.gradient_output_bytes())];
+        ops.extend(self.rescaled(n * k));
         ops.extend(self.accumulate(n * k));
         ops
     }
@@ -640,7 +656,7 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         share_scale(b, s);
         gather_gradient(b, s);
         b.extend(s.quantize_gradient(s.tokens * k));
-        b.op(s.linear(s.tokens, n, k));
+        b.extend(s.input_gradient(s.tokens, n, k));
         return;
     }
     share_scale(b, s);
@@ -656,7 +672,7 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         if !s.gathers_narrow() {
             b.extend(s.quantize_gradient(s.tokens / pieces * k));
         }
-        b.op(s.linear(s.tokens / pieces, n, k));
+        b.extend(s.input_gradient(s.tokens / pieces, n, k));
     }
 }
 
@@ -778,7 +794,7 @@ fn attention_backward(
     b.extend(put_together(s, &inputs, &latents));
     for (n, k) in &latents {
         b.extend(s.quantize_gradient(s.tokens * n));
-        b.op(s.linear(s.tokens, *k, *n));
+        b.extend(s.input_gradient(s.tokens, *k, *n));
         if gradients.weight() {
             b.extend(s.weight_gradient(s.tokens, *n, *k));
         }
@@ -790,7 +806,11 @@ fn attention_backward(
         .weight()
         .then(|| gather_input_again(b, s))
         .flatten();
-    b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *k, *n)));
+    b.extend(
+        inputs
+            .iter()
+            .flat_map(|(n, k)| s.input_gradient(s.tokens, *k, *n)),
+    );
     if let Some(again) = again {
         b.wait(again);
         reorder(b, s, s.gathered());
@@ -910,7 +930,7 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
         .weight()
         .then(|| gather_input_again(b, s))
         .flatten();
-    b.op(s.linear(s.tokens, h, up));
+    b.extend(s.input_gradient(s.tokens, h, up));
     let beside = if gradients.weight() {
         s.weight_gradient(s.tokens, up, h)
     } else {
@@ -1186,10 +1206,10 @@ fn shared_backward(s: &Sizes<'_>, moe: &MoE, gradients: Gradients) -> Vec<Operat
     let up = up_width(s, moe.shared_ffn);
     if gradients.input() {
         ops.extend(s.quantize_gradient(s.own_tokens * h));
-        ops.push(s.linear(s.own_tokens, moe.shared_ffn, h));
+        ops.extend(s.input_gradient(s.own_tokens, moe.shared_ffn, h));
         ops.push(activation_backward(s, s.own_tokens, moe.shared_ffn));
         ops.extend(s.quantize_gradient(s.own_tokens * up));
-        ops.push(s.linear(s.own_tokens, h, up));
+        ops.extend(s.input_gradient(s.own_tokens, h, up));
     }
     if gradients.weight() {
         ops.extend(s.weight_gradient(s.own_tokens, h, moe.shared_ffn));
@@ -1620,7 +1640,7 @@ pub(crate) fn mtp_projection(
         }
         Direction::Backward => {
             if gradients.input() {
-                b.op(s.linear(own, 2 * h, h));
+                b.extend(s.input_gradient(own, 2 * h, h));
                 b.extend(norm_backward(s));
                 b.extend(norm_backward(s));
             }
