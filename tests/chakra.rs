@@ -105,7 +105,7 @@ fn a_part_of_a_trace_is_replayed_and_says_so() {
     assert!(text.contains("taken to be always ready"), "{text}");
     let (status, text, _) = outcome(&["check", &path]);
     assert_eq!(status, 0);
-    assert!(text.contains("1 ranks and 15 nodes"), "{text}");
+    assert!(text.contains("1 rank and 15 nodes"), "{text}");
 }
 
 #[test]
@@ -122,14 +122,16 @@ fn what_is_wrong_with_a_trace_is_told_with_file_and_byte() {
     refused(&path, "data-parallel.3.et: byte 6");
     refused(&path, "cut off");
     scratch.file("t/data-parallel.3.et", &whole);
-    let name = whole
-        .windows(9)
-        .position(|bytes| bytes == b"comm_type")
-        .expect("it has collectives");
-    let mut damaged = whole.clone();
-    damaged[name] = b'C';
-    scratch.file("t/data-parallel.3.et", &damaged);
-    refused(&path, "needs the attribute `comm_type`");
+    for needed in ["comm_type", "comm_size"] {
+        let name = whole
+            .windows(9)
+            .position(|bytes| bytes == needed.as_bytes())
+            .expect("it has collectives");
+        let mut damaged = whole.clone();
+        damaged[name] = b'C';
+        scratch.file("t/data-parallel.3.et", &damaged);
+        refused(&path, &format!("needs the attribute `{needed}`"));
+    }
     scratch.file("t/data-parallel.3.et", &whole);
     fs::remove_file(scratch.0.join("t/comm_group.json")).expect("it is there");
     refused(&path, "comm_group.json");
@@ -265,6 +267,15 @@ fn chosen_ranks_are_written_and_others_refused() {
     let (status, _, err) = outcome(&["run", quickstart, "--chakra", folder, "--chakra-ranks", "8"]);
     assert_eq!(status, 2);
     assert!(err.contains("there is no rank 8"), "{err}");
+    // What another run left there would be replayed with this one.
+    let other = scratch.file("other.3.et", "");
+    let again = ["run", quickstart, "--chakra", folder];
+    let (status, _, err) = outcome(&again);
+    assert_eq!(status, 2);
+    assert!(err.contains("another run, such as other.3.et"), "{err}");
+    fs::remove_file(other).expect("it is there");
+    let (status, _, err) = outcome(&again);
+    assert_eq!(status, 0, "over its own traces: {err}");
     let (status, _, err) = outcome(&["run", "replay-chakra-8-h100", "--chakra", folder]);
     assert_eq!(status, 2);
     assert!(err.contains("this one replays a trace"), "{err}");

@@ -1172,6 +1172,22 @@ fn a_trace_is_written_in_the_format_that_its_name_asks_for() {
         wrong.contains("no rank 8") && wrong.contains("0 to 7"),
         "{wrong}"
     );
+    let nowhere = path("nowhere/t.json");
+    let wrong = failed(&["run", QUICK, "--trace", &nowhere], 1);
+    assert!(wrong.contains("make the folder"), "{wrong}");
+    let range = ["run", QUICK, "--trace", &nowhere, "--trace-ranks", "0-3"];
+    let wrong = failed(&range, 2);
+    assert!(wrong.contains("such as 0,8,16"), "{wrong}");
+    for (scenario, option) in [
+        ("two-jobs-oversubscribed-roce", "--trace"),
+        ("two-jobs-oversubscribed-roce", "--chakra"),
+        ("two-jobs-oversubscribed-roce", "--requests"),
+        ("serve-llama3-70b-8-h100", "--trace"),
+    ] {
+        let wrong = failed(&["run", scenario, option, &path("none.json")], 2);
+        assert!(wrong.contains("hint: "), "{scenario}: {wrong}");
+        assert!(!folder.join("none.json").exists(), "{scenario}");
+    }
 }
 
 // ---- claims

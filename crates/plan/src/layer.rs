@@ -1396,6 +1396,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     }
     if s.recomputes(Activation::Norms) && !s.recomputes(Activation::Moe) {
         b.recompute(true);
+        b.label("router");
         b.host(s.stack.checkpoint_launch);
         b.extend(norm_forward(s));
         b.recompute(false);
@@ -1418,6 +1419,7 @@ fn moe_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, moe: &MoE, gradients: Gr
     expert_gather(b, s, &e);
     if s.recomputes(Activation::MoeActivation) || s.recomputes(Activation::Swiglu) {
         b.recompute(true);
+        b.label("experts");
         b.routed(true);
         b.host(s.stack.checkpoint_launch);
         expert_activation(b, s, &e);

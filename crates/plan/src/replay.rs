@@ -69,7 +69,7 @@ pub enum ReplayError {
     },
     /// Ranks of a communicator do not agree on how many collectives it runs.
     #[error(
-        "rank {ranks:?} run {counts:?} collectives of communicator {group:?}, and must run as many"
+        "ranks {} and {} run {} and {} collectives of communicator {group:?}, and must run equally many", ranks[0], ranks[1], counts[0], counts[1]
     )]
     Collectives {
         /// The communicator.

@@ -244,6 +244,12 @@ pub struct RunArgs {
     pub requests: Option<PathBuf>,
 }
 
+/// One rank of a list.
+fn rank(text: &str) -> Result<u32, String> {
+    let wrong = |_| "ranks are whole numbers with commas between them, such as 0,8,16".to_owned();
+    text.trim().parse().map_err(wrong)
+}
+
 /// What to write down of a training step, for a timeline viewer.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
@@ -255,6 +261,7 @@ pub struct TraceArgs {
         long,
         value_name = "RANK,...",
         value_delimiter = ',',
+        value_parser = rank,
         requires = "trace"
     )]
     pub trace_ranks: Vec<u32>,
@@ -266,6 +273,7 @@ pub struct TraceArgs {
         long,
         value_name = "RANK,...",
         value_delimiter = ',',
+        value_parser = rank,
         requires = "chakra"
     )]
     pub chakra_ranks: Vec<u32>,

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::files;
 use rackflow_plan::Plan;
 use rackflow_report::ChakraExport;
+use rackflow_scenario::chakra_file;
 use rackflow_simulator::simulate_executed;
 use std::fs;
 use std::path::Path;
@@ -42,6 +43,7 @@ pub fn write(plan: &Plan, folder: &Path, ranks: &[u32]) -> Result<(), Failure> {
     }
     fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
     let name = &plan.setup.name;
+    refuse_traces_of_another_run(folder, name, all)?;
     let mut bytes = 0;
     for rank in &chosen {
         let file = export.rank(*rank);
@@ -57,4 +59,29 @@ pub fn write(plan: &Plan, folder: &Path, ranks: &[u32]) -> Result<(), Failure> {
         folder.display()
     ));
     Ok(())
+}
+
+/// A folder holds the traces of one run: what another run left there would be replayed with them.
+fn refuse_traces_of_another_run(folder: &Path, name: &str, ranks: u32) -> Result<(), Failure> {
+    let entries = fs::read_dir(folder).map_err(|error| Failure::file("read", folder, &error))?;
+    let mut others: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|file| is_of_another_run(file, name, ranks))
+        .collect();
+    others.sort_unstable();
+    match others.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::input(format_args!(
+            "{} holds traces of another run, such as {first}\n  \
+             hint: name a new folder, or remove them first",
+            folder.display()
+        ))),
+    }
+}
+
+/// Whether this is the trace of a rank that a run called `name` with so many `ranks` does not write.
+fn is_of_another_run(file: &str, name: &str, ranks: u32) -> bool {
+    let packed = file.ends_with(".gz");
+    chakra_file(file).is_some_and(|(run, rank)| packed || run != name || rank >= ranks)
 }

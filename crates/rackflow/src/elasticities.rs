@@ -18,6 +18,12 @@ use rayon::prelude::*;
 /// Simulates a scenario once for each resource and ranks what each would bring.
 pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     let input = input::read(&args.scenario)?;
+    if args.requests.is_some() {
+        return Err(Failure::input(
+            "--requests writes the requests of one run, and elasticities are many\n  \
+             hint: `rackflow run` takes it",
+        ));
+    }
     if input::serves(&input) {
         return of_service(args, &input, color);
     }

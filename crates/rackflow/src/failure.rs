@@ -31,7 +31,16 @@ impl Failure {
 
     /// A file that could not be `read` or `written`.
     pub fn file(done: &str, path: &Path, error: &io::Error) -> Self {
-        Self::run(format_args!("{} cannot be {done}: {error}", path.display()))
+        let missing = path.parent().filter(|folder| {
+            done == "written" && !folder.as_os_str().is_empty() && !folder.exists()
+        });
+        let hint = missing.map_or_else(String::new, |folder| {
+            format!("\n  hint: make the folder {} first", folder.display())
+        });
+        Self::run(format_args!(
+            "{} cannot be {done}: {error}{hint}",
+            path.display()
+        ))
     }
 
     /// The exit status.

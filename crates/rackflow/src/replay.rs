@@ -39,11 +39,11 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
 /// What a trace comes to, in short.
 pub fn check(input: &Input) -> Result<String, Failure> {
     let plan = compile(input::resolve_replay(input)?)?;
+    let ranks = plan.ranks.len();
+    let each = if ranks == 1 { "rank" } else { "ranks" };
     Ok(format!(
-        "{} ranks and {} nodes on {} GPUs",
-        plan.ranks.len(),
-        plan.counts.nodes,
-        plan.cluster.gpus
+        "{ranks} {each} and {} nodes on {} GPUs",
+        plan.counts.nodes, plan.cluster.gpus
     ))
 }
 

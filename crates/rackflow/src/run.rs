@@ -22,12 +22,19 @@ use std::time::Instant;
 pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(), Failure> {
     let input = input::read(&args.scenario)?;
     if input::has_jobs(&input) {
+        if traced.trace.is_some() || traced.chakra.is_some() || args.requests.is_some() {
+            return Err(Failure::input(
+                "--trace, --chakra and --requests are of one run; this scenario has several jobs\n  \
+                 hint: write one of them as a scenario of its own, with `cluster` and `workload`",
+            ));
+        }
         return jobs::run(args, &input, color);
     }
     if input::serves(&input) {
         if traced.trace.is_some() || traced.chakra.is_some() {
             return Err(Failure::input(
-                "a trace shows a training step; this scenario serves",
+                "a trace shows a training step; this scenario serves\n  \
+                 hint: --requests out.csv writes what became of each request",
             ));
         }
         return serve::run(args, &input, color);
@@ -131,7 +138,7 @@ pub fn in_short(plan: &Plan) -> String {
     let crowded = plan.facts.stages.iter();
     let mut crowded = crowded.filter(|stage| stage.memory.crowds(stage.capacity));
     let warning = match crowded.next() {
-        Some(_) => ", so near the limit that the allocator may thrash",
+        Some(_) => ", so near the limit that the allocator may slow the step",
         None => "",
     };
     format!("{gpus} GPUs, {fullest} of {capacity} on the fullest{warning}")

@@ -342,13 +342,11 @@ impl ReplayReport {
             ("kernels", self.kernels()),
         ];
         if replay.ranks_missing > 0 {
-            lines.push((
-                "missing",
-                format!(
-                    "{} ranks have no trace and are taken to be always ready",
-                    whole(replay.ranks_missing)
-                ),
-            ));
+            let missing = match replay.ranks_missing {
+                1 => "1 rank has no trace and is".to_owned(),
+                many => format!("{} ranks have no trace and are", whole(many)),
+            };
+            lines.push(("missing", format!("{missing} taken to be always ready")));
         }
         lines
     }

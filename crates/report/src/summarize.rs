@@ -440,7 +440,7 @@ fn warnings(facts: &Facts) -> Vec<String> {
         .map(|stage| {
             let [least, most] = thrashing(stage.layers, facts.micro_batches);
             format!(
-                "{} free on the fullest GPU: within {ALLOCATOR_MARGIN} of the limit the allocator may give back and ask anew in every pass; in published runs that cost what here were {least} to {most} a step",
+                "{} free on the fullest GPU, less than {ALLOCATOR_MARGIN}: most published runs with so little ran at full speed; in a few the allocator kept returning memory to the driver and asking again, which would add {least} to {most} to each step here and is not in the step time",
                 free(stage)
             )
         })

@@ -332,10 +332,13 @@ impl RankReader<'_> {
         node: &wire::Node,
         offset: usize,
     ) -> Result<Option<SimDuration>, ChakraError> {
-        let picos = match self.whole(node, attribute::DURATION_PS, offset)? {
-            Some(picos) => picos,
-            None if node.duration_micros <= MOST_MICROS => node.duration_micros * 1_000_000,
-            None => u64::MAX,
+        let exact = self.whole(node, attribute::DURATION_PS, offset)?;
+        // Ours are whole microseconds that sum up right; who wrote others there meant those.
+        let agrees = |picos: u64| (picos / 1_000_000).abs_diff(node.duration_micros) <= 1;
+        let picos = match exact {
+            Some(picos) if agrees(picos) => picos,
+            _ if node.duration_micros <= MOST_MICROS => node.duration_micros * 1_000_000,
+            _ => u64::MAX,
         };
         if picos / 1_000_000 > MOST_MICROS {
             return Err(self.at(offset).wrong(format!(
@@ -477,6 +480,10 @@ impl RankReader<'_> {
                         node.id
                     )));
                 };
+                // A barrier carries nothing; any other that does not say how much would be free.
+                if op != TraceOp::Barrier {
+                    self.needed(node, attribute::COMM_SIZE, offset)?;
+                }
                 let size = self.bytes(node, attribute::COMM_SIZE, offset)?;
                 Carried::Standard(op, size.get(), group)
             }
@@ -713,6 +720,20 @@ mod tests {
             trace.payloads[payload as usize].to_string(),
             "all-gather bytes=2097152"
         );
+    }
+
+    #[test]
+    fn picoseconds_beside_an_edited_duration_do_not_count() {
+        let took = |micros: u64| {
+            let mut node = comp(1, &[]);
+            node.duration_micros = micros;
+            node.set(attribute::DURATION_PS, Value::Uint64(5_499_999));
+            let trace = read(&file(&[node])).expect("it is sound");
+            trace.ranks[0].nodes[0].recorded.map(SimDuration::as_picos)
+        };
+        // Rounded so that they sum up right, a duration is up to a microsecond away.
+        assert_eq!([5, 6].map(took), [Some(5_499_999); 2]);
+        assert_eq!([10, 0].map(took), [Some(10_000_000), None]);
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub fn parse(source_name: &str, text: &str) -> Result<Scenario, Vec<Diagnostic>>
             "this scenario has several jobs, and one is needed",
             key.span,
         )
-        .hint("`rackflow run` and `rackflow check` take it");
+        .hint(
+            "`rackflow run` and `rackflow check` take all; for one, write its `cluster` and `workload` as a scenario",
+        );
         return Err(vec![error.in_source(&source)]);
     }
     Scenario::of_tree(source, tree, None)
@@ -178,7 +180,13 @@ impl Scenario {
         let mut findings = self.findings();
         let WorkloadText::Training(text) = &self.document.workload else {
             let found = findings.at("workload", self.not_this("a training one"));
-            return Err(vec![found.hint("write workload: { training: ... }")]);
+            let way_out = match self.document.workload {
+                WorkloadText::Chakra(_) => {
+                    "`rackflow run` and `rackflow check` take it; else write workload: { training: ... }"
+                }
+                _ => "write workload: { training: ... }",
+            };
+            return Err(vec![found.hint(way_out)]);
         };
         let cluster = &self.document.cluster;
         let parts = findings.parts(cluster.nodes.as_deref(), cluster.gpus);

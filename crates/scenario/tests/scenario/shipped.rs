@@ -51,7 +51,15 @@ fn every_shipped_scenario_has_a_plan_that_fits() {
             continue;
         }
         let setup = scenario.resolve(&no_files).expect("tested above");
-        if let Err(error) = rackflow_plan::compile(&setup).and_then(|plan| plan.check_memory()) {
+        let fits = rackflow_plan::compile(&setup).and_then(|plan| {
+            let mut labels = plan.segments.iter().map(|segment| segment.label);
+            assert!(
+                labels.all(|label| !label.is_empty()),
+                "{name}: a trace names all it shows"
+            );
+            plan.check_memory()
+        });
+        if let Err(error) = fits {
             without.push(format!("{name}: {error} {error:?}"));
         }
     }
