@@ -856,12 +856,7 @@ fn elasticities_of_all_rates_come_to_about_one() {
     assert!(output.status.success());
     let ranked = json(&String::from_utf8_lossy(&output.stdout));
     let answers = ranked["elasticities"].as_array().expect("a list");
-    // A machine that is faster in every respect is faster as a whole; a larger batch is no rate.
-    let sum: f64 = answers
-        .iter()
-        .filter(|answer| answer["resource"] != "batch")
-        .map(|answer| answer["elasticity"].as_f64().expect("a number"))
-        .sum();
+    let sum = sum_of_rates(&ranked);
     assert!((0.9..1.05).contains(&sum), "{ranked:#}");
     let first = answers[0]["resource"].as_str().expect("a name");
     assert_eq!(first, "tensor_flops", "dense training on one node");
@@ -879,6 +874,40 @@ fn elasticities_of_all_rates_come_to_about_one() {
     for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
         assert!(folder.join(name).is_file(), "{name}");
     }
+}
+
+/// Where each rank hands on what it receives and switches reduce, those times are latency too.
+#[test]
+fn elasticities_come_to_about_one_where_tensor_parallelism_waits() {
+    let scenario = scratch("latency").join("latency.yaml");
+    let text = "cluster: { node: gb200-nvl72, gpus: 72 }
+workload:
+  training:
+    model: { like: llama3-70b, layers: 4 }
+    stack: megatron-core-25.04
+    precision: bf16
+    sequence_length: 8192
+    global_batch: 36
+    parallelism: { tensor: 8 }
+";
+    fs::write(&scenario, text).expect("a scratch folder");
+    let path = scenario.to_str().expect("a path of ours is text");
+    let ranked = json(&fine(&["elasticities", path, "--format", "json"]));
+    let sum = sum_of_rates(&ranked);
+    assert!((0.9..1.05).contains(&sum), "{ranked:#}");
+    let words = ranked["bound_by"].as_str().expect("words");
+    assert!(words.contains("network latency"), "{words}");
+}
+
+/// A machine that is faster in every respect is faster as a whole; a larger batch is no rate.
+fn sum_of_rates(ranked: &serde_json::Value) -> f64 {
+    let answers = ranked["elasticities"].as_array().expect("a list");
+    let rates = answers
+        .iter()
+        .filter(|answer| answer["resource"] != "batch");
+    rates
+        .map(|answer| answer["elasticity"].as_f64().expect("a number"))
+        .sum()
 }
 
 /// The command of the documentation: the columns of nccl-tests, and nothing faster than the wire.

@@ -28,7 +28,7 @@ pub enum Resource {
     NvLink,
     /// Line rate of the NICs, and of the cables between switches with them.
     Nic,
-    /// Latency of NVLink, NICs and switches, and the fixed cost of a collective.
+    /// Latency of NVLink, NICs and switches, and times of a collective that depend on no size.
     Latency,
     /// SMs left to computation while communication runs.
     CommunicationSms,
@@ -36,7 +36,7 @@ pub enum Resource {
     Launch,
     /// Sequences per step.
     Batch,
-    /// Of a service: clock of the SMs beside the tensor cores, by which tiles begin and end and caches deliver.
+    /// Clock of the SMs beside the tensor cores, by which tiles begin and end and caches deliver.
     Clock,
     /// Of a service: times inside kernels that depend on no size.
     KernelLatency,
@@ -56,7 +56,7 @@ pub enum Resource {
 
 impl Resource {
     /// Those of a training run, in the order in which they are told.
-    pub const OF_TRAINING: [Self; 11] = [
+    pub const OF_TRAINING: [Self; 12] = [
         Self::TensorFlops,
         Self::VectorFlops,
         Self::Exponentials,
@@ -66,6 +66,7 @@ impl Resource {
         Self::Nic,
         Self::Latency,
         Self::CommunicationSms,
+        Self::Clock,
         Self::Launch,
         Self::Batch,
     ];
@@ -267,6 +268,10 @@ impl Resource {
                 cluster.for_each_node(|node| {
                     shorter(&mut node.scale_up.latency, step);
                     shorter(&mut node.scale_up.collective_base, step);
+                    shorter(&mut node.scale_up.in_switch_fill, step);
+                    if let Some(hand_on) = &mut node.scale_up.hand_on {
+                        shorter(hand_on, step);
+                    }
                     shorter(&mut node.nic.latency, step);
                 });
                 shorter(cluster.fabric.hop_mut(), step);
