@@ -56,20 +56,24 @@ fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) ->
 /// Candidates of a scenario that are looked at.
 const LOOKED_AT: usize = 12;
 
+/// Some candidates of a setup, `apart` from each other so that they differ, from one of its branches on.
+fn every_so_many_held_against_bounds(setup: &Setup, from: prop::sample::Index, apart: usize) {
+    let search = planner(setup, Space::of(setup)).expect("the generator makes valid plans");
+    let branches = search.branches();
+    let from = from.index(branches.len());
+    let around = branches[from..].iter().chain(&branches[..from]);
+    let candidates = around.flat_map(|branch| search.expand(branch).candidates);
+    for candidate in candidates.step_by(apart).take(LOOKED_AT) {
+        held_against_bounds(&search, setup, &candidate);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
 
     #[test]
     fn no_plan_of_any_setup_is_faster_than_its_bounds(setup in setups(), from in any::<prop::sample::Index>()) {
-        let search = planner(&setup, Space::of(&setup)).expect("the generator makes valid plans");
-        let branches = search.branches();
-        let from = from.index(branches.len());
-        let around = branches[from..].iter().chain(&branches[..from]);
-        let candidates = around.flat_map(|branch| search.expand(branch).candidates);
-        // As different ones as a few can be.
-        for candidate in candidates.step_by(7).take(LOOKED_AT) {
-            held_against_bounds(&search, &setup, &candidate);
-        }
+        every_so_many_held_against_bounds(&setup, from, 7);
     }
 }
 
@@ -129,14 +133,7 @@ proptest! {
 
     #[test]
     fn no_plan_of_a_mixed_cluster_is_faster_than_its_bounds(setup in mixed_setups(), from in any::<prop::sample::Index>()) {
-        let search = planner(&setup, Space::of(&setup)).expect("the generator makes valid plans");
-        let branches = search.branches();
-        let from = from.index(branches.len());
-        let around = branches[from..].iter().chain(&branches[..from]);
-        let candidates = around.flat_map(|branch| search.expand(branch).candidates);
-        for candidate in candidates.step_by(17).take(LOOKED_AT) {
-            held_against_bounds(&search, &setup, &candidate);
-        }
+        every_so_many_held_against_bounds(&setup, from, 17);
     }
 }
 
