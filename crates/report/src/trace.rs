@@ -38,19 +38,14 @@ mod proto {
         pub uuid: Option<u64>,
         #[prost(string, optional, tag = "2")]
         pub name: Option<String>,
-        #[prost(message, optional, tag = "3")]
-        pub process: Option<ProcessDescriptor>,
         #[prost(uint64, optional, tag = "5")]
         pub parent_uuid: Option<u64>,
         #[prost(message, optional, tag = "8")]
         pub counter: Option<CounterDescriptor>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct ProcessDescriptor {
-        #[prost(int32, optional, tag = "1")]
-        pub pid: Option<i32>,
-        #[prost(string, optional, tag = "6")]
-        pub process_name: Option<String>,
+        #[prost(int32, optional, tag = "11")]
+        pub child_ordering: Option<i32>,
+        #[prost(int32, optional, tag = "12")]
+        pub sibling_order_rank: Option<i32>,
     }
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct CounterDescriptor {
@@ -87,6 +82,8 @@ mod proto {
 const SLICE_BEGIN: i32 = 1;
 const SLICE_END: i32 = 2;
 const COUNTER: i32 = 4;
+/// `ChildTracksOrdering`: by `sibling_order_rank`.
+const EXPLICIT: i32 = 3;
 /// Packets of one writer carry its number.
 const SEQUENCE: u32 = 1;
 /// Tracks of one rank, counters included.
@@ -242,11 +239,27 @@ fn rank_name(rank: &TracedRank) -> String {
     format!("rank {}, stage {}", rank.rank, rank.stage + 1)
 }
 
+/// What the ranks are called in a viewer that sorts by name: their numbers are as wide as the widest.
+fn track_names(trace: &Trace) -> Vec<String> {
+    let widest = trace.ranks.iter().map(|rank| rank.rank).max().unwrap_or(0);
+    let width = widest.to_string().len();
+    let name = |rank: &TracedRank| format!("rank {:0width$}, stage {}", rank.rank, rank.stage + 1);
+    trace.ranks.iter().map(name).collect()
+}
+
 /// The trace in Perfetto's format.
 pub fn to_perfetto(trace: &Trace) -> Vec<u8> {
-    let mut packets = Vec::new();
-    for (at, rank) in trace.ranks.iter().enumerate() {
-        describe(&mut packets, at as u64, rank);
+    let mut packets = vec![proto::TracePacket {
+        trusted_packet_sequence_id: Some(SEQUENCE),
+        track_descriptor: Some(proto::TrackDescriptor {
+            uuid: Some(0),
+            child_ordering: Some(EXPLICIT),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }];
+    for ((at, rank), name) in trace.ranks.iter().enumerate().zip(track_names(trace)) {
+        describe(&mut packets, at as u64, rank, name);
     }
     for slice in slices(trace) {
         let uuid = TRACKS * (slice.rank as u64 + 1) + slice.track;
@@ -301,9 +314,11 @@ fn event(time: SimTime, event: proto::TrackEvent) -> proto::TracePacket {
     }
 }
 
-/// The tracks of one rank: its process, its passes, its streams, its counters.
-fn describe(packets: &mut Vec<proto::TracePacket>, at: u64, rank: &TracedRank) {
-    let process = TRACKS * (at + 1);
+/// The tracks of one rank, under one of its own: its passes, its streams, its counters, shown in this
+/// order. A process would put them in the order of their names, and the ranks in the order of their
+/// numbers of slices.
+fn describe(packets: &mut Vec<proto::TracePacket>, at: u64, rank: &TracedRank, name: String) {
+    let parent = TRACKS * (at + 1);
     let mut track = |descriptor| {
         packets.push(proto::TracePacket {
             trusted_packet_sequence_id: Some(SEQUENCE),
@@ -312,18 +327,20 @@ fn describe(packets: &mut Vec<proto::TracePacket>, at: u64, rank: &TracedRank) {
         });
     };
     track(proto::TrackDescriptor {
-        uuid: Some(process),
-        process: Some(proto::ProcessDescriptor {
-            pid: Some(at as i32 + 1),
-            process_name: Some(rank_name(rank)),
-        }),
+        uuid: Some(parent),
+        name: Some(name),
+        child_ordering: Some(EXPLICIT),
+        sibling_order_rank: Some(at as i32),
         ..Default::default()
     });
+    let mut order = 0;
     let mut child = |number: u64, name: &str, unit: Option<&str>| {
+        order += 1;
         track(proto::TrackDescriptor {
-            uuid: Some(process + number),
+            uuid: Some(parent + number),
             name: Some(name.to_owned()),
-            parent_uuid: Some(process),
+            parent_uuid: Some(parent),
+            sibling_order_rank: Some(order),
             counter: unit.map(|unit| proto::CounterDescriptor {
                 unit_name: Some(unit.to_owned()),
             }),
@@ -350,11 +367,14 @@ fn used_streams(rank: &TracedRank) -> Vec<Stream> {
 
 /// The trace as JSON for Chrome's trace viewer (`chrome://tracing`) and Perfetto.
 pub fn to_chrome_json(trace: &Trace) -> String {
-    let micros = |time: SimTime| time.as_picos() as f64 / 1e6;
+    // Whole nanoseconds, as the readers keep them: of an end rounded apart from the start of the
+    // slice after it Perfetto would say that the two overlap, and drop one.
+    let micros = |nanos: u64| nanos as f64 / 1e3;
     let mut events: Vec<Value> = Vec::new();
-    for (at, rank) in trace.ranks.iter().enumerate() {
+    for ((at, rank), name) in trace.ranks.iter().enumerate().zip(track_names(trace)) {
         let pid = at + 1;
-        events.push(json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": rank_name(rank)}}));
+        events.push(json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}));
+        events.push(json!({"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}));
         let mut named = vec![(PASSES, "passes")];
         named.extend(
             used_streams(rank)
@@ -366,13 +386,13 @@ pub fn to_chrome_json(trace: &Trace) -> String {
         }
         for (_, name, unit, values) in counters(rank) {
             for (time, value) in values {
-                events.push(json!({"ph": "C", "name": format!("{name} [{unit}]"), "pid": pid, "ts": micros(time), "args": {"value": value}}));
+                events.push(json!({"ph": "C", "name": format!("{name} [{unit}]"), "pid": pid, "ts": micros(nanos(time)), "args": {"value": value}}));
             }
         }
     }
     for slice in slices(trace) {
-        let (pid, tid, ts) = (slice.rank + 1, slice.track, micros(slice.start));
-        let dur = micros(slice.end) - ts;
+        let (pid, tid, ts) = (slice.rank + 1, slice.track, micros(nanos(slice.start)));
+        let dur = micros(nanos(slice.end) - nanos(slice.start));
         events.push(json!({"ph": "X", "name": slice.name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": {"micro_batch": slice.micro_batch}}));
         if let Some(id) = slice.sends {
             events.push(json!({"ph": "s", "cat": "message", "name": slice.name, "id": id, "pid": pid, "tid": tid, "ts": ts}));
@@ -533,6 +553,57 @@ mod tests {
                 .iter()
                 .all(|event| described.contains(&event.track_uuid.unwrap_or(0)))
         );
+    }
+
+    #[test]
+    fn slices_of_one_track_do_not_overlap_in_whole_nanoseconds() {
+        // Back to back at instants that are no whole nanoseconds.
+        let ends: Vec<u64> = (0..200_u64)
+            .map(|at| at * 1_234_567 + at * at * 377)
+            .collect();
+        let spans = ends
+            .windows(2)
+            .map(|pair| span(Stream::Compute, pair[0], pair[1], 0))
+            .collect();
+        let trace = Trace {
+            ranks: vec![rank(0, spans)],
+            messages: Vec::new(),
+        };
+        let json: Value = serde_json::from_str(&to_chrome_json(&trace)).expect("JSON");
+        let events = json["traceEvents"].as_array().expect("events");
+        let nanos = |event: &Value, key: &str| {
+            let micros = event[key].as_f64().expect("a number");
+            let nanos = (micros * 1e3).round();
+            assert!(
+                (nanos / 1e3 - micros).abs() < 1e-9,
+                "{key} {micros} is in whole nanoseconds"
+            );
+            nanos as u64
+        };
+        let compute: Vec<(u64, u64)> = events
+            .iter()
+            .filter(|event| event["ph"] == "X" && event["tid"] == 1 + Stream::Compute as u64)
+            .map(|event| (nanos(event, "ts"), nanos(event, "dur")))
+            .collect();
+        assert_eq!(compute.len(), 199);
+        assert!(
+            compute
+                .windows(2)
+                .all(|pair| pair[0].0 + pair[0].1 == pair[1].0)
+        );
+    }
+
+    #[test]
+    fn ranks_sort_by_name_as_by_number() {
+        let mut trace = two_ranks();
+        trace.ranks[1].rank = 128;
+        let mut names = track_names(&trace);
+        assert_eq!(
+            names,
+            ["rank 000, stage 1", "rank 128, stage 2"].map(str::to_owned)
+        );
+        names.sort();
+        assert_eq!(names, track_names(&trace));
     }
 
     #[test]
