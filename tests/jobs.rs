@@ -403,3 +403,97 @@ fn faults_slow_serving_too() {
         assert!(err.contains(says), "{name}: {err}");
     }
 }
+
+/// How jobs answer to more of each resource: of all together and of each job, by resource.
+fn elasticities(name: &str, text: &str) -> serde_json::Value {
+    let file = written(&scratch(name), "jobs.yaml", text);
+    let (status, out, err) = outcome(&["elasticities", path(&file), "--format", "json"]);
+    assert_eq!((status, err.as_str()), (0, ""), "{name}");
+    serde_json::from_str(&out).expect("the output is JSON")
+}
+
+/// The answers of all jobs together or of one, but for the batch, which is no rate.
+fn answers(of: &serde_json::Value) -> Vec<(String, f64)> {
+    let list = of["elasticities"].as_array().expect("a list");
+    let answers = list.iter().map(|answer| {
+        let resource = answer["resource"].as_str().expect("a name");
+        let elasticity = answer["elasticity"].as_f64().expect("a number");
+        (resource.to_owned(), elasticity)
+    });
+    answers.filter(|(name, _)| name != "batch").collect()
+}
+
+#[test]
+fn jobs_that_meet_are_bound_by_the_nics_and_jobs_apart_by_their_own_work() {
+    let small = TWO_JOBS
+        .replace("gpus: 512", "gpus: 128")
+        .replace("gpus: 256", "gpus: 64")
+        .replace("global_batch: 128", "global_batch: 32");
+    let meet = elasticities("meet", &small);
+    let packed = small
+        .replace("placement: scattered", "placement: packed")
+        .replace("global_batch: 32", "global_batch: 128")
+        .replace("leaf_oversubscription: 4", "leaf_oversubscription: 1");
+    let apart = elasticities("apart", &packed);
+    for (ranked, bound_by) in [
+        (&meet, "bound by the NICs"),
+        (&apart, "bound by the tensor cores"),
+    ] {
+        let jobs = ranked["jobs"].as_array().expect("a list");
+        assert_eq!(jobs.len(), 2);
+        for of in jobs.iter().chain([ranked]) {
+            let words = of["bound_by"].as_str().expect("words");
+            assert!(words.starts_with(bound_by), "{words}");
+            // Whatever is faster in every respect is faster as a whole, whoever else is there.
+            let sum: f64 = answers(of).iter().map(|(_, elasticity)| elasticity).sum();
+            assert!((0.9..1.1).contains(&sum), "{sum} of {of}");
+        }
+    }
+}
+
+#[test]
+fn a_service_beside_training_answers_in_its_own_terms() {
+    let short = MIXED.replace("count: 300", "count: 40");
+    let ranked = elasticities("beside", &short);
+    let [chat, training] = [&ranked["jobs"][0], &ranked["jobs"][1]];
+    assert_eq!(chat["basis"], "e2e_s");
+    assert_eq!(training["basis"], "tokens_per_s");
+    let of = |job: &serde_json::Value, resource: &str| {
+        let found = answers(job);
+        let found = found.into_iter().find(|(name, _)| name == resource);
+        found.unwrap_or_else(|| panic!("{resource} is there")).1
+    };
+    // What only serving kernels have moves the service, and training by the traffic that it meets at most.
+    assert!(of(chat, "kernel_latency") > 0.05);
+    assert!(of(training, "kernel_latency").abs() < 0.02);
+    assert!(of(training, "nic") > 0.3, "{training}");
+    // All together are the mean over GPUs.
+    let mean = |resource: &str| {
+        let gain = |job: &serde_json::Value| 1.05_f64.powf(of(job, resource));
+        (0.25 * gain(chat) + 0.75 * gain(training)).ln() / 1.05_f64.ln()
+    };
+    for resource in ["nic", "tensor_flops", "memory_bandwidth"] {
+        assert!((of(&ranked, resource) - mean(resource)).abs() < 1e-9);
+    }
+    let not_used = ranked["not_used"].to_string();
+    assert!(not_used.contains("a faster KV store"), "{not_used}");
+}
+
+#[test]
+fn elasticities_of_jobs_are_a_table_and_a_picture() {
+    let folder = scratch("ranked");
+    let name = "two-jobs-oversubscribed-roce";
+    let (status, table, err) = outcome(&["elasticities", name, "-o", path(&folder)]);
+    assert_eq!(status, 0, "{err}");
+    assert!(
+        table.contains("2 jobs on 512 GPUs, together bound by the NICs"),
+        "{table}"
+    );
+    assert!(
+        table.contains("all jobs       large       small"),
+        "{table}"
+    );
+    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+}

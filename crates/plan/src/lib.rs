@@ -42,6 +42,6 @@ pub use program::{
     GroupSlot, PassKind, PassMark, Peer, Program, SEGMENT_LEVELS, Segment, SegmentId, Stream, Task,
     Transfer, TransferId, Work,
 };
-pub use resource::Resource;
+pub use resource::{Resource, SERVING_STEP, STEP};
 pub use search::{Branch, Candidate, Expansion, LeftOut, MEAN_LOAD, Obstacle, Search, Space};
 pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, SLOW_NODE, Seats, Setup, Straggler};

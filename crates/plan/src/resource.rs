@@ -9,7 +9,9 @@ use rackflow_units::{Bandwidth, SimDuration};
 use rackflow_workload::CudaGraphs;
 
 /// By how much a resource grows, where it can grow by any amount.
-const STEP: f64 = 1.01;
+pub const STEP: f64 = 1.01;
+/// The same of a service: more, since queues answer in jumps.
+pub const SERVING_STEP: f64 = 1.05;
 
 /// What there can be more of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +71,29 @@ impl Resource {
         Self::Clock,
         Self::Launch,
         Self::Batch,
+    ];
+
+    /// All of them, in the order in which they are told.
+    pub const ALL: [Self; 19] = [
+        Self::TensorFlops,
+        Self::VectorFlops,
+        Self::Exponentials,
+        Self::MemoryBandwidth,
+        Self::MemoryCapacity,
+        Self::KvCapacity,
+        Self::NvLink,
+        Self::Nic,
+        Self::Latency,
+        Self::CommunicationSms,
+        Self::Clock,
+        Self::KernelLatency,
+        Self::Launch,
+        Self::Batch,
+        Self::Sequences,
+        Self::StepTokens,
+        Self::HostLink,
+        Self::Store,
+        Self::Server,
     ];
 
     /// Those of a service, in the order in which they are told.
@@ -172,6 +197,12 @@ impl Resource {
     /// where the setup has no such thing to give: one node has no NIC traffic, a stack that is
     /// launched by graph has no launches.
     pub fn more(self, setup: &Setup) -> Option<(Setup, f64)> {
+        self.more_by(setup, STEP)
+    }
+
+    /// The same with `step` times as much, where the resource can grow by any amount. Of a job that
+    /// shares a cluster the whole cluster grows: give every job of it as much more.
+    pub fn more_by(self, setup: &Setup, step: f64) -> Option<(Setup, f64)> {
         let mut more = setup.clone();
         match self {
             Self::CommunicationSms => return fewer_sms(more),
@@ -189,7 +220,7 @@ impl Resource {
                     Some(&mut stack.step_overhead),
                 ];
                 for time in times.into_iter().flatten() {
-                    shorter(time, STEP);
+                    shorter(time, step);
                 }
             }
             Self::Batch => {
@@ -203,11 +234,24 @@ impl Resource {
                 return Some((more, factor));
             }
             _ => {
-                let factor = self.of_hardware(&mut more.cluster, STEP)?;
+                let seats = more.seats.as_mut().map(|seats| &mut seats.cluster);
+                let clusters = std::iter::once(&mut more.cluster).chain(seats);
+                let factor = self.of_clusters(clusters, step)?;
                 return Some((more, factor));
             }
         }
-        Some((more, STEP))
+        Some((more, step))
+    }
+
+    /// [`Resource::of_hardware`] of each of these: how many times as much the one that gets most then has.
+    pub(crate) fn of_clusters<'c>(
+        self,
+        clusters: impl Iterator<Item = &'c mut Cluster>,
+        step: f64,
+    ) -> Option<f64> {
+        clusters
+            .filter_map(|cluster| self.of_hardware(cluster, step))
+            .reduce(f64::max)
     }
 
     /// Gives a cluster `step` times as much of this, where it can be given by any amount: how many

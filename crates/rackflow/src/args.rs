@@ -68,6 +68,7 @@ Examples:
   rackflow elasticities my.yaml -o results    also writes results/elasticities.json, .svg and .png
 
   rackflow elasticities serve-llama3-70b-8-h100     of a service: times of requests, and limits too
+  rackflow elasticities two-jobs-oversubscribed-roce     of several jobs: each, and all together
 
 An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
 second. Nothing but that resource changes; the plan stays as it is.")]

@@ -1,5 +1,7 @@
 //! `elasticities`: a scenario simulated again with a little more of each resource.
 
+mod jobs;
+
 use crate::args::{Format, RunArgs};
 use crate::failure::Failure;
 use crate::input::{self, Input};
@@ -24,6 +26,9 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
              hint: `rackflow run` takes it",
         ));
     }
+    if input::has_jobs(&input) {
+        return jobs::run(args, &input, color);
+    }
     if input::serves(&input) {
         return of_service(args, &input, color);
     }
@@ -35,15 +40,16 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
         .filter_map(|resource| answer(resource, &resolved.setup, before).transpose())
         .collect::<Result<_, _>>()?;
     let ranked = Elasticities::of(&resolved.setup.name, before, &answers);
-    let text = match args.format {
-        Format::Table => ranked.render(&terminal::style(color)),
-        Format::Json => ranked.to_json(),
-    };
-    show(args, &text, &ranked.to_json(), &ranked.picture())
+    show(
+        args,
+        ranked.render(&terminal::style(color)),
+        &ranked.to_json(),
+        &ranked.picture(),
+    )
 }
 
 /// Writes what was found.
-fn show(args: &RunArgs, text: &str, json: &str, picture: &Picture) -> Result<(), Failure> {
+fn show(args: &RunArgs, table: String, json: &str, picture: &Picture) -> Result<(), Failure> {
     if let Some(folder) = &args.output {
         files::write_folder(
             folder,
@@ -54,7 +60,10 @@ fn show(args: &RunArgs, text: &str, json: &str, picture: &Picture) -> Result<(),
             ],
         )?;
     }
-    files::print(text)
+    match args.format {
+        Format::Table => files::print(&table),
+        Format::Json => files::print(json),
+    }
 }
 
 /// The same of a service, with the same requests every time.
@@ -65,10 +74,7 @@ fn of_service(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), F
     let setup = &plan.setup;
     let slo = &setup.slo;
     let limited = slo.ttft.is_some() || slo.tpot.is_some() || slo.e2e.is_some();
-    let basis = match setup.requests.arrivals {
-        Some(Arrivals::ClosedLoop { .. } | Arrivals::Burst {}) => Basis::OutputTokensPerS,
-        _ => Basis::E2eS,
-    };
+    let basis = basis(setup);
     let outcome = |plan: &FleetPlan| {
         let record = serve::record(plan, trace.as_deref(), &mut NoSink)?;
         Ok(ServingOutcome::of(&record, limited))
@@ -82,11 +88,28 @@ fn of_service(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), F
         })
         .collect::<Result<_, _>>()?;
     let ranked = ServingElasticities::of(&setup.name, basis, before, &answers);
-    let text = match args.format {
-        Format::Table => ranked.render(&terminal::style(color)),
-        Format::Json => ranked.to_json(),
-    };
-    show(args, &text, &ranked.to_json(), &ranked.picture())
+    show(
+        args,
+        ranked.render(&terminal::style(color)),
+        &ranked.to_json(),
+        &ranked.picture(),
+    )
+}
+
+/// What the elasticities of a service are of.
+fn basis(setup: &FleetSetup) -> Basis {
+    match setup.requests.arrivals {
+        Some(Arrivals::ClosedLoop { .. } | Arrivals::Burst {}) => Basis::OutputTokensPerS,
+        _ => Basis::E2eS,
+    }
+}
+
+/// A plan of what has a little more of a resource cannot be made.
+fn cannot(what: &str, resource: Resource, error: &impl std::fmt::Display) -> Failure {
+    let more = resource.label();
+    Failure::run(format_args!(
+        "the {what} with {more} cannot be made: {error}"
+    ))
 }
 
 /// A service with a little more of one resource, simulated.
@@ -96,12 +119,7 @@ fn served(
     factor: f64,
     outcome: &(impl Fn(&FleetPlan) -> Result<ServingOutcome, Failure> + Sync),
 ) -> Result<ServingAnswer, Failure> {
-    let plan = compile_fleet(more).map_err(|error| {
-        let what = resource.label();
-        Failure::run(format_args!(
-            "the fleet with {what} cannot be made: {error}"
-        ))
-    })?;
+    let plan = compile_fleet(more).map_err(|error| cannot("fleet", resource, &error))?;
     Ok(ServingAnswer {
         resource,
         factor,
@@ -114,10 +132,7 @@ fn answer(resource: Resource, setup: &Setup, before: f64) -> Result<Option<Answe
     let Some((more, factor)) = resource.more(setup) else {
         return Ok(None);
     };
-    let plan = rackflow_plan::compile(&more).map_err(|error| {
-        let what = resource.label();
-        Failure::run(format_args!("the plan with {what} cannot be made: {error}"))
-    })?;
+    let plan = rackflow_plan::compile(&more).map_err(|error| cannot("plan", resource, &error))?;
     let after = rackflow_simulator::simulate(&plan).step_time.as_secs_f64();
     // Tokens per second, so that a larger batch counts.
     let tokens = more.training.tokens() as f64 / setup.training.tokens() as f64;

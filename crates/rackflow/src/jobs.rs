@@ -12,8 +12,8 @@ use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_plan::{Plan, Setup};
 use rackflow_report::{JobInput, JobRun, JobsReport, Style, WorkReport, plot, summarize_jobs};
 use rackflow_scenario::{Job, JobWork};
-use rackflow_simulator::serving::Rows;
-use rackflow_simulator::{JobOutcome, simulate_mixed};
+use rackflow_simulator::serving::{Rows, ServeError};
+use rackflow_simulator::{JobOutcome, simulate_mixed, simulate_mixed_for};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -47,12 +47,13 @@ pub fn check(input: &Input) -> Result<String, Failure> {
 }
 
 /// A job whose work is compiled.
-enum Compiled {
+pub enum Compiled {
     Training(Box<Plan>),
     Serving(Box<FleetPlan>, Option<PathBuf>),
 }
 
-fn plans(input: &Input, jobs: &[Job]) -> Result<Vec<Compiled>, Failure> {
+/// Compiles the work of every job.
+pub fn plans(input: &Input, jobs: &[Job]) -> Result<Vec<Compiled>, Failure> {
     jobs.iter().map(|job| compiled(input, job)).collect()
 }
 
@@ -80,6 +81,19 @@ fn compiled(input: &Input, job: &Job) -> Result<Compiled, Failure> {
 
 /// Simulates jobs beside each other.
 fn beside(plans: &[&Compiled]) -> Result<Vec<JobOutcome>, Failure> {
+    with_traces(plans, simulate_mixed)
+}
+
+/// The same until so many steps of each job that trains count.
+pub fn beside_for(plans: &[&Compiled], counted: usize) -> Result<Vec<JobOutcome>, Failure> {
+    with_traces(plans, |jobs| simulate_mixed_for(jobs, counted))
+}
+
+/// Simulates jobs with the traces that they name.
+fn with_traces(
+    plans: &[&Compiled],
+    simulate: impl FnOnce(&[rackflow_simulator::Job<'_>]) -> Result<Vec<JobOutcome>, ServeError>,
+) -> Result<Vec<JobOutcome>, Failure> {
     let traces: Vec<Option<Box<dyn Fn() -> Rows<'static>>>> = plans
         .iter()
         .map(|plan| match plan {
@@ -101,7 +115,7 @@ fn beside(plans: &[&Compiled]) -> Result<Vec<JobOutcome>, Failure> {
             Compiled::Serving(plan, _) => rackflow_simulator::Job::Serving(plan, trace.as_deref()),
         })
         .collect();
-    simulate_mixed(&jobs).map_err(Failure::input)
+    simulate(&jobs).map_err(Failure::input)
 }
 
 #[allow(
@@ -169,6 +183,14 @@ fn seconds(outcome: &JobOutcome) -> f64 {
 }
 
 impl Compiled {
+    /// Accelerators that it has.
+    pub fn gpus(&self) -> u32 {
+        match self {
+            Self::Training(plan) => plan.setup.cluster.gpus,
+            Self::Serving(plan, _) => plan.setup.clusters[0].gpus,
+        }
+    }
+
     /// The same job where everything works.
     fn undisturbed(&self) -> Option<Self> {
         match self {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Answers below this are rounding of the plan, not of the resource.
-const NOTHING: f64 = 0.005;
+pub(crate) const NOTHING: f64 = 0.005;
 
 /// A step simulated again with a little more of one resource.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,36 +50,53 @@ pub struct Elasticities {
     pub not_used: Vec<String>,
 }
 
+impl Answer {
+    /// Relative change of throughput over relative change of the resource.
+    fn elasticity(&self) -> f64 {
+        self.throughput.ln() / self.factor.ln()
+    }
+}
+
+/// The answers, largest first.
+pub(crate) fn ranked(answers: &[Answer]) -> Vec<Elasticity> {
+    let mut elasticities: Vec<Elasticity> = answers
+        .iter()
+        .map(|answer| {
+            let elasticity = answer.elasticity();
+            Elasticity {
+                resource: answer.resource.key().to_owned(),
+                label: answer.resource.label().to_owned(),
+                elasticity,
+                percent_per_percent: (1.01_f64.powf(elasticity) - 1.0) * 100.0,
+            }
+        })
+        .collect();
+    elasticities.sort_by(|a, b| b.elasticity.total_cmp(&a.elasticity));
+    elasticities
+}
+
+/// What holds a run back, in words: of these answers those above `nothing`.
+pub(crate) fn words(answers: &[Answer], nothing: f64) -> String {
+    // A larger batch is no resource of the hardware: it only dilutes what is there.
+    let hardware = answers
+        .iter()
+        .filter(|answer| answer.resource != Resource::Batch);
+    bound_by(
+        hardware.map(|answer| (answer.elasticity(), answer.resource)),
+        nothing,
+    )
+}
+
 impl Elasticities {
     /// Ranks the answers of one scenario.
     pub fn of(scenario: &str, step_time_s: f64, answers: &[Answer]) -> Self {
-        let mut elasticities: Vec<Elasticity> = answers
-            .iter()
-            .map(|answer| {
-                let elasticity = answer.throughput.ln() / answer.factor.ln();
-                Elasticity {
-                    resource: answer.resource.key().to_owned(),
-                    label: answer.resource.label().to_owned(),
-                    elasticity,
-                    percent_per_percent: (1.01_f64.powf(elasticity) - 1.0) * 100.0,
-                }
-            })
-            .collect();
-        elasticities.sort_by(|a, b| b.elasticity.total_cmp(&a.elasticity));
         let used = answers.iter().map(|answer| answer.resource);
         let not_used = labels_beyond(Resource::OF_TRAINING, used);
         Self {
             scenario: scenario.to_owned(),
             step_time_s,
-            bound_by: bound_by(
-                // A larger batch is no resource of the hardware: it only dilutes what is there.
-                answers
-                    .iter()
-                    .filter(|answer| answer.resource != Resource::Batch)
-                    .map(|answer| (answer.throughput.ln() / answer.factor.ln(), answer.resource)),
-                NOTHING,
-            ),
-            elasticities,
+            bound_by: words(answers, NOTHING),
+            elasticities: ranked(answers),
             not_used,
         }
     }

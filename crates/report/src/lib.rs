@@ -20,6 +20,7 @@ mod disturbed;
 mod elasticity;
 mod format;
 mod jobs;
+mod jobs_elasticity;
 mod json;
 mod outlook;
 mod paint;
@@ -52,6 +53,9 @@ pub use elasticity::{Answer, Elasticities, Elasticity};
 pub use jobs::{
     JobInput, JobReport, JobRun, JobsReport, ServingBeside, TrainingBeside, WorkReport,
     summarize_jobs,
+};
+pub use jobs_elasticity::{
+    JobBasis, JobBefore, JobElasticities, JobPace, JobsAnswer, JobsElasticities,
 };
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;

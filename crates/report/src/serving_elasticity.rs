@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Answers below this are queues that fell differently, not the resource.
-const NOTHING: f64 = 0.01;
+pub(crate) const NOTHING: f64 = 0.01;
 
 /// A service simulated again with a little more of one resource.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -84,6 +84,19 @@ pub fn simulate_jobs(plans: &[Plan]) -> Vec<JobRecord> {
 /// # Panics
 /// When the jobs do not sit in one cluster, or as [`crate::simulate`].
 pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
+    simulate_mixed_for(jobs, COUNTED)
+}
+
+/// The same until so many steps of each job that trains count. Jobs whose steps are not equally long
+/// meet in another way at every step, so that the mean of more of them says more.
+///
+/// # Errors
+/// As [`simulate_mixed`].
+///
+/// # Panics
+/// As [`simulate_mixed`], and when no step is to count.
+pub fn simulate_mixed_for(jobs: &[Job<'_>], counted: usize) -> Result<Vec<JobOutcome>, ServeError> {
+    assert!(counted > 0, "the mean of no step");
     let Some(first) = jobs.first() else {
         return Ok(Vec::new());
     };
@@ -142,7 +155,7 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
         }
     }
     let mut outages = Outages::new(seated.toggles);
-    run(&mut running, &mut net, &mut outages)?;
+    run(&mut running, &mut net, &mut outages, counted)?;
     running.into_iter().map(Running::outcome).collect()
 }
 
@@ -231,12 +244,13 @@ fn run(
     jobs: &mut [Running<'_>],
     net: &mut FlowNet,
     outages: &mut Outages,
+    counted: usize,
 ) -> Result<(), ServeError> {
     let mut moved = Vec::new();
     for index in 0..jobs.len() {
         with_net(jobs, index, net, Running::start)?;
     }
-    while jobs.iter().any(Running::needs_more) {
+    while jobs.iter().any(|job| job.needs_more(counted)) {
         let soonest = (0..jobs.len())
             .filter_map(|index| Some((jobs[index].next_time()?, index)))
             .min();
@@ -339,9 +353,9 @@ impl Running<'_> {
         }
     }
 
-    fn needs_more(&self) -> bool {
+    fn needs_more(&self, counted: usize) -> bool {
         match self {
-            Self::Training(job) => job.times.len() <= COUNTED,
+            Self::Training(job) => job.times.len() <= counted,
             Self::Serving(job) => job.outcome.is_none(),
         }
     }

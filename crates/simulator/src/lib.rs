@@ -22,7 +22,10 @@ mod step;
 mod trace;
 mod traffic;
 
-pub use jobs::{Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed};
+pub use jobs::{
+    Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed,
+    simulate_mixed_for,
+};
 pub use race::GivenUp;
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
