@@ -280,3 +280,78 @@ fn chosen_ranks_are_written_and_others_refused() {
     assert_eq!(status, 2);
     assert!(err.contains("this one replays a trace"), "{err}");
 }
+
+/// How a replay answers to more of each resource, by name.
+fn elasticities(scenario: &str) -> (Value, std::collections::BTreeMap<String, f64>) {
+    let ranked = json(&["elasticities", scenario, "--format", "json"]);
+    let list = ranked["elasticities"].as_array().expect("a list");
+    let answers = list.iter().map(|answer| {
+        let name = answer["resource"].as_str().expect("a name").to_owned();
+        (name, number(answer, "/elasticity"))
+    });
+    let answers = answers.collect();
+    (ranked, answers)
+}
+
+/// Why a resource has no meaning for a trace.
+fn reason(ranked: &Value, resource: &str) -> String {
+    let told = ranked["without_meaning"].as_array().expect("a list");
+    let found = told.iter().find(|told| told["resource"] == resource);
+    let found = found.unwrap_or_else(|| panic!("{resource} has no meaning: {ranked}"));
+    found["reason"].as_str().expect("words").to_owned()
+}
+
+#[test]
+fn a_recorded_trace_answers_by_its_kernels_and_says_what_it_cannot_tell() {
+    let (ranked, answers) = elasticities("replay-chakra-8-h100");
+    let report = json(&["run", "replay-chakra-8-h100", "--format", "json"]);
+    // Kernels hold all of the step but the communication that nothing hides.
+    let exposed = number(&report, "/replay/exposed_comm_fraction");
+    assert!((answers["recorded_kernels"] - (1.0 - exposed)).abs() < 1e-3);
+    assert!((answers["nvlink"] - exposed).abs() < 2e-3, "{answers:?}");
+    assert_eq!(
+        ranked["bound_by"].as_str().map(|words| &words[..29]),
+        Some("bound by kernels as recorded ")
+    );
+    // What a trace cannot answer is no silent zero.
+    for resource in ["tensor_flops", "memory_bandwidth", "clock"] {
+        assert!(!answers.contains_key(resource));
+        assert!(reason(&ranked, resource).contains("kernels: roofline"));
+    }
+    assert!(reason(&ranked, "nic").contains("nothing crosses"));
+    assert!(reason(&ranked, "batch").contains("one batch"));
+    let (_, table, _) = outcome(&["elasticities", "replay-chakra-8-h100"]);
+    assert!(table.contains("Without meaning for this trace"), "{table}");
+}
+
+#[test]
+fn a_priced_trace_answers_by_the_units_that_price_it() {
+    let scratch = Scratch::new("priced");
+    let path = copy(&scratch, 8, "{ traces: t, kernels: roofline }");
+    let (ranked, answers) = elasticities(&path);
+    assert!(answers["tensor_flops"] > 0.8, "{answers:?}");
+    assert!(answers["memory_bandwidth"] > 0.0);
+    let sum: f64 = answers.values().sum();
+    assert!((0.97..1.03).contains(&sum), "{answers:?}");
+    assert!(reason(&ranked, "recorded_kernels").contains("operations and bytes"));
+}
+
+#[test]
+fn links_and_hosts_of_a_trace_answer_too() {
+    for (name, cluster, training) in [ROUND_TRIPS[0], ROUND_TRIPS[3]] {
+        let scratch = Scratch::new(&format!("answers-{name}"));
+        let text = format!("cluster: {cluster}\nworkload:\n  training:{training}\n");
+        let plan = scratch.file(&format!("{name}.yaml"), text);
+        let traces = scratch.0.join("traces");
+        let (status, _, err) = outcome(&["run", &plan, "--chakra", common::text(&traces)]);
+        assert_eq!(status, 0, "{name}: {err}");
+        let text = format!("cluster: {cluster}\nworkload: {{ chakra: traces }}\n");
+        let (_, answers) = elasticities(&scratch.file("replay.yaml", text));
+        let sum: f64 = answers.values().sum();
+        assert!((0.95..1.03).contains(&sum), "{name}: {answers:?}");
+        match name {
+            "stages" => assert!(answers["nic"] > 0.01, "{answers:?}"),
+            _ => assert!(answers.contains_key("launch"), "{answers:?}"),
+        }
+    }
+}

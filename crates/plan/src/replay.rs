@@ -3,6 +3,7 @@
 
 mod connect;
 mod kernel;
+mod resource;
 
 pub use kernel::ReplayKernel;
 
@@ -14,9 +15,11 @@ use rackflow_workload::chakra::{
     Activity, ExecutionTrace, Payload, PayloadKind, RankTrace, TraceNode, TraceOp,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use thiserror::Error;
 
 use crate::price::{price_of, span_and_hop};
+use crate::resource::shorter;
 use crate::run::Spec;
 use rackflow_network::CollectiveOp;
 
@@ -37,12 +40,32 @@ pub struct ReplaySetup {
     pub name: String,
     /// The hardware. Rank r sits on GPU r.
     pub cluster: Cluster,
-    /// What is replayed.
-    pub trace: ExecutionTrace,
+    /// What is replayed. It may be large, and setups that differ in their hardware share it.
+    pub trace: Arc<ExecutionTrace>,
     /// Where the durations of kernels come from.
     pub kernels: KernelTime,
     /// Number format of the matrix products, which a trace does not say.
     pub precision: Precision,
+    /// How many times as fast what was recorded runs.
+    pub speed: RecordedSpeed,
+}
+
+/// How many times as fast what was recorded runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RecordedSpeed {
+    /// Kernels that take their recorded time.
+    pub kernels: f64,
+    /// Work of the host.
+    pub host: f64,
+}
+
+impl Default for RecordedSpeed {
+    fn default() -> Self {
+        Self {
+            kernels: 1.0,
+            host: 1.0,
+        }
+    }
 }
 
 /// Why a trace cannot be replayed on a cluster.
@@ -401,7 +424,10 @@ fn action(
             kernel: table.kernel(node.recorded, ops, bytes, counts),
             stream: node.stream,
         },
-        Activity::Host => Action::Host(node.recorded.unwrap_or_default()),
+        Activity::Host => {
+            let recorded = node.recorded.unwrap_or_default();
+            Action::Host(sped_up(recorded, setup.speed.host))
+        }
         Activity::Memory(bytes) => {
             let rate = setup.cluster.node.accelerator.host_bandwidth;
             Action::Memory(rate.time_to_send(bytes))
@@ -416,6 +442,15 @@ fn action(
         }
         Activity::Nothing => Action::Nothing,
     }
+}
+
+/// What was recorded, so many times as fast.
+fn sped_up(mut recorded: SimDuration, speed: f64) -> SimDuration {
+    // As recorded to the picosecond, however long.
+    if speed != 1.0 {
+        shorter(&mut recorded, speed);
+    }
+    recorded
 }
 
 /// Every node can be reached by way of what it waits for.

@@ -40,6 +40,8 @@ pub enum Resource {
     Batch,
     /// Clock of the SMs beside the tensor cores, by which tiles begin and end and caches deliver.
     Clock,
+    /// Of a replayed trace: kernels that take their recorded time, faster whatever held them.
+    RecordedKernels,
     /// Of a service: times inside kernels that depend on no size.
     KernelLatency,
     /// Of a service: room for the KV cache.
@@ -48,7 +50,7 @@ pub enum Resource {
     Sequences,
     /// Of a service: tokens of one step, at most.
     StepTokens,
-    /// Of a service: bandwidth between GPU and host, for caches that are swapped out.
+    /// Bandwidth between GPU and host: for caches that are swapped out, and what a trace loads from there.
     HostLink,
     /// Of a service: rates and latencies of the tiers of the KV store.
     Store,
@@ -73,8 +75,8 @@ impl Resource {
         Self::Batch,
     ];
 
-    /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 19] = [
+    /// Those of jobs that share a cluster, in the order in which they are told.
+    pub const OF_JOBS: [Self; 19] = [
         Self::TensorFlops,
         Self::VectorFlops,
         Self::Exponentials,
@@ -94,6 +96,24 @@ impl Resource {
         Self::HostLink,
         Self::Store,
         Self::Server,
+    ];
+
+    /// Those of a replayed trace, in the order in which they are told.
+    pub const OF_REPLAY: [Self; 14] = [
+        Self::RecordedKernels,
+        Self::TensorFlops,
+        Self::VectorFlops,
+        Self::Exponentials,
+        Self::MemoryBandwidth,
+        Self::MemoryCapacity,
+        Self::NvLink,
+        Self::Nic,
+        Self::Latency,
+        Self::CommunicationSms,
+        Self::Clock,
+        Self::Launch,
+        Self::HostLink,
+        Self::Batch,
     ];
 
     /// Those of a service, in the order in which they are told.
@@ -133,6 +153,7 @@ impl Resource {
             Self::Launch => "launch",
             Self::Batch => "batch",
             Self::Clock => "clock",
+            Self::RecordedKernels => "recorded_kernels",
             Self::KernelLatency => "kernel_latency",
             Self::KvCapacity => "kv_capacity",
             Self::Sequences => "max_num_seqs",
@@ -158,6 +179,7 @@ impl Resource {
             Self::Launch => "shorter kernel launches",
             Self::Batch => "a larger batch",
             Self::Clock => "SM clock, FLOP/s apart",
+            Self::RecordedKernels => "speed of kernels as recorded",
             Self::KernelLatency => "shorter latency in kernels",
             Self::KvCapacity => "room for the KV cache",
             Self::Sequences => "sequences at once (limit)",
@@ -183,6 +205,7 @@ impl Resource {
             Self::Launch => "the host that launches kernels",
             Self::Batch => "the size of the batch",
             Self::Clock => "the clock of the SMs",
+            Self::RecordedKernels => "kernels as recorded",
             Self::KernelLatency => "latencies inside kernels",
             Self::KvCapacity => "the room for the KV cache",
             Self::Sequences => "the limit on sequences at once",

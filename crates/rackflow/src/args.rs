@@ -69,6 +69,7 @@ Examples:
 
   rackflow elasticities serve-llama3-70b-8-h100     of a service: times of requests, and limits too
   rackflow elasticities two-jobs-oversubscribed-roce     of several jobs: each, and all together
+  rackflow elasticities replay-chakra-8-h100     of a trace: links, and kernels as recorded
 
 An elasticity of 0.4 means that one per cent more of the resource brings 0.4 per cent more tokens per
 second. Nothing but that resource changes; the plan stays as it is.")]

@@ -1,6 +1,7 @@
 //! `elasticities`: a scenario simulated again with a little more of each resource.
 
 mod jobs;
+mod replay;
 
 use crate::args::{Format, RunArgs};
 use crate::failure::Failure;
@@ -28,6 +29,9 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     }
     if input::has_jobs(&input) {
         return jobs::run(args, &input, color);
+    }
+    if input::replays(&input) {
+        return replay::run(args, &input, color);
     }
     if input::serves(&input) {
         return of_service(args, &input, color);

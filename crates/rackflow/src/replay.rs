@@ -7,7 +7,7 @@ use crate::input::{self, Input, ResolvedReplay};
 use crate::terminal;
 use clap::ColorChoice;
 use flate2::read::GzDecoder;
-use rackflow_plan::replay::{ReplayPlan, compile_replay};
+use rackflow_plan::replay::{ReplayPlan, ReplaySetup, compile_replay};
 use rackflow_report::{ReplayReport, Style, plot, summarize_replay};
 use rackflow_scenario::{ChakraReader, chakra_file};
 use rackflow_simulator::replay::simulate_replay;
@@ -48,10 +48,17 @@ pub fn check(input: &Input) -> Result<String, Failure> {
 }
 
 fn compile(resolved: ResolvedReplay) -> Result<ReplayPlan, Failure> {
+    compiled(resolved).map(|(_, plan)| plan)
+}
+
+/// Reads the trace and prices it: what was meant, and its plan.
+pub fn compiled(resolved: ResolvedReplay) -> Result<(ReplaySetup, ReplayPlan), Failure> {
     let trace = read(&resolved)?;
     let written = resolved.written;
-    compile_replay(&resolved.scenario.with_trace(trace))
-        .map_err(|error| Failure::Input(written.replay_refusal(&error).to_string()))
+    let setup = resolved.scenario.with_trace(trace);
+    let plan = compile_replay(&setup)
+        .map_err(|error| Failure::Input(written.replay_refusal(&error).to_string()))?;
+    Ok((setup, plan))
 }
 
 #[allow(

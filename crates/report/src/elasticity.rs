@@ -1,6 +1,6 @@
 //! What to change first: how throughput answers to a little more of each resource.
 
-use crate::format::{number, seconds};
+use crate::format::{number, seconds, wrap};
 use crate::paint::{Ink, Style};
 use crate::plot::{Axis, Bar, Bars, Picture, style};
 use rackflow_plan::Resource;
@@ -48,6 +48,20 @@ pub struct Elasticities {
     pub elasticities: Vec<Elasticity>,
     /// Resources that this run has none of.
     pub not_used: Vec<String>,
+    /// Of a replayed trace: resources of which more has no meaning for it, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without_meaning: Vec<WithoutMeaning>,
+}
+
+/// A resource to which a replayed trace cannot answer.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct WithoutMeaning {
+    /// Name of the resource.
+    pub resource: String,
+    /// In words.
+    pub label: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl Answer {
@@ -98,6 +112,29 @@ impl Elasticities {
             bound_by: words(answers, NOTHING),
             elasticities: ranked(answers),
             not_used,
+            without_meaning: Vec::new(),
+        }
+    }
+
+    /// Ranks the answers of a replayed trace; `without_meaning` are resources to which it cannot answer,
+    /// with the reason.
+    pub fn of_replay(
+        scenario: &str,
+        step_time_s: f64,
+        answers: &[Answer],
+        without_meaning: &[(Resource, &str)],
+    ) -> Self {
+        let told = without_meaning
+            .iter()
+            .map(|(resource, reason)| WithoutMeaning {
+                resource: resource.key().to_owned(),
+                label: resource.label().to_owned(),
+                reason: (*reason).to_owned(),
+            });
+        Self {
+            not_used: Vec::new(),
+            without_meaning: told.collect(),
+            ..Self::of(scenario, step_time_s, answers)
         }
     }
 
@@ -135,6 +172,27 @@ impl Elasticities {
                 "\nNot used by this run: {}.\n",
                 self.not_used.join(", ")
             )));
+        }
+        if !self.without_meaning.is_empty() {
+            out.push_str(&faint("\nWithout meaning for this trace:\n"));
+        }
+        let mut reasons: Vec<&str> = Vec::new();
+        for told in &self.without_meaning {
+            if reasons.contains(&told.reason.as_str()) {
+                continue;
+            }
+            reasons.push(&told.reason);
+            let alike: Vec<&str> = self
+                .without_meaning
+                .iter()
+                .filter(|other| other.reason == told.reason)
+                .map(|other| other.label.as_str())
+                .collect();
+            let words = format!("{}: {}", alike.join("; "), told.reason);
+            for (index, line) in wrap(&words, 96).iter().enumerate() {
+                let indent = if index == 0 { "  " } else { "    " };
+                out.push_str(&faint(&format!("{indent}{line}\n")));
+            }
         }
         out
     }
@@ -253,6 +311,25 @@ mod tests {
             "{table}"
         );
         assert!(ranked.picture().svg().contains("Bound by the tensor cores"));
+    }
+
+    #[test]
+    fn a_trace_says_what_it_cannot_answer() {
+        let answers = [answer(Resource::RecordedKernels, 1.009)];
+        let untold = [(Resource::Exponentials, "a trace does not count them")];
+        let ranked = Elasticities::of_replay("a trace", 1.0, &answers, &untold);
+        assert!(
+            ranked
+                .bound_by
+                .starts_with("bound by kernels as recorded (0.9")
+        );
+        let table = ranked.render(&Style::default());
+        assert!(
+            table.contains("exponentials/s: a trace does not count them"),
+            "{table}"
+        );
+        assert!(!table.contains("Not used"), "{table}");
+        assert!(ranked.to_json().contains("without_meaning"));
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl JobsElasticities {
         let serves = jobs
             .iter()
             .any(|job| job.pace.basis != JobBasis::TokensPerS);
-        let possible = Resource::ALL.into_iter().filter(|resource| {
+        let possible = Resource::OF_JOBS.into_iter().filter(|resource| {
             Resource::OF_TRAINING.contains(resource)
                 || serves && Resource::OF_SERVING.contains(resource)
         });

@@ -49,7 +49,7 @@ pub use detail::{
     FormatPeak, Kernel, Kernels, LinkTier, Links, StageTimeline, Timeline, TrafficOf,
 };
 pub use disturbed::Disturbed;
-pub use elasticity::{Answer, Elasticities, Elasticity};
+pub use elasticity::{Answer, Elasticities, Elasticity, WithoutMeaning};
 pub use jobs::{
     JobInput, JobReport, JobRun, JobsReport, ServingBeside, TrainingBeside, WorkReport,
     summarize_jobs,

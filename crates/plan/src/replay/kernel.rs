@@ -1,6 +1,6 @@
 //! How long a kernel of a trace takes, and what it is known to spend that on.
 
-use super::{KernelTime, ReplayCounts, ReplaySetup};
+use super::{KernelTime, ReplayCounts, ReplaySetup, sped_up};
 use crate::kernel::{self, KernelOptions, Load};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{Access, Operation};
@@ -48,7 +48,7 @@ impl<'s> Table<'s> {
         let described = ops > 0.0 || bytes > Bytes::ZERO;
         let time = match self.setup.kernels {
             KernelTime::Roofline if described => None,
-            _ => recorded,
+            _ => recorded.map(|time| sped_up(time, self.setup.speed.kernels)),
         };
         match (time, described) {
             (Some(_), _) => counts.kernels_recorded += 1,

@@ -35,7 +35,7 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
             pace,
         })
         .collect();
-    let answers: Vec<JobsAnswer> = Resource::ALL
+    let answers: Vec<JobsAnswer> = Resource::OF_JOBS
         .into_par_iter()
         .filter_map(|resource| answer(resource, &plans, step).transpose())
         .collect::<Result<_, _>>()?;

@@ -5,10 +5,11 @@ use crate::check;
 use crate::diagnostic::Diagnostic;
 use crate::document::{KernelsText, WorkloadText};
 use crate::refusal::Written;
-use rackflow_plan::replay::{KernelTime, ReplayError, ReplaySetup};
+use rackflow_plan::replay::{KernelTime, RecordedSpeed, ReplayError, ReplaySetup};
 use rackflow_topology::Cluster;
 use rackflow_units::Precision;
 use rackflow_workload::chakra::ExecutionTrace;
+use std::sync::Arc;
 
 const CHAKRA: &str = "workload.chakra";
 
@@ -29,9 +30,10 @@ impl ReplayScenario {
         ReplaySetup {
             name: self.name,
             cluster: self.cluster,
-            trace,
+            trace: Arc::new(trace),
             kernels: self.kernels,
             precision: self.precision,
+            speed: RecordedSpeed::default(),
         }
     }
 }

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use rackflow_network::{CollectiveOp, Links, collective, send_recv};
 use rackflow_plan::replay::{
-    CommunicationKind, KernelTime, ReplayError, ReplayPlan, ReplaySetup, compile_replay,
+    CommunicationKind, KernelTime, RecordedSpeed, ReplayError, ReplayPlan, ReplaySetup,
+    compile_replay,
 };
 use rackflow_scenario::{ClusterChanges, catalogue_cluster};
 use rackflow_simulator::replay::{ReplayCause, ReplayRecord, simulate_replay};
@@ -62,9 +63,10 @@ fn compiled(cluster: &Cluster, trace: ExecutionTrace) -> Result<ReplayPlan, Repl
     compile_replay(&ReplaySetup {
         name: "test".into(),
         cluster: cluster.clone(),
-        trace,
+        trace: trace.into(),
         kernels: KernelTime::Recorded,
         precision: Precision::Bf16,
+        speed: RecordedSpeed::default(),
     })
 }
 
