@@ -871,7 +871,12 @@ fn elasticities_of_all_rates_come_to_about_one() {
         unused.iter().any(|name| name == "NIC bandwidth"),
         "one node"
     );
-    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+    for name in [
+        "elasticities.txt",
+        "elasticities.json",
+        "elasticities.svg",
+        "elasticities.png",
+    ] {
         assert!(folder.join(name).is_file(), "{name}");
     }
 }

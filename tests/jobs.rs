@@ -493,7 +493,12 @@ fn elasticities_of_jobs_are_a_table_and_a_picture() {
         table.contains("all jobs       large       small"),
         "{table}"
     );
-    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+    for name in [
+        "elasticities.txt",
+        "elasticities.json",
+        "elasticities.svg",
+        "elasticities.png",
+    ] {
         assert!(folder.join(name).is_file(), "{name}");
     }
 }

@@ -419,7 +419,12 @@ fn a_service_says_what_it_is_bound_by() {
     assert!(of("kernel_latency") > Some(0.05), "{json}");
     assert_eq!(of("max_num_seqs"), Some(0.0), "nobody waits for a place");
     assert!(of("nic").is_none() && of("kv_store").is_none(), "{json}");
-    for name in ["elasticities.json", "elasticities.svg", "elasticities.png"] {
+    for name in [
+        "elasticities.txt",
+        "elasticities.json",
+        "elasticities.svg",
+        "elasticities.png",
+    ] {
         assert!(folder.join(name).is_file(), "{name}");
     }
     let (status, table, err) = outcome(&["elasticities", path]);

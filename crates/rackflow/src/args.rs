@@ -65,7 +65,7 @@ A plan that does not fit into memory is refused with the arithmetic and a plan t
 Examples:
   rackflow elasticities deepseek-v3-2048-h800
   rackflow elasticities my.yaml --format json | jq -r .bound_by
-  rackflow elasticities my.yaml -o results    also writes results/elasticities.json, .svg and .png
+  rackflow elasticities my.yaml -o results    also writes results/elasticities.txt, .json, .svg and .png
 
   rackflow elasticities serve-llama3-70b-8-h100     of a service: times of requests, and limits too
   rackflow elasticities two-jobs-oversubscribed-roce     of several jobs: each, and all together

@@ -12,7 +12,7 @@ use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_plan::{Resource, Setup};
 use rackflow_report::plot::Picture;
 use rackflow_report::{
-    Answer, Basis, Elasticities, ServingAnswer, ServingElasticities, ServingOutcome,
+    Answer, Basis, Elasticities, ServingAnswer, ServingElasticities, ServingOutcome, Style,
 };
 use rackflow_simulator::serving::NoSink;
 use rackflow_workload::Arrivals;
@@ -46,18 +46,26 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     let ranked = Elasticities::of(&resolved.setup.name, before, &answers);
     show(
         args,
-        ranked.render(&terminal::style(color)),
+        color,
+        |style| ranked.render(style),
         &ranked.to_json(),
         &ranked.picture(),
     )
 }
 
 /// Writes what was found.
-fn show(args: &RunArgs, table: String, json: &str, picture: &Picture) -> Result<(), Failure> {
+fn show(
+    args: &RunArgs,
+    color: ColorChoice,
+    table: impl Fn(&Style) -> String,
+    json: &str,
+    picture: &Picture,
+) -> Result<(), Failure> {
     if let Some(folder) = &args.output {
         files::write_folder(
             folder,
             &[
+                ("elasticities.txt", table(&Style::default()).as_bytes()),
                 ("elasticities.json", json.as_bytes()),
                 ("elasticities.svg", picture.svg().as_bytes()),
                 ("elasticities.png", &picture.png()),
@@ -65,7 +73,7 @@ fn show(args: &RunArgs, table: String, json: &str, picture: &Picture) -> Result<
         )?;
     }
     match args.format {
-        Format::Table => files::print(&table),
+        Format::Table => files::print(&table(&terminal::style(color))),
         Format::Json => files::print(json),
     }
 }
@@ -94,7 +102,8 @@ fn of_service(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), F
     let ranked = ServingElasticities::of(&setup.name, basis, before, &answers);
     show(
         args,
-        ranked.render(&terminal::style(color)),
+        color,
+        |style| ranked.render(style),
         &ranked.to_json(),
         &ranked.picture(),
     )

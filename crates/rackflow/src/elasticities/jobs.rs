@@ -6,7 +6,6 @@ use crate::failure::Failure;
 use crate::input::{self, Input};
 use crate::jobs::{self, Compiled};
 use crate::run;
-use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::serving::compile_fleet;
 use rackflow_plan::{Resource, SERVING_STEP, STEP};
@@ -42,7 +41,8 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
     let ranked = JobsElasticities::of(&input::stem(&input.source), &before, &answers);
     show(
         args,
-        ranked.render(&terminal::style(color)),
+        color,
+        |style| ranked.render(style),
         &ranked.to_json(),
         &ranked.picture(),
     )

@@ -5,7 +5,6 @@ use crate::args::RunArgs;
 use crate::failure::Failure;
 use crate::input::{self, Input};
 use crate::replay;
-use crate::terminal;
 use clap::ColorChoice;
 use rackflow_plan::Resource;
 use rackflow_plan::replay::{ReplayPlan, ReplaySetup, compile_replay};
@@ -53,7 +52,8 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
     let ranked = Elasticities::of_replay(&setup.name, before, &answers, &without_meaning);
     show(
         args,
-        ranked.render(&terminal::style(color)),
+        color,
+        |style| ranked.render(style),
         &ranked.to_json(),
         &ranked.picture(),
     )
