@@ -1216,12 +1216,134 @@ fn a_trace_is_written_in_the_format_that_its_name_asks_for() {
         ("two-jobs-oversubscribed-roce", "--trace"),
         ("two-jobs-oversubscribed-roce", "--chakra"),
         ("two-jobs-oversubscribed-roce", "--requests"),
-        ("serve-llama3-70b-8-h100", "--trace"),
+        ("serve-llama3-70b-8-h100", "--chakra"),
     ] {
         let wrong = failed(&["run", scenario, option, &path("none.json")], 2);
         assert!(wrong.contains("hint: "), "{scenario}: {wrong}");
         assert!(!folder.join("none.json").exists(), "{scenario}");
     }
+}
+
+/// Names of the processes and of the events of a phase in a trace in JSON.
+fn traced(args: &[&str], path: &str) -> (Vec<String>, serde_json::Value) {
+    let mut all = vec!["run"];
+    all.extend(args);
+    all.extend(["--trace", path]);
+    let output = rackflow(&all);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    let trace = json(&fs::read_to_string(path).expect("the trace is there"));
+    let processes = trace["traceEvents"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|event| event["name"] == "process_name")
+        .filter_map(|event| Some(event["args"]["name"].as_str()?.to_owned()))
+        .collect();
+    (processes, trace)
+}
+
+#[test]
+fn a_service_is_traced_from_arrival_to_answer() {
+    let folder = scratch("service-trace");
+    let file = folder.join("service.json");
+    let path = file.to_str().expect("a path of ours is text");
+    let name = "serve-llama3-70b-8-h100-disaggregated";
+    let (processes, trace) = traced(&[name, "--trace-window", "10s..12s"], path);
+    assert_eq!(
+        processes,
+        [
+            "requests",
+            "replica 0, prefill, GPUs 0 to 3",
+            "replica 1, decode, GPUs 4 to 7"
+        ]
+    );
+    let events = trace["traceEvents"].as_array().expect("a list");
+    let on = |phase: &str, id: &serde_json::Value| -> Vec<String> {
+        let events = events.iter();
+        let events = events.filter(|event| event["ph"] == phase && event["id"] == *id);
+        events
+            .map(|event| event["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let starts: Vec<_> = events.iter().filter(|event| event["ph"] == "s").collect();
+    assert!(starts.len() > 1);
+    let id = &starts[1]["id"];
+    let number = id.as_u64().expect("a number") - 1;
+    let cache = format!("cache of {number}");
+    assert_eq!(on("s", id), [format!("request {number}")]);
+    assert_eq!(
+        on("t", id),
+        [format!("prefill {number}"), cache.clone(), cache]
+    );
+    assert_eq!(on("f", id), [format!("decode {number}")]);
+    for counter in ["KV cache [GB]", "running [requests]", "NVLink out [GB/s]"] {
+        assert!(
+            events
+                .iter()
+                .any(|event| event["ph"] == "C" && event["name"] == counter)
+        );
+    }
+    // Nothing is far from the window.
+    let steps = events
+        .iter()
+        .filter(|event| event["ph"] == "X" && event["tid"] == 1);
+    let late = steps
+        .filter(|event| event["ts"].as_f64() > Some(12e6))
+        .count();
+    assert_eq!(late, 0);
+    for (options, says) in [
+        (["--trace-window", "5s..3s"], "is empty"),
+        (["--trace-window", "5"], "such as 10s..20s"),
+        (
+            ["--trace-window", "1000000s.."],
+            "nothing happens in the window",
+        ),
+        (
+            ["--trace-ranks", "2"],
+            "the replicas of this service are 0 to 1",
+        ),
+        (["--trace-job", "chat"], "this scenario has one run"),
+    ] {
+        let mut args = vec!["run", name, "--trace", path];
+        args.extend(options);
+        let wrong = failed(&args, 2);
+        assert!(wrong.contains(says), "{wrong}");
+    }
+    let wrong = failed(
+        &["run", QUICK, "--trace", path, "--trace-window", "1s.."],
+        2,
+    );
+    assert!(wrong.contains("a service's run"), "{wrong}");
+}
+
+#[test]
+fn one_job_among_several_is_traced() {
+    let folder = scratch("job-trace");
+    let file = folder.join("job.json");
+    let path = file.to_str().expect("a path of ours is text");
+    let jobs = "two-jobs-oversubscribed-roce";
+    let (processes, alone) = traced(
+        &[jobs, "--trace-job", "small", "--trace-ranks", "0,2"],
+        path,
+    );
+    assert_eq!(processes, ["rank 0, stage 1", "rank 2, stage 1"]);
+    // The step is as long as beside the others.
+    let report = json(&fine(&["run", jobs, "--format", "json"]));
+    let step = report["jobs"][1]["training"]["report"]["training"]["step_time_s"].as_f64();
+    let ends = alone["traceEvents"].as_array().expect("a list").iter();
+    let ends = ends.filter_map(|event| Some(event["ts"].as_f64()? + event["dur"].as_f64()?));
+    let last = ends.fold(0.0, f64::max) / 1e6;
+    assert!(
+        (last / step.expect("a time") - 1.0).abs() < 1e-3,
+        "{last} {step:?}"
+    );
+    let mixed = "serving-beside-training-roce";
+    let window = ["--trace-job", "chat", "--trace-window", "1s..2s"];
+    let (processes, _) = traced(&[&[mixed][..], &window].concat(), path);
+    assert_eq!(processes.len(), 9, "{processes:?}");
+    let unknown = ["run", jobs, "--trace", path, "--trace-job", "medium"];
+    assert!(failed(&unknown, 2).contains("of large, small"));
 }
 
 // ---- claims

@@ -5,6 +5,7 @@ use crate::collective::CollectiveArgs;
 use crate::plot::PlotArgs;
 use crate::validate;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use rackflow_units::SimDuration;
 use std::path::PathBuf;
 
 /// A discrete-event simulator of AI datacenters.
@@ -48,6 +49,8 @@ Examples:
   rackflow run deepseek-v3-2048-h800 --format json | jq .training.mfu
   rackflow run my.yaml -o results             also writes results/report.txt, .json and waterfall.svg
   rackflow run my.yaml --trace step.pftrace   a timeline, for https://ui.perfetto.dev
+  rackflow run serving.yaml --trace requests.pftrace --trace-window 10s..20s
+  rackflow run two-jobs-oversubscribed-roce --trace step.pftrace --trace-job large
   rackflow run my.yaml --chakra traces/       execution traces, for other simulators
   cat my.yaml | rackflow run -
 
@@ -252,13 +255,42 @@ fn rank(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(wrong)
 }
 
-/// What to write down of a training step, for a timeline viewer.
+/// A part of a run, from one instant to another: `10s..20s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub from: SimDuration,
+    pub until: SimDuration,
+}
+
+/// A part of a run, either end of which may be left out.
+fn window(text: &str) -> Result<Window, String> {
+    let wrong = || "a window is two times from the start of the run, such as 10s..20s".to_owned();
+    let (from, until) = text.split_once("..").ok_or_else(wrong)?;
+    let time = |text: &str, open: SimDuration| match text.trim() {
+        "" => Ok(open),
+        text => text
+            .parse::<SimDuration>()
+            .map_err(|error| format!("{error}: {}", wrong())),
+    };
+    let window = Window {
+        from: time(from, SimDuration::ZERO)?,
+        until: time(until, SimDuration::MAX)?,
+    };
+    if window.from < window.until {
+        Ok(window)
+    } else {
+        Err(format!("{text} is empty: {}", wrong()))
+    }
+}
+
+/// What to write down of a run, for a timeline viewer.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     /// Write a trace for <https://ui.perfetto.dev>: out.pftrace, out.json or out.json.gz
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub trace: Option<PathBuf>,
-    /// Ranks that the trace shows [default: the first of each pipeline stage]
+    /// Ranks that the trace shows, and of a service replicas [default: the first of each pipeline stage,
+    /// or of each pool the first eight]
     #[arg(
         long,
         value_name = "RANK,...",
@@ -267,6 +299,12 @@ pub struct TraceArgs {
         requires = "trace"
     )]
     pub trace_ranks: Vec<u32>,
+    /// Of several jobs, the one that the trace shows, beside the others
+    #[arg(long, value_name = "NAME", requires = "trace")]
+    pub trace_job: Option<String>,
+    /// Of a service, the part that the trace shows: 10s..20s, 10s.. or ..20s
+    #[arg(long, value_name = "FROM..UNTIL", value_parser = window, requires = "trace")]
+    pub trace_window: Option<Window>,
     /// Write execution traces of MLCommons Chakra into this folder, one file per rank
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub chakra: Option<PathBuf>,

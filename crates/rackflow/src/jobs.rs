@@ -1,26 +1,37 @@
 //! `run` and `check` of scenarios with several jobs.
 
-use crate::args::{Format, RunArgs};
+use crate::args::{Format, RunArgs, TraceArgs};
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input};
 use crate::run;
 use crate::serve;
 use crate::terminal;
+use crate::trace;
 use clap::ColorChoice;
 use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_plan::{Plan, Setup};
 use rackflow_report::{JobInput, JobRun, JobsReport, Style, WorkReport, plot, summarize_jobs};
 use rackflow_scenario::{Job, JobWork};
 use rackflow_simulator::serving::{Rows, ServeError};
-use rackflow_simulator::{JobOutcome, simulate_mixed, simulate_mixed_for};
+use rackflow_simulator::{
+    JobOutcome, JobWish, simulate_mixed, simulate_mixed_for, simulate_mixed_traced,
+};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Simulates the jobs beside each other, and each alone on its seats.
-pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+pub fn run(
+    args: &RunArgs,
+    traced: &TraceArgs,
+    input: &Input,
+    color: ColorChoice,
+) -> Result<(), Failure> {
     let jobs = input::resolve_jobs(input, args.seed, run::fidelity(args))?;
     let plans = plans(input, &jobs)?;
+    if let Some(path) = &traced.trace {
+        write_trace(&jobs, &plans, path, traced)?;
+    }
     let report = simulate(input, &jobs, &plans)?;
     if let Some(folder) = &args.output {
         write(folder, &report)?;
@@ -29,6 +40,42 @@ pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Fail
         Format::Table => report.to_text(&terminal::style(color)),
         Format::Json => report.to_json(),
     })
+}
+
+/// Writes what one of the jobs does beside the others.
+fn write_trace(
+    jobs: &[Job],
+    plans: &[Compiled],
+    path: &Path,
+    args: &TraceArgs,
+) -> Result<(), Failure> {
+    trace::check_name(path)?;
+    let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    let wanted = args.trace_job.as_deref();
+    let chosen = match (wanted, names.as_slice()) {
+        (None, [_]) => Some(0),
+        (wanted, names) => names.iter().position(|name| Some(*name) == wanted),
+    };
+    let Some(job) = chosen else {
+        let wrong = wanted.map_or_else(
+            || "a trace shows one of the jobs".to_owned(),
+            |name| format!("there is no job {name:?} to trace"),
+        );
+        return Err(Failure::input(format_args!(
+            "{wrong}\n  hint: --trace-job NAME, of {}",
+            names.join(", ")
+        )));
+    };
+    let wish = match &plans[job] {
+        Compiled::Training(plan) => {
+            trace::refuse_window(args)?;
+            JobWish::Ranks(trace::chosen(plan, &args.trace_ranks)?)
+        }
+        Compiled::Serving(plan, _) => JobWish::Service(trace::wish(plan, path, args)?),
+    };
+    let all: Vec<&Compiled> = plans.iter().collect();
+    let (_, traced) = with_traces(&all, |jobs| simulate_mixed_traced(jobs, job, &wish))?;
+    trace::write_job(&traced, path)
 }
 
 /// Says whether the jobs could be run.
@@ -90,10 +137,10 @@ pub fn beside_for(plans: &[&Compiled], counted: usize) -> Result<Vec<JobOutcome>
 }
 
 /// Simulates jobs with the traces that they name.
-fn with_traces(
+fn with_traces<T>(
     plans: &[&Compiled],
-    simulate: impl FnOnce(&[rackflow_simulator::Job<'_>]) -> Result<Vec<JobOutcome>, ServeError>,
-) -> Result<Vec<JobOutcome>, Failure> {
+    simulate: impl FnOnce(&[rackflow_simulator::Job<'_>]) -> Result<T, ServeError>,
+) -> Result<T, Failure> {
     let traces: Vec<Option<Box<dyn Fn() -> Rows<'static>>>> = plans
         .iter()
         .map(|plan| match plan {

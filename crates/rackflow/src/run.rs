@@ -22,22 +22,22 @@ use std::time::Instant;
 pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(), Failure> {
     let input = input::read(&args.scenario)?;
     if input::has_jobs(&input) {
-        if traced.trace.is_some() || traced.chakra.is_some() || args.requests.is_some() {
+        if traced.chakra.is_some() || args.requests.is_some() {
             return Err(Failure::input(
-                "--trace, --chakra and --requests are of one run; this scenario has several jobs\n  \
+                "--chakra and --requests are of one run; this scenario has several jobs\n  \
                  hint: write one of them as a scenario of its own, with `cluster` and `workload`",
             ));
         }
-        return jobs::run(args, &input, color);
+        return jobs::run(args, traced, &input, color);
     }
     if input::serves(&input) {
-        if traced.trace.is_some() || traced.chakra.is_some() {
+        if traced.chakra.is_some() {
             return Err(Failure::input(
-                "a trace shows a training step; this scenario serves\n  \
-                 hint: --requests out.csv writes what became of each request",
+                "--chakra writes a training step; this scenario serves\n  \
+                 hint: --trace out.pftrace shows it over time, --requests out.csv what became of each request",
             ));
         }
-        return serve::run(args, &input, color);
+        return serve::run(args, traced, &input, color);
     }
     if input::replays(&input) {
         if traced.trace.is_some() || traced.chakra.is_some() || args.requests.is_some() {
@@ -55,7 +55,7 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
     let resolved = resolve_input(args, &input)?;
     let plan = plan(&resolved)?;
     if let Some(path) = &traced.trace {
-        trace::write(&plan, path, &traced.trace_ranks)?;
+        trace::write(&plan, path, traced)?;
     }
     if let Some(folder) = &traced.chakra {
         chakra::write(&plan, folder, &traced.chakra_ranks)?;

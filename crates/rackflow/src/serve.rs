@@ -1,10 +1,11 @@
 //! `run` and `check` of a serving scenario: the trace is opened here, and the reports are written.
 
-use crate::args::{Format, RunArgs};
+use crate::args::{Format, RunArgs, TraceArgs};
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input, ResolvedFleet};
 use crate::terminal;
+use crate::trace;
 use clap::ColorChoice;
 use rackflow_plan::serving::{FleetPlan, FleetSetup, compile_fleet};
 use rackflow_report::{
@@ -12,7 +13,8 @@ use rackflow_report::{
     summarize_serving,
 };
 use rackflow_simulator::serving::{
-    Fleet, NoSink, RequestSink, Rows, ServeError, ServingRecord, serve,
+    Fleet, NoSink, RequestSink, Rows, ServeError, ServiceTrace, ServiceWish, ServingRecord, serve,
+    serve_traced,
 };
 use rackflow_workload::{Shapes, Trace};
 use std::fs::File;
@@ -21,10 +23,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Simulates a serving scenario and writes what it means.
-pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+pub fn run(
+    args: &RunArgs,
+    traced: &TraceArgs,
+    input: &Input,
+    color: ColorChoice,
+) -> Result<(), Failure> {
     let resolved = input::resolve_fleet(input, args.seed)?;
     let trace = trace_path(&resolved);
     let plan = compile(resolved)?;
+    if let Some(path) = &traced.trace {
+        trace::refuse_job(traced)?;
+        let wish = trace::wish(&plan, path, traced)?;
+        trace::write_service(&over_time(&plan, trace.as_deref(), &wish)?, path)?;
+    }
     let report = match &args.requests {
         None => simulate(&plan, trace.as_deref(), &mut NoSink)?,
         Some(path) => with_requests(&plan, trace.as_deref(), path)?,
@@ -170,7 +182,24 @@ pub fn record(
     sink: &mut dyn RequestSink,
 ) -> Result<ServingRecord, Failure> {
     let rows = trace.map(rows).transpose()?;
-    serve(&Fleet::of(plan), rows, sink).map_err(|error| match (&error, trace) {
+    serve(&Fleet::of(plan), rows, sink).map_err(|error| refusal(error, trace))
+}
+
+/// Runs the fleet: what its replicas did when.
+fn over_time(
+    plan: &FleetPlan,
+    trace: Option<&Path>,
+    wish: &ServiceWish,
+) -> Result<ServiceTrace, Failure> {
+    let rows = trace.map(rows).transpose()?;
+    let run = serve_traced(&Fleet::of(plan), rows, &mut NoSink, wish);
+    run.map(|(_, trace)| trace)
+        .map_err(|error| refusal(error, trace))
+}
+
+/// Why a fleet cannot be run, with the line of its trace.
+fn refusal(error: ServeError, trace: Option<&Path>) -> Failure {
+    match (&error, trace) {
         (ServeError::Trace(wrong), Some(path)) => {
             let place = path.display().to_string();
             let (line, message) = match wrong {
@@ -180,7 +209,7 @@ pub fn record(
             Failure::Input(format!("error: {message}\n  --> {place}:{line}"))
         }
         _ => Failure::input(error),
-    })
+    }
 }
 
 #[allow(

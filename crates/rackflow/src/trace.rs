@@ -1,12 +1,16 @@
 //! `run --trace`: what chosen ranks did when, in a format of timeline viewers.
 
+use crate::args::{TraceArgs, Window};
 use crate::failure::Failure;
 use crate::files;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rackflow_plan::serving::FleetPlan;
 use rackflow_plan::{Coordinates, Plan};
-use rackflow_report::trace::{to_chrome_json, to_perfetto};
-use rackflow_simulator::{Trace, simulate_traced};
+use rackflow_report::trace::TraceFile;
+use rackflow_simulator::serving::{ServiceTrace, ServiceWish};
+use rackflow_simulator::{JobTrace, Trace, simulate_traced};
+use rackflow_units::{SimDuration, SimTime};
 use std::io::Write;
 use std::path::Path;
 
@@ -20,17 +24,118 @@ enum Written {
     PackedJson,
 }
 
-/// Simulates `plan` and writes what `ranks` did, or the first rank of each stage.
-pub fn write(plan: &Plan, path: &Path, ranks: &[u32]) -> Result<(), Failure> {
-    let written = format_of(path)?;
-    let trace = traced(plan, ranks)?;
-    let bytes = match written {
-        Written::Perfetto => to_perfetto(&trace),
-        Written::Json => to_chrome_json(&trace).into_bytes(),
+/// Slices and points of counters that the trace of a service holds: some 30 MB, which viewers still
+/// open at once.
+const MOST_EVENTS: usize = 300_000;
+/// Replicas of a pool that a trace shows where nobody chose.
+const SHOWN: u32 = 8;
+
+/// Simulates `plan` and writes what the chosen ranks did, or the first rank of each stage.
+pub fn write(plan: &Plan, path: &Path, args: &TraceArgs) -> Result<(), Failure> {
+    format_of(path)?;
+    refuse_job(args)?;
+    refuse_window(args)?;
+    let trace = traced(plan, &args.trace_ranks)?;
+    write_file(&TraceFile::of_step(&trace), path)
+}
+
+/// Writes what a job did beside others.
+pub fn write_job(trace: &JobTrace, path: &Path) -> Result<(), Failure> {
+    match trace {
+        JobTrace::Training(trace) => write_file(&TraceFile::of_step(trace), path),
+        JobTrace::Serving(trace) => write_service(trace, path),
+    }
+}
+
+/// Writes what replicas of a service did, and says where the trace ends before the run does.
+pub fn write_service(trace: &ServiceTrace, path: &Path) -> Result<(), Failure> {
+    if trace.requests.is_empty()
+        && trace
+            .replicas
+            .iter()
+            .all(|replica| replica.steps.is_empty())
+    {
+        return Err(Failure::input(
+            "nothing happens in the window of the trace on these replicas\n  \
+             hint: --trace-window FROM..UNTIL counts from the start of the run, warm-up included",
+        ));
+    }
+    write_file(&TraceFile::of_service(trace), path)?;
+    if let Some(full_at) = trace.full_at {
+        files::tell(&format!(
+            "the trace is full at {}: it holds {MOST_EVENTS} slices and values; \
+             --trace-window FROM..UNTIL shows another part, and --trace-ranks fewer replicas",
+            full_at.since(SimTime::ZERO)
+        ));
+    }
+    Ok(())
+}
+
+/// What of a service is written down.
+pub fn wish(plan: &FleetPlan, path: &Path, args: &TraceArgs) -> Result<ServiceWish, Failure> {
+    format_of(path)?;
+    let replicas: u32 = plan.setup.pools.iter().map(|pool| pool.replicas).sum();
+    if let Some(wrong) = args
+        .trace_ranks
+        .iter()
+        .find(|replica| **replica >= replicas)
+    {
+        return Err(Failure::input(format_args!(
+            "there is no replica {wrong} to trace: the replicas of this service are 0 to {}",
+            replicas - 1
+        )));
+    }
+    let mut chosen = args.trace_ranks.clone();
+    if chosen.is_empty() {
+        let mut first = 0;
+        for pool in &plan.setup.pools {
+            chosen.extend(first..first + pool.replicas.min(SHOWN));
+            first += pool.replicas;
+        }
+    }
+    let window = args.trace_window.unwrap_or(Window {
+        from: SimDuration::ZERO,
+        until: SimDuration::MAX,
+    });
+    Ok(ServiceWish {
+        replicas: chosen,
+        from: SimTime::ZERO + window.from,
+        until: SimTime::ZERO + window.until,
+        most: MOST_EVENTS,
+    })
+}
+
+/// Of one run there is no job to choose.
+pub fn refuse_job(args: &TraceArgs) -> Result<(), Failure> {
+    if args.trace_job.is_none() {
+        return Ok(());
+    }
+    Err(Failure::input(
+        "--trace-job chooses one of several `jobs`, and this scenario has one run\n  \
+         hint: leave it out",
+    ))
+}
+
+/// A step is shown whole.
+pub fn refuse_window(args: &TraceArgs) -> Result<(), Failure> {
+    if args.trace_window.is_none() {
+        return Ok(());
+    }
+    Err(Failure::input(
+        "--trace-window is a part of a service's run; of training one step is shown, and all of it\n  \
+         hint: leave it out",
+    ))
+}
+
+/// Writes a trace in the format that the file's name asks for.
+fn write_file(trace: &TraceFile<'_>, path: &Path) -> Result<(), Failure> {
+    let bytes = match format_of(path)? {
+        Written::Perfetto => trace.to_perfetto(),
+        Written::Json => trace.to_chrome_json().into_bytes(),
         Written::PackedJson => {
             let mut packed = GzEncoder::new(Vec::new(), Compression::default());
             let done = packed
-                .write_all(to_chrome_json(&trace).as_bytes())
+                .write_all(trace.to_chrome_json().as_bytes())
                 .and_then(|()| packed.finish());
             done.map_err(|error| Failure::file("written", path, &error))?
         }
@@ -42,6 +147,11 @@ pub fn write(plan: &Plan, path: &Path, ranks: &[u32]) -> Result<(), Failure> {
 
 /// Simulates `plan` and returns what `ranks` did, or the first rank of each stage.
 pub fn traced(plan: &Plan, ranks: &[u32]) -> Result<Trace, Failure> {
+    Ok(simulate_traced(plan, &chosen(plan, ranks)?).1)
+}
+
+/// The ranks that a trace shows: these, or the first of each stage.
+pub fn chosen(plan: &Plan, ranks: &[u32]) -> Result<Vec<u32>, Failure> {
     let all = plan.placement.ranks();
     if let Some(wrong) = ranks.iter().find(|rank| **rank >= all) {
         return Err(Failure::input(format_args!(
@@ -59,7 +169,7 @@ pub fn traced(plan: &Plan, ranks: &[u32]) -> Result<Trace, Failure> {
     if chosen.is_empty() {
         chosen = first_of_each_stage(plan);
     }
-    Ok(simulate_traced(plan, &chosen).1)
+    Ok(chosen)
 }
 
 /// The first rank of each pipeline stage.
@@ -75,6 +185,11 @@ pub fn first_of_each_stage(plan: &Plan) -> Vec<u32> {
     (0..plan.setup.training.parallelism.pipeline)
         .map(first)
         .collect()
+}
+
+/// The format that the name of a trace asks for; nothing is simulated for one that asks for none.
+pub fn check_name(path: &Path) -> Result<(), Failure> {
+    format_of(path).map(|_| ())
 }
 
 fn format_of(path: &Path) -> Result<Written, Failure> {

@@ -1,93 +1,22 @@
 //! A trace for timeline viewers: Perfetto's own format, and the JSON of Chrome's trace viewer.
 //!
-//! One process per rank, one track per stream, arrows from a send to its receive, and counters of
-//! the links and of memory. <https://ui.perfetto.dev> opens both formats.
+//! One group per rank, one track per stream, arrows from a send to its receive, and counters of
+//! the links and of memory; of a service one group per replica. <https://ui.perfetto.dev> opens both
+//! formats.
+
+mod file;
+mod service;
+
+pub use file::TraceFile;
 
 use crate::plot::{Axis, Gantt, Picture, Span as Bar, style};
-use prost::Message as _;
 use rackflow_plan::{PassKind, Stream};
 use rackflow_simulator::{Span, Trace, TracedRank};
 use rackflow_units::SimTime;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The few messages of `perfetto_trace.proto` that a timeline needs, with their field numbers
-/// (google/perfetto, `protos/perfetto/trace/trace_packet.proto` and `track_event/`).
-mod proto {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Trace {
-        #[prost(message, repeated, tag = "1")]
-        pub packet: Vec<TracePacket>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct TracePacket {
-        #[prost(uint64, optional, tag = "8")]
-        pub timestamp: Option<u64>,
-        #[prost(uint32, optional, tag = "10")]
-        pub trusted_packet_sequence_id: Option<u32>,
-        #[prost(message, optional, tag = "11")]
-        pub track_event: Option<TrackEvent>,
-        #[prost(uint32, optional, tag = "13")]
-        pub sequence_flags: Option<u32>,
-        #[prost(message, optional, tag = "60")]
-        pub track_descriptor: Option<TrackDescriptor>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct TrackDescriptor {
-        #[prost(uint64, optional, tag = "1")]
-        pub uuid: Option<u64>,
-        #[prost(string, optional, tag = "2")]
-        pub name: Option<String>,
-        #[prost(uint64, optional, tag = "5")]
-        pub parent_uuid: Option<u64>,
-        #[prost(message, optional, tag = "8")]
-        pub counter: Option<CounterDescriptor>,
-        #[prost(int32, optional, tag = "11")]
-        pub child_ordering: Option<i32>,
-        #[prost(int32, optional, tag = "12")]
-        pub sibling_order_rank: Option<i32>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct CounterDescriptor {
-        #[prost(string, optional, tag = "6")]
-        pub unit_name: Option<String>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct TrackEvent {
-        #[prost(message, repeated, tag = "4")]
-        pub debug_annotations: Vec<DebugAnnotation>,
-        #[prost(int32, optional, tag = "9")]
-        pub r#type: Option<i32>,
-        #[prost(uint64, optional, tag = "11")]
-        pub track_uuid: Option<u64>,
-        #[prost(string, optional, tag = "23")]
-        pub name: Option<String>,
-        #[prost(double, optional, tag = "44")]
-        pub double_counter_value: Option<f64>,
-        #[prost(fixed64, repeated, packed = "false", tag = "47")]
-        pub flow_ids: Vec<u64>,
-        #[prost(fixed64, repeated, packed = "false", tag = "48")]
-        pub terminating_flow_ids: Vec<u64>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct DebugAnnotation {
-        #[prost(string, optional, tag = "10")]
-        pub name: Option<String>,
-        #[prost(uint64, optional, tag = "3")]
-        pub uint_value: Option<u64>,
-    }
-}
+use file::{Arrow, Counter, Group, Row, Slice, summed};
 
-/// `TrackEvent.Type`.
-const SLICE_BEGIN: i32 = 1;
-const SLICE_END: i32 = 2;
-const COUNTER: i32 = 4;
-/// `ChildTracksOrdering`: by `sibling_order_rank`.
-const EXPLICIT: i32 = 3;
-/// Packets of one writer carry its number.
-const SEQUENCE: u32 = 1;
-/// Tracks of one rank, counters included.
-const TRACKS: u64 = 32;
 const PASSES: u64 = 20;
 const NVLINK: u64 = 21;
 const NIC: u64 = 22;
@@ -122,64 +51,67 @@ fn pass_name(kind: PassKind) -> &'static str {
     }
 }
 
-/// Viewers count nanoseconds.
-fn nanos(time: SimTime) -> u64 {
-    time.as_picos() / 1000
-}
-
-/// One slice of a track, whatever the format.
-struct Slice<'a> {
-    rank: usize,
-    track: u64,
-    name: &'a str,
-    micro_batch: u32,
-    start: SimTime,
-    end: SimTime,
-    sends: Option<u64>,
-    receives: Option<u64>,
-}
-
-fn slices(trace: &Trace) -> Vec<Slice<'_>> {
-    let mut sends = BTreeMap::new();
-    let mut receives = BTreeMap::new();
-    for (id, message) in trace.messages.iter().enumerate() {
-        sends.insert(message.from, id as u64 + 1);
-        receives.insert(message.to, id as u64 + 1);
-    }
-    let mut slices = Vec::new();
-    for (rank, traced) in trace.ranks.iter().enumerate() {
-        for (at, span) in traced.spans.iter().enumerate() {
-            slices.push(Slice {
-                rank,
-                track: 1 + span.stream as u64,
-                name: span.label,
-                micro_batch: span.micro_batch,
-                start: span.start,
-                end: span.end,
-                sends: sends.get(&(rank, at)).copied(),
-                receives: receives.get(&(rank, at)).copied(),
-            });
+impl<'t> TraceFile<'t> {
+    /// What chosen ranks did in a step.
+    pub fn of_step(trace: &'t Trace) -> Self {
+        let mut arrows = BTreeMap::new();
+        for (id, message) in (1..).zip(&trace.messages) {
+            arrows.insert(message.from, Arrow::Starts(id));
+            arrows.insert(message.to, Arrow::Ends(id));
         }
-        for pass in &traced.passes {
-            slices.push(Slice {
-                rank,
-                track: PASSES,
-                name: pass_name(pass.kind),
-                micro_batch: pass.micro_batch,
-                start: pass.start,
-                end: pass.end,
-                sends: None,
-                receives: None,
-            });
+        let ranks = trace.ranks.iter().enumerate().zip(track_names(trace));
+        Self {
+            groups: ranks
+                .map(|((at, rank), name)| Group {
+                    name,
+                    rows: rows(rank),
+                    slices: slices(rank, |span| {
+                        arrows.get(&(at, span)).copied().unwrap_or_default()
+                    }),
+                })
+                .collect(),
         }
     }
+}
+
+/// The rows of a rank: its passes, its streams, its counters.
+fn rows(rank: &TracedRank) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if !rank.passes.is_empty() {
+        rows.push(Row::Track(PASSES, "passes".to_owned()));
+    }
+    let streams = used_streams(rank).into_iter();
+    rows.extend(
+        streams.map(|stream| Row::Track(1 + stream as u64, stream_name(stream).to_owned())),
+    );
+    rows.extend(counters(rank).map(Row::Counter));
+    rows
+}
+
+/// What a rank did; `arrow` says which arrow each of its spans is on.
+fn slices(traced: &TracedRank, arrow: impl Fn(usize) -> Arrow) -> Vec<Slice<'_>> {
+    let micro_batch = |number: u32| [Some(("micro_batch", number.into())), None, None];
+    let spans = traced.spans.iter().enumerate().map(|(at, span)| Slice {
+        track: 1 + span.stream as u64,
+        name: span.label.into(),
+        args: micro_batch(span.micro_batch),
+        start: span.start,
+        end: span.end,
+        arrow: arrow(at),
+    });
+    let passes = traced.passes.iter().map(|pass| Slice {
+        track: PASSES,
+        name: pass_name(pass.kind).into(),
+        args: micro_batch(pass.micro_batch),
+        start: pass.start,
+        end: pass.end,
+        arrow: Arrow::None,
+    });
+    let mut slices: Vec<Slice<'_>> = spans.chain(passes).collect();
     // A viewer that reads in order must meet the end of a slice before the start of the next.
-    slices.sort_by_key(|slice| (slice.rank, slice.track, slice.start, slice.end));
+    slices.sort_by_key(|slice| (slice.track, slice.start, slice.end));
     slices
 }
-
-/// A counter's track, name, unit, and values over time, each from its instant on.
-type Counter = (u64, &'static str, &'static str, Vec<(SimTime, f64)>);
 
 /// The counters of a rank: both kinds of links, and memory.
 fn counters(rank: &TracedRank) -> [Counter; 3] {
@@ -217,24 +149,6 @@ fn counters(rank: &TracedRank) -> [Counter; 3] {
     ]
 }
 
-/// The running sum of changes, one value per instant.
-fn summed(start: f64, changes: impl Iterator<Item = (SimTime, f64)>) -> Vec<(SimTime, f64)> {
-    let mut by_time: BTreeMap<SimTime, f64> = BTreeMap::new();
-    by_time.insert(SimTime::ZERO, 0.0);
-    for (time, change) in changes {
-        *by_time.entry(time).or_default() += change;
-    }
-    let mut value = start;
-    by_time
-        .into_iter()
-        .map(|(time, change)| {
-            value += change;
-            // What is left of rounding is nothing.
-            (time, if value.abs() < 1e-9 { 0.0 } else { value })
-        })
-        .collect()
-}
-
 fn rank_name(rank: &TracedRank) -> String {
     format!("rank {}, stage {}", rank.rank, rank.stage + 1)
 }
@@ -247,161 +161,11 @@ fn track_names(trace: &Trace) -> Vec<String> {
     trace.ranks.iter().map(name).collect()
 }
 
-/// The trace in Perfetto's format.
-pub fn to_perfetto(trace: &Trace) -> Vec<u8> {
-    let mut packets = vec![proto::TracePacket {
-        trusted_packet_sequence_id: Some(SEQUENCE),
-        track_descriptor: Some(proto::TrackDescriptor {
-            uuid: Some(0),
-            child_ordering: Some(EXPLICIT),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }];
-    for ((at, rank), name) in trace.ranks.iter().enumerate().zip(track_names(trace)) {
-        describe(&mut packets, at as u64, rank, name);
-    }
-    for slice in slices(trace) {
-        let uuid = TRACKS * (slice.rank as u64 + 1) + slice.track;
-        let begin = proto::TrackEvent {
-            r#type: Some(SLICE_BEGIN),
-            track_uuid: Some(uuid),
-            name: Some(slice.name.to_owned()),
-            debug_annotations: vec![proto::DebugAnnotation {
-                name: Some("micro_batch".to_owned()),
-                uint_value: Some(u64::from(slice.micro_batch)),
-            }],
-            flow_ids: slice.sends.into_iter().collect(),
-            terminating_flow_ids: slice.receives.into_iter().collect(),
-            ..Default::default()
-        };
-        let end = proto::TrackEvent {
-            r#type: Some(SLICE_END),
-            track_uuid: Some(uuid),
-            ..Default::default()
-        };
-        packets.push(event(slice.start, begin));
-        packets.push(event(slice.end, end));
-    }
-    for (at, rank) in trace.ranks.iter().enumerate() {
-        for (track, _, _, values) in counters(rank) {
-            for (time, value) in values {
-                packets.push(event(
-                    time,
-                    proto::TrackEvent {
-                        r#type: Some(COUNTER),
-                        track_uuid: Some(TRACKS * (at as u64 + 1) + track),
-                        double_counter_value: Some(value),
-                        ..Default::default()
-                    },
-                ));
-            }
-        }
-    }
-    if let Some(first) = packets.first_mut() {
-        // The writer's state begins here.
-        first.sequence_flags = Some(1);
-    }
-    proto::Trace { packet: packets }.encode_to_vec()
-}
-
-fn event(time: SimTime, event: proto::TrackEvent) -> proto::TracePacket {
-    proto::TracePacket {
-        timestamp: Some(nanos(time)),
-        trusted_packet_sequence_id: Some(SEQUENCE),
-        track_event: Some(event),
-        ..Default::default()
-    }
-}
-
-/// The tracks of one rank, under one of its own: its passes, its streams, its counters, shown in this
-/// order. A process would put them in the order of their names, and the ranks in the order of their
-/// numbers of slices.
-fn describe(packets: &mut Vec<proto::TracePacket>, at: u64, rank: &TracedRank, name: String) {
-    let parent = TRACKS * (at + 1);
-    let mut track = |descriptor| {
-        packets.push(proto::TracePacket {
-            trusted_packet_sequence_id: Some(SEQUENCE),
-            track_descriptor: Some(descriptor),
-            ..Default::default()
-        });
-    };
-    track(proto::TrackDescriptor {
-        uuid: Some(parent),
-        name: Some(name),
-        child_ordering: Some(EXPLICIT),
-        sibling_order_rank: Some(at as i32),
-        ..Default::default()
-    });
-    let mut order = 0;
-    let mut child = |number: u64, name: &str, unit: Option<&str>| {
-        order += 1;
-        track(proto::TrackDescriptor {
-            uuid: Some(parent + number),
-            name: Some(name.to_owned()),
-            parent_uuid: Some(parent),
-            sibling_order_rank: Some(order),
-            counter: unit.map(|unit| proto::CounterDescriptor {
-                unit_name: Some(unit.to_owned()),
-            }),
-            ..Default::default()
-        });
-    };
-    if !rank.passes.is_empty() {
-        child(PASSES, "passes", None);
-    }
-    for stream in used_streams(rank) {
-        child(1 + stream as u64, stream_name(stream), None);
-    }
-    for (number, name, unit, _) in counters(rank) {
-        child(number, name, Some(unit));
-    }
-}
-
 fn used_streams(rank: &TracedRank) -> Vec<Stream> {
     let mut streams: Vec<Stream> = rank.spans.iter().map(|span| span.stream).collect();
     streams.sort_unstable();
     streams.dedup();
     streams
-}
-
-/// The trace as JSON for Chrome's trace viewer (`chrome://tracing`) and Perfetto.
-pub fn to_chrome_json(trace: &Trace) -> String {
-    // Whole nanoseconds, as the readers keep them: of an end rounded apart from the start of the
-    // slice after it Perfetto would say that the two overlap, and drop one.
-    let micros = |nanos: u64| nanos as f64 / 1e3;
-    let mut events: Vec<Value> = Vec::new();
-    for ((at, rank), name) in trace.ranks.iter().enumerate().zip(track_names(trace)) {
-        let pid = at + 1;
-        events.push(json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}));
-        events.push(json!({"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}));
-        let mut named = vec![(PASSES, "passes")];
-        named.extend(
-            used_streams(rank)
-                .into_iter()
-                .map(|stream| (1 + stream as u64, stream_name(stream))),
-        );
-        for (tid, name) in named {
-            events.push(json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}));
-        }
-        for (_, name, unit, values) in counters(rank) {
-            for (time, value) in values {
-                events.push(json!({"ph": "C", "name": format!("{name} [{unit}]"), "pid": pid, "ts": micros(nanos(time)), "args": {"value": value}}));
-            }
-        }
-    }
-    for slice in slices(trace) {
-        let (pid, tid, ts) = (slice.rank + 1, slice.track, micros(nanos(slice.start)));
-        let dur = micros(nanos(slice.end) - nanos(slice.start));
-        events.push(json!({"ph": "X", "name": slice.name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": {"micro_batch": slice.micro_batch}}));
-        if let Some(id) = slice.sends {
-            events.push(json!({"ph": "s", "cat": "message", "name": slice.name, "id": id, "pid": pid, "tid": tid, "ts": ts}));
-        }
-        if let Some(id) = slice.receives {
-            events.push(json!({"ph": "f", "bp": "e", "cat": "message", "name": slice.name, "id": id, "pid": pid, "tid": tid, "ts": ts}));
-        }
-    }
-    json!({"displayTimeUnit": "ms", "traceEvents": events}).to_string()
 }
 
 /// The passes of the traced ranks over time: the pipeline as a picture.
@@ -463,8 +227,10 @@ pub fn pipeline(trace: &Trace, scenario: &str) -> Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use file::tests::{BEGINS, ENDS, count, read};
     use rackflow_simulator::{Message, TracedPass};
     use rackflow_units::Bytes;
+    use serde_json::Value;
 
     fn at(picos: u64) -> SimTime {
         SimTime::from_picos(picos)
@@ -518,13 +284,7 @@ mod tests {
 
     #[test]
     fn a_perfetto_trace_reads_back_with_its_arrow() {
-        let bytes = to_perfetto(&two_ranks());
-        let trace = proto::Trace::decode(bytes.as_slice()).expect("what is written can be read");
-        let events: Vec<&proto::TrackEvent> = trace
-            .packet
-            .iter()
-            .filter_map(|packet| packet.track_event.as_ref())
-            .collect();
+        let (events, _) = read(&TraceFile::of_step(&two_ranks()).to_perfetto());
         let sent: Vec<u64> = events
             .iter()
             .flat_map(|event| event.flow_ids.clone())
@@ -534,24 +294,26 @@ mod tests {
             .flat_map(|event| event.terminating_flow_ids.clone());
         assert_eq!(sent, received.collect::<Vec<u64>>());
         assert_eq!(sent, [1]);
-        let count = |kind| {
-            events
-                .iter()
-                .filter(|event| event.r#type == Some(kind))
-                .count()
+        assert_eq!(count(&events, BEGINS), count(&events, ENDS));
+        assert_eq!(count(&events, BEGINS), 6, "four spans and two passes");
+    }
+
+    #[test]
+    fn an_arrow_leaves_before_it_arrives_whatever_the_order_of_ranks() {
+        let mut trace = two_ranks();
+        // From the later rank to the earlier one, at one instant.
+        trace.messages[0] = Message {
+            from: (1, 1),
+            to: (0, 1),
         };
-        assert_eq!(count(SLICE_BEGIN), count(SLICE_END));
-        assert_eq!(count(SLICE_BEGIN), 6, "four spans and two passes");
-        // Every event is on a track that was described.
-        let described: Vec<u64> = trace
-            .packet
+        let (events, _) = read(&TraceFile::of_step(&trace).to_perfetto());
+        let leaves = events.iter().position(|event| event.flow_ids == [1]);
+        let arrives = events
             .iter()
-            .filter_map(|packet| packet.track_descriptor.as_ref()?.uuid)
-            .collect();
+            .position(|event| event.terminating_flow_ids == [1]);
         assert!(
-            events
-                .iter()
-                .all(|event| described.contains(&event.track_uuid.unwrap_or(0)))
+            leaves.is_some() && leaves < arrives,
+            "{leaves:?} {arrives:?}"
         );
     }
 
@@ -569,7 +331,8 @@ mod tests {
             ranks: vec![rank(0, spans)],
             messages: Vec::new(),
         };
-        let json: Value = serde_json::from_str(&to_chrome_json(&trace)).expect("JSON");
+        let json: Value =
+            serde_json::from_str(&TraceFile::of_step(&trace).to_chrome_json()).expect("JSON");
         let events = json["traceEvents"].as_array().expect("events");
         let nanos = |event: &Value, key: &str| {
             let micros = event[key].as_f64().expect("a number");

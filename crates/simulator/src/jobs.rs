@@ -9,9 +9,11 @@ use crate::fold::Folding;
 use crate::ports::{self, Outages, Toggle};
 use crate::record::Record;
 use crate::serving::{
-    Fleet, Ground, Rows, ServeError, ServingRecord, ServingRun, all_gpus, visitors,
+    Fleet, Ground, Rows, ServeError, ServiceTrace, ServiceWish, ServingRecord, ServingRun,
+    all_gpus, visitors,
 };
 use crate::step::Step;
+use crate::trace::Trace;
 use rackflow_network::{FlowId, FlowNet};
 use rackflow_plan::serving::FleetPlan;
 use rackflow_plan::{Flows, Plan};
@@ -33,7 +35,7 @@ pub struct JobRecord {
 }
 
 /// The rows of the trace of a serving job, from its beginning.
-pub type Trace<'r> = dyn Fn() -> Rows<'static> + 'r;
+pub type JobRows<'r> = dyn Fn() -> Rows<'static> + 'r;
 
 /// A job beside others.
 #[derive(Clone, Copy)]
@@ -42,7 +44,7 @@ pub enum Job<'a> {
     Training(&'a Plan),
     /// It answers its requests, those of the trace where there is one, and begins again while others
     /// need company.
-    Serving(&'a FleetPlan, Option<&'a Trace<'a>>),
+    Serving(&'a FleetPlan, Option<&'a JobRows<'a>>),
 }
 
 /// What became of a job.
@@ -97,8 +99,51 @@ pub fn simulate_mixed(jobs: &[Job<'_>]) -> Result<Vec<JobOutcome>, ServeError> {
 /// As [`simulate_mixed`], and when no step is to count.
 pub fn simulate_mixed_for(jobs: &[Job<'_>], counted: usize) -> Result<Vec<JobOutcome>, ServeError> {
     assert!(counted > 0, "the mean of no step");
+    simulate_watched(jobs, counted, None).map(|(outcomes, _)| outcomes)
+}
+
+/// As [`simulate_mixed`], and what one of the jobs did when: of one that trains the step whose time is
+/// nearest the mean, on its own clock.
+///
+/// # Errors
+/// As [`simulate_mixed`].
+///
+/// # Panics
+/// As [`simulate_mixed`].
+pub fn simulate_mixed_traced(
+    jobs: &[Job<'_>],
+    job: usize,
+    wish: &JobWish,
+) -> Result<(Vec<JobOutcome>, JobTrace), ServeError> {
+    let (outcomes, trace) = simulate_watched(jobs, COUNTED, Some((job, wish)))?;
+    Ok((outcomes, trace.expect("one of the jobs was watched")))
+}
+
+/// What of a job is written down.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobWish {
+    /// Of one that trains, what these ranks do.
+    Ranks(Vec<u32>),
+    /// Of one that serves.
+    Service(ServiceWish),
+}
+
+/// What a job did when.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobTrace {
+    /// It trained.
+    Training(Trace),
+    /// It served.
+    Serving(ServiceTrace),
+}
+
+fn simulate_watched(
+    jobs: &[Job<'_>],
+    counted: usize,
+    watched: Option<(usize, &JobWish)>,
+) -> Result<(Vec<JobOutcome>, Option<JobTrace>), ServeError> {
     let Some(first) = jobs.first() else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     };
     let (host, faults, seed) = first.place();
     let same = |job: &Job<'_>| job.place().0 == host;
@@ -129,11 +174,16 @@ pub fn simulate_mixed_for(jobs: &[Job<'_>], counted: usize) -> Result<Vec<JobOut
         match job {
             Job::Training(plan) => {
                 ports::degrade(plan, &folded[trained], &health, first_port, &mut net);
+                let ranks = match watched {
+                    Some((at, JobWish::Ranks(ranks))) if at == index => ranks.as_slice(),
+                    _ => &[],
+                };
                 running.push(Running::Training(Box::new(Training::new(
                     plan,
                     &folded[trained],
                     &fabric.jobs[trained],
                     first_port,
+                    ranks,
                 ))));
                 trained += 1;
             }
@@ -145,18 +195,28 @@ pub fn simulate_mixed_for(jobs: &[Job<'_>], counted: usize) -> Result<Vec<JobOut
                     roads: fabric.roads.clone(),
                     ..Ground::default()
                 };
-                running.push(Running::Serving(Box::new(Serving::new(
-                    &fleets[served],
-                    *trace,
-                    ground,
-                ))));
+                let mut serving = Serving::new(&fleets[served], *trace, ground);
+                if let Some((at, JobWish::Service(wish))) = watched
+                    && at == index
+                {
+                    serving.run.watch(wish);
+                }
+                running.push(Running::Serving(Box::new(serving)));
                 served += 1;
             }
         }
     }
     let mut outages = Outages::new(seated.toggles);
     run(&mut running, &mut net, &mut outages, counted)?;
-    running.into_iter().map(Running::outcome).collect()
+    let mut traces: Vec<Option<JobTrace>> = Vec::new();
+    let mut outcomes = Vec::new();
+    for job in running {
+        let (outcome, trace) = job.outcome()?;
+        outcomes.push(outcome);
+        traces.push(trace);
+    }
+    let trace = watched.and_then(|(job, _)| traces.swap_remove(job));
+    Ok((outcomes, trace))
 }
 
 impl<'a> Job<'a> {
@@ -368,12 +428,17 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn outcome(self) -> Result<JobOutcome, ServeError> {
+    fn outcome(self) -> Result<(JobOutcome, Option<JobTrace>), ServeError> {
         match self {
-            Self::Training(job) => Ok(JobOutcome::Training(Box::new(job.outcome()))),
+            Self::Training(job) => {
+                let (record, trace) = job.outcome();
+                let trace = trace.map(JobTrace::Training);
+                Ok((JobOutcome::Training(Box::new(record)), trace))
+            }
             Self::Serving(job) => {
-                let record = job.outcome.expect("it has answered its requests");
-                record.map(|record| JobOutcome::Serving(Box::new(record)))
+                let (record, trace) = job.outcome.expect("it has answered its requests")?;
+                let trace = Some(JobTrace::Serving(trace));
+                Ok((JobOutcome::Serving(Box::new(record)), trace))
             }
         }
     }
@@ -381,14 +446,14 @@ impl Running<'_> {
 
 struct Serving<'a> {
     fleet: &'a Fleet<'a>,
-    trace: Option<&'a Trace<'a>>,
+    trace: Option<&'a JobRows<'a>>,
     ground: Ground,
     run: ServingRun<'a, 'static>,
-    outcome: Option<Result<ServingRecord, ServeError>>,
+    outcome: Option<Result<(ServingRecord, ServiceTrace), ServeError>>,
 }
 
 impl<'a> Serving<'a> {
-    fn new(fleet: &'a Fleet<'a>, trace: Option<&'a Trace<'a>>, ground: Ground) -> Self {
+    fn new(fleet: &'a Fleet<'a>, trace: Option<&'a JobRows<'a>>, ground: Ground) -> Self {
         Self {
             fleet,
             trace,
@@ -401,9 +466,10 @@ impl<'a> Serving<'a> {
     fn begin_again(&mut self, now: SimTime) -> Result<(), ServeError> {
         self.ground.began = now;
         let next = run_of(self.fleet, self.trace, self.ground.clone());
-        let over = std::mem::replace(&mut self.run, next);
+        let mut over = std::mem::replace(&mut self.run, next);
         if self.outcome.is_none() {
-            self.outcome = Some(Ok(over.finish()?));
+            let trace = over.take_trace();
+            self.outcome = Some(Ok((over.finish()?, trace)));
         }
         Ok(())
     }
@@ -411,7 +477,7 @@ impl<'a> Serving<'a> {
 
 fn run_of<'a>(
     fleet: &'a Fleet<'a>,
-    trace: Option<&Trace<'_>>,
+    trace: Option<&JobRows<'_>>,
     ground: Ground,
 ) -> ServingRun<'a, 'static> {
     ServingRun::new(
@@ -431,48 +497,62 @@ struct Training<'p> {
     step: Step<'p>,
     began: SimTime,
     times: Vec<SimDuration>,
-    records: Vec<Record>,
+    /// The last steps, each with what the watched ranks did.
+    records: Vec<(Record, Option<Trace>)>,
+    watched: &'p [u32],
 }
 
 impl<'p> Training<'p> {
-    fn new(plan: &'p Plan, folding: &'p Folding, links: &'p JobLinks, first_port: u32) -> Self {
+    fn new(
+        plan: &'p Plan,
+        folding: &'p Folding,
+        links: &'p JobLinks,
+        first_port: u32,
+        watched: &'p [u32],
+    ) -> Self {
         let began = SimTime::ZERO;
+        let mut step = Step::beside(plan, folding, links, first_port, began);
+        step.watch_ranks(watched, folding);
         Self {
             plan,
             folding,
             links,
             first_port,
-            step: Step::beside(plan, folding, links, first_port, began),
+            step,
             began,
             times: Vec::new(),
             records: Vec::new(),
+            watched,
         }
     }
 
     fn fresh(&self) -> Step<'p> {
-        Step::beside(
+        let mut step = Step::beside(
             self.plan,
             self.folding,
             self.links,
             self.first_port,
             self.began,
-        )
+        );
+        step.watch_ranks(self.watched, self.folding);
+        step
     }
 
     fn begin_again(&mut self) {
         let placeholder = self.fresh();
-        let finished = std::mem::replace(&mut self.step, placeholder);
+        let mut finished = std::mem::replace(&mut self.step, placeholder);
+        let trace = finished.seen_of(self.watched, self.folding);
         let record = finished.record(self.folding.class_of_rank.clone());
         self.began = self.began + record.step_time;
         self.times.push(record.step_time);
         if self.records.len() == KEPT {
             self.records.remove(0);
         }
-        self.records.push(record);
+        self.records.push((record, trace));
         self.step = self.fresh();
     }
 
-    fn outcome(self) -> JobRecord {
+    fn outcome(self) -> (JobRecord, Option<Trace>) {
         let counted = &self.times[1..];
         let sum = counted
             .iter()
@@ -481,15 +561,17 @@ impl<'p> Training<'p> {
         let off = |record: &Record| record.step_time.as_picos().abs_diff(mean.as_picos());
         let kept = self.records.len().min(counted.len());
         let records = &self.records[self.records.len() - kept..];
-        let record = records.iter().min_by_key(|record| off(record));
-        JobRecord {
-            record: record.expect("a job has run steps").clone(),
+        let nearest = records.iter().min_by_key(|(record, _)| off(record));
+        let (record, trace) = nearest.expect("a job has run steps").clone();
+        let outcome = JobRecord {
+            record,
             step_time: mean,
             step_time_range: [
                 counted.iter().min().copied().unwrap_or(mean),
                 counted.iter().max().copied().unwrap_or(mean),
             ],
             steps: counted.len() as u64,
-        }
+        };
+        (outcome, trace)
     }
 }

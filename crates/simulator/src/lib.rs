@@ -23,8 +23,8 @@ mod trace;
 mod traffic;
 
 pub use jobs::{
-    Job, JobOutcome, JobRecord, Trace as JobTrace, simulate_jobs, simulate_mixed,
-    simulate_mixed_for,
+    Job, JobOutcome, JobRecord, JobRows, JobTrace, JobWish, simulate_jobs, simulate_mixed,
+    simulate_mixed_for, simulate_mixed_traced,
 };
 pub use race::GivenUp;
 pub use record::{ClassRecord, EngineRecord, Record};

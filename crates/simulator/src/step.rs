@@ -278,25 +278,20 @@ fn run_laid_out(
     let folding = &laid.folding;
     let mut step = step_laid_out(plan, laid, least_for_islands);
     let count = folding.entities.len();
-    step.watch = match watched {
-        Watched::None => None,
-        Watched::Ranks([]) => None,
-        Watched::Ranks(ranks) => {
-            let chosen = ranks
-                .iter()
-                .map(|rank| folding.class_of_rank[*rank as usize]);
-            Some(Box::new(Watch::new(count, chosen)))
-        }
-        Watched::All => Some(Box::new(Watch::new(count, 0..count as u32))),
-    };
+    match watched {
+        Watched::None => {}
+        Watched::Ranks(ranks) => step.watch_ranks(ranks, folding),
+        Watched::All => step.watch = Some(Box::new(Watch::new(count, 0..count as u32))),
+    }
     step.run();
     let classes = &folding.class_of_rank;
-    let seen = match (step.watch.take(), watched) {
-        (Some(watch), Watched::Ranks(ranks)) => {
-            Seen::Trace(watch.trace(plan, ranks, &folding.entities, classes))
-        }
-        (Some(watch), _) => Seen::Execution(watch.execution(plan, &folding.entities, classes)),
-        (None, _) => Seen::Nothing,
+    let seen = match watched {
+        Watched::Ranks(ranks) => step
+            .seen_of(ranks, folding)
+            .map_or(Seen::Nothing, Seen::Trace),
+        _ => step.watch.take().map_or(Seen::Nothing, |watch| {
+            Seen::Execution(watch.execution(plan, &folding.entities, classes))
+        }),
     };
     (step.record(folding.class_of_rank.clone()), seen)
 }
@@ -362,6 +357,21 @@ impl<'p> Step<'p> {
             entities,
             waiting,
         }
+    }
+
+    /// Writes down what these ranks do.
+    pub fn watch_ranks(&mut self, ranks: &[u32], folding: &Folding) {
+        let chosen = ranks
+            .iter()
+            .map(|rank| folding.class_of_rank[*rank as usize]);
+        let count = folding.entities.len();
+        self.watch = (!ranks.is_empty()).then(|| Box::new(Watch::new(count, chosen)));
+    }
+
+    /// What was written down of these ranks, when the step is over.
+    pub fn seen_of(&mut self, ranks: &[u32], folding: &Folding) -> Option<Trace> {
+        let watch = self.watch.take()?;
+        Some(watch.trace(self.plan, ranks, &folding.entities, &folding.class_of_rank))
     }
 
     /// One step of a job beside others, all of whose ranks run in the order of time.

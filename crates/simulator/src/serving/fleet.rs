@@ -12,6 +12,7 @@ use super::record::{
 use super::replica::{Replica, Run};
 use super::source::{Answered, Rows, Source};
 use super::store::Store;
+use super::trace::{ServiceTrace, ServiceWish, TracedReplica, TracedStep, TracedTransfer, Watch};
 use crate::ports::Outages;
 use rackflow_engine::{EventClass, EventQueue, RandomStream};
 use rackflow_network::{Demand, FlowId, FlowNet, Links, Protocol, Shape};
@@ -245,6 +246,26 @@ pub fn serve(
     run.finish()
 }
 
+/// The same, and what chosen replicas did when.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_traced(
+    fleet: &Fleet<'_>,
+    rows: Option<Rows<'_>>,
+    sink: &mut dyn RequestSink,
+    wish: &ServiceWish,
+) -> Result<(ServingRecord, ServiceTrace), ServeError> {
+    let (net, ground, outages) = fleet.alone();
+    let mut run = ServingRun::new(fleet, rows, Some(sink), net, ground);
+    run.serving.outages = outages;
+    run.watch(wish);
+    run.start()?;
+    while run.advance()? {}
+    let trace = run.take_trace();
+    Ok((run.finish()?, trace))
+}
+
 /// A run of a fleet that can be taken event by event.
 pub(crate) struct ServingRun<'a, 's> {
     serving: Serving<'a, 's>,
@@ -271,6 +292,32 @@ impl<'a, 's> ServingRun<'a, 's> {
             events: 0,
             cut: false,
         }
+    }
+
+    /// Writes down what these replicas do.
+    pub fn watch(&mut self, wish: &ServiceWish) {
+        let serving = &mut self.serving;
+        let traced = serving.replicas.iter().enumerate().map(|(index, replica)| {
+            let pool = &serving.fleet.pools[replica.pool];
+            TracedReplica {
+                replica: index as u32,
+                role: pool.role,
+                first_gpu: replica.gpu,
+                gpus: pool.gpus,
+                kv_bytes: pool.kv_tokens as f64 * pool.kv_bytes_per_token,
+                steps: Vec::new(),
+                levels: Vec::new(),
+            }
+        });
+        serving.watch = Some(Box::new(Watch::new(wish, traced.collect())));
+    }
+
+    /// What was written down; nothing where nobody watched.
+    pub fn take_trace(&mut self) -> ServiceTrace {
+        let watch = self.serving.watch.take();
+        watch.map_or_else(ServiceTrace::default, |watch| {
+            watch.finish(&self.serving.lives, self.queue.now())
+        })
     }
 
     /// Asks for the first requests.
@@ -393,6 +440,7 @@ struct Serving<'a, 's> {
     /// Ends on the hosts of a remote store.
     store_ends: Vec<u32>,
     exhausted: bool,
+    watch: Option<Box<Watch>>,
 }
 
 const NO_TRANSFER: u32 = u32::MAX;
@@ -480,6 +528,7 @@ impl<'a, 's> Serving<'a, 's> {
             endpoints: Vec::new(),
             store_ends: Vec::new(),
             exhausted: false,
+            watch: None,
         }
     }
 
@@ -552,6 +601,7 @@ impl<'a, 's> Serving<'a, 's> {
         let mut live = Live::new(self.numbered, now, request);
         self.numbered += 1;
         live.measured = now >= self.window_start && self.warm(now) && now < self.window_end;
+        live.traced = self.watch.is_some().then(Box::default);
         if matches!(self.fleet.decoder, Decoder::FullDiffusion { .. }) {
             live.target = 0;
         }
@@ -887,6 +937,7 @@ impl<'a, 's> Serving<'a, 's> {
             run.end = Some(queue.schedule(now + span, ENDED, Event::StepsEnded(index)));
             replica.run = Some(run);
         }
+        self.trace_level(index, now);
         if self.fleet.pools[pool_index].role == Role::Prefill {
             self.send_layers(index, time, queue);
         }
@@ -996,6 +1047,9 @@ impl<'a, 's> Serving<'a, 's> {
                     .expect("the transfer is under way");
                 moving.active -= 1;
                 if moving.active == 0 {
+                    if let Some(watch) = &mut self.watch {
+                        watch.came(transfer, queue.now());
+                    }
                     self.send_next(transfer, queue);
                 }
             }
@@ -1006,6 +1060,7 @@ impl<'a, 's> Serving<'a, 's> {
     fn steps_ended(&mut self, index: u32, queue: &mut EventQueue<Event>) -> Result<(), ServeError> {
         let now = queue.now();
         self.book(index, now);
+        self.trace_step(index, now);
         let replica = &mut self.replicas[index as usize];
         let run = replica.run.take().expect("steps were under way");
         self.last_end = self.last_end.max(now);
@@ -1041,11 +1096,52 @@ impl<'a, 's> Serving<'a, 's> {
         self.replicas[index as usize].decoding = decoding;
         self.end_static_batch(index, queue)?;
         self.grant_room(index, queue);
+        self.trace_level(index, now);
         let replica = &mut self.replicas[index as usize];
         if !replica.decide {
             self.choose_soon(index, queue);
         }
         Ok(())
+    }
+
+    // ---- the trace
+
+    /// Writes the steps that end now down, where somebody watches.
+    fn trace_step(&mut self, index: u32, now: SimTime) {
+        let replica = &self.replicas[index as usize];
+        let run = replica.run.as_ref().expect("steps were under way");
+        let (start, steps, sequences) = (run.start, run.steps, run.decode.0);
+        let watched = self.watch.as_ref();
+        if !watched.is_some_and(|watch| watch.wants_step(index, start, now)) {
+            return;
+        }
+        let prompt_tokens = replica.prefilling.iter().map(|(_, tokens)| tokens).sum();
+        let work = self.work_of(index);
+        let wire = |levels: &[Level]| -> f64 {
+            let bytes = levels.iter().map(|level| work.wire[*level as usize]);
+            bytes.sum::<u128>() as f64
+        };
+        let step = TracedStep {
+            start,
+            end: now,
+            steps,
+            prompt_tokens,
+            sequences,
+            nvlink: wire(&[Level::NvLink]),
+            nic: wire(&[Level::Leaf, Level::Spine, Level::Core]),
+        };
+        if let Some(watch) = &mut self.watch {
+            watch.step(index, step);
+        }
+    }
+
+    /// Writes down what a replica holds, where somebody watches.
+    fn trace_level(&mut self, index: u32, now: SimTime) {
+        if let Some(watch) = &mut self.watch {
+            let replica = &self.replicas[index as usize];
+            let bytes = self.fleet.pools[replica.pool].kv_bytes_per_token;
+            watch.level(index, replica, bytes, now);
+        }
     }
 
     /// Whether no measured request and no step of the measured window is left.
@@ -1338,6 +1434,9 @@ impl<'a, 's> Serving<'a, 's> {
         let now = queue.now();
         let mut live = self.lives.remove(id);
         live.enter(Phase::Decode, now);
+        if let Some(watch) = &mut self.watch {
+            watch.request(&live, now);
+        }
         let replica = &mut self.replicas[index as usize];
         let follows = live.session.is_some();
         replica.leave(&mut live, follows);
@@ -1610,6 +1709,7 @@ impl<'a, 's> Serving<'a, 's> {
         moving.pieces.pop_front();
         let live = &self.lives[moving.request];
         let source = &self.replicas[moving.source as usize];
+        let target_index = target;
         let target = &self.replicas[target as usize];
         let from = &self.fleet.pools[source.pool];
         let to = &self.fleet.pools[target.pool];
@@ -1643,6 +1743,16 @@ impl<'a, 's> Serving<'a, 's> {
             self.record.kv.sent[level as usize] += bytes;
         }
         moving.active = pairs;
+        if let Some(watch) = &mut self.watch {
+            let whole = TracedTransfer {
+                request: number,
+                from: moving.source,
+                to: target_index,
+                level,
+                parts: Vec::new(),
+            };
+            watch.sent(transfer, whole, now, bytes);
+        }
         let network = self.network.as_mut().expect("two pools have a network");
         for pair in 0..pairs {
             let ends = [
@@ -1685,6 +1795,9 @@ impl<'a, 's> Serving<'a, 's> {
         let replica = &mut self.replicas[target as usize];
         replica.receive_cache(live);
         live.enter(Phase::Decode, now);
+        if let Some(watch) = &mut self.watch {
+            watch.arrived(transfer);
+        }
         if live.first_at.is_none() && live.generated > 0 {
             live.first_at = Some(now);
             live.first_tokens = live.generated;

@@ -2,6 +2,7 @@
 
 use super::luck::Luck;
 use super::record::Phase;
+use super::trace::Phases;
 use rackflow_units::{SimDuration, SimTime};
 use rackflow_workload::Segment;
 
@@ -52,6 +53,8 @@ pub(super) struct Live {
     phase: Phase,
     since: SimTime,
     pub spent: [SimDuration; Phase::COUNT],
+    /// Of a run that is traced: what it did when.
+    pub traced: Option<Box<Phases>>,
 }
 
 impl Live {
@@ -88,14 +91,33 @@ impl Live {
             phase: Phase::Queued,
             since: now,
             spent: [SimDuration::ZERO; Phase::COUNT],
+            traced: None,
         }
     }
 
     /// From now on it does this.
     pub fn enter(&mut self, phase: Phase, now: SimTime) {
         self.spent[self.phase as usize] += now.since(self.since);
+        if let Some(phases) = &mut self.traced {
+            phases.push((self.phase, self.since, now));
+        }
         self.since = now;
         self.phase = phase;
+    }
+
+    /// Of a run that is traced: what it did when, up to now; neighbours that are alike are one, and
+    /// what took no time is left out.
+    pub fn phases(&self, now: SimTime) -> Phases {
+        let told = self.traced.iter().flat_map(|phases| phases.iter().copied());
+        let mut phases = Phases::new();
+        for (phase, start, end) in told.chain([(self.phase, self.since, now)]) {
+            match phases.last_mut() {
+                Some((last, _, until)) if *last == phase && *until == start => *until = end,
+                _ if start == end => {}
+                _ => phases.push((phase, start, end)),
+            }
+        }
+        phases
     }
 
     pub fn held(&self) -> u64 {
@@ -158,6 +180,10 @@ impl Lives {
 
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Live> {
+        self.slots.iter().flatten()
     }
 }
 

@@ -19,10 +19,11 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use cost::{StepModel, Work};
 pub(crate) use fleet::ServingRun;
-pub use fleet::{Fleet, FleetSite, Pool, ServeError, serve};
+pub use fleet::{Fleet, FleetSite, Pool, ServeError, serve, serve_traced};
 pub use goodput::{Trial, highest_rate};
 pub(crate) use ground::{all_gpus, visitors};
 pub(crate) use network::Ground;
@@ -32,3 +33,7 @@ pub use record::{
     TierRecord,
 };
 pub use source::Rows;
+pub use trace::{
+    ServiceTrace, ServiceWish, TracedLevel, TracedPart, TracedReplica, TracedRequest, TracedStep,
+    TracedTransfer,
+};

@@ -941,3 +941,74 @@ fn who_is_pushed_out_leaves_room_for_caches_that_wait() {
     };
     pools.check().expect("holds");
 }
+
+#[test]
+fn watching_a_service_changes_nothing_and_a_full_trace_says_so() {
+    let requests = plan(poisson(20.0), Length::Fixed(400), Length::Fixed(30), 200);
+    let prefill = Pool {
+        role: Role::Prefill,
+        ..pool(&MODEL)
+    };
+    let decode = Pool {
+        role: Role::Decode,
+        first_gpu: GPUS,
+        ..pool(&MODEL)
+    };
+    let fleet = fleet(vec![prefill, decode], &requests);
+    let (record, answered) = run(&fleet);
+    let wish = |most| ServiceWish {
+        replicas: vec![0, 1],
+        from: SimTime::ZERO,
+        until: SimTime::MAX,
+        most,
+    };
+    let traced = |wish: &ServiceWish| {
+        let mut requests: Vec<RequestRecord> = Vec::new();
+        let (record, trace) = serve_traced(&fleet, None, &mut requests, wish).expect("it runs");
+        (record, requests, trace)
+    };
+    let (watched, same, trace) = traced(&wish(usize::MAX));
+    assert_eq!(watched.events, record.events);
+    assert_eq!(same, answered);
+    assert_eq!((trace.requests.len(), trace.transfers.len()), (200, 200));
+    assert_eq!(trace.full_at, None);
+    for (request, told) in trace.requests.iter().zip(&answered) {
+        // Its phases follow each other from arrival to answer, and sum to those of the record.
+        assert_eq!(request.number, told.number);
+        assert!(request.phases.windows(2).all(|pair| pair[0].2 == pair[1].1));
+        let mut spent = [SimDuration::ZERO; Phase::COUNT];
+        for (phase, start, end) in &request.phases {
+            spent[*phase as usize] += end.since(*start);
+        }
+        assert_eq!(spent, told.phases);
+        assert_eq!(request.phases[0].1, told.arrival);
+    }
+    // A step begins when the one before has ended, and caches move within their request's wait.
+    for replica in &trace.replicas {
+        let steps = &replica.steps;
+        assert!(!steps.is_empty() && steps.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        let levels = &replica.levels;
+        assert!(
+            levels
+                .iter()
+                .all(|level| level.kv_bytes <= replica.kv_bytes)
+        );
+    }
+    let (_, _, short) = traced(&wish(500));
+    assert!(short.full_at.is_some());
+    assert!(short.requests.len() < 60, "{}", short.requests.len());
+    // A window holds what overlaps it.
+    let at = |seconds| SimTime::ZERO + SimDuration::from_secs_f64(seconds);
+    let (_, _, part) = traced(&ServiceWish {
+        from: at(2.0),
+        until: at(3.0),
+        ..wish(usize::MAX)
+    });
+    assert!(!part.requests.is_empty() && part.requests.len() < 100);
+    let steps = part.replicas.iter().flat_map(|replica| &replica.steps);
+    assert!(
+        steps
+            .clone()
+            .all(|step| step.end >= at(2.0) && step.start < at(3.0))
+    );
+}
