@@ -115,6 +115,80 @@ impl<'a> Sizes<'a> {
         ops
     }
 
+    /// The gradient of one input that several `products` (columns and reduced dimension) took.
+    fn shared_input_gradient(&self, tokens: u64, products: &[(u64, u64)]) -> Vec<Operation> {
+        if let [(n, k)] = products {
+            return self.input_gradient(tokens, *k, *n);
+        }
+        let mut ops: Vec<Operation> = products
+            .iter()
+            .map(|(n, k)| self.linear(tokens, *k, *n))
+            .collect();
+        let one = products.first().map_or(0, |(_, k)| tokens * k);
+        ops.extend(self.summed(halves(one), products.len() as u64));
+        ops
+    }
+
+    /// Adding up `parts` gradients of one tensor of `bytes` each. A compiler adds them in the kernel that
+    /// reads the sum (or in the product, cuBLAS's beta), unless a collective reads it and the products, in
+    /// 8 bits, cannot add; scales of rows and columns are applied on the way. Eager autograd adds one after
+    /// the other.
+    fn summed(&self, bytes: Bytes, parts: u64) -> Option<Operation> {
+        let more = parts.saturating_sub(1);
+        if more == 0 {
+            return None;
+        }
+        Some(if !self.stack.fused_activation {
+            stream(bytes * (2 * more), bytes * more, more as u32)
+        } else if self.quantized() && self.plan.tensor > 1 {
+            stream(bytes * parts, bytes, 1)
+        } else {
+            stream(bytes * more, Bytes::ZERO, 0)
+        })
+    }
+
+    /// Converting the weights of `products` where their scales are of rows and columns: each product
+    /// converts its own, the backward pass along the other axis, whose largest values take a pass of
+    /// their own (torchao, `float8_linear.py`).
+    fn converted_weights(
+        &self,
+        products: &[(u64, u64)],
+        direction: Direction,
+    ) -> Option<Operation> {
+        let passes = match direction {
+            Direction::Forward => 1,
+            Direction::Backward => 2,
+        };
+        let elements: u64 = products.iter().map(|(n, k)| n * k).sum();
+        (self.training.recipe == Recipe::Fp8Rowwise).then(|| {
+            stream(
+                Bytes::new(elements * 2 * passes),
+                Bytes::new(elements),
+                passes as u32 * products.len() as u32,
+            )
+        })
+    }
+
+    /// The transpose of what the tensor ranks gathered in 8 bits, `k` wide, which the weight's gradient
+    /// reads where tensor cores take 8-bit operands in one layout only: no rank has it before the gather
+    /// (Transformer Engine, `fp8_transpose` of `ln_out_total` and of the gathered gradient; torchao,
+    /// `preprocess_addmm`).
+    fn transposed(&self, k: u64) -> Option<Operation> {
+        let gathered = self.plan.tensor > 1 && self.plan.sequence_parallel;
+        (gathered && self.gathers_narrow() && self.reads_one_layout()).then(|| {
+            let all = Bytes::new(self.tokens * k);
+            stream(all, all, 1)
+        })
+    }
+
+    /// Whether weight gradients in the format read a transposed copy.
+    fn reads_one_layout(&self) -> bool {
+        matches!(
+            self.training.recipe,
+            Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Blockwise
+        )
+    }
+
     /// Scales of rows and columns are applied to `elements` of a gradient by a kernel of its own: torchao's
     /// products of the backward pass accumulate slowly, where cuBLAS with unit scales is faster than the
     /// kernel that knows them (pytorch/ao pull request 1325).
@@ -168,11 +242,35 @@ impl<'a> Sizes<'a> {
         // The kernel before writes what this product reads. The weight gradient reads the
         // transpose, which tensor cores that take 8-bit operands in one layout only need as a copy
         // (NVIDIA Transformer Engine, fp8 primer).
-        let copied = matches!(
-            self.training.recipe,
-            Recipe::Fp8 | Recipe::Fp8Delayed | Recipe::Fp8Blockwise
-        );
-        copied.then(|| stream(Bytes::new(elements), Bytes::new(elements), 1))
+        self.reads_one_layout()
+            .then(|| stream(Bytes::new(elements), Bytes::new(elements), 1))
+    }
+
+    /// Converting the part of the activations that this rank holds, before the tensor ranks gather them.
+    fn quantize_part(&self, elements: u64) -> Option<Operation> {
+        if !self.stack.fused_quantization {
+            return self.converted_apart(elements, self.layouts_before_gather());
+        }
+        // Nothing but the transposed copy is left to do, and that is made of the whole.
+        None
+    }
+
+    /// The same of gradients.
+    fn quantize_gradient_part(&self, elements: u64) -> Option<Operation> {
+        if !self.quantized() {
+            return None;
+        }
+        let layouts = self.layouts_before_gather();
+        if !self.stack.fused_quantization {
+            return self.converted_apart(elements, layouts);
+        }
+        let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
+        Some(stream(Bytes::new(elements * 2), narrow * layouts, 1))
+    }
+
+    /// Layouts that a conversion writes where ranks gather its result: a transpose is made of the whole.
+    fn layouts_before_gather(&self) -> u64 {
+        if self.reads_one_layout() { 1 } else { 2 }
     }
 
     /// Converting `elements` gradients, both ways: there is no norm or activation to fuse it into.
@@ -189,6 +287,11 @@ impl<'a> Sizes<'a> {
 
     /// The same where a permutation lies before it, so that there is no kernel to fuse it into.
     fn quantize_apart(&self, elements: u64) -> Option<Operation> {
+        self.converted_apart(elements, 2)
+    }
+
+    /// Converting `elements` by kernels of their own, written in `layouts`.
+    fn converted_apart(&self, elements: u64, layouts: u64) -> Option<Operation> {
         if !self.quantized() {
             return None;
         }
@@ -203,7 +306,7 @@ impl<'a> Sizes<'a> {
         };
         Some(stream(
             Bytes::new(elements * 2 * passes),
-            narrow * 2,
+            narrow * layouts,
             passes as u32,
         ))
     }
@@ -347,13 +450,19 @@ fn projections(s: &Sizes<'_>) -> (Products, Products) {
     let h = s.model.hidden;
     let shape = attention_shape(s);
     match s.model.attention {
-        Attention::Grouped { .. } => (
-            vec![(
-                shape.heads * shape.qk + shape.kv_heads * (shape.qk + shape.v),
-                h,
-            )],
-            vec![],
-        ),
+        Attention::Grouped { .. } => {
+            let widths = [
+                shape.heads * shape.qk,
+                shape.kv_heads * shape.qk,
+                shape.kv_heads * shape.v,
+            ];
+            let products = if s.stack.separate_projections {
+                widths.map(|n| (n, h)).to_vec()
+            } else {
+                vec![(widths.iter().sum(), h)]
+            };
+            (products, vec![])
+        }
         Attention::Latent {
             q_lora_rank,
             kv_lora_rank,
@@ -568,10 +677,28 @@ fn share_scale(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
     b.wait(told);
 }
 
+/// Scales of rows whose width the tensor ranks share: the largest values of `rows` are found by a pass of their
+/// own and compared over all ranks before anything is converted, and so are those of the weights that are cut
+/// along the same axis (torchao, `tensor_to_amax` of tensors that are sharded along it).
+fn share_row_scales(b: &mut Builder<'_, '_>, s: &Sizes<'_>, products: &[(u64, u64)], rows: u64) {
+    if s.training.recipe != Recipe::Fp8Rowwise || s.plan.tensor == 1 {
+        return;
+    }
+    for (width, weights) in products {
+        b.op(stream(halves(rows * width), Bytes::new(rows * 4), 1));
+        for maxima in [rows, *weights] {
+            let spec = Spec::Collective(CollectiveOp::AllReduce, Bytes::new(maxima * 4));
+            let told = tensor_collective(b, "scale all-reduce", spec, 0);
+            b.wait(told);
+        }
+    }
+}
+
 /// `inputs`: the products that take the gathered activations. With overlap, pieces of the
 /// activations arrive while the products of the pieces before them run.
 fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64)]) {
     let k = inputs.first().map_or(s.model.hidden, |(_, k)| *k);
+    b.extend(s.converted_weights(inputs, Direction::Forward));
     if s.plan.tensor == 1 || !s.plan.sequence_parallel {
         b.extend(s.quantize(s.tokens * k));
         b.extend(inputs.iter().map(|(n, k)| s.linear(s.tokens, *n, *k)));
@@ -579,7 +706,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
     }
     share_scale(b, s);
     if s.gathers_narrow() {
-        b.extend(s.quantize(s.own_tokens * k));
+        b.extend(s.quantize_part(s.own_tokens * k));
     }
     let pieces = gather_pieces(s);
     let sms = if pieces > 1 {
@@ -611,7 +738,9 @@ fn piece(all: Bytes, pieces: u64) -> Bytes {
 
 /// The product whose result is summed over the tensor group; the next computation waits for it.
 fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
+    share_row_scales(b, s, &[(k, n)], s.tokens);
     b.extend(s.quantize(s.tokens * k));
+    b.extend(s.converted_weights(&[(n, k)], Direction::Forward));
     if s.plan.tensor == 1 {
         b.op(s.linear(s.tokens, n, k));
         return;
@@ -652,16 +781,19 @@ fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
 /// beside each other where the stack cuts tensor-parallel collectives, one after the other elsewhere.
 fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     let pieces = gather_pieces(s);
+    let parted = s.plan.tensor > 1 && s.plan.sequence_parallel && s.gathers_narrow();
+    b.extend(s.converted_weights(&[(k, n)], Direction::Backward));
+    share_scale(b, s);
+    if parted {
+        b.extend(s.quantize_gradient_part(s.own_tokens * k));
+    }
     if pieces == 1 || !s.plan.sequence_parallel {
-        share_scale(b, s);
         gather_gradient(b, s);
-        b.extend(s.quantize_gradient(s.tokens * k));
+        if !parted {
+            b.extend(s.quantize_gradient(s.tokens * k));
+        }
         b.extend(s.input_gradient(s.tokens, n, k));
         return;
-    }
-    share_scale(b, s);
-    if s.gathers_narrow() {
-        b.extend(s.quantize_gradient(s.own_tokens * k));
     }
     let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
     let gathers: Vec<u32> = (0..pieces)
@@ -669,11 +801,30 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         .collect();
     for gather in gathers {
         b.wait(gather);
-        if !s.gathers_narrow() {
+        if !parted {
             b.extend(s.quantize_gradient(s.tokens / pieces * k));
         }
         b.extend(s.input_gradient(s.tokens / pieces, n, k));
     }
+}
+
+/// The weight gradient of the product whose result is summed over the tensor group, `n` x `k`.
+fn gathered_weight_gradient(s: &Sizes<'_>, n: u64, k: u64) -> Vec<Operation> {
+    let mut ops: Vec<Operation> = s.transposed(n).into_iter().collect();
+    ops.extend(s.weight_gradient(s.tokens, n, k));
+    ops
+}
+
+/// The weight gradients of the `products` that take what the tensor group gathers.
+fn gathered_input_weight_gradients(s: &Sizes<'_>, products: &[(u64, u64)]) -> Vec<Operation> {
+    let k = products.first().map_or(0, |(_, k)| *k);
+    let mut ops: Vec<Operation> = s.transposed(k).into_iter().collect();
+    ops.extend(
+        products
+            .iter()
+            .flat_map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)),
+    );
+    ops
 }
 
 /// Collects the region's input once more, of which each rank kept its part: the weight gradients
@@ -700,6 +851,11 @@ fn gather_input(b: &mut Builder<'_, '_>, s: &Sizes<'_>) -> Option<u32> {
     })
 }
 
+/// SMs of a tensor-parallel collective that runs beside a product uncut (Transformer Engine, `bulk`): what
+/// NVIDIA's configurations give it (mlcommons/training_results_v4.0, NVIDIA gpt3, `tp_overlap`:
+/// `num_sm: 4`; NeMo, `tp_overlap_configs/userbuffers.py`).
+const BULK_SMS: u32 = 4;
+
 /// Sums the gradient of the region's input over the tensor group; `beside` runs meanwhile.
 fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation>) {
     if s.plan.tensor == 1 {
@@ -707,7 +863,11 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
         return;
     }
     let op = sum_op(s);
-    let sms = s.stack.communication_sms;
+    let sms = if s.stack.overlap.tensor {
+        BULK_SMS.min(s.stack.communication_sms)
+    } else {
+        s.stack.communication_sms
+    };
     reorder(b, s, s.residual());
     let spec = Spec::Collective(op, s.residual());
     let reduce = tensor_collective(b, "TP reduce", spec, sms);
@@ -755,13 +915,13 @@ fn attention_backward(
     let out = shape.heads * shape.v;
     b.label("attention backward");
     if gradients == Gradients::Weight {
-        b.extend(s.weight_gradient(s.tokens, h, out));
+        b.extend(gathered_weight_gradient(s, h, out));
         b.extend(
             latents
                 .iter()
-                .chain(&inputs)
                 .flat_map(|(n, k)| s.weight_gradient(s.tokens, *n, *k)),
         );
+        b.extend(gathered_input_weight_gradients(s, &inputs));
         return;
     }
     if s.recomputes(Activation::Norms) || s.recomputes(Activation::MlaUpProjection) {
@@ -780,7 +940,7 @@ fn attention_backward(
     b.extend(bias_gradient(s, h));
     gathered_gradient_product(b, s, out, h);
     if gradients.weight() {
-        b.extend(s.weight_gradient(s.tokens, h, out));
+        b.extend(gathered_weight_gradient(s, h, out));
     }
     if s.recomputes(Activation::CoreAttention) {
         b.recompute(true);
@@ -801,25 +961,29 @@ fn attention_backward(
         b.op(stream(halves(s.tokens * k * 3), halves(s.tokens * k), 2));
     }
     let width: u64 = inputs.iter().map(|(n, _)| n).sum();
+    share_row_scales(b, s, &inputs, s.tokens);
     b.extend(s.quantize_gradient(s.tokens * width));
     let again = gradients
         .weight()
         .then(|| gather_input_again(b, s))
         .flatten();
-    b.extend(
-        inputs
-            .iter()
-            .flat_map(|(n, k)| s.input_gradient(s.tokens, *k, *n)),
-    );
+    b.extend(s.converted_weights(&inputs, Direction::Backward));
+    // The sum of both gradients of latent attention is left out: a thousandth of a layer.
+    if latents.is_empty() {
+        b.extend(s.shared_input_gradient(s.tokens, &inputs));
+    } else {
+        b.extend(
+            inputs
+                .iter()
+                .flat_map(|(n, k)| s.input_gradient(s.tokens, *k, *n)),
+        );
+    }
     if let Some(again) = again {
         b.wait(again);
         reorder(b, s, s.gathered());
     }
     let beside = if gradients.weight() {
-        inputs
-            .iter()
-            .flat_map(|(n, k)| s.weight_gradient(s.tokens, *n, *k))
-            .collect()
+        gathered_input_weight_gradients(s, &inputs)
     } else {
         vec![]
     };
@@ -878,12 +1042,22 @@ fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
     if s.model.gated { 2 * width } else { width }
 }
 
+/// The products before the activation function of a dense network.
+fn up_products(s: &Sizes<'_>, width: u64) -> Products {
+    let h = s.model.hidden;
+    if s.model.gated && s.stack.separate_projections {
+        vec![(width, h); 2]
+    } else {
+        vec![(up_width(s, width), h)]
+    }
+}
+
 /// `again`: the backward pass computes it a second time, perhaps without its last product.
 fn dense_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, again: bool) {
     let width = s.model.ffn / s.tp();
     b.label("feed-forward");
     b.extend(norm_forward(s));
-    gathered_products(b, s, &[(up_width(s, width), s.model.hidden)]);
+    gathered_products(b, s, &up_products(s, width));
     b.op(activation_forward(s, s.tokens, width));
     if !(again && s.stack.recompute_stops_early) {
         reduced_product(b, s, s.model.hidden, width);
@@ -894,10 +1068,11 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     let h = s.model.hidden;
     let width = s.model.ffn / s.tp();
     let up = up_width(s, width);
+    let products = up_products(s, width);
     b.label("feed-forward backward");
     if gradients == Gradients::Weight {
-        b.extend(s.weight_gradient(s.tokens, h, width));
-        b.extend(s.weight_gradient(s.tokens, up, h));
+        b.extend(gathered_weight_gradient(s, h, width));
+        b.extend(gathered_input_weight_gradients(s, &products));
         return;
     }
     if s.recomputes(Activation::Mlp) {
@@ -921,18 +1096,20 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     b.extend(bias_gradient(s, h));
     gathered_gradient_product(b, s, width, h);
     if gradients.weight() {
-        b.extend(s.weight_gradient(s.tokens, h, width));
+        b.extend(gathered_weight_gradient(s, h, width));
     }
     b.op(activation_backward(s, s.tokens, width));
     b.extend(bias_gradient(s, up));
+    share_row_scales(b, s, &products, s.tokens);
     b.extend(s.quantize_gradient(s.tokens * up));
     let again = gradients
         .weight()
         .then(|| gather_input_again(b, s))
         .flatten();
-    b.extend(s.input_gradient(s.tokens, h, up));
+    b.extend(s.converted_weights(&products, Direction::Backward));
+    b.extend(s.shared_input_gradient(s.tokens, &products));
     let beside = if gradients.weight() {
-        s.weight_gradient(s.tokens, up, h)
+        gathered_input_weight_gradients(s, &products)
     } else {
         vec![]
     };

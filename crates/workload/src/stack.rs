@@ -289,6 +289,10 @@ pub struct SoftwareStack {
     /// are cut into pieces beside their product.
     #[serde(default)]
     pub copies_sequence_parts: bool,
+    /// Queries, keys and values are made by products of their own, and so are both inputs of a gated
+    /// activation. Else one product makes each of these groups.
+    #[serde(default)]
+    pub separate_projections: bool,
     /// A tensor-parallel collective that is launched beside a product gets its SMs before it: one hardware
     /// queue (`CUDA_DEVICE_MAX_CONNECTIONS=1`). Else the product, which fills the GPU, and the collective
     /// follow each other.

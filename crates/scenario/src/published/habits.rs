@@ -161,7 +161,8 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
                 2024 => "mlperf-nemo-2024",
                 _ => "mlperf-nemo-2025",
             },
-            // FP8_RECIPE="tensorwise" in the configurations of v5.0 and v5.1.
+            // FP8_RECIPE="tensorwise" in the configurations of v5.1. Those of v5.0 say "delayed"
+            // (config_common_blackwell.sh, and the default of custom.yaml), and so do its rows.
             fp8: if year >= 2025 {
                 Recipe::Fp8
             } else {

@@ -6,7 +6,7 @@ use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, SimDuration};
 use rackflow_workload::{
-    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Routing, Schedule,
+    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Recipe, Routing, Schedule,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -385,4 +385,55 @@ fn parts_of_the_sequence_are_copied_where_the_batch_comes_first() {
             .bytes_per_sec() as f64;
     let longer = longer.as_secs_f64();
     assert!(longer > least && longer < 3.0 * least, "{longer} {least}");
+}
+
+/// Three products instead of one and two instead of one: three more gradients of each layer's input are
+/// read to be added up, and its input itself three times more going forward.
+#[test]
+fn products_of_their_own_add_up_their_gradients() {
+    let step = |separate: bool| {
+        let mut setup = plain(1);
+        let t = &mut setup.training;
+        t.model.gated = true;
+        t.stack.cuda_graphs = CudaGraphs::Full;
+        t.stack.fused_activation = true;
+        t.stack.separate_projections = separate;
+        run(&setup).step_time
+    };
+    let longer = (step(true) - step(false)).as_secs_f64();
+    let setup = plain(1);
+    let t = &setup.training;
+    let bytes = t.micro_batch * t.sequence_length * t.model.hidden * 2;
+    let layers = t.model.layers * (t.global_batch / t.micro_batch);
+    let least = (3 * layers * bytes) as f64
+        / setup
+            .cluster
+            .node
+            .accelerator
+            .memory_bandwidth
+            .bytes_per_sec() as f64;
+    assert!(longer > least, "{longer} {least}");
+}
+
+/// Scales of rows and columns: more passes over everything, and where tensor ranks share a row, two
+/// collectives more for each product along it.
+#[test]
+fn scales_of_rows_cost_more_where_ranks_share_the_rows() {
+    let dearer = |tensor: u32| {
+        let step = |recipe: Recipe| {
+            let mut setup = plain(4);
+            let t = &mut setup.training;
+            t.parallelism.tensor = tensor;
+            t.parallelism.data = 4 / tensor;
+            t.parallelism.sequence_parallel = tensor > 1;
+            t.micro_batch = u64::from(tensor);
+            t.stack.cuda_graphs = CudaGraphs::Full;
+            t.stack.fused_quantization = false;
+            t.recipe = recipe;
+            run(&setup).step_time.as_secs_f64()
+        };
+        step(Recipe::Fp8Rowwise) / step(Recipe::Fp8)
+    };
+    let (alone, shared) = (dearer(1), dearer(4));
+    assert!(1.0 < alone && alone < shared, "{alone} {shared}");
 }
