@@ -355,3 +355,80 @@ fn links_and_hosts_of_a_trace_answer_too() {
         }
     }
 }
+
+#[test]
+fn large_traces_are_refused_with_their_size_and_a_way_out() {
+    let scratch = Scratch::new("large");
+    let folder = scratch.0.join("traces");
+    let folder = common::text(&folder);
+    let quickstart = "quickstart-llama3-8b-8-h100";
+    let limited = |limit: &str| {
+        outcome(&[
+            "run",
+            quickstart,
+            "--chakra",
+            folder,
+            "--chakra-limit",
+            limit,
+        ])
+    };
+    let (status, _, err) = limited("100 kB");
+    assert_eq!(status, 2);
+    assert!(
+        err.contains("the traces of 8 ranks would take about"),
+        "{err}"
+    );
+    assert!(
+        err.contains("--chakra-ranks 0,1,2,3") && err.contains("--chakra-limit 1GB"),
+        "{err}"
+    );
+    assert!(!scratch.0.join("traces").exists(), "nothing was written");
+    let (status, _, err) = limited("1GB");
+    assert_eq!(status, 0, "{err}");
+    let (status, _, err) = limited("a lot");
+    assert_eq!(status, 2, "{err}");
+}
+
+#[test]
+fn kernels_of_another_accelerator_are_told_with_what_to_do() {
+    let scratch = Scratch::new("elsewhere");
+    let folder = scratch.0.join("traces");
+    let quickstart = "quickstart-llama3-8b-8-h100";
+    let (status, _, err) = outcome(&["run", quickstart, "--chakra", common::text(&folder)]);
+    assert_eq!(status, 0, "{err}");
+    let replayed = |node: &str, kernels: &str| {
+        let text = format!(
+            "cluster: {{ node: {node}, gpus: 8 }}\nworkload:\n  chakra: {{ traces: traces, kernels: {kernels} }}\n"
+        );
+        json(&[
+            "run",
+            &scratch.file("replay.yaml", text),
+            "--format",
+            "json",
+        ])
+    };
+    let home = replayed("dgx-h100", "recorded");
+    assert_eq!(
+        home["replay"]["recorded_on"],
+        serde_json::json!(["h100-sxm"])
+    );
+    assert_eq!(home["replay"]["suggestion"], Value::Null);
+    let away = replayed("dgx-b200", "recorded");
+    let told = away["replay"]["suggestion"].as_str().expect("words");
+    assert!(
+        told.contains("the times of h100-sxm on b200") && told.contains("kernels: roofline"),
+        "{told}"
+    );
+    assert_eq!(
+        replayed("dgx-b200", "roofline")["replay"]["suggestion"],
+        Value::Null
+    );
+    // Without a word in the trace, what no A100 could do in the time tells it.
+    copy(&scratch, 8, "t");
+    let text = "cluster: { node: dgx-a100, gpus: 8 }\nworkload: { chakra: t }\n";
+    let (_, table, _) = outcome(&["run", &scratch.file("other.yaml", text)]);
+    assert!(
+        table.contains("recorded kernels are faster than the bf16 peak of a100"),
+        "{table}"
+    );
+}

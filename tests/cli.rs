@@ -538,6 +538,25 @@ fn the_documented_schemas_are_those_of_the_program() {
         &fine(&["schema", "replay-report"]),
     );
     check_file("docs/scenario.schema.json", &fine(&["schema", "scenario"]));
+    for document in ["elasticities", "serving-elasticities", "jobs-elasticities"] {
+        let path = format!("docs/{}.schema.json", document.replace('-', "_"));
+        check_file(&path, &fine(&["schema", document]));
+    }
+}
+
+#[test]
+fn elasticities_are_as_their_schemas_say() {
+    for (document, scenario) in [
+        ("elasticities", "quickstart-llama3-8b-8-h100"),
+        ("elasticities", "replay-chakra-8-h100"),
+        ("serving-elasticities", "serve-qwen3-8b-phones"),
+        ("jobs-elasticities", "two-jobs-oversubscribed-roce"),
+    ] {
+        let schema = json(&fine(&["schema", document]));
+        let ranked = json(&fine(&["elasticities", scenario, "--format", "json"]));
+        let keys = obeys(&schema, &schema, &ranked, document);
+        assert!(keys > 15, "{document}: {keys} keys");
+    }
 }
 
 #[test]
@@ -1253,7 +1272,7 @@ fn a_service_is_traced_from_arrival_to_answer() {
     assert_eq!(
         processes,
         [
-            "requests",
+            "arrivals",
             "replica 0, prefill, GPUs 0 to 3",
             "replica 1, decode, GPUs 4 to 7"
         ]

@@ -163,6 +163,8 @@ pub struct ReplayPlan {
     pub demands: Vec<Demand>,
     /// How many nodes there are of each sort.
     pub counts: ReplayCounts,
+    /// Accelerators on which kernels took their recorded times, where the trace says so.
+    pub recorded_on: Vec<String>,
 }
 
 /// How many nodes there are of each sort.
@@ -176,6 +178,9 @@ pub struct ReplayCounts {
     pub kernels_priced: u64,
     /// Kernels of which the trace says nothing; they take no time.
     pub kernels_unknown: u64,
+    /// Of those with their recorded duration, kernels that do more operations in it than the cluster's
+    /// accelerator can.
+    pub kernels_beyond_peak: u64,
     /// Collectives, each once for each rank.
     pub collectives: u64,
     /// Sends and receives.
@@ -321,6 +326,7 @@ pub fn compile_replay(setup: &ReplaySetup) -> Result<ReplayPlan, ReplayError> {
         members: connected.members,
         demands: prices.demands,
         counts,
+        recorded_on: trace.recorded_on.clone(),
     };
     check_length(&plan)?;
     Ok(plan)

@@ -5,7 +5,7 @@ use crate::collective::CollectiveArgs;
 use crate::plot::PlotArgs;
 use crate::validate;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
-use rackflow_units::SimDuration;
+use rackflow_units::{Bytes, SimDuration};
 use std::path::PathBuf;
 
 /// A discrete-event simulator of AI datacenters.
@@ -317,6 +317,9 @@ pub struct TraceArgs {
         requires = "chakra"
     )]
     pub chakra_ranks: Vec<u32>,
+    /// Execution traces may take so much in all [default: 1 GB]
+    #[arg(long, value_name = "SIZE", requires = "chakra")]
+    pub chakra_limit: Option<Bytes>,
 }
 
 /// Which cases to run, and where their results go.
@@ -560,4 +563,10 @@ pub enum Document {
     JobsReport,
     /// What `run --format json` writes of a replayed execution trace.
     ReplayReport,
+    /// What `elasticities --format json` writes of a training scenario, or of an execution trace.
+    Elasticities,
+    /// What it writes of a serving scenario.
+    ServingElasticities,
+    /// What it writes of several jobs.
+    JobsElasticities,
 }

@@ -1,20 +1,22 @@
 //! `run --chakra`: the plan as execution traces, one file per rank, for other simulators.
 
+use crate::args::TraceArgs;
 use crate::failure::Failure;
 use crate::files;
 use rackflow_plan::Plan;
 use rackflow_report::ChakraExport;
 use rackflow_scenario::chakra_file;
 use rackflow_simulator::simulate_executed;
+use rackflow_units::Bytes;
 use std::fs;
 use std::path::Path;
 
-/// Traces of all ranks together are at most so large: more than most disks, and than any simulator
-/// that reads them takes.
-const LARGEST: u64 = 16 << 30;
+/// Traces of all ranks together are at most so large where nobody asked for more.
+const LARGEST: Bytes = Bytes::new(1_000_000_000);
 
-/// Simulates `plan` and writes the traces of `ranks`, or of all.
-pub fn write(plan: &Plan, folder: &Path, ranks: &[u32]) -> Result<(), Failure> {
+/// Simulates `plan` and writes the traces of the chosen ranks, or of all.
+pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure> {
+    let ranks = &args.chakra_ranks;
     let all = plan.placement.ranks();
     if let Some(wrong) = ranks.iter().find(|rank| **rank >= all) {
         return Err(Failure::input(format_args!(
@@ -25,20 +27,21 @@ pub fn write(plan: &Plan, folder: &Path, ranks: &[u32]) -> Result<(), Failure> {
     let mut chosen: Vec<u32> = if ranks.is_empty() {
         (0..all).collect()
     } else {
-        ranks.to_vec()
+        ranks.clone()
     };
     chosen.sort_unstable();
     chosen.dedup();
     let (_, execution) = simulate_executed(plan);
     let export = ChakraExport::new(plan, &execution);
-    let first = export.rank(chosen[0]).len() as u64;
-    let size = first.saturating_mul(chosen.len() as u64);
-    if size > LARGEST {
+    let size = Bytes::new(export.bytes_of(&chosen));
+    let most = args.chakra_limit.unwrap_or(LARGEST);
+    if size > most {
+        let all = chosen.len();
+        let enough = size.get().div_ceil(1_000_000_000);
         return Err(Failure::input(format_args!(
-            "the traces of {} ranks would take about {} GB\n  \
-             hint: name some, such as --chakra-ranks 0,1,2,3; the others are then taken to be always ready",
-            chosen.len(),
-            size / 1_000_000_000
+            "the traces of {all} ranks would take about {size}, more than {most}\n  \
+             hint: name some, such as --chakra-ranks 0,1,2,3, and the others are taken to be always ready; \
+             or allow it: --chakra-limit {enough}GB",
         )));
     }
     fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;

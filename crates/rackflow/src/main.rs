@@ -101,6 +101,9 @@ fn schema(of: Document) -> String {
         Document::ServingReport => rackflow_report::ServingReport::schema(),
         Document::JobsReport => rackflow_report::JobsReport::schema(),
         Document::ReplayReport => rackflow_report::ReplayReport::schema(),
+        Document::Elasticities => rackflow_report::Elasticities::schema(),
+        Document::ServingElasticities => rackflow_report::ServingElasticities::schema(),
+        Document::JobsElasticities => rackflow_report::JobsElasticities::schema(),
     };
     format!("{schema:#}\n")
 }

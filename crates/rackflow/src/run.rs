@@ -58,7 +58,7 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
         trace::write(&plan, path, traced)?;
     }
     if let Some(folder) = &traced.chakra {
-        chakra::write(&plan, folder, &traced.chakra_ranks)?;
+        chakra::write(&plan, folder, traced)?;
     }
     let report = simulate(&plan, resolved)?;
     if let Some(folder) = &args.output {

@@ -8,9 +8,12 @@
 use rackflow_plan::{CommKind, GroupSlot, Peer, Plan, Stream, Task, Work};
 use rackflow_simulator::Execution;
 use rackflow_units::{SimDuration, SimTime};
-use rackflow_workload::chakra::wire::{self, GlobalMetadata, Node, Value, attribute, node_type};
+use rackflow_workload::chakra::wire::{
+    self, Attribute, GlobalMetadata, Node, Value, attribute, node_type,
+};
 use rackflow_workload::chakra::{Payload, PayloadKind};
 use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
 
 /// A plan, what became of it, and the numbers of its communicators.
 pub struct ChakraExport<'p> {
@@ -58,6 +61,21 @@ impl<'p> ChakraExport<'p> {
             }
         }
         format!("{}\n", Json::Object(groups))
+    }
+
+    /// About how many bytes the files of these ranks have: ranks of one stage have programs alike.
+    pub fn bytes_of(&self, ranks: &[u32]) -> u64 {
+        let mut of_stage: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut bytes: u64 = 0;
+        for rank in ranks {
+            let class = self.execution.class_of_rank[*rank as usize] as usize;
+            let stage = self.execution.classes[class].stage;
+            let one = of_stage
+                .entry(stage)
+                .or_insert_with(|| self.rank(*rank).len() as u64);
+            bytes = bytes.saturating_add(*one);
+        }
+        bytes
     }
 
     /// The file of one rank.
@@ -126,15 +144,18 @@ struct Writer<'e, 'p> {
 impl<'e, 'p> Writer<'e, 'p> {
     fn new(export: &'e ChakraExport<'p>, rank: u32) -> Self {
         let mut bytes = Vec::new();
-        let metadata = GlobalMetadata {
-            version: wire::VERSION.into(),
-            attr: Vec::new(),
-        };
-        wire::append(&metadata, &mut bytes);
         let plan = export.plan;
         let kind = plan.kind_of(rank);
         let kinds = plan.setup.cluster.kinds();
         let accelerator = &kinds[kind as usize].node.accelerator;
+        let metadata = GlobalMetadata {
+            version: wire::VERSION.into(),
+            attr: vec![Attribute {
+                name: attribute::ACCELERATOR.to_owned(),
+                value: Some(Value::Text(accelerator.name.clone())),
+            }],
+        };
+        wire::append(&metadata, &mut bytes);
         Self {
             export,
             rank,

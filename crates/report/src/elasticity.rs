@@ -49,7 +49,6 @@ pub struct Elasticities {
     /// Resources that this run has none of.
     pub not_used: Vec<String>,
     /// Of a replayed trace: resources of which more has no meaning for it, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub without_meaning: Vec<WithoutMeaning>,
 }
 
@@ -141,6 +140,13 @@ impl Elasticities {
     /// The document for programs.
     pub fn to_json(&self) -> String {
         crate::json::pretty(self)
+    }
+
+    /// The JSON Schema of [`Elasticities::to_json`].
+    pub fn schema() -> serde_json::Value {
+        let mut schema = schemars::schema_for!(Self).to_value();
+        schema["title"] = "Rackflow elasticities".into();
+        schema
     }
 
     /// The ranked table for people.

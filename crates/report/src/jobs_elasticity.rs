@@ -187,13 +187,21 @@ impl JobsElasticities {
         crate::json::pretty(self)
     }
 
+    /// The JSON Schema of [`JobsElasticities::to_json`].
+    pub fn schema() -> serde_json::Value {
+        let mut schema = schemars::schema_for!(Self).to_value();
+        schema["title"] = "Rackflow elasticities of several jobs".into();
+        schema
+    }
+
     /// The ranked table for people: all jobs together, and a column for each.
     pub fn render(&self, style: &Style) -> String {
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let mut out = format!(
-            "{}\n  {} jobs on {} GPUs, together {}\n",
+            "{}\n  {} {} on {} GPUs, together {}\n",
             style.paint(Ink::Strong, &self.scenario),
             self.jobs.len(),
+            if self.jobs.len() == 1 { "job" } else { "jobs" },
             number(self.gpus.into(), 0),
             self.bound_by,
         );

@@ -51,6 +51,12 @@ pub struct Replay {
     pub kernels_priced: u64,
     /// Kernels of which the trace says nothing; they took no time.
     pub kernels_unknown: u64,
+    /// Of the first, kernels that do more operations than the accelerator's dense peak allows.
+    pub kernels_beyond_peak: u64,
+    /// Accelerators on which kernels took their recorded times; empty where the trace does not say.
+    pub recorded_on: Vec<String>,
+    /// What would make the replay truer, in words, where its kernels are of another accelerator.
+    pub suggestion: Option<String>,
     /// Collectives, counted once for each rank.
     pub collectives: u64,
     /// Sends and receives.
@@ -123,6 +129,7 @@ pub fn summarize_replay(
         kernels_recorded,
         kernels_priced,
         kernels_unknown,
+        kernels_beyond_peak,
         collectives,
         messages,
         ranks_missing,
@@ -139,6 +146,9 @@ pub fn summarize_replay(
             kernels_recorded,
             kernels_priced,
             kernels_unknown,
+            kernels_beyond_peak,
+            recorded_on: plan.recorded_on.clone(),
+            suggestion: suggestion(plan),
             collectives,
             messages,
             tflops_per_gpu: useful * peak / 1e12,
@@ -152,6 +162,43 @@ pub fn summarize_replay(
             events: record.events,
             wall_s,
         },
+    })
+}
+
+/// What to change where kernels took their times on another accelerator than the cluster's.
+fn suggestion(plan: &ReplayPlan) -> Option<String> {
+    let counts = &plan.counts;
+    if counts.kernels_recorded == 0 {
+        return None;
+    }
+    let here = plan.cluster.kinds();
+    let here: Vec<&str> = here
+        .iter()
+        .map(|kind| kind.node.accelerator.name.as_str())
+        .collect();
+    let elsewhere: Vec<&str> = plan
+        .recorded_on
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !here.contains(name))
+        .collect();
+    if !elsewhere.is_empty() {
+        return Some(format!(
+            "kernels take the times of {} on {}: `kernels: roofline` takes them from operations and bytes here",
+            elsewhere.join(", "),
+            here.join(", ")
+        ));
+    }
+    // A few may count more than they do.
+    (counts.kernels_beyond_peak * 100 > counts.kernels_recorded).then(|| {
+        format!(
+            "{} of {} recorded kernels are faster than the {} peak of {} allows: they ran on another accelerator \
+             (`kernels: roofline`) or in a narrower format (`precision`)",
+            number(counts.kernels_beyond_peak as f64, 0),
+            number(counts.kernels_recorded as f64, 0),
+            plan.precision,
+            here.join(", ")
+        )
     })
 }
 
@@ -348,6 +395,7 @@ impl ReplayReport {
             };
             lines.push(("missing", format!("{missing} taken to be always ready")));
         }
+        lines.extend(replay.suggestion.iter().map(|text| ("hint", text.clone())));
         lines
     }
 

@@ -140,6 +140,13 @@ impl ServingElasticities {
         crate::json::pretty(self)
     }
 
+    /// The JSON Schema of [`ServingElasticities::to_json`].
+    pub fn schema() -> serde_json::Value {
+        let mut schema = schemars::schema_for!(Self).to_value();
+        schema["title"] = "Rackflow elasticities of a service".into();
+        schema
+    }
+
     /// The ranked table for people.
     pub fn render(&self, style: &Style) -> String {
         let faint = |text: &str| style.paint(Ink::Faint, text);

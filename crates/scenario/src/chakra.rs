@@ -9,7 +9,7 @@ use rackflow_workload::chakra::wire::{self, attribute, node_type};
 use rackflow_workload::chakra::{
     Activity, ExecutionTrace, Payload, PayloadKind, RankTrace, TraceGroup, TraceNode, TraceOp,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What is wrong with a file of a trace.
@@ -71,6 +71,7 @@ pub struct ChakraReader {
     /// What collectives carry, before it is known how many ranks share it.
     carried: Vec<Carried>,
     numbers: BTreeMap<Carried, u32>,
+    accelerators: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,6 +204,7 @@ impl ChakraReader {
             ranks: in_order,
             groups: self.groups,
             payloads,
+            recorded_on: self.accelerators.into_iter().collect(),
         })
     }
 }
@@ -247,7 +249,12 @@ impl RankReader<'_> {
     }
 
     fn read(&mut self, bytes: &[u8]) -> Result<(), ChakraError> {
-        let (_, mut next) = self.message(bytes, 0, "GlobalMetadata", wire::metadata)?;
+        let (metadata, mut next) = self.message(bytes, 0, "GlobalMetadata", wire::metadata)?;
+        if let Some(name) = metadata.accelerator() {
+            // It is printed: names of ours are short and plain.
+            let name = name.chars().filter(|c| !c.is_control()).take(80);
+            self.reader.accelerators.insert(name.collect());
+        }
         while next < bytes.len() {
             let start = next;
             let (node, end) = self.message(bytes, start, "Node", wire::node)?;

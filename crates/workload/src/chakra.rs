@@ -20,6 +20,8 @@ pub struct ExecutionTrace {
     pub groups: Vec<TraceGroup>,
     /// What collectives carry; nodes refer to it.
     pub payloads: Vec<Payload>,
+    /// Accelerators on which kernels took their times, each once; none where the files do not say.
+    pub recorded_on: Vec<String>,
 }
 
 /// The ranks of one communicator.

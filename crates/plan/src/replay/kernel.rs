@@ -51,7 +51,10 @@ impl<'s> Table<'s> {
             _ => recorded.map(|time| sped_up(time, self.setup.speed.kernels)),
         };
         match (time, described) {
-            (Some(_), _) => counts.kernels_recorded += 1,
+            (Some(time), _) => {
+                counts.kernels_recorded += 1;
+                counts.kernels_beyond_peak += u64::from(self.at_peak(ops) > time);
+            }
             (None, true) => counts.kernels_priced += 1,
             (None, false) => counts.kernels_unknown += 1,
         }
@@ -102,11 +105,16 @@ impl<'s> Table<'s> {
         math.max(stream.time.saturating_sub(stream.floor)) + product.floor.max(stream.floor)
     }
 
-    fn split(&self, time: SimDuration, ops: f64, bytes: Bytes) -> ReplayKernel {
+    /// So many operations at the dense peak.
+    fn at_peak(&self, ops: f64) -> SimDuration {
         let accelerator = &self.setup.cluster.node.accelerator;
         let peak = accelerator.peak.get(self.setup.precision).flops_per_sec();
-        let seconds = |seconds: f64| SimDuration::from_secs_f64(seconds.min(1e6));
-        let useful = seconds(ops / peak).min(time);
+        seconds(ops / peak)
+    }
+
+    fn split(&self, time: SimDuration, ops: f64, bytes: Bytes) -> ReplayKernel {
+        let accelerator = &self.setup.cluster.node.accelerator;
+        let useful = self.at_peak(ops).min(time);
         let moving = seconds(bytes.as_f64() / accelerator.memory_bandwidth.as_f64());
         let memory = moving.saturating_sub(useful).min(time - useful);
         ReplayKernel {
@@ -116,4 +124,9 @@ impl<'s> Table<'s> {
             rest: time - useful - memory,
         }
     }
+}
+
+/// A time that absurd hardware cannot make too long.
+fn seconds(seconds: f64) -> SimDuration {
+    SimDuration::from_secs_f64(seconds.min(1e6))
 }

@@ -56,6 +56,7 @@ fn trace(ranks: Vec<RankTrace>, payloads: Vec<Payload>) -> ExecutionTrace {
             members,
         }],
         payloads,
+        recorded_on: Vec::new(),
     }
 }
 

@@ -139,8 +139,21 @@ pub mod attribute {
     pub const STREAM: &str = "stream";
     /// Ours: a duration in picoseconds, where `duration_micros` is too coarse.
     pub const DURATION_PS: &str = "rackflow_duration_ps";
+    /// Ours, of the file: the accelerator on which kernels took their times.
+    pub const ACCELERATOR: &str = "rackflow_accelerator";
     /// Ours: what a collective carries, exactly; see [`Payload`](super::super::Payload).
     pub const PAYLOAD: &str = "rackflow_payload";
+}
+
+impl GlobalMetadata {
+    /// The accelerator on which kernels took their times, where the file says so.
+    pub fn accelerator(&self) -> Option<&str> {
+        let named = |attribute: &&Attribute| attribute.name == attribute::ACCELERATOR;
+        match self.attr.iter().find(named)?.value.as_ref()? {
+            Value::Text(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 impl Node {
