@@ -307,7 +307,8 @@ impl TraceFile<'_> {
                 .map(|(name, value)| ((*name).to_owned(), (*value).into()))
                 .collect();
             events.push(json!({"ph": "X", "name": slice.name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}));
-            let arrow = |ph: &str, id: u64| json!({"ph": ph, "cat": "message", "name": slice.name, "id": id, "pid": pid, "tid": tid, "ts": ts});
+            // Readers join by number and name, so every part of an arrow has one name.
+            let arrow = |ph: &str, id: u64| json!({"ph": ph, "cat": "message", "name": "message", "id": id, "pid": pid, "tid": tid, "ts": ts});
             match slice.arrow {
                 Arrow::None => {}
                 Arrow::Starts(id) => events.push(arrow("s", id)),

@@ -448,6 +448,24 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_an_arrow_share_number_and_name_in_json() {
+        let json = TraceFile::of_service(&service()).to_chrome_json();
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let mut parts: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        for event in json["traceEvents"].as_array().expect("events") {
+            let kind = event["ph"].as_str().expect("a kind");
+            if ["s", "t", "f"].contains(&kind) {
+                let key = (event["id"].to_string(), event["name"].to_string());
+                parts.entry(key).or_default().push(kind.to_owned());
+            }
+        }
+        assert_eq!(parts.len(), 2);
+        for kinds in parts.values() {
+            assert_eq!(kinds, &["s", "t", "t", "t", "f"]);
+        }
+    }
+
+    #[test]
     fn counters_follow_caches_on_the_links() {
         let trace = service();
         let file = TraceFile::of_service(&trace);
