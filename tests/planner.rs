@@ -16,7 +16,7 @@ const QUICK: [&str; 3] = [
     "llama3-70b-512-tpu-v5p",
 ];
 /// Those whose search takes from half a second to minutes in a release build.
-const SLOW: [&str; 11] = [
+const SLOW: [&str; 12] = [
     "bloom-176b-384-a100",
     "dense-33b-2048-h800",
     "llama3-405b-8192-h100",
@@ -28,6 +28,7 @@ const SLOW: [&str; 11] = [
     "deepseek-v3-100352-gb200-nvl72",
     "mixed-llama3-70b-h100-gb200",
     "mixed-llama3-70b-h100-h200-gb200",
+    "qwen2.5-vl-72b-64-h100",
 ];
 
 /// Changes of the simulator move times by so much before the page is written anew.

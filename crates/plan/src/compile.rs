@@ -14,6 +14,8 @@ use crate::program::{
 use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
+use crate::split;
+use crate::vision::{self, Encoder};
 use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
@@ -298,18 +300,6 @@ impl Hall {
         memory.min().unwrap_or_default()
     }
 
-    /// What the slowest accelerator of a stage sustains of large matrix products [FLOP/s].
-    fn speed(&self, stage: u32, precision: Precision) -> f64 {
-        let speed = |kind: &Part| {
-            let accelerator = &kind.node.accelerator;
-            let peak = accelerator.peak.get(precision).flops_per_sec();
-            peak * accelerator.measured.gemm.get(precision)
-        };
-        self.on_stage(stage)
-            .map(speed)
-            .fold(f64::INFINITY, f64::min)
-    }
-
     /// Mean over all accelerators of one of their rates.
     fn mean(&self, of: impl Fn(&ByPrecision<FlopRate>) -> FlopRate) -> FlopRate {
         let rate = |kind: &Part| of(&kind.node.accelerator.peak).flops_per_sec();
@@ -372,21 +362,23 @@ fn facts(
     }
     let ranks = hall.ranks.iter().flatten().sum::<u32>() / training.parallelism.pipeline;
     let ranks = f64::from(ranks);
-    // A module that is trained along is part of the model.
+    // A module that is trained along is part of the model, and so is an encoder that runs along.
     let flops = |count| {
         (model.flops_per_token(seq, count) + model.mtp_flops_per_token(seq, count)) * tokens
+            + training.vision_flops()
     };
     let causal = flops(AttentionCount::Causal);
     let noncausal = flops(AttentionCount::NonCausal);
     let native = training.recipe.gemm();
+    let of_vision = training.parameters_of_vision();
     Facts {
         scenario: setup.name.clone(),
         cluster: setup.cluster.clone(),
         training: training.clone(),
         faults: setup.faults.clone(),
         stragglers: setup.stragglers.clone(),
-        parameters: model.parameters_total() as f64,
-        active_parameters: model.parameters_active() as f64,
+        parameters: (model.parameters_total() + of_vision) as f64,
+        active_parameters: (model.parameters_active() + of_vision) as f64,
         model_flops_noncausal: noncausal,
         model_flops_causal: causal,
         hardware_flops_causal: (executed.model + executed.again) * ranks,
@@ -554,6 +546,7 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     let mut sum = layers_parameters(s, chunk);
     if chunk.first {
         sum.dense += s.model.embedding_parameters() / tp;
+        sum.dense += s.encoder.as_ref().map_or(0, |encoder| encoder.trained());
     }
     if chunk.last {
         let output = if s.model.tied_embeddings && !chunk.first {
@@ -598,10 +591,11 @@ pub(crate) struct ChunkLayout {
 
 impl ChunkLayout {
     pub fn new(setup: &Setup, placement: &Placement) -> Self {
-        Self::of(split_layers(&Sizes::new(&setup.training), setup, placement))
+        Self::of(split::chunks(setup, placement))
     }
 
-    fn of(chunks: Vec<Chunk>) -> Self {
+    /// Layers that are dealt out like this.
+    pub fn of(chunks: Vec<Chunk>) -> Self {
         let mut distinct: Vec<u32> = Vec::new();
         let mut same = Vec::with_capacity(chunks.len());
         for (position, chunk) in chunks.iter().enumerate() {
@@ -871,6 +865,9 @@ impl<'a> Compiler<'a> {
             run.append(&layer::gather_message(ctx, &s));
         }
         if chunk.first {
+            if let Some(encoder) = &s.encoder {
+                self.encode(ctx, &mut run, encoder, gathers);
+            }
             let embedding = RankParameters {
                 dense: s.model.embedding_parameters() / u64::from(s.plan.tensor),
                 expert: 0,
@@ -1019,16 +1016,17 @@ impl<'a> Compiler<'a> {
             });
             run.append(template);
             if reduces {
-                bucket.parameters = bucket.parameters + layer_parameters(&s, *kind);
-                let bytes =
-                    (bucket.parameters.dense + bucket.parameters.expert) * s.stack.gradient_bytes;
-                if self.gathers_always() || bytes >= s.stack.bucket.get() {
-                    self.reduce_gradients(ctx, &mut run, std::mem::take(&mut bucket.parameters));
-                }
+                self.reduce_full_bucket(ctx, &mut run, &mut bucket, layer_parameters(&s, *kind));
             }
         }
         if chunk.first && gradients != Gradients::Weight {
             run.append(&layer::embedding(ctx, &s, Direction::Backward));
+        }
+        if chunk.first
+            && let Some(encoder) = &s.encoder
+        {
+            let bucket = reduces.then_some(&mut bucket);
+            self.encode_back(ctx, &mut run, encoder, gradients, gathers, bucket);
         }
         if chunk.first && reduces {
             bucket.parameters.dense += s.model.embedding_parameters() / u64::from(s.plan.tensor);
@@ -1037,6 +1035,132 @@ impl<'a> Compiler<'a> {
             self.reduce_gradients(ctx, &mut run, bucket.parameters);
         }
         run
+    }
+
+    /// Adds gradients to those that are to be reduced, and reduces them where they fill a bucket.
+    fn reduce_full_bucket(
+        &self,
+        ctx: &mut Context<'_>,
+        run: &mut Run,
+        bucket: &mut Bucket,
+        parameters: RankParameters,
+    ) {
+        let stack = self.sizes.stack;
+        bucket.parameters = bucket.parameters + parameters;
+        let bytes = (bucket.parameters.dense + bucket.parameters.expert) * stack.gradient_bytes;
+        if self.gathers_always() || bytes >= stack.bucket.get() {
+            self.reduce_gradients(ctx, run, std::mem::take(&mut bucket.parameters));
+        }
+    }
+
+    /// The vision encoder's forward pass. Whoever gathers for each layer does so for its layers too, one
+    /// ahead; what is frozen is gathered only where it is sharded.
+    fn encode(&self, ctx: &mut Context<'_>, run: &mut Run, encoder: &Encoder, gathers: bool) {
+        let sizes = encoder.sizes();
+        let gather = |ctx: &mut Context<'_>,
+                      run: &mut Run,
+                      parameters: RankParameters,
+                      trained: bool,
+                      deps: Vec<u32>| {
+            if gathers && (trained || self.gathers_always()) {
+                self.gather_parameters(ctx, run, parameters, deps)
+            } else {
+                vec![]
+            }
+        };
+        let trains = encoder.trains();
+        let [before, behind] = encoder.outside_layers();
+        let gathered = gather(ctx, run, before, trains, vec![]);
+        run.exits.extend(gathered);
+        let patches = vision::patches(ctx, encoder, Direction::Forward, Gradients::Both);
+        run.append(&patches);
+        let kinds: Vec<LayerKind> = encoder.kinds().collect();
+        let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
+        let mut ready = match kinds.first() {
+            Some(kind) => gather(ctx, run, encoder.layer(*kind), trains, vec![]),
+            None => vec![],
+        };
+        for (i, kind) in kinds.iter().enumerate() {
+            let this = std::mem::take(&mut ready);
+            if let Some(next) = kinds.get(i + 1) {
+                let deps = if self_limits(i) {
+                    run.after_compute()
+                } else {
+                    vec![]
+                };
+                ready = gather(ctx, run, encoder.layer(*next), trains, deps);
+            }
+            run.exits.extend(this);
+            let template = templates
+                .entry((*kind).into())
+                .or_insert_with(|| layer::forward(ctx, &sizes, *kind, false));
+            run.append(template);
+        }
+        let gathered = gather(ctx, run, behind, encoder.trains_projector(), vec![]);
+        run.exits.extend(gathered);
+        let projector = vision::projector(ctx, encoder, Direction::Forward, Gradients::Both);
+        run.append(&projector);
+    }
+
+    /// Its backward pass, as far as it is trained. `bucket`: its gradients are complete now.
+    fn encode_back(
+        &self,
+        ctx: &mut Context<'_>,
+        run: &mut Run,
+        encoder: &Encoder,
+        gradients: Gradients,
+        gathers: bool,
+        mut bucket: Option<&mut Bucket>,
+    ) {
+        if !encoder.trains_projector() {
+            return;
+        }
+        let sizes = encoder.sizes();
+        let [_, behind] = encoder.outside_layers();
+        if gathers {
+            let gathered = self.gather_parameters(ctx, run, behind, vec![]);
+            run.exits.extend(gathered);
+        }
+        let projector = vision::projector(ctx, encoder, Direction::Backward, gradients);
+        run.append(&projector);
+        if let Some(bucket) = bucket.as_deref_mut() {
+            self.reduce_full_bucket(ctx, run, bucket, encoder.behind());
+        }
+        if !encoder.trains() {
+            return;
+        }
+        let kinds: Vec<LayerKind> = encoder.kinds().collect();
+        let again = encoder.recomputes_layers() && gradients != Gradients::Weight;
+        let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
+        let mut ready = match kinds.last() {
+            Some(kind) if gathers => self.gather_parameters(ctx, run, encoder.layer(*kind), vec![]),
+            _ => vec![],
+        };
+        for (i, kind) in kinds.iter().enumerate().rev() {
+            let this = std::mem::take(&mut ready);
+            if gathers && i > 0 {
+                let deps = run.after_compute();
+                ready = self.gather_parameters(ctx, run, encoder.layer(kinds[i - 1]), deps);
+            }
+            run.exits.extend(this);
+            let template = templates.entry((*kind).into()).or_insert_with(|| {
+                let mut run = Run::default();
+                if again {
+                    run.append(&layer::forward(ctx, &sizes, *kind, true));
+                }
+                run.append(&layer::backward(ctx, &sizes, *kind, gradients));
+                run
+            });
+            run.append(template);
+            if let Some(bucket) = bucket.as_deref_mut() {
+                self.reduce_full_bucket(ctx, run, bucket, encoder.layer(*kind));
+            }
+        }
+        let patches = vision::patches(ctx, encoder, Direction::Backward, gradients);
+        run.append(&patches);
+        if let Some(bucket) = bucket {
+            bucket.parameters = bucket.parameters + encoder.before();
+        }
     }
 
     /// Adds the copy of what one layer keeps to the host's memory, or back, and returns its node.
@@ -1469,115 +1593,6 @@ fn last_backward(order: &[Pass], chunk: u32) -> u32 {
             _ => None,
         })
         .expect("every chunk has a backward pass")
-}
-
-/// Spreads the layers over the chunks in pipeline order.
-fn split_layers(s: &Sizes<'_>, setup: &Setup, placement: &Placement) -> Vec<Chunk> {
-    let count = if s.training.schedule == Schedule::Dualpipe {
-        s.plan.pipeline
-    } else {
-        s.plan.pipeline * s.plan.virtual_pipeline
-    };
-    let counts = s.training.layers_per_chunk.clone().unwrap_or_else(|| {
-        if setup.cluster.is_mixed() {
-            let speeds = chunk_speeds(s, count, &Hall::new(setup, placement));
-            return spread_layers_by_speed(s.model.layers, &speeds, head_in_layers(s));
-        }
-        spread_layers(s.model.layers, u64::from(count))
-    });
-    let mut next = 0;
-    let last = counts.len() - 1;
-    counts
-        .iter()
-        .enumerate()
-        .map(|(i, n)| {
-            let mut layers: Vec<(LayerKindKey, u64)> = Vec::new();
-            for index in next..next + n {
-                let key = s.model.layer_kind(index).into();
-                match layers.last_mut() {
-                    Some((known, count)) if *known == key => *count += 1,
-                    _ => layers.push((key, 1)),
-                }
-            }
-            next += n;
-            Chunk {
-                layers,
-                first: i == 0,
-                last: i == last,
-            }
-        })
-        .collect()
-}
-
-/// How many layers each chunk of a setup has.
-pub(crate) fn layers_of_chunks(setup: &Setup, placement: &Placement) -> Vec<u64> {
-    let chunks = split_layers(&Sizes::new(&setup.training), setup, placement);
-    chunks.iter().map(Chunk::len).collect()
-}
-
-/// How fast the slowest accelerator is that computes each chunk, in pipeline order.
-fn chunk_speeds(s: &Sizes<'_>, count: u32, hall: &Hall) -> Vec<f64> {
-    let stages = s.plan.pipeline;
-    let speed = |stage: u32| hall.speed(stage, s.training.recipe.gemm());
-    let of_chunk = |chunk: u32| match s.training.schedule {
-        // Each chunk runs on two stages, from either end.
-        Schedule::Dualpipe => speed(chunk).min(speed(stages - 1 - chunk)),
-        _ => speed(chunk % stages),
-    };
-    (0..count).map(of_chunk).collect()
-}
-
-/// What the last chunk computes besides its layers, in layers: the logits, and prediction modules.
-pub(crate) fn head_in_layers(s: &Sizes<'_>) -> f64 {
-    let model = s.model;
-    let head = (model.vocab as f64) * (model.hidden as f64);
-    let ends = model.embedding_parameters() + model.output_parameters();
-    let inside = model.parameters_active().saturating_sub(ends).max(1);
-    let of_head = head * model.layers as f64 / inside as f64;
-    let modules = model.mtp.as_ref().map_or(0, |mtp| mtp.modules) as f64;
-    of_head + modules * (1.0 + of_head)
-}
-
-/// Layers per chunk so that none takes much longer than another on accelerators of these speeds, the
-/// last with `head` layers' worth of work besides. None is without a layer where there are enough.
-/// As [`spread_layers`] where all are equally fast.
-pub(crate) fn spread_layers_by_speed(layers: u64, speeds: &[f64], head: f64) -> Vec<u64> {
-    let count = speeds.len() as u64;
-    if speeds.windows(2).all(|pair| pair[0] == pair[1]) || layers <= count {
-        return spread_layers(layers, count);
-    }
-    let last = speeds.len() - 1;
-    let mut counts = vec![1; speeds.len()];
-    for _ in count..layers {
-        // The next layer goes where it is done first.
-        let done = |i: usize| {
-            let besides = if i == last { head } else { 0.0 };
-            ((counts[i] + 1) as f64 + besides) / speeds[i]
-        };
-        let next = (0..speeds.len())
-            .min_by(|a, b| done(*a).total_cmp(&done(*b)).then(a.cmp(b)))
-            .unwrap_or(0);
-        counts[next] += 1;
-    }
-    counts
-}
-
-/// Layers per chunk: as even as possible, with the shorter chunks at the ends, where the logits
-/// and the embedding are.
-pub(crate) fn spread_layers(layers: u64, chunks: u64) -> Vec<u64> {
-    let full = layers.div_ceil(chunks);
-    let mut counts = vec![full; chunks as usize];
-    let missing = full * chunks - layers;
-    for i in 0..missing as usize {
-        // Last, first, last but one, second, ...
-        let index = if i % 2 == 0 {
-            chunks as usize - 1 - i / 2
-        } else {
-            i / 2
-        };
-        counts[index] -= 1;
-    }
-    counts
 }
 
 /// Writes runs into a program, with the messages between stages around them.
@@ -2055,30 +2070,5 @@ impl Clock {
             *free = ready.max(*free) + duration.as_picos();
             thread.ends.push(*free);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_spread_by_speed() {
-        assert_eq!(spread_layers_by_speed(8, &[1.0; 4], 2.0), [2, 2, 2, 2]);
-        assert_eq!(spread_layers_by_speed(30, &[1.0, 2.0], 0.0), [10, 20]);
-        assert_eq!(spread_layers_by_speed(30, &[1.0, 2.0], 3.0), [11, 19]);
-        assert_eq!(spread_layers_by_speed(10, &[1.0, 100.0], 0.0), [1, 9]);
-        assert_eq!(spread_layers_by_speed(3, &[1.0, 2.0, 9.0], 0.0), [1, 1, 1]);
-    }
-
-    #[test]
-    fn layers_spread_evenly_with_the_short_chunks_at_the_ends() {
-        assert_eq!(spread_layers(8, 4), [2, 2, 2, 2]);
-        assert_eq!(spread_layers(61, 16).iter().sum::<u64>(), 61);
-        assert_eq!(
-            spread_layers(126, 16),
-            [vec![7], vec![8; 14], vec![7]].concat()
-        );
-        assert_eq!(spread_layers(7, 4), [2, 2, 2, 1]);
     }
 }

@@ -183,6 +183,11 @@ pub(crate) fn check(setup: &Setup) -> Result<(), PlanError> {
             moe.experts,
         )?;
     }
+    if let Some((vision, _)) = t.vision() {
+        let tensor = u64::from(p.tensor);
+        divides("tensor", tensor, "the vision encoder's heads", vision.heads)?;
+        divides("tensor", tensor, "the vision encoder's ffn", vision.ffn)?;
+    }
     if let Some(group) = p.zero_group {
         divides(
             "zero_group",

@@ -8,12 +8,14 @@
 use crate::cause::CommKind;
 use crate::program::{GroupSlot, Stream};
 use crate::run::{Builder, Context, Run, Spec};
+use crate::vision::Encoder;
 use rackflow_network::{CollectiveOp, ExchangeWay};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
     Access, Activation, Attention, CudaGraphs, Direction, ExpertDispatcher, FeedForward, LayerKind,
     MoE, Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
 };
+use std::sync::Arc;
 
 /// Which part of a backward pass a run contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +48,10 @@ pub(crate) struct Sizes<'a> {
     pub tokens: u64,
     /// Tokens of one micro-batch that one rank norms and routes.
     pub own_tokens: u64,
+    /// The vision encoder in front of the model, where there are images.
+    pub encoder: Option<Arc<Encoder>>,
+    /// These are the sizes of an encoder: sequences are images, in which every token sees all.
+    pub is_encoder: bool,
 }
 
 impl<'a> Sizes<'a> {
@@ -64,11 +70,24 @@ impl<'a> Sizes<'a> {
             } else {
                 tokens
             },
+            encoder: Encoder::of(training).map(Arc::new),
+            is_encoder: false,
         }
     }
 
-    fn tp(&self) -> u64 {
+    pub fn tp(&self) -> u64 {
         u64::from(self.plan.tensor)
+    }
+
+    /// What a run of kernels is called: those of an encoder by its name.
+    fn named(&self, label: &'static str) -> &'static str {
+        match label {
+            "attention" if self.is_encoder => "vision attention",
+            "attention backward" if self.is_encoder => "vision attention backward",
+            "feed-forward" if self.is_encoder => "vision feed-forward",
+            "feed-forward backward" if self.is_encoder => "vision feed-forward backward",
+            _ => label,
+        }
     }
 
     fn recomputes(&self, activation: Activation) -> bool {
@@ -104,12 +123,12 @@ impl<'a> Sizes<'a> {
     }
 
     /// A linear layer's forward product: `tokens` x `k` by `k` x `n`.
-    fn linear(&self, tokens: u64, n: u64, k: u64) -> Operation {
+    pub fn linear(&self, tokens: u64, n: u64, k: u64) -> Operation {
         gemm(tokens, n, k, self.training.recipe.gemm(), 2)
     }
 
     /// Its input's gradient: `tokens` x `k` by `k` x `n`.
-    fn input_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
+    pub fn input_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
         let mut ops = vec![self.linear(tokens, n, k)];
         ops.extend(self.rescaled(tokens * n));
         ops
@@ -198,7 +217,7 @@ impl<'a> Sizes<'a> {
     }
 
     /// Its weight gradient, accumulated over micro-batches in the stack's gradient format.
-    fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
+    pub fn weight_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
         let precision = self.training.recipe.gemm();
         let mut ops = vec![gemm(n, k, tokens, precision, self.gradient_output_bytes())];
         ops.extend(self.rescaled(n * k));
@@ -349,12 +368,12 @@ pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u
 }
 
 /// `count` values of 2 bytes.
-fn halves(count: u64) -> Bytes {
+pub(crate) fn halves(count: u64) -> Bytes {
     Bytes::new(count * 2)
 }
 
 /// RMSNorm or LayerNorm with the residual addition before it.
-fn norm_forward(s: &Sizes<'_>) -> Vec<Operation> {
+pub(crate) fn norm_forward(s: &Sizes<'_>) -> Vec<Operation> {
     let x = halves(s.own_tokens * s.model.hidden);
     if s.stack.fused_norms {
         vec![stream(x * 2, x * 2, 1)]
@@ -367,7 +386,7 @@ fn norm_forward(s: &Sizes<'_>) -> Vec<Operation> {
     }
 }
 
-fn norm_backward(s: &Sizes<'_>) -> Vec<Operation> {
+pub(crate) fn norm_backward(s: &Sizes<'_>) -> Vec<Operation> {
     let x = halves(s.own_tokens * s.model.hidden);
     if s.stack.fused_norms {
         vec![stream(x * 3, x, 2)]
@@ -488,8 +507,14 @@ fn attention_ops(s: &Sizes<'_>, kind: LayerKind, direction: Direction) -> Vec<Ve
     let sequence = s.training.sequence_length;
     let ranks = u64::from(s.plan.context);
     let own = sequence / ranks;
-    let mask = kind.keys_seen(sequence) / sequence as f64;
     let batch = s.training.micro_batch;
+    let (batch, own, mask) = if s.is_encoder {
+        // Every token sees all of its image, or all of its window: each is a sequence of its own.
+        let windows = kind.window.map_or(1, |window| own.div_ceil(window.max(1)));
+        (batch * windows, own.div_ceil(windows), 1.0)
+    } else {
+        (batch, own, kind.keys_seen(sequence) / sequence as f64)
+    };
     let step = Operation::Attention {
         batch,
         heads: shape.heads,
@@ -626,7 +651,12 @@ fn reorder(b: &mut Builder<'_, '_>, s: &Sizes<'_>, bytes: Bytes) {
 }
 
 /// Issues a collective of the tensor group.
-fn tensor_collective(b: &mut Builder<'_, '_>, label: &'static str, spec: Spec, sms: u32) -> u32 {
+pub(crate) fn tensor_collective(
+    b: &mut Builder<'_, '_>,
+    label: &'static str,
+    spec: Spec,
+    sms: u32,
+) -> u32 {
     b.collective(
         label,
         CommKind::Tensor,
@@ -883,7 +913,7 @@ fn reduce_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>, beside: Vec<Operation
 fn attention_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind) {
     let shape = attention_shape(s);
     let (inputs, latents) = projections(s);
-    b.label("attention");
+    b.label(s.named("attention"));
     b.extend(norm_forward(s));
     gathered_products(b, s, &inputs);
     b.extend(latent_forward(s, &latents));
@@ -913,7 +943,7 @@ fn attention_backward(
     let (inputs, latents) = projections(s);
     let h = s.model.hidden;
     let out = shape.heads * shape.v;
-    b.label("attention backward");
+    b.label(s.named("attention backward"));
     if gradients == Gradients::Weight {
         b.extend(gathered_weight_gradient(s, h, out));
         b.extend(
@@ -1055,7 +1085,7 @@ fn up_products(s: &Sizes<'_>, width: u64) -> Products {
 /// `again`: the backward pass computes it a second time, perhaps without its last product.
 fn dense_forward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, again: bool) {
     let width = s.model.ffn / s.tp();
-    b.label("feed-forward");
+    b.label(s.named("feed-forward"));
     b.extend(norm_forward(s));
     gathered_products(b, s, &up_products(s, width));
     b.op(activation_forward(s, s.tokens, width));
@@ -1069,7 +1099,7 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
     let width = s.model.ffn / s.tp();
     let up = up_width(s, width);
     let products = up_products(s, width);
-    b.label("feed-forward backward");
+    b.label(s.named("feed-forward backward"));
     if gradients == Gradients::Weight {
         b.extend(gathered_weight_gradient(s, h, width));
         b.extend(gathered_input_weight_gradients(s, &products));
@@ -1092,7 +1122,7 @@ fn dense_backward(b: &mut Builder<'_, '_>, s: &Sizes<'_>, gradients: Gradients) 
         }
         b.recompute(false);
     }
-    b.label("feed-forward backward");
+    b.label(s.named("feed-forward backward"));
     b.extend(bias_gradient(s, h));
     gathered_gradient_product(b, s, width, h);
     if gradients.weight() {

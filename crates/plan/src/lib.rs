@@ -24,6 +24,8 @@ pub mod schedule;
 mod search;
 pub mod serving;
 mod setup;
+mod split;
+mod vision;
 
 pub use bound::Passes;
 pub use cause::{Accounts, Cause, CommKind};

@@ -11,6 +11,7 @@ use crate::layer::Sizes;
 use crate::placement::Placement;
 use crate::schedule::{InFlight, Pass};
 use crate::setup::Setup;
+use crate::vision::Encoder;
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{
     Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind,
@@ -107,6 +108,8 @@ pub(crate) struct Held {
     widest: u64,
     activations: u64,
     buffers: u64,
+    /// Parameters that are not trained.
+    frozen: u64,
 }
 
 impl Held {
@@ -123,6 +126,7 @@ impl Held {
             widest: widest.max().unwrap_or(0),
             activations: in_flight.peak(&bytes),
             buffers: buffers(s, chunks),
+            frozen: encoder_of(s, chunks).map_or(0, Encoder::frozen),
         }
     }
 
@@ -138,7 +142,13 @@ impl Held {
             0
         };
         MemoryUse {
-            weights: Bytes::new(2 * if zero == Zero::Stage3 { mine } else { all }),
+            weights: Bytes::new(
+                2 * if zero == Zero::Stage3 {
+                    mine + self.frozen.div_ceil(u64::from(placement.shard_size()))
+                } else {
+                    all + self.frozen
+                },
+            ),
             gradients: Bytes::new(
                 s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }
                     + produced(s, all),
@@ -202,8 +212,16 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
         (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.mtp_layer_kind()),
         _ => 0,
     };
+    let vision = encoder_of(s, std::slice::from_ref(chunk))
+        .map_or(0, |encoder| encoder.activations(layer_activations));
     // The final norm's input and output.
-    kept + mtp + if chunk.last { 2 * input } else { 0 }
+    kept + mtp + vision + if chunk.last { 2 * input } else { 0 }
+}
+
+/// The vision encoder, where one of these chunks has it.
+fn encoder_of<'s>(s: &'s Sizes<'_>, chunks: &[Chunk]) -> Option<&'s Encoder> {
+    let encoder = s.encoder.as_deref()?;
+    chunks.iter().any(|chunk| chunk.first).then_some(encoder)
 }
 
 /// What one layer keeps of one micro-batch for its backward pass, by what holds it [bytes].
@@ -437,6 +455,11 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
             .unwrap_or(0),
         _ => 4 * s.tokens * s.model.hidden * 2,
     };
+    // What one layer of an encoder makes and nobody keeps.
+    let of_encoder = encoder_of(s, chunks)
+        .filter(|encoder| !encoder.trains() || encoder.recomputes_layers())
+        .map_or(0, |encoder| encoder.live(layer_activations));
+    let live = live.max(of_encoder);
     logits.max(live) + on_the_way(s, chunks)
 }
 
@@ -655,6 +678,7 @@ mod tests {
             schedule: Schedule::OneForwardOneBackward,
             recompute: Recompute::None,
             routing: Routing::Balanced,
+            images: None,
             layers_per_chunk: None,
             assumed: Vec::new(),
         }

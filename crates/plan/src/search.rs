@@ -19,6 +19,7 @@ use crate::price::{self, Prices, Spans};
 use crate::run::KnownKernels;
 use crate::schedule::{self, InFlight, Shape};
 use crate::setup::{RankOrder, Setup};
+use crate::split;
 use rackflow_network::{Links, send_recv};
 use rackflow_topology::{ClusterMap, Node, Path, Wires};
 use rackflow_units::{Bytes, SimDuration};
@@ -423,8 +424,8 @@ impl Search {
     /// Layers dealt out to the chunks of a plan.
     fn layout(&self, setup: &Setup, placement: &Placement) -> Arc<ChunkLayout> {
         let plan = &setup.training.parallelism;
-        if setup.cluster.is_mixed() {
-            // Who gets how many depends on where the stages lie.
+        if split::is_by_time(setup) {
+            // Who gets how many depends on where the stages lie, and on what each takes.
             return Arc::new(ChunkLayout::new(setup, placement));
         }
         let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
@@ -482,7 +483,7 @@ impl Search {
             }
             classes
         };
-        if setup.cluster.is_mixed() {
+        if split::is_by_time(setup) {
             return Arc::new(find());
         }
         let key = (
@@ -557,9 +558,12 @@ impl Search {
         );
         let model = &self.setup.training.model;
         let (Attention::Grouped { heads, .. } | Attention::Latent { heads, .. }) = model.attention;
+        let vision = self.setup.training.vision();
         let cuts = |tensor: &u32| {
             let tensor = u64::from(*tensor);
-            heads.is_multiple_of(tensor)
+            vision.is_none_or(|(vision, _)| {
+                vision.heads.is_multiple_of(tensor) && vision.ffn.is_multiple_of(tensor)
+            }) && heads.is_multiple_of(tensor)
                 && model.ffn.is_multiple_of(tensor)
                 && self.setup.training.sequence_length.is_multiple_of(tensor)
         };
@@ -734,12 +738,12 @@ impl Open<'_> {
             *left_out.impossible.entry(obstacle(&error)).or_default() += plans;
             return;
         }
-        let mixed = self.setup.cluster.is_mixed();
-        let mut held = if mixed { Vec::new() } else { self.held() };
+        let by_time = split::is_by_time(&self.setup);
+        let mut held = if by_time { Vec::new() } else { self.held() };
         for rank_order in orders {
             self.setup.rank_order = *rank_order;
             for layers_per_chunk in self.splits() {
-                if mixed {
+                if by_time {
                     self.setup
                         .training
                         .layers_per_chunk
@@ -817,8 +821,8 @@ impl Open<'_> {
         let plan = &self.setup.training.parallelism;
         let chunks = u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline);
         let longest = self.setup.training.model.layers.div_ceil(chunks);
-        // Of several kinds, a chunk may be longer.
-        !self.setup.cluster.is_mixed()
+        // Dealt out by time, a chunk may be longer.
+        !split::is_by_time(&self.setup)
             && matches!(self.branch.recompute, Recompute::FullLayers(layers) if u64::from(layers) > longest)
             && self.search.space.recomputes.contains(&Recompute::Full)
     }

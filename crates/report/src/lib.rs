@@ -64,7 +64,7 @@ pub use planner_comparison::{ComparedPlan, PlanComparison};
 pub use replay::{Exposed, Replay, ReplayEngine, ReplayReport, summarize_replay};
 pub use report::{
     ByConvention, Change, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds,
-    Peak, Plan, Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
+    Peak, Plan, Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training, Vision,
 };
 pub use requests::{RequestsCsv, RequestsParquet};
 pub use serving::{

@@ -6,7 +6,7 @@ use crate::paint::{Ink, Style};
 use crate::planner_yaml::{rank_order_word, yaml};
 use crate::report::Plan;
 use crate::summarize::plan as plan_of;
-use rackflow_plan::{Accounts, Cause, MemoryPart, Obstacle};
+use rackflow_plan::{Accounts, Cause, Facts, MemoryPart, Obstacle};
 use rackflow_simulator::{Found, Outcome};
 use rackflow_units::SimDuration;
 use schemars::JsonSchema;
@@ -314,7 +314,7 @@ fn row(found: &Found, first: &Found) -> PlanRow {
         plan: plan_of(facts),
         rank_order: rank_order_word(found.rank_order).to_owned(),
         yaml: yaml(&facts.training, found.rank_order),
-        layers_of_stages: match facts.cluster.is_mixed() && facts.stages.len() > 1 {
+        layers_of_stages: match is_dealt_by_time(facts) && facts.stages.len() > 1 {
             true => facts.stages.iter().map(|stage| stage.layers).collect(),
             false => Vec::new(),
         },
@@ -328,6 +328,11 @@ fn row(found: &Found, first: &Found) -> PlanRow {
         slower: step_time_s / first.step_time().as_secs_f64() - 1.0,
         why: reasons(&found.record.total(), &first.record.total()),
     }
+}
+
+/// Whether stages differ in how many layers they have.
+fn is_dealt_by_time(facts: &Facts) -> bool {
+    facts.cluster.is_mixed() || facts.training.vision().is_some()
 }
 
 fn reasons(mine: &Accounts, best: &Accounts) -> Vec<Reason> {

@@ -82,6 +82,26 @@ pub struct Model {
     pub flops_per_step_causal: f64,
     /// The same with attention over the full square.
     pub flops_per_step_noncausal: f64,
+    /// The vision encoder, where there are images. Its parameters and FLOPs are part of those above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<Vision>,
+}
+
+/// A vision encoder at work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Vision {
+    /// Parameters, with those of the projector.
+    pub parameters: f64,
+    /// Images or tiles of each sequence.
+    pub images_per_sequence: u64,
+    /// Height and width of each, in pixels.
+    pub pixels: [u64; 2],
+    /// Tokens of the sequence that each takes.
+    pub tokens_per_image: u64,
+    /// What is not trained: `nothing`, `encoder` or `encoder_and_projector`.
+    pub frozen: String,
+    /// Model FLOPs of one step: forward, and backward as far as it is trained.
+    pub flops_per_step: f64,
 }
 
 /// The hardware.

@@ -7,12 +7,12 @@ use crate::disturbed::Disturbed;
 use crate::outlook;
 use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
-    Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training,
+    Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training, Vision,
 };
 use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts, thrashing};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
-use rackflow_workload::{Activation, Recipe, Recompute, Schedule};
+use rackflow_workload::{Activation, Frozen, Recipe, Recompute, Schedule};
 use thiserror::Error;
 
 /// What a report needs besides the record.
@@ -221,7 +221,26 @@ fn model(facts: &Facts) -> Model {
         active_parameters: facts.active_parameters,
         flops_per_step_causal: facts.model_flops_causal,
         flops_per_step_noncausal: facts.model_flops_noncausal,
+        vision: vision(facts),
     }
+}
+
+fn vision(facts: &Facts) -> Option<Vision> {
+    let training = &facts.training;
+    let (vision, images) = training.vision()?;
+    Some(Vision {
+        parameters: training.parameters_of_vision() as f64,
+        images_per_sequence: images.per_sequence,
+        pixels: [images.height, images.width],
+        tokens_per_image: vision.tokens(images),
+        frozen: match images.frozen {
+            Frozen::Nothing => "nothing",
+            Frozen::Encoder => "encoder",
+            Frozen::EncoderAndProjector => "encoder_and_projector",
+        }
+        .to_owned(),
+        flops_per_step: training.vision_flops(),
+    })
 }
 
 fn cluster(facts: &Facts) -> Cluster {

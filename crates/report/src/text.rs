@@ -10,7 +10,7 @@ pub use serving::render_serving_text;
 use crate::causes::{Family, family, purpose};
 use crate::format::{count, number, percent, seconds, significant, wrap};
 use crate::paint::{Ink, Style};
-use crate::report::{Cluster, Loss, Rack, Report};
+use crate::report::{Cluster, Loss, Model, Rack, Report, Vision};
 use rackflow_plan::{Cause, CommKind};
 use rackflow_topology::Level;
 
@@ -138,6 +138,9 @@ fn header(page: &mut Page<'_>, report: &Report) {
             plan.micro_batch
         ),
     );
+    if let Some(vision) = &model.vision {
+        page.entry("images", &images(model, vision));
+    }
     page.entry(
         "numbers",
         &format!("{}, recomputing {}", plan.precision, plan.recompute),
@@ -146,6 +149,24 @@ fn header(page: &mut Page<'_>, report: &Report) {
     if let Some(disturbed) = &report.disturbed {
         page.entry("faults", &disturbed.sentence("a step"));
     }
+}
+
+/// The images of a sequence and the encoder that takes them, in words.
+fn images(model: &Model, vision: &Vision) -> String {
+    let [height, width] = vision.pixels;
+    let share = 100.0 * vision.flops_per_step / model.flops_per_step_causal;
+    let frozen = match vision.frozen.as_str() {
+        "nothing" => "",
+        "encoder" => ", frozen but for its projector",
+        _ => ", frozen",
+    };
+    format!(
+        "{} of {height} x {width} pixels per sequence, {} tokens each; encoder of {}, {} % of the FLOPs{frozen}",
+        number(vision.images_per_sequence as f64, 0),
+        number(vision.tokens_per_image as f64, 0),
+        count(vision.parameters),
+        number(share, 1),
+    )
 }
 
 /// The plan as the field writes it: "TP 8 · PP 16 · DP 128, 1F1B".

@@ -5,6 +5,7 @@
 
 mod hardware;
 mod serving;
+mod vision;
 mod work;
 
 use crate::document::TrainingText;

@@ -7,7 +7,7 @@ use crate::serving_text::ServingText;
 use rackflow_plan::Jitter;
 use rackflow_topology::LinkFault;
 use rackflow_units::{Bandwidth, Precision, SimDuration, Usd, UsdPerHour, UsdPerKilowattHour};
-use rackflow_workload::{Activation, Recipe, Recompute, Routing, Schedule, Zero};
+use rackflow_workload::{Activation, Frozen, Recipe, Recompute, Routing, Schedule, Zero};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
@@ -248,8 +248,12 @@ pub(crate) struct TrainingText {
     /// How evenly tokens spread over experts.
     #[serde(default = "balanced")]
     pub routing: Routing,
+    /// The images of each sequence, for a model with a vision encoder. Left out, the encoder takes no
+    /// part.
+    #[serde(default)]
+    pub images: Option<ImagesText>,
     /// Layers of each model chunk in pipeline order (`pipeline` x `virtual_pipeline` entries), where
-    /// they are not spread evenly.
+    /// they are not spread evenly; over several kinds of node and with images they are spread by time.
     #[serde(default)]
     pub layers_per_chunk: Option<Vec<u64>>,
     /// Which ranks are neighbours in the hall. Tensor-parallel ranks always are.
@@ -261,6 +265,21 @@ pub(crate) struct TrainingText {
     /// What the source did not publish and this scenario assumes; repeated in the report.
     #[serde(default)]
     pub assumed: Vec<String>,
+}
+
+/// Images among the words of each sequence.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImagesText {
+    /// Images, or tiles of larger ones, in each sequence. Their tokens are part of `sequence_length`.
+    #[schemars(range(min = 1))]
+    pub per_sequence: u64,
+    /// Height and width of each in pixels; what the encoder is made for where it is left out.
+    #[serde(default)]
+    pub pixels: Option<[u64; 2]>,
+    /// What of the encoder is not trained.
+    #[serde(default)]
+    pub frozen: Frozen,
 }
 
 /// A whole training run. It ends after `tokens` or after `days`.

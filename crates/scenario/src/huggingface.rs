@@ -5,6 +5,8 @@
 //! [`Model`] cannot express: nothing is guessed beyond the defaults of the family's own
 //! configuration class. The text is parsed, never a path: whoever has the file reads it.
 
+mod vision;
+
 use rackflow_workload::{
     Attention, FeedForward, GroupLimit, MoE, Model, ModelError, MultiTokenPrediction, SparseIndex,
 };
@@ -246,8 +248,8 @@ impl<'a> Config<'a> {
 
 /// Reads a `config.json`.
 ///
-/// A model with other modalities has its language model under `text_config`; the rest is not read,
-/// so that a vision encoder is not counted.
+/// A model with other modalities has its language model under `text_config`. Of the rest, the vision
+/// encoders of Llama 4 and Qwen3-VL are read.
 pub fn parse(text: &str) -> Result<Model, HuggingFaceError> {
     let root: Value = serde_json::from_str(text)?;
     let Value::Object(root) = &root else {
@@ -276,6 +278,7 @@ pub fn parse(text: &str) -> Result<Model, HuggingFaceError> {
             .flag("tie_word_embeddings")?
             .unwrap_or_else(|| family.ties_embeddings()),
     };
+    model.vision = vision::encoder(&root)?;
     model.name = name(&root, model_type);
     model.sources.insert(
         "*".to_owned(),
@@ -345,6 +348,7 @@ fn read(config: &Config<'_>, family: Family) -> Result<Model, HuggingFaceError> 
         biases: both_biases || gpt_spelling || family == Family::GptOss,
         clamped: family == Family::GptOss,
         scaled_rope: family == Family::GptOss,
+        vision: None,
         mtp: prediction(config, family)?,
         sources: BTreeMap::new(),
     })

@@ -17,7 +17,7 @@ use crate::refusal::Written;
 use crate::yaml::{self, Node as Tree};
 use rackflow_plan::{Fidelity, RankOrder, Setup, Straggler};
 use rackflow_topology::{Accelerator, Cluster, Fabric, Node, Part};
-use rackflow_workload::{Model, Parallelism, SoftwareStack, Training};
+use rackflow_workload::{Images, Model, Parallelism, SoftwareStack, Training};
 use serde::de::DeserializeOwned;
 
 pub use replay::ReplayScenario;
@@ -252,6 +252,16 @@ const STACK: &str = "workload.training.stack";
 /// The training step with its defaults. `data` is what the other dimensions leave, rounded down;
 /// the check says so where they leave no whole number.
 fn training(text: &TrainingText, gpus: u32, model: Model, stack: SoftwareStack) -> Training {
+    let images = text.images.as_ref().map(|images| {
+        let own = model.vision.as_ref().and_then(|vision| vision.image);
+        let [height, width] = images.pixels.unwrap_or([own.unwrap_or(0); 2]);
+        Images {
+            per_sequence: images.per_sequence,
+            height,
+            width,
+            frozen: images.frozen,
+        }
+    });
     Training {
         model,
         stack,
@@ -263,6 +273,7 @@ fn training(text: &TrainingText, gpus: u32, model: Model, stack: SoftwareStack) 
         schedule: text.schedule,
         recompute: text.recompute.0.clone(),
         routing: text.routing,
+        images,
         layers_per_chunk: text.layers_per_chunk.clone(),
         assumed: text.assumed.clone(),
     }

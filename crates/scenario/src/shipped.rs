@@ -23,6 +23,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         "dead-rail-llama3-8b-64-h100",
         "mixed-llama3-70b-h100-gb200",
         "mixed-llama3-70b-h100-h200-gb200",
+        "qwen2.5-vl-72b-64-h100",
         "replay-chakra-8-h100",
         "flapping-nic-llama3-8b-64-h100",
         "slow-gpu-llama3-8b-64-h100",

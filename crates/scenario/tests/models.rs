@@ -1,7 +1,7 @@
 //! The model catalogue against what the authors of the models published.
 
 use indexmap::IndexMap;
-use rackflow_workload::{AttentionCount, Model};
+use rackflow_workload::{AttentionCount, Frozen, Images, Model};
 
 fn catalogue() -> IndexMap<String, Model> {
     serde_saphyr::from_str(include_str!("../catalogue/models.yaml")).expect("catalogue parses")
@@ -30,6 +30,8 @@ fn counted_alike(model: &Model, count: u64, text: &str) -> f64 {
     let parameters = model.parameters();
     let with = if text.contains("with prediction modules") {
         parameters.mtp
+    } else if text.contains("with the vision encoder") {
+        parameters.vision
     } else {
         0
     };
@@ -46,7 +48,7 @@ fn counted_alike(model: &Model, count: u64, text: &str) -> f64 {
 #[test]
 fn every_model_is_consistent_and_says_where_it_is_from() {
     let catalogue = catalogue();
-    assert!(catalogue.len() >= 27);
+    assert!(catalogue.len() >= 32);
     for (name, model) in &catalogue {
         assert_eq!(model.check(), Ok(()), "{name}");
         for key in ["config", "parameters"] {
@@ -105,6 +107,47 @@ fn parameters_of_open_weights_are_exact() {
         ("gpt-oss-120b", 116_829_156_672),
     ] {
         assert_eq!(catalogue[name].parameters_total(), exact, "{name}");
+    }
+}
+
+/// Counted from the modules that the authors' code builds, and with the language model the totals of the
+/// weights: 8.29 B (all but 0.1 M biases), 73.4 B, 31.07 B, 7.06 B, 108.6 B.
+#[test]
+fn parameters_of_vision_encoders_are_exact() {
+    let catalogue = catalogue();
+    for (name, exact, total) in [
+        ("qwen2.5-vl-7b", 676_550_144, 8.292e9),
+        ("qwen2.5-vl-72b", 704_573_696, 73.41e9),
+        ("qwen3-vl-30b-a3b", 538_631_408, 31.07e9),
+        ("llava-1.5-7b", 324_487_168, 7.063e9),
+        ("llama4-scout", 871_932_416, 108.64e9),
+    ] {
+        let model = &catalogue[name];
+        let parameters = model.parameters();
+        assert_eq!(parameters.vision, exact, "{name}");
+        let all = (parameters.total + parameters.vision) as f64;
+        assert!((all / total - 1.0).abs() < 2e-4, "{name}: {all}");
+    }
+}
+
+/// Tokens of one image in the language model's sequence, as their authors say.
+#[test]
+fn images_take_as_many_tokens_as_published() {
+    let catalogue = catalogue();
+    for (name, pixels, tokens) in [
+        ("llava-1.5-7b", 336, 576),
+        ("llama4-scout", 336, 144),
+        ("qwen2.5-vl-7b", 448, 256),
+        ("qwen3-vl-30b-a3b", 1024, 1024),
+    ] {
+        let vision = catalogue[name].vision.as_ref().expect(name);
+        let images = Images {
+            per_sequence: 1,
+            height: pixels,
+            width: pixels,
+            frozen: Frozen::Nothing,
+        };
+        assert_eq!(vision.tokens(&images), tokens, "{name}");
     }
 }
 

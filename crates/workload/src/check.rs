@@ -1,6 +1,7 @@
 //! Whether a shape makes sense, before anything is counted.
 
 use crate::model::{Attention, FeedForward, Model};
+use crate::vision::VisionEncoder;
 use thiserror::Error;
 
 /// What is wrong with the shape of a model. [`ModelError::field`] says where.
@@ -73,6 +74,34 @@ pub enum ModelError {
         /// 0-based index of the first such layer.
         layer: u64,
     },
+    /// Heads of the vision encoder divide its width evenly.
+    #[error("{heads} heads do not divide `hidden` {hidden} of the vision encoder")]
+    VisionHeadsDoNotDivide {
+        /// Attention heads.
+        heads: u64,
+        /// Width of a token.
+        hidden: u64,
+    },
+    /// The encoder's own images do not cut into patches that can be merged.
+    #[error(
+        "images of {image} pixels are no multiple of {step}: patches of {patch}, {merge} merged along each side"
+    )]
+    ImageDoesNotCut {
+        /// Side of an image.
+        image: u64,
+        /// Of which it must be a multiple.
+        step: u64,
+        /// Side of a patch.
+        patch: u64,
+        /// Patches along a side of what is merged.
+        merge: u64,
+    },
+    /// `full_every` without a window.
+    #[error("`{field}` says which layers see the whole image, but there is no `window`")]
+    NoVisionWindow {
+        /// The field.
+        field: &'static str,
+    },
     /// Each size is possible, all of them together are not.
     #[error("these sizes make more than {max} parameters")]
     TooManyParameters {
@@ -89,6 +118,9 @@ impl ModelError {
             | Self::Absurd { field, .. }
             | Self::NoWindow { field }
             | Self::NoRoutedLayer { field, .. } => field,
+            Self::VisionHeadsDoNotDivide { .. } => "vision.heads",
+            Self::ImageDoesNotCut { .. } => "vision.image",
+            Self::NoVisionWindow { field } => field,
             Self::KvHeadsDoNotDivide { .. } => "attention.gqa.kv_heads",
             Self::HeadsDoNotFit { .. } => "attention.gqa.head_dim",
             Self::TopKExceedsExperts { .. } => "moe.top_k",
@@ -107,6 +139,10 @@ const MAX_VOCAB: u64 = 100_000_000;
 const MAX_POSITIONS: u64 = 100_000_000;
 const MAX_WINDOW: u64 = 1_000_000_000;
 const MAX_MODULES: u64 = 64;
+const MAX_PATCH: u64 = 1_000;
+const MAX_MERGE: u64 = 16;
+/// Side of an image.
+const MAX_PIXELS: u64 = 100_000;
 /// Ten quadrillion; bits of a cache and bytes of optimizer states still fit 64 bits.
 const MAX_PARAMETERS: u64 = 10_000_000_000_000_000;
 /// Heads together against the residual stream: DeepSeek-V3 has 2.3, Gemma and small Qwens 2.
@@ -148,8 +184,12 @@ impl Model {
         }
         self.check_attention()?;
         self.check_feed_forward()?;
+        if let Some(vision) = &self.vision {
+            check_vision(vision)?;
+        }
         let parameters = self.parameters();
-        if parameters.total.saturating_add(parameters.mtp) > MAX_PARAMETERS {
+        let all = parameters.total.saturating_add(parameters.mtp);
+        if all.saturating_add(parameters.vision) > MAX_PARAMETERS {
             return Err(ModelError::TooManyParameters {
                 max: MAX_PARAMETERS,
             });
@@ -274,10 +314,70 @@ impl Model {
     }
 }
 
+/// A vision encoder:
+///
+/// * every size is at least 1, where it is not optional, and none is absurd;
+/// * heads divide its width;
+/// * its own images, where it has a size for them, cut into patches that can be merged.
+fn check_vision(vision: &VisionEncoder) -> Result<(), ModelError> {
+    size("vision.layers", vision.layers, MAX_LAYERS)?;
+    size("vision.hidden", vision.hidden, MAX_WIDTH)?;
+    size("vision.heads", vision.heads, MAX_HEADS)?;
+    size("vision.ffn", vision.ffn, MAX_FFN)?;
+    size("vision.patch", vision.patch, MAX_PATCH)?;
+    size("vision.frames", vision.frames, MAX_MODULES)?;
+    size("vision.merge", vision.merge, MAX_MERGE)?;
+    at_most(
+        "vision.learned_positions",
+        vision.learned_positions,
+        MAX_POSITIONS,
+    )?;
+    at_most("vision.outer_norms", vision.outer_norms, MAX_MODULES)?;
+    at_most(
+        "vision.projector.deep",
+        vision.projector.deep,
+        vision.layers,
+    )?;
+    for width in &vision.projector.widths {
+        size("vision.projector.widths", *width, MAX_FFN)?;
+    }
+    if !vision.hidden.is_multiple_of(vision.heads) {
+        return Err(ModelError::VisionHeadsDoNotDivide {
+            heads: vision.heads,
+            hidden: vision.hidden,
+        });
+    }
+    if let Some(window) = vision.window {
+        size("vision.window", window, MAX_PIXELS)?;
+    }
+    if let Some(every) = vision.full_every {
+        size("vision.full_every", every, MAX_LAYERS)?;
+        if vision.window.is_none() {
+            return Err(ModelError::NoVisionWindow {
+                field: "vision.full_every",
+            });
+        }
+    }
+    let Some(image) = vision.image else {
+        return Ok(());
+    };
+    size("vision.image", image, MAX_PIXELS)?;
+    if !image.is_multiple_of(vision.step()) {
+        return Err(ModelError::ImageDoesNotCut {
+            image,
+            step: vision.step(),
+            patch: vision.patch,
+            merge: vision.merge,
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{MoE, MultiTokenPrediction};
+    use crate::vision::Projector;
     use std::collections::BTreeMap;
 
     fn dense() -> Model {
@@ -296,6 +396,7 @@ mod tests {
             clamped: false,
             scaled_rope: false,
             mtp: None,
+            vision: None,
             sources: BTreeMap::new(),
         }
     }
@@ -556,6 +657,72 @@ mod tests {
             .check(),
             Ok(())
         );
+    }
+
+    #[test]
+    fn vision_encoders() {
+        let with = |change: fn(&mut VisionEncoder)| {
+            let mut vision = encoder();
+            change(&mut vision);
+            Model {
+                vision: Some(vision),
+                ..dense()
+            }
+        };
+        assert_eq!(with(|_| ()).check(), Ok(()));
+        refuses(
+            with(|vision| vision.heads = 3),
+            "vision.heads",
+            "3 heads do not divide `hidden` 64 of the vision encoder",
+        );
+        refuses(
+            with(|vision| vision.patch = 0),
+            "vision.patch",
+            "`vision.patch` must not be 0",
+        );
+        refuses(
+            with(|vision| vision.image = Some(30)),
+            "vision.image",
+            "images of 30 pixels are no multiple of 28: patches of 14, 2 merged along each side",
+        );
+        refuses(
+            with(|vision| vision.full_every = Some(4)),
+            "vision.full_every",
+            "`vision.full_every` says which layers see the whole image, but there is no `window`",
+        );
+        refuses(
+            with(|vision| vision.projector.widths = vec![8, 0]),
+            "vision.projector.widths",
+            "`vision.projector.widths` must not be 0",
+        );
+    }
+
+    fn encoder() -> VisionEncoder {
+        VisionEncoder {
+            layers: 2,
+            hidden: 64,
+            heads: 4,
+            ffn: 256,
+            gated: false,
+            biases: true,
+            rotary: false,
+            learned_positions: 4,
+            patch: 14,
+            frames: 1,
+            patch_bias: false,
+            class_token: false,
+            outer_norms: 0,
+            window: None,
+            full_every: None,
+            image: Some(28),
+            merge: 2,
+            projector: Projector {
+                widths: vec![128],
+                biases: true,
+                norm: true,
+                deep: 0,
+            },
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl LayerParameters {
 }
 
 /// Parameters of a model. Prediction modules stand beside the total and are not part of it, as in
-/// the published counts.
+/// the published counts; so does the vision encoder, without which the model can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParameterCount {
     /// Embedding, layers, final norm and output.
@@ -80,6 +80,8 @@ pub struct ParameterCount {
     pub output: u64,
     /// Prediction modules, without the table and the output matrix that they share.
     pub mtp: u64,
+    /// The vision encoder with its projector.
+    pub vision: u64,
 }
 
 /// Model FLOPs of one token, forward and backward, by where they are spent.
@@ -162,6 +164,10 @@ impl Model {
             final_norm,
             output,
             mtp,
+            vision: self
+                .vision
+                .as_ref()
+                .map_or(0, |vision| vision.parameters(self.hidden).total()),
         }
     }
 
@@ -490,6 +496,7 @@ mod tests {
             clamped: false,
             scaled_rope: false,
             mtp: Some(MultiTokenPrediction { modules: 2 }),
+            vision: None,
             sources: BTreeMap::new(),
         }
     }

@@ -14,6 +14,7 @@ mod serving_engine;
 mod stack;
 pub mod trace;
 mod training;
+mod vision;
 
 pub use check::ModelError;
 pub use counts::{AttentionCount, FlopsPerToken, LayerParameters, ParameterCount};
@@ -32,3 +33,4 @@ pub use stack::{
 };
 pub use trace::{Trace, TraceError};
 pub use training::{Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero};
+pub use vision::{Frozen, Images, Projector, VisionEncoder, VisionParameters};

@@ -1,5 +1,6 @@
 //! The shape of a transformer: enough to count its parameters, its FLOPs and its bytes.
 
+use crate::vision::VisionEncoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -204,6 +205,9 @@ pub struct Model {
     /// Multi-token prediction, where the model trains with it.
     #[serde(default)]
     pub mtp: Option<MultiTokenPrediction>,
+    /// The vision encoder in front of it, where it has one. It takes part where images are given.
+    #[serde(default)]
+    pub vision: Option<VisionEncoder>,
     /// Published counts and configuration, with their sources, by field name.
     #[serde(default)]
     pub sources: BTreeMap<String, String>,

@@ -2,6 +2,7 @@
 
 use crate::model::Model;
 use crate::stack::SoftwareStack;
+use crate::vision::{Images, VisionEncoder};
 use rackflow_units::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,9 @@ pub struct Training {
     pub recompute: Recompute,
     /// How tokens spread over experts.
     pub routing: Routing,
+    /// The images of each sequence, among whose tokens they count. Without them a vision encoder
+    /// takes no part.
+    pub images: Option<Images>,
     /// Layers of each model chunk in pipeline order (`pipeline * virtual_pipeline` entries), where
     /// they are not spread evenly.
     pub layers_per_chunk: Option<Vec<u64>>,
@@ -224,5 +228,25 @@ impl Training {
     /// Tokens per step.
     pub fn tokens(&self) -> u64 {
         self.global_batch * self.sequence_length
+    }
+
+    /// The encoder that runs in each step, and its images.
+    pub fn vision(&self) -> Option<(&VisionEncoder, &Images)> {
+        self.model.vision.as_ref().zip(self.images.as_ref())
+    }
+
+    /// Parameters of the vision encoder, where it runs.
+    pub fn parameters_of_vision(&self) -> u64 {
+        self.vision().map_or(0, |(vision, _)| {
+            vision.parameters(self.model.hidden).total()
+        })
+    }
+
+    /// Model FLOPs of the vision encoder in one step; see [`VisionEncoder::flops_per_image`].
+    pub fn vision_flops(&self) -> f64 {
+        self.vision().map_or(0.0, |(vision, images)| {
+            let count = self.global_batch as f64 * images.per_sequence as f64;
+            vision.flops_per_image(images, self.model.hidden) * count
+        })
     }
 }

@@ -2,7 +2,7 @@
 //! output head.
 
 use crate::cause::CommKind;
-use crate::compile::{Chunk, Compiler, Kind, LayerKindKey};
+use crate::compile::{Chunk, ChunkLayout, Compiler, Kind, LayerKindKey};
 use crate::placement::Placement;
 use crate::price::Prices;
 use crate::program::{Segment, Stream, TransferId, Work};
@@ -195,7 +195,9 @@ impl PieceTimes {
         };
         let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
         let mut ctx = Context::of_times(setup, prices, kernels);
-        let mut compiler = Compiler::new(setup, &placement);
+        // Pieces are asked for, however layers are dealt out.
+        let nowhere = Arc::new(ChunkLayout::of(Vec::new()));
+        let mut compiler = Compiler::with_layout(setup, &placement, nowhere);
         let mut times = |layers: Vec<(LayerKindKey, u64)>, first: bool, last: bool| {
             let chunk = Chunk {
                 layers,
@@ -229,6 +231,12 @@ impl PieceTimes {
             times.forward.end + times.backward.end
         });
         sum.sum::<u64>() as f64 / model.layers.max(1) as f64
+    }
+
+    /// What a forward and a backward pass take before the first layer and behind the last [ps].
+    pub fn of_ends(&self) -> [f64; 2] {
+        let both = |times: &PassTimes| (times.forward.end + times.backward.end) as f64;
+        [both(&self.embedding), both(&self.head)]
     }
 
     /// Least times of passes through a chunk.

@@ -6,19 +6,25 @@
 
 use super::{Open, Search, TimesKey, spans_key, times_key};
 use crate::bound::{LineTimes, PieceTimes, SeatedLine};
-use crate::compile::{self, head_in_layers, spread_layers, spread_layers_by_speed};
-use crate::layer::Sizes;
 use crate::placement::{Coordinates, Placement};
 use crate::price::{self, Prices, Spans};
 use crate::setup::Setup;
+use crate::split::{self, Speeds, spread_layers, spread_layers_by_speed};
 use rackflow_network::Links;
-use rackflow_workload::{Schedule, Zero};
+use rackflow_workload::Zero;
 use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Layers are spread by the speed of each stage to these powers, in eighths: from evenly, past in
 /// proportion, where the fast stages have memory for more.
 const EVENNESS: std::ops::RangeInclusive<u32> = 0..=12;
+
+/// Of these, in proportion to speed.
+const IN_PROPORTION: u32 = 8;
+
+/// Quarters of what the first and the last chunk do besides layers that is made up for by fewer layers:
+/// where the stages behind wait anyway, a long first stage costs less than it takes.
+const END_WORK: [u32; 2] = [2, 4];
 
 /// Lines that are followed.
 const MOST_LINES: usize = 4;
@@ -236,7 +242,7 @@ impl Open<'_> {
         found
     }
 
-    /// The ways to deal layers out to chunks that are tried. Where all stages are equally fast: evenly, said
+    /// The ways to deal layers out to chunks that are tried. Where all chunks take alike: evenly, said
     /// only where a scenario must say so.
     pub(super) fn splits(&mut self) -> Vec<Option<Vec<u64>>> {
         let own = &self.search.setup.training;
@@ -245,15 +251,22 @@ impl Open<'_> {
             own.model.layers,
             u64::from(plan.pipeline) * u64::from(plan.virtual_pipeline),
         );
-        if !self.setup.cluster.is_mixed() {
+        if !split::is_by_time(&self.setup) {
             let is_told = chunks > layers || own.layers_per_chunk.is_some();
             return vec![is_told.then(|| spread_layers(layers, chunks))];
         }
         if chunks == 1 {
             return vec![None];
         }
-        let speeds = self.chunk_speeds(chunks as u32);
-        let head = head_in_layers(&Sizes::new(&self.setup.training));
+        let speeds = self.speeds();
+        if speeds.alike {
+            return vec![Some(split::within_memory(
+                &self.setup,
+                &self.placement(),
+                &speeds,
+            ))];
+        }
+        let of_chunks = speeds.of_chunks(&self.setup.training);
         let mut splits: Vec<Option<Vec<u64>>> = Vec::new();
         let mut add = |split: Vec<u64>| {
             let split = Some(split);
@@ -261,36 +274,49 @@ impl Open<'_> {
                 splits.push(split);
             }
         };
-        for eighths in EVENNESS {
-            let power = f64::from(eighths) / 8.0;
-            let speeds: Vec<f64> = speeds.iter().map(|speed| speed.powf(power)).collect();
-            add(spread_layers_by_speed(layers, &speeds, head));
+        let [first, last] = speeds.ends;
+        if own.vision().is_some() {
+            add(spread_layers(layers, chunks));
         }
-        self.setup.training.layers_per_chunk = None;
-        let by_rates = compile::layers_of_chunks(&self.setup, &self.placement());
-        add(by_rates);
+        let unbounded = vec![layers; of_chunks.len()];
+        let end_work = if own.vision().is_some() {
+            &END_WORK[..]
+        } else {
+            &END_WORK[1..]
+        };
+        let evenness = if self.setup.cluster.is_mixed() {
+            EVENNESS
+        } else {
+            IN_PROPORTION..=IN_PROPORTION
+        };
+        for eighths in evenness {
+            let power = f64::from(eighths) / f64::from(IN_PROPORTION);
+            let speeds: Vec<f64> = of_chunks.iter().map(|speed| speed.powf(power)).collect();
+            for quarters in end_work {
+                let part = f64::from(*quarters) / 4.0;
+                let ends = [first * part, last * part];
+                add(spread_layers_by_speed(layers, &speeds, ends, &unbounded));
+            }
+        }
+        add(split::within_memory(
+            &self.setup,
+            &self.placement(),
+            &speeds,
+        ));
         splits
     }
 
-    /// How fast a layer of each chunk is on the slowest rank that computes it.
-    fn chunk_speeds(&mut self, count: u32) -> Vec<f64> {
+    /// How fast a layer of each stage is on the slowest rank that computes it.
+    fn speeds(&mut self) -> Speeds {
         self.setup.training.parallelism.zero = Zero::Stage1;
         let times = self.times();
-        let model = &self.setup.training.model;
-        let stages = self.setup.training.parallelism.pipeline;
-        let speed = |stage: u32| {
-            let of_line = |line: &LineTimes| line.seats[line.seat(stage) as usize].of_layer(model);
-            let slowest = times.iter().map(of_line).fold(0.0, f64::max);
-            1.0 / slowest.max(1.0)
-        };
-        let of_stage: Vec<f64> = (0..stages).map(speed).collect();
-        let of_chunk = |chunk: u32| match self.setup.training.schedule {
-            // Each chunk runs on two stages, from either end.
-            Schedule::Dualpipe => {
-                of_stage[chunk as usize].min(of_stage[(stages - 1 - chunk) as usize])
-            }
-            _ => of_stage[(chunk % stages) as usize],
-        };
-        (0..count).map(of_chunk).collect()
+        let stages = 0..self.setup.training.parallelism.pipeline;
+        let seats = stages.map(|stage| {
+            let of_line = move |line: &LineTimes| line.seat(stage) as usize;
+            times
+                .iter()
+                .map(move |line| line.seats[of_line(line)].as_ref())
+        });
+        Speeds::of_seats(&self.setup, seats)
     }
 }

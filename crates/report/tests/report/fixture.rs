@@ -217,6 +217,7 @@ fn training() -> Training {
             Activation::Swiglu,
         ]),
         routing: Routing::Lognormal { sigma: 0.1 },
+        images: None,
         layers_per_chunk: None,
         assumed: vec!["micro-batch of 1 sequence; the report names 4,096 tokens per micro-batch only for its schedule figure".into()],
     }

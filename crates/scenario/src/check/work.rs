@@ -1,6 +1,6 @@
 //! Model, batch, parallelism, schedule, software.
 
-use super::{count, within};
+use super::{count, vision, within};
 use crate::catalogue::{Catalogue, Section};
 use crate::document::TrainingText;
 use crate::resolve::Findings;
@@ -49,6 +49,7 @@ pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<
         if tensor_right {
             heads(findings, t);
         }
+        vision::check(findings, t, text);
         chunks(findings, t);
         recompute(findings, t);
         experts_right = experts_of_model(findings, t);

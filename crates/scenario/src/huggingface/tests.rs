@@ -269,6 +269,41 @@ fn nested_language_models_are_found() {
     let model = parse(&nested.to_string()).unwrap();
     assert_eq!(model.layers, 48);
     assert!(model.tied_embeddings);
+    assert_eq!(model.vision, None);
+}
+
+/// The configuration of Qwen3-VL 30B-A3B, as far as it is read.
+#[test]
+fn vision_encoders_are_read() {
+    let catalogue: IndexMap<String, Model> =
+        serde_saphyr::from_str(include_str!("../../catalogue/models.yaml")).unwrap();
+    let with_vision = |vision: Value| {
+        let mut inner = config("qwen3-30b-a3b");
+        inner["model_type"] = json!("qwen3_vl_moe_text");
+        json!({ "model_type": "qwen3_vl_moe", "text_config": inner, "vision_config": vision })
+            .to_string()
+    };
+    let mut vision = json!({
+        "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304,
+        "patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2,
+        "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24],
+    });
+    let model = parse(&with_vision(vision.clone())).unwrap();
+    assert_eq!(model.vision, catalogue["qwen3-vl-30b-a3b"].vision);
+    vision["patch_size"] = json!(0);
+    refuses(
+        &with_vision(vision.clone()),
+        "the configuration makes no model: `vision.patch` must not be 0",
+    );
+    vision.as_object_mut().unwrap().remove("depth");
+    refuses(
+        &with_vision(vision),
+        "key `depth` is missing (also read as `num_hidden_layers`)",
+    );
+    refuses(
+        &with_vision(json!(3)),
+        "key `vision_config` must be an object, and is 3",
+    );
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -83,6 +83,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         global_batch,
         micro_batch,
         parallelism,
+        images: None,
         layers_per_chunk,
         assumed,
     };
@@ -188,6 +189,7 @@ fn model(
         biases: family.biases,
         clamped: family.clamped,
         scaled_rope: family.clamped,
+        vision: None,
         mtp: published.mtp.clone(),
         sources: BTreeMap::from([("*".to_owned(), format!("{} <{}>", run.citation, run.url))]),
     })

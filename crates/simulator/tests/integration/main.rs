@@ -13,4 +13,5 @@ mod replay;
 mod run;
 mod search;
 mod sharing;
+mod vision;
 mod whole;

@@ -6,8 +6,9 @@ use rackflow_scenario::Catalogue;
 use rackflow_topology::{Cluster, Fabric, FatTree, Routing as LinkRouting};
 use rackflow_units::SimDuration;
 use rackflow_workload::{
-    ActivationOffload, Attention, CudaGraphs, ExpertDispatcher, MoE, Model, OffloadedInput,
-    Overlap, Parallelism, Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
+    ActivationOffload, Attention, CudaGraphs, ExpertDispatcher, Frozen, Images, MoE, Model,
+    OffloadedInput, Overlap, Parallelism, Projector, Recipe, Recompute, Routing, Schedule,
+    SoftwareStack, Training, VisionEncoder, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -45,8 +46,71 @@ pub fn model(layers: u64, moe: bool) -> Model {
         clamped: false,
         scaled_rope: false,
         mtp: None,
+        vision: None,
         sources: BTreeMap::new(),
     }
+}
+
+/// A small encoder that eight tensor ranks can divide.
+pub fn encoder(windowed: bool) -> VisionEncoder {
+    VisionEncoder {
+        layers: 4,
+        hidden: 512,
+        heads: 8,
+        ffn: 2048,
+        gated: windowed,
+        biases: true,
+        rotary: windowed,
+        learned_positions: if windowed { 0 } else { 300 },
+        patch: 14,
+        frames: 1,
+        patch_bias: false,
+        class_token: !windowed,
+        outer_norms: if windowed { 0 } else { 2 },
+        window: windowed.then_some(4),
+        full_every: windowed.then_some(2),
+        image: None,
+        merge: 2,
+        projector: Projector {
+            widths: if windowed {
+                vec![1024]
+            } else {
+                vec![512, 1024]
+            },
+            biases: true,
+            norm: windowed,
+            deep: u64::from(windowed),
+        },
+    }
+}
+
+/// Small images among the tokens of each sequence.
+pub fn images(per_sequence: u64, frozen: Frozen) -> Images {
+    Images {
+        per_sequence,
+        height: 224,
+        width: 112,
+        frozen,
+    }
+}
+
+/// Mostly none.
+pub fn seen() -> impl Strategy<Value = Option<(VisionEncoder, Images)>> {
+    let frozen = prop_oneof![
+        2 => Just(Frozen::Nothing),
+        1 => Just(Frozen::Encoder),
+        1 => Just(Frozen::EncoderAndProjector),
+    ];
+    let some = (any::<bool>(), 1..5u64, frozen)
+        .prop_map(|(windowed, count, frozen)| Some((encoder(windowed), images(count, frozen))));
+    prop_oneof![2 => Just(None), 1 => some]
+}
+
+/// With these images, and the encoder that takes them.
+pub fn with_images(setup: &mut Setup, seen: Option<(VisionEncoder, Images)>) {
+    let (encoder, images) = seen.unzip();
+    setup.training.model.vision = encoder;
+    setup.training.images = images;
 }
 
 fn moe_defaults() -> MoE {
@@ -137,6 +201,7 @@ pub fn plain(gpus: u32) -> Setup {
             schedule: Schedule::OneForwardOneBackward,
             recompute: Recompute::None,
             routing: Routing::Balanced,
+            images: None,
             layers_per_chunk: None,
             assumed: Vec::new(),
         },
@@ -236,7 +301,7 @@ prop_compose! {
             1 => Just(Jitter { gpu: 0.02, kernel: 0.0, slow_nodes: 0.0 }),
             1 => Just(Jitter { gpu: 0.01, kernel: 0.05, slow_nodes: 0.3 }),
         ],
-        seed in any::<u64>(),
+        (seed, seen) in (any::<u64>(), seen()),
     ) -> Setup {
         let (tensor, context, pipeline) = (1 << split[0].min(2), 1 << split[1].min(1), 1 << split[2].min(2));
         let mut data = 1u32 << split[3].min(3);
@@ -270,6 +335,7 @@ prop_compose! {
         let ranks = data * context;
         let t = &mut setup.training;
         t.model = model(8, moe);
+        (t.model.vision, t.images) = seen.unzip();
         t.stack.overlap = overlap;
         t.stack.activation_offload = offload;
         t.stack.scatters_messages = scatters;

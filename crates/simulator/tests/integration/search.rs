@@ -1,13 +1,13 @@
 //! The planner against trying everything.
 
 use crate::mixed::{node, slower};
-use crate::plans::{cluster, model, plain, setups};
+use crate::plans::{cluster, encoder, images, model, plain, seen, setups, with_images};
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
 use rackflow_simulator::{Simulator, improve, planner, search, simulate};
 use rackflow_topology::{Cluster, Part};
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{Recompute, Routing};
+use rackflow_workload::{Frozen, Recompute, Routing};
 
 /// Few enough plans to simulate all: one order of ranks, and no recomputation or the scenario's own.
 fn small_space(setup: &Setup) -> Space {
@@ -87,45 +87,48 @@ fn mixed_setups() -> impl Strategy<Value = Setup> {
         any::<bool>(),
         any::<bool>(),
         0..3_usize,
-        any::<u64>(),
+        (any::<u64>(), seen()),
     )
-        .prop_map(|((kinds, twice), moe, stages_first, routing, seed)| {
-            let node_of = |kind: i32| match kind {
-                0 => node("dgx-h100"),
-                1 => slower(node("dgx-h100")),
-                2 => node("hgx-h200"),
-                3 => node("gb200-nvl72"),
-                _ => {
-                    let mut small = node("dgx-b200");
-                    small.accelerator.memory = Bytes::new(14_000_000_000);
-                    small
+        .prop_map(
+            |((kinds, twice), moe, stages_first, routing, (seed, seen))| {
+                let node_of = |kind: i32| match kind {
+                    0 => node("dgx-h100"),
+                    1 => slower(node("dgx-h100")),
+                    2 => node("hgx-h200"),
+                    3 => node("gb200-nvl72"),
+                    _ => {
+                        let mut small = node("dgx-b200");
+                        small.accelerator.memory = Bytes::new(14_000_000_000);
+                        small
+                    }
+                };
+                let mut gpus = vec![8; kinds.len()];
+                if twice {
+                    gpus[0] = 16;
                 }
-            };
-            let mut gpus = vec![8; kinds.len()];
-            if twice {
-                gpus[0] = 16;
-            }
-            let parts = kinds.into_iter().zip(gpus);
-            let parts = parts.map(|(kind, gpus)| Part {
-                node: node_of(kind),
-                gpus,
-            });
-            let fabric = cluster("dgx-h100", 32).fabric;
-            let mut setup = plain(8);
-            setup.cluster = Cluster::of_parts(parts.collect(), fabric);
-            setup.seed = seed;
-            if stages_first {
-                setup.rank_order = RankOrder::PipelineBeforeData;
-            }
-            setup.training.model = model(7, moe);
-            setup.training.parallelism.data = setup.cluster.gpus;
-            setup.training.global_batch = u64::from(setup.cluster.gpus) * 2;
-            if moe && routing > 0 {
-                setup.training.routing = Routing::Lognormal { sigma: 0.3 };
-                setup.training.stack.overlap.expert = routing == 2;
-            }
-            setup
-        })
+                let parts = kinds.into_iter().zip(gpus);
+                let parts = parts.map(|(kind, gpus)| Part {
+                    node: node_of(kind),
+                    gpus,
+                });
+                let fabric = cluster("dgx-h100", 32).fabric;
+                let mut setup = plain(8);
+                setup.cluster = Cluster::of_parts(parts.collect(), fabric);
+                setup.seed = seed;
+                if stages_first {
+                    setup.rank_order = RankOrder::PipelineBeforeData;
+                }
+                setup.training.model = model(7, moe);
+                with_images(&mut setup, seen);
+                setup.training.parallelism.data = setup.cluster.gpus;
+                setup.training.global_batch = u64::from(setup.cluster.gpus) * 2;
+                if moe && routing > 0 {
+                    setup.training.routing = Routing::Lognormal { sigma: 0.3 };
+                    setup.training.stack.overlap.expert = routing == 2;
+                }
+                setup
+            },
+        )
 }
 
 proptest! {
@@ -198,14 +201,17 @@ fn experts() -> Setup {
     setup
 }
 
-fn variants() -> [Setup; 4] {
+fn variants() -> [Setup; 5] {
+    let mut seeing = dense();
+    let of = (encoder(true), images(8, Frozen::Nothing));
+    with_images(&mut seeing, Some(of));
     let mut replicas_first = dense();
     replicas_first.rank_order = RankOrder::PipelineBeforeData;
     let mut uneven = experts();
     uneven.training.routing = Routing::Lognormal { sigma: 0.3 };
     uneven.training.recompute = Recompute::FullLayers(1);
     uneven.training.stack.overlap.expert = true;
-    [dense(), experts(), replicas_first, uneven]
+    [dense(), experts(), replicas_first, seeing, uneven]
 }
 
 #[test]
