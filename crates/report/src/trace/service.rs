@@ -5,7 +5,7 @@ use super::file::{Arrow, Group, Row, Slice, TraceFile, summed};
 use rackflow_simulator::serving::{
     Phase, ServiceTrace, TracedReplica, TracedRequest, TracedStep, TracedTransfer,
 };
-use rackflow_units::SimTime;
+use rackflow_units::{SimDuration, SimTime};
 use rackflow_workload::Role;
 use std::collections::BTreeMap;
 
@@ -90,6 +90,9 @@ fn first(phases: Phases<'_>, wanted: Phase) -> Option<usize> {
     phases.iter().position(|(phase, ..)| *phase == wanted)
 }
 
+/// The clock of viewers, in picoseconds.
+const NANO: u64 = 1000;
+
 /// Requests as they come.
 fn arrivals<'t>(trace: &ServiceTrace, arrows: &Arrows) -> Group<'t> {
     let mut slices: Vec<Slice<'t>> = trace
@@ -108,6 +111,14 @@ fn arrivals<'t>(trace: &ServiceTrace, arrows: &Arrows) -> Group<'t> {
         })
         .collect();
     slices.sort_by_key(|slice| slice.start);
+    // A nanosecond each, one after the other: arrows hang on slices that last.
+    let mut free = SimTime::ZERO;
+    for slice in &mut slices {
+        let whole = SimTime::from_picos(slice.start.as_picos() / NANO * NANO);
+        slice.start = whole.max(free);
+        slice.end = slice.start + SimDuration::from_picos(NANO);
+        free = slice.end;
+    }
     Group {
         // Viewers sort groups by name: before the replicas.
         name: "arrivals".to_owned(),
@@ -438,6 +449,11 @@ mod tests {
             let name = ends.and_then(|event| event.name.clone());
             assert_eq!(name, Some(format!("decode {request}")));
         }
+        // Readers of JSON hang arrows on slices that last.
+        let json = TraceFile::of_service(&trace).to_chrome_json();
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let mut slices = json["traceEvents"].as_array().expect("events").iter();
+        assert!(slices.all(|event| event["ph"] != "X" || event["dur"].as_f64() > Some(0.0)));
         // What overlaps has tracks of its own.
         let named = |name: &str| {
             let names = tracks.iter().filter_map(|track| track.name.as_deref());
