@@ -281,6 +281,94 @@ fn chosen_ranks_are_written_and_others_refused() {
     assert!(err.contains("this one replays a trace"), "{err}");
 }
 
+/// The events of the timeline of a replay, by kind.
+fn timeline(scenario: &str, path: &str, more: &[&str]) -> impl Fn(&str) -> Vec<Value> + use<> {
+    let mut line = vec!["run", scenario, "--trace", path];
+    line.extend(more);
+    let (status, _, err) = outcome(&line);
+    assert_eq!(status, 0, "{err}");
+    let written = fs::read_to_string(path).expect("it was written");
+    let json: Value = serde_json::from_str(&written).expect("JSON");
+    let events = json["traceEvents"].as_array().expect("events").clone();
+    move |kind| {
+        let of_kind = events.iter().filter(|event| event["ph"] == kind);
+        of_kind.cloned().collect()
+    }
+}
+
+#[test]
+fn a_replay_has_a_timeline() {
+    let scratch = Scratch::new("timeline");
+    let path = scratch.file("out.json", "");
+    let events = timeline("replay-chakra-8-h100", &path, &["--trace-ranks", "5,0"]);
+    let groups: Vec<Value> = events("M")
+        .iter()
+        .filter(|event| event["name"] == "process_name")
+        .map(|event| event["args"]["name"].clone())
+        .collect();
+    assert_eq!(groups, ["rank 0", "rank 5"]);
+    let slices = events("X");
+    let ends = |slice: &Value| number(slice, "/ts") + number(slice, "/dur");
+    let kernels = slices
+        .iter()
+        .filter(|slice| slice["pid"] == 2 && slice["name"] == "kernel");
+    // The kernels of rank 5, in microseconds: those of the step's closed form above.
+    let sum: f64 = kernels.map(|slice| number(slice, "/dur")).sum();
+    assert!((sum - 94_374.0).abs() < 1e-3, "{sum}");
+    let report = json(&["run", "replay-chakra-8-h100", "--format", "json"]);
+    let step = number(&report, "/replay/step_time_s") * 1e6;
+    let last = slices.iter().map(ends).fold(0.0, f64::max);
+    assert!((last - step).abs() < 1e-3, "{last} and {step}");
+    // Rank 0 waits for the slower one in collectives; that one waits for nobody.
+    let waits = |rank: u64| {
+        let mut of_rank = slices.iter().filter(|slice| slice["pid"] == rank);
+        of_rank.any(|slice| slice["name"] == "wait")
+    };
+    assert!(waits(1) && !waits(2));
+    let (status, _, err) = outcome(&[
+        "run",
+        "replay-chakra-8-h100",
+        "--trace",
+        &path,
+        "--trace-ranks",
+        "8",
+    ]);
+    assert_eq!(status, 2);
+    assert!(err.contains("rank 8 has no trace"), "{err}");
+}
+
+#[test]
+fn messages_of_a_replay_are_arrows_from_sender_to_receiver() {
+    let pipelined = ROUND_TRIPS
+        .iter()
+        .find(|(_, _, training)| training.contains("pipeline: 2"));
+    let (_, cluster, training) = pipelined.expect("one has stages");
+    let scratch = Scratch::new("arrows");
+    let text = format!("cluster: {cluster}\nworkload:\n  training:{training}\n");
+    let plan = scratch.file("plan.yaml", text);
+    let traces = scratch.0.join("traces");
+    let folder = traces.to_str().expect("a plain path");
+    let (status, _, err) = outcome(&["run", &plan, "--chakra", folder]);
+    assert_eq!(status, 0, "{err}");
+    let text = format!("cluster: {cluster}\nworkload: {{ chakra: traces }}\n");
+    let replay = scratch.file("replay.yaml", text);
+    let path = scratch.file("out.json", "");
+    let ranks: Vec<String> = (0..16).map(|rank: u32| rank.to_string()).collect();
+    let events = timeline(&replay, &path, &["--trace-ranks", &ranks.join(",")]);
+    let (starts, ends) = (events("s"), events("f"));
+    assert!(!starts.is_empty());
+    assert_eq!(starts.len(), ends.len());
+    for start in &starts {
+        let end = ends.iter().find(|end| end["id"] == start["id"]);
+        let end = end.expect("every arrow arrives");
+        assert_ne!(start["pid"], end["pid"], "at another rank");
+        assert_eq!(
+            start["ts"], end["ts"],
+            "both ends of a message begin as one"
+        );
+    }
+}
+
 /// How a replay answers to more of each resource, by name.
 fn elasticities(scenario: &str) -> (Value, std::collections::BTreeMap<String, f64>) {
     let ranked = json(&["elasticities", scenario, "--format", "json"]);

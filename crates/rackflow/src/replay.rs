@@ -1,10 +1,10 @@
 //! `run` and `check` of a scenario that replays an execution trace: its files are read here.
 
-use crate::args::{Format, RunArgs};
+use crate::args::{Format, RunArgs, TraceArgs};
 use crate::failure::Failure;
 use crate::files;
 use crate::input::{self, Input, ResolvedReplay};
-use crate::terminal;
+use crate::{terminal, trace};
 use clap::ColorChoice;
 use flate2::read::GzDecoder;
 use rackflow_plan::replay::{ReplayPlan, ReplaySetup, compile_replay};
@@ -24,9 +24,17 @@ const LARGEST: u64 = 4 << 30;
 const COMMUNICATORS: &str = "comm_group.json";
 
 /// Replays a trace and writes what it means.
-pub fn run(args: &RunArgs, input: &Input, color: ColorChoice) -> Result<(), Failure> {
+pub fn run(
+    args: &RunArgs,
+    traced: &TraceArgs,
+    input: &Input,
+    color: ColorChoice,
+) -> Result<(), Failure> {
     let plan = compile(input::resolve_replay(input)?)?;
     let report = simulate(&plan)?;
+    if let Some(path) = &traced.trace {
+        trace::write_replay(&plan, path, traced)?;
+    }
     if let Some(folder) = &args.output {
         write(folder, &report)?;
     }

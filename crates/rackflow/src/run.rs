@@ -40,12 +40,13 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
         return serve::run(args, traced, &input, color);
     }
     if input::replays(&input) {
-        if traced.trace.is_some() || traced.chakra.is_some() || args.requests.is_some() {
+        if traced.chakra.is_some() || args.requests.is_some() {
             return Err(Failure::input(
-                "--trace, --chakra and --requests belong to other scenarios; this one replays a trace",
+                "--chakra and --requests belong to other scenarios; this one replays a trace\n  \
+                 hint: --trace out.pftrace shows it over time",
             ));
         }
-        return replay::run(args, &input, color);
+        return replay::run(args, traced, &input, color);
     }
     if args.requests.is_some() {
         return Err(Failure::input(

@@ -5,9 +5,11 @@ use crate::failure::Failure;
 use crate::files;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rackflow_plan::replay::ReplayPlan;
 use rackflow_plan::serving::FleetPlan;
 use rackflow_plan::{Coordinates, Plan};
 use rackflow_report::trace::TraceFile;
+use rackflow_simulator::replay::simulate_replay_traced;
 use rackflow_simulator::serving::{ServiceTrace, ServiceWish};
 use rackflow_simulator::{JobTrace, Trace, simulate_traced};
 use rackflow_units::{SimDuration, SimTime};
@@ -37,6 +39,38 @@ pub fn write(plan: &Plan, path: &Path, args: &TraceArgs) -> Result<(), Failure> 
     refuse_window(args)?;
     let trace = traced(plan, &args.trace_ranks)?;
     write_file(&TraceFile::of_step(&trace), path)
+}
+
+/// Replays `plan` and writes what the chosen ranks did, or the first eight.
+pub fn write_replay(plan: &ReplayPlan, path: &Path, args: &TraceArgs) -> Result<(), Failure> {
+    format_of(path)?;
+    refuse_job(args)?;
+    refuse_window(args)?;
+    let shown = positions(plan, &args.trace_ranks)?;
+    let (_, times) = simulate_replay_traced(plan).map_err(Failure::input)?;
+    write_file(&TraceFile::of_replay(plan, &times, &shown), path)
+}
+
+/// Where the ranks that a trace shows are in the plan.
+fn positions(plan: &ReplayPlan, ranks: &[u32]) -> Result<Vec<usize>, Failure> {
+    if ranks.is_empty() {
+        return Ok((0..plan.ranks.len().min(SHOWN as usize)).collect());
+    }
+    let at = |rank: &u32| {
+        plan.ranks
+            .binary_search_by_key(rank, |known| known.rank)
+            .map_err(|_| {
+                Failure::input(format_args!(
+                    "rank {rank} has no trace to show: those from {} to {} have, as far as there are files of them",
+                    plan.ranks.first().map_or(0, |known| known.rank),
+                    plan.ranks.last().map_or(0, |known| known.rank),
+                ))
+            })
+    };
+    let mut shown = ranks.iter().map(at).collect::<Result<Vec<usize>, _>>()?;
+    shown.sort_unstable();
+    shown.dedup();
+    Ok(shown)
 }
 
 /// Writes what a job did beside others.

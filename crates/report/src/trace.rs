@@ -5,6 +5,7 @@
 //! formats.
 
 mod file;
+mod replay;
 mod service;
 
 pub use file::TraceFile;

@@ -158,6 +158,17 @@ pub struct StuckReplay {
     pub what: &'static str,
 }
 
+/// When a node of a replay did what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeTimes {
+    /// All that it waits for is over; a rank has come to a communication.
+    pub ready: SimTime,
+    /// It begins: its stream is free, or all ranks of a communication are there.
+    pub started: SimTime,
+    /// It is over.
+    pub ended: SimTime,
+}
+
 /// Replays a trace.
 ///
 /// # Errors
@@ -166,6 +177,30 @@ pub struct StuckReplay {
 /// # Panics
 /// When the accounts do not sum to the step time, which would be an error of this crate.
 pub fn simulate_replay(plan: &ReplayPlan) -> Result<ReplayRecord, StuckReplay> {
+    run(plan).map(|(record, _)| record)
+}
+
+/// The same, with the times of every node: of each of the plan's ranks, in the order of its nodes.
+///
+/// # Errors
+/// When ranks wait for each other without end.
+///
+/// # Panics
+/// As [`simulate_replay`].
+pub fn simulate_replay_traced(
+    plan: &ReplayPlan,
+) -> Result<(ReplayRecord, Vec<Vec<NodeTimes>>), StuckReplay> {
+    let (record, pasts) = run(plan)?;
+    let times = |past: &Past| NodeTimes {
+        ready: past.ready,
+        started: past.started,
+        ended: past.ended,
+    };
+    let times = pasts.iter().map(|past| past.iter().map(times).collect());
+    Ok((record, times.collect()))
+}
+
+fn run(plan: &ReplayPlan) -> Result<(ReplayRecord, Vec<Vec<Past>>), StuckReplay> {
     let mut replay = Replay::new(plan);
     replay.start();
     while let Some((now, event)) = replay.queue.pop() {
@@ -541,7 +576,7 @@ impl<'p> Replay<'p> {
         }
     }
 
-    fn record(mut self) -> Result<ReplayRecord, StuckReplay> {
+    fn record(mut self) -> Result<(ReplayRecord, Vec<Vec<Past>>), StuckReplay> {
         let end = self.queue.now();
         for (rank, state) in self.plan.ranks.iter().zip(&self.ranks) {
             if state.unfinished == 0 {
@@ -570,8 +605,11 @@ impl<'p> Replay<'p> {
             let last = self.ranks[rank as usize].last;
             self.book_wait(end, rank, last);
         }
-        let accounts: Vec<ReplayAccounts> =
-            self.ranks.into_iter().map(|state| state.accounts).collect();
+        let (accounts, pasts): (Vec<ReplayAccounts>, Vec<Vec<Past>>) = self
+            .ranks
+            .into_iter()
+            .map(|state| (state.accounts, state.past))
+            .unzip();
         for of_rank in &accounts {
             assert_eq!(
                 of_rank.total_picos(),
@@ -579,10 +617,11 @@ impl<'p> Replay<'p> {
                 "every picosecond of a rank is booked exactly once"
             );
         }
-        Ok(ReplayRecord {
+        let record = ReplayRecord {
             step_time,
             accounts,
             events: self.queue.events_handled(),
-        })
+        };
+        Ok((record, pasts))
     }
 }

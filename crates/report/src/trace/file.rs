@@ -5,6 +5,7 @@ use prost::Message as _;
 use rackflow_units::SimTime;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// The few messages of `perfetto_trace.proto` that a timeline needs, with their field numbers
 /// (google/perfetto, `protos/perfetto/trace/trace_packet.proto` and `track_event/`).
@@ -143,12 +144,19 @@ pub(super) struct Slice<'t> {
     pub arrow: Arrow,
 }
 
+/// A stretch of time that needs a track for itself, with its slices.
+pub(super) struct Stretch<'t> {
+    pub start: SimTime,
+    pub end: SimTime,
+    pub slices: Vec<Slice<'t>>,
+}
+
 /// The running sum of changes, one value per instant.
 pub(super) fn summed(
     start: f64,
     changes: impl Iterator<Item = (SimTime, f64)>,
 ) -> Vec<(SimTime, f64)> {
-    let mut by_time: std::collections::BTreeMap<SimTime, f64> = std::collections::BTreeMap::new();
+    let mut by_time: BTreeMap<SimTime, f64> = BTreeMap::new();
     by_time.insert(SimTime::ZERO, 0.0);
     for (time, change) in changes {
         *by_time.entry(time).or_default() += change;
@@ -164,7 +172,33 @@ pub(super) fn summed(
         .collect()
 }
 
-impl Group<'_> {
+impl<'t> Group<'t> {
+    /// Puts stretches on as few tracks of this name as hold them side by side.
+    pub fn side_by_side(&mut self, name: &str, mut stretches: Vec<Stretch<'t>>) {
+        stretches.sort_by_key(|stretch| (stretch.start, stretch.end));
+        // By the instant until which it is taken: the tracks.
+        let mut taken: BTreeMap<(SimTime, u64), ()> = BTreeMap::new();
+        for mut stretch in stretches {
+            let free = taken.first_key_value().map(|(key, ())| *key);
+            let track = match free.filter(|(until, _)| *until <= stretch.start) {
+                Some(key) => {
+                    taken.remove(&key);
+                    key.1
+                }
+                None => {
+                    let number = self.rows.len() as u64 + 1;
+                    self.rows.push(Row::Track(number, name.to_owned()));
+                    number
+                }
+            };
+            taken.insert((stretch.end, track), ());
+            for slice in &mut stretch.slices {
+                slice.track = track;
+            }
+            self.slices.append(&mut stretch.slices);
+        }
+    }
+
     /// Rows that hold slices.
     fn tracks(&self) -> impl Iterator<Item = (u64, &str)> {
         self.rows.iter().filter_map(|row| match row {

@@ -1,7 +1,7 @@
 //! A service over time: replicas with their steps and requests, caches that move between them, and
 //! counters of the cache and of the links.
 
-use super::file::{Arrow, Group, Row, Slice, TraceFile, summed};
+use super::file::{Arrow, Group, Row, Slice, Stretch, TraceFile, summed};
 use rackflow_simulator::serving::{
     Phase, ServiceTrace, TracedReplica, TracedRequest, TracedStep, TracedTransfer,
 };
@@ -139,13 +139,6 @@ fn tokens(request: &TracedRequest) -> [Option<(&'static str, u64)>; 3] {
     ]
 }
 
-/// A stretch of time that needs a track for itself, with its slices.
-struct Stretch<'t> {
-    start: SimTime,
-    end: SimTime,
-    slices: Vec<Slice<'t>>,
-}
-
 /// The tracks of one replica.
 fn of_replica<'t>(
     trace: &ServiceTrace,
@@ -176,42 +169,16 @@ fn of_replica<'t>(
     let moved =
         |transfer: &TracedTransfer, place| cache(transfer, at(arrows, transfer.request, place));
     let sent = mine(|transfer| transfer.from).map(|transfer| moved(transfer, Place::Sent));
-    add(&mut group, "KV sent", sent.collect());
+    group.side_by_side("KV sent", sent.collect());
     let received = mine(|transfer| transfer.to).map(|transfer| moved(transfer, Place::Received));
-    add(&mut group, "KV received", received.collect());
+    group.side_by_side("KV received", received.collect());
     let requests = trace.requests.iter();
     let stretches = requests.filter_map(|request| held(request, replica.replica, arrows));
-    add(&mut group, "requests", stretches.collect());
+    group.side_by_side("requests", stretches.collect());
     group
         .slices
         .sort_by_key(|slice| (slice.track, slice.start, slice.end));
     group
-}
-
-/// Puts stretches on as few tracks of this name as hold them side by side.
-fn add<'t>(group: &mut Group<'t>, name: &str, mut stretches: Vec<Stretch<'t>>) {
-    stretches.sort_by_key(|stretch| (stretch.start, stretch.end));
-    // By the instant until which it is taken: the tracks.
-    let mut taken: BTreeMap<(SimTime, u64), ()> = BTreeMap::new();
-    for mut stretch in stretches {
-        let free = taken.first_key_value().map(|(key, ())| *key);
-        let track = match free.filter(|(until, _)| *until <= stretch.start) {
-            Some(key) => {
-                taken.remove(&key);
-                key.1
-            }
-            None => {
-                let number = group.rows.len() as u64 + 1;
-                group.rows.push(Row::Track(number, name.to_owned()));
-                number
-            }
-        };
-        taken.insert((stretch.end, track), ());
-        for slice in &mut stretch.slices {
-            slice.track = track;
-        }
-        group.slices.append(&mut stretch.slices);
-    }
 }
 
 fn step<'t>(step: &TracedStep) -> Slice<'t> {
