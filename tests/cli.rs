@@ -1281,9 +1281,23 @@ fn a_service_is_traced_from_arrival_to_answer() {
     let on = |phase: &str, id: &serde_json::Value| -> Vec<String> {
         let events = events.iter();
         let events = events.filter(|event| event["ph"] == phase && event["id"] == *id);
-        events
-            .map(|event| event["name"].as_str().expect("a name").to_owned())
-            .collect()
+        // The slice that the arrow hangs on.
+        let slice_of = |arrow: &serde_json::Value| {
+            let on = |slice: &serde_json::Value| {
+                let keys = ["pid", "tid", "ts"];
+                slice["ph"] == "X" && keys.iter().all(|key| slice[key] == arrow[key])
+            };
+            let slice = trace["traceEvents"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .find(|event| on(event));
+            slice.expect("an arrow hangs on a slice")["name"]
+                .as_str()
+                .expect("a name")
+                .to_owned()
+        };
+        events.map(slice_of).collect()
     };
     let starts: Vec<_> = events.iter().filter(|event| event["ph"] == "s").collect();
     assert!(starts.len() > 1);
