@@ -65,6 +65,8 @@ pub enum Cause {
     Exposed(CommKind, Level),
     /// Waiting for activations on their way to or from the host's memory.
     Offload,
+    /// Memory goes back to the driver and is asked for again, close to its limit.
+    Allocator,
     /// Waiting for another pipeline stage.
     Bubble,
     /// Waiting for partners that are not there yet, as the rank with more expert load is.
@@ -85,7 +87,7 @@ const AFTER: usize = EXPOSED_AT + 20;
 
 impl Cause {
     /// Number of causes.
-    pub const COUNT: usize = AFTER + 7;
+    pub const COUNT: usize = AFTER + 8;
 
     /// Position in a table of all causes.
     pub const fn index(self) -> usize {
@@ -109,12 +111,13 @@ impl Cause {
                 EXPOSED_AT + kind as usize * 4 + level
             }
             Self::Offload => AFTER,
-            Self::Bubble => AFTER + 1,
-            Self::Imbalance => AFTER + 2,
-            Self::Straggler => AFTER + 3,
-            Self::Checkpoint => AFTER + 4,
-            Self::LostWork => AFTER + 5,
-            Self::Idle => AFTER + 6,
+            Self::Allocator => AFTER + 1,
+            Self::Bubble => AFTER + 2,
+            Self::Imbalance => AFTER + 3,
+            Self::Straggler => AFTER + 4,
+            Self::Checkpoint => AFTER + 5,
+            Self::LostWork => AFTER + 6,
+            Self::Idle => AFTER + 7,
         }
     }
 
@@ -140,6 +143,7 @@ impl Cause {
         .chain(exposed)
         .chain([
             Self::Offload,
+            Self::Allocator,
             Self::Bubble,
             Self::Imbalance,
             Self::Straggler,
@@ -163,6 +167,7 @@ impl Cause {
             Self::Contention => "contention".into(),
             Self::Exposed(kind, level) => format!("exposed_{}_{level}", kind.name()).to_lowercase(),
             Self::Offload => "offload".into(),
+            Self::Allocator => "allocator".into(),
             Self::Bubble => "bubble".into(),
             Self::Imbalance => "imbalance".into(),
             Self::Straggler => "straggler".into(),

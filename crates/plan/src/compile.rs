@@ -1,5 +1,6 @@
 //! From a setup to a plan: chunks of layers, their runs, and the program of every stage.
 
+use crate::allocator::pressure::{Pressure, Stalls};
 use crate::cause::CommKind;
 use crate::crossing;
 use crate::error::PlanError;
@@ -9,7 +10,8 @@ use crate::memory;
 use crate::placement::Placement;
 use crate::price::{Prices, Spans};
 use crate::program::{
-    GroupSlot, PassKind, PassMark, Peer, Program, Segment, Stream, Task, Transfer, TransferId, Work,
+    GroupSlot, PassKind, PassMark, Peer, Program, Segment, SegmentId, Stream, Task, Transfer,
+    TransferId, Work,
 };
 use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
@@ -185,20 +187,31 @@ fn compile_on(
     let hall = Hall::new(setup, &placement);
     let mut programs = Vec::with_capacity(stages as usize);
     let mut stage_facts = Vec::with_capacity(stages as usize);
-    for (stage, order) in (0..stages).zip(compiler.orders()) {
+    let mut stalls = Vec::with_capacity(stages as usize);
+    let orders = compiler.orders();
+    for (stage, order) in (0..stages).zip(&orders) {
+        let chunks = compiler.stage_chunks(stage);
         stage_facts.push(StageFacts {
             capacity: hall.capacity(stage),
             layers: compiler.stage_layers(stage),
-            memory: memory::of_stage(
-                &compiler.sizes,
-                &placement,
-                &compiler.stage_chunks(stage),
-                &order,
-            ),
+            memory: memory::of_stage(&compiler.sizes, &placement, &chunks, order),
+            pressure: Pressure::default(),
         });
-        programs.push(compiler.program(&mut ctx, stage, &order));
     }
-    let (further_kinds, further_flops) = further_kinds(setup, &prices, &placement);
+    let fits = stage_facts.iter().all(StageFacts::fits);
+    for ((stage, order), facts) in (0..stages).zip(&orders).zip(&mut stage_facts) {
+        // Nothing is said of what a plan costs that does not fit.
+        let stalled = if fits {
+            let chunks = compiler.stage_chunks(stage);
+            Stalls::of_stage(&compiler.sizes, &chunks, order, facts)
+        } else {
+            Stalls::default()
+        };
+        facts.pressure = stalled.pressure;
+        programs.push(compiler.program(&mut ctx, stage, order, &stalled));
+        stalls.push(stalled);
+    }
+    let (further_kinds, further_flops) = further_kinds(setup, &prices, &placement, &stalls);
     let mut flops = vec![ctx.segment_flops.as_slice()];
     flops.extend(further_flops.iter().map(Vec::as_slice));
     let slots = GroupSlot::ALL
@@ -230,6 +243,7 @@ fn further_kinds(
     setup: &Setup,
     prices: &Prices,
     placement: &Placement,
+    stalls: &[Stalls],
 ) -> (Vec<KindPlan>, Vec<Vec<SegmentFlops>>) {
     let further = setup.cluster.kinds().into_iter().skip(1);
     let of_kind = |kind: Part| {
@@ -240,9 +254,9 @@ fn further_kinds(
         let mut ctx = Context::new(&alike, &prices);
         let mut compiler = Compiler::new(&alike, placement);
         let stages = 0..setup.training.parallelism.pipeline;
-        for (stage, order) in stages.zip(compiler.orders()) {
+        for ((stage, order), stalls) in stages.zip(compiler.orders()).zip(stalls) {
             // Runs are built in the order of the program, so they have the same numbers as there.
-            compiler.program(&mut ctx, stage, &order);
+            compiler.program(&mut ctx, stage, &order, stalls);
         }
         let shares = ctx.transfers.iter().map(|transfer| transfer.memory_share);
         let plan = KindPlan {
@@ -296,7 +310,7 @@ impl Hall {
     pub fn capacity(&self, stage: u32) -> Bytes {
         let memory = self
             .on_stage(stage)
-            .map(|kind| kind.node.accelerator.memory);
+            .map(|kind| kind.node.accelerator.capacity());
         memory.min().unwrap_or_default()
     }
 
@@ -718,7 +732,7 @@ impl<'a> Compiler<'a> {
             stages: self.stages(),
             chunks: self.chunks_per_stage(),
             micro_batches: self.setup.training.micro_batches() as u32,
-            overlap_passes: self.sizes.stack.overlap.expert && self.sizes.plan.expert > 1,
+            overlap_passes: self.sizes.weaves_passes(),
         }
     }
 
@@ -1285,7 +1299,13 @@ impl<'a> Compiler<'a> {
         list
     }
 
-    fn program(&mut self, ctx: &mut Context<'_>, stage: u32, order: &[Pass]) -> Program {
+    fn program(
+        &mut self,
+        ctx: &mut Context<'_>,
+        stage: u32,
+        order: &[Pass],
+        stalls: &Stalls,
+    ) -> Program {
         let chunks = self.stage_chunks(stage);
         let last_micro_batch: Vec<u32> = (0..self.chunks_per_stage())
             .map(|c| last_backward(order, c))
@@ -1329,6 +1349,10 @@ impl<'a> Compiler<'a> {
             for chunk in together.gathers_before(*pass) {
                 let run = self.chunk_gather(ctx, &chunks[chunk as usize]);
                 emit.ready[chunk as usize] = emit.aside(&run);
+            }
+            let stall = stalls.before(place);
+            if stall > SimDuration::ZERO {
+                emit.stall(ctx.stall(stall));
             }
             let start = emit.program.tasks.len();
             let gathered_apart = |c: u32| if c == 0 { first_apart } else { others_apart };
@@ -1936,6 +1960,15 @@ impl Emitter {
         self.write_all(&mut cursor);
         let waits = self.after(&cursor);
         self.backward_output(micro_batch, chunk, &waits);
+    }
+
+    /// The host waits for all that it launched, and then for the driver.
+    fn stall(&mut self, segment: SegmentId) {
+        let task = self
+            .program
+            .push(Work::Compute(segment), Stream::Compute, 0, &[]);
+        self.program.tasks[task as usize].host_waits = true;
+        self.last_compute = Some(task);
     }
 
     fn plain(&mut self, run: &Run, micro_batch: u32) {

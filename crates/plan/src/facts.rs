@@ -1,9 +1,10 @@
 //! What a report must say about a plan besides what the simulation measures.
 
+use crate::allocator::pressure::Pressure;
 use crate::memory::MemoryUse;
 use crate::setup::Straggler;
 use rackflow_topology::{Cluster, LinkFault};
-use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision};
+use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::Training;
 
 /// One pipeline stage.
@@ -15,6 +16,25 @@ pub struct StageFacts {
     pub memory: MemoryUse,
     /// Least memory of any accelerator that holds one of its ranks.
     pub capacity: Bytes,
+    /// What the allocator does with what is left.
+    pub pressure: Pressure,
+}
+
+impl StageFacts {
+    /// Whether its ranks have the memory that they need.
+    pub fn fits(&self) -> bool {
+        self.memory.total() <= self.capacity
+    }
+
+    /// Whether its passes wait for the allocator.
+    pub fn is_stalled(&self) -> bool {
+        self.pressure.time > SimDuration::ZERO
+    }
+
+    /// Memory that is left.
+    pub fn free(&self) -> Bytes {
+        self.capacity.saturating_sub(self.memory.total())
+    }
 }
 
 /// What a kernel does, as far as pictures tell kernels apart.

@@ -75,6 +75,11 @@ impl<'a> Sizes<'a> {
         }
     }
 
+    /// Adjacent forward and backward passes are woven into one.
+    pub fn weaves_passes(&self) -> bool {
+        self.stack.overlap.expert && self.plan.expert > 1
+    }
+
     pub fn tp(&self) -> u64 {
         u64::from(self.plan.tensor)
     }

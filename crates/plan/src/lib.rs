@@ -3,6 +3,7 @@
 //! [`compile`] turns a [`Setup`] into a [`Plan`]: who does what in which order, with no times of
 //! events yet. This crate sees neither YAML nor paths, so Rust code is a front end too.
 
+mod allocator;
 mod bound;
 pub mod cause;
 mod compile;
@@ -27,13 +28,14 @@ mod setup;
 mod split;
 mod vision;
 
+pub use allocator::pressure::Pressure;
 pub use bound::Passes;
 pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{KindPlan, Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, KernelFacts, KernelKind, StageFacts, Uplinks};
-pub use memory::{ALLOCATOR_MARGIN, MemoryUse, thrashing};
+pub use memory::{ALLOCATOR_MARGIN, MemoryUse};
 pub use outlook::{
     Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, TrainingRun,
     checkpoint_bytes, checkpoint_writers,

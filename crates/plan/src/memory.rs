@@ -12,32 +12,15 @@ use crate::placement::Placement;
 use crate::schedule::{InFlight, Pass};
 use crate::setup::Setup;
 use crate::vision::Encoder;
-use rackflow_units::{Bytes, SimDuration};
+use rackflow_units::Bytes;
 use rackflow_workload::{
     Activation, Attention, AttentionKernel, ExpertDispatcher, FeedForward, LayerKind,
-    OffloadedInput, Recipe, Recompute, Zero,
+    OffloadedInput, Recipe, Recompute, Schedule, Zero,
 };
 
-/// Free memory under which PyTorch's allocator gives back and asks anew in every pass, so that a step
-/// takes several times as long: 16,985 ms instead of 2,839 with 75.6 of 80 GB reserved
-/// (NVIDIA/Megatron-LM, pull request 6429). A request that finds no block makes it return all that it caches
-/// to the driver, which waits for the GPU, and ask for it again, block by block.
+/// Free memory under which a report says how little is left: memory is counted within 4 % in the middle, and
+/// with less than some GB the allocator may slow a step.
 pub const ALLOCATOR_MARGIN: Bytes = Bytes::new(4_000_000_000);
-
-/// How much longer one pass of one layer takes then, least and most among published runs that did, each
-/// against the same model with room: LLM Foundry's 30 B at 8,192 tokens on 8 H100 (9 ms) and 8 A100 of 80 GB
-/// (46 ms), its 13 B on 8 A100 of 40 GB (10 ms), 14 layers of DeepSeek-V3 (110 ms: 14.1 s in 128 passes).
-/// Which it will be depends on how memory is fragmented, so a report says both and a step has neither.
-pub const THRASHING_PASS: [SimDuration; 2] = [
-    SimDuration::from_micros(9_000),
-    SimDuration::from_micros(110_000),
-];
-
-/// How much longer a step takes, least and most, once the allocator gives back and asks anew in every
-/// pass of the `layers` of a stage: one forward and one backward with each micro-batch.
-pub fn thrashing(layers: u64, micro_batches: u64) -> [SimDuration; 2] {
-    THRASHING_PASS.map(|pass| pass * layers.saturating_mul(micro_batches).saturating_mul(2))
-}
 
 /// Memory of one rank at its peak, by what holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,7 +79,7 @@ pub(crate) fn of_stage(
     chunks: &[Chunk],
     order: &[Pass],
 ) -> MemoryUse {
-    let in_flight = InFlight::of(order, chunks.len());
+    let in_flight = InFlight::of(order, chunks.len(), s.training.schedule);
     Held::of(s, chunks, &in_flight).memory(s, placement)
 }
 
@@ -173,8 +156,8 @@ fn produced(s: &Sizes<'_>, parameters: u64) -> u64 {
     }
 }
 
-fn recomputes(s: &Sizes<'_>, activation: Activation) -> bool {
-    match &s.training.recompute {
+fn recomputes(recompute: &Recompute, activation: Activation) -> bool {
+    match recompute {
         Recompute::Activations(list) => list.contains(&activation),
         Recompute::Selective => activation == Activation::CoreAttention,
         _ => false,
@@ -226,23 +209,23 @@ fn encoder_of<'s>(s: &'s Sizes<'_>, chunks: &[Chunk]) -> Option<&'s Encoder> {
 
 /// What one layer keeps of one micro-batch for its backward pass, by what holds it [bytes].
 #[derive(Debug, Clone, Copy, Default)]
-struct Kept {
+pub(crate) struct Kept {
     /// Output of each of the two norms.
-    norm: u64,
+    pub norm: u64,
     /// The residual stream before each of them.
-    residual: u64,
+    pub residual: u64,
     /// Dropout masks, scores, latents, queries and keys before their norms, routing probabilities: what stays in any case.
-    rest: u64,
+    pub rest: u64,
     /// Queries, keys and values.
-    attention_input: u64,
+    pub attention_input: u64,
     /// Result of attention.
-    attention_output: u64,
+    pub attention_output: u64,
     /// Tokens at their experts.
-    received: u64,
+    pub received: u64,
     /// Output of the experts' first product.
-    expert_first: u64,
+    pub expert_first: u64,
     /// Output of the experts' activation function, and the pair of a dense network or shared expert.
-    network: u64,
+    pub network: u64,
 }
 
 impl Kept {
@@ -273,7 +256,7 @@ impl Kept {
 
 /// Bytes that one layer keeps for its backward pass, one micro-batch.
 fn layer_activations(s: &Sizes<'_>, kind: LayerKind) -> u64 {
-    kept(s, kind).total()
+    kept(s, kind, &s.training.recompute).total()
 }
 
 /// Of these, the bytes that lie in the host's memory until then; `again`: the layer is recomputed and
@@ -285,7 +268,7 @@ pub(crate) fn layer_offload(s: &Sizes<'_>, kind: LayerKind, again: bool) -> u64 
             ..Kept::default()
         }
     } else {
-        kept(s, kind)
+        kept(s, kind, &s.training.recompute)
     };
     let inputs = &s.stack.activation_offload.inputs;
     if inputs.contains(&OffloadedInput::Layer) {
@@ -301,12 +284,13 @@ pub(crate) fn layer_offload(s: &Sizes<'_>, kind: LayerKind, again: bool) -> u64 
     listed.into_iter().map(|input| kept.input(input)).sum()
 }
 
-fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
+/// What one layer keeps where `recompute` restores the rest.
+pub(crate) fn kept(s: &Sizes<'_>, kind: LayerKind, recompute: &Recompute) -> Kept {
     let tp = u64::from(s.plan.tensor);
     let (t, own, h) = (s.tokens, s.own_tokens, s.model.hidden);
     // Inputs of GEMMs are kept in the format they are multiplied in.
     let operand = s.training.recipe.gemm().bits().div_ceil(8);
-    let norm = if recomputes(s, Activation::Norms) {
+    let norm = if recomputes(recompute, Activation::Norms) {
         0
     } else {
         own * h * operand
@@ -347,7 +331,7 @@ fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
             let up = t * heads / tp * (2 * qk + v_head_dim) * 2;
             let latent =
                 t * (q_lora_rank.unwrap_or(0) + kv_lora_rank + qk_rope_head_dim) * (2 + operand);
-            let up = if recomputes(s, Activation::MlaUpProjection) {
+            let up = if recomputes(recompute, Activation::MlaUpProjection) {
                 0
             } else {
                 up
@@ -358,7 +342,7 @@ fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
     let scores = match s.model.attention {
         Attention::Grouped { heads, .. }
             if s.stack.attention == AttentionKernel::Unfused
-                && !recomputes(s, Activation::CoreAttention) =>
+                && !recomputes(recompute, Activation::CoreAttention) =>
         {
             // Softmax output, dropout output and its mask.
             5 * s.training.micro_batch * heads / tp
@@ -375,11 +359,16 @@ fn kept(s: &Sizes<'_>, kind: LayerKind) -> Kept {
         attention_output,
         ..Kept::default()
     };
-    keep_feed_forward(&mut kept, s, kind, operand);
+    keep_feed_forward(&mut kept, s, kind, (operand, recompute));
     kept
 }
 
-fn keep_feed_forward(kept: &mut Kept, s: &Sizes<'_>, kind: LayerKind, operand: u64) {
+fn keep_feed_forward(
+    kept: &mut Kept,
+    s: &Sizes<'_>,
+    kind: LayerKind,
+    (operand, recompute): (u64, &Recompute),
+) {
     let tp = u64::from(s.plan.tensor);
     let up = if s.model.gated { 2 } else { 1 };
     // The first product's output, and the activation function's output that the second one takes.
@@ -397,18 +386,19 @@ fn keep_feed_forward(kept: &mut Kept, s: &Sizes<'_>, kind: LayerKind, operand: u
     };
     match (kind.feed_forward, &s.model.moe) {
         (FeedForward::MoE, Some(moe)) => {
-            if recomputes(s, Activation::Moe) {
+            if recomputes(recompute, Activation::Moe) {
                 return;
             }
-            let again =
-                recomputes(s, Activation::MoeActivation) || recomputes(s, Activation::Swiglu);
+            let again = recomputes(recompute, Activation::MoeActivation)
+                || recomputes(recompute, Activation::Swiglu);
             let routed = s.own_tokens * moe.top_k;
             let etp = u64::from(s.plan.expert_tensor);
-            // Tokens as the experts received them. Around a plain all-to-all the stack also keeps
-            // them as sent, and the experts' outputs for the gradient of the routing weights;
-            // the dispatch libraries weight the activation instead.
+            // Tokens as the experts received them. Older stacks also keep them as sent, and the experts'
+            // outputs for the gradient of the routing weights; the dispatch libraries and later stacks
+            // weight the activation instead.
             let copies = match s.stack.dispatcher {
                 ExpertDispatcher::DeepEp | ExpertDispatcher::HybridEp => operand,
+                _ if s.stack.weighted_activation => operand,
                 _ => operand + 4,
             };
             kept.received = routed * etp * s.model.hidden * copies;
@@ -417,42 +407,44 @@ fn keep_feed_forward(kept: &mut Kept, s: &Sizes<'_>, kind: LayerKind, operand: u
             let shared = pair(
                 s.own_tokens,
                 moe.shared_ffn,
-                recomputes(s, Activation::Swiglu),
+                recomputes(recompute, Activation::Swiglu),
             );
             kept.expert_first = first;
             kept.network = second + shared.0 + shared.1;
         }
         _ => {
-            if recomputes(s, Activation::Mlp) {
+            if recomputes(recompute, Activation::Mlp) {
                 return;
             }
             let (first, second) = pair(
                 s.tokens,
                 s.model.ffn / tp,
-                recomputes(s, Activation::Swiglu),
+                recomputes(recompute, Activation::Swiglu),
             );
             kept.network = first + second;
         }
     }
 }
 
+/// Bytes of the logits of one micro-batch.
+pub(crate) fn logits(s: &Sizes<'_>) -> u64 {
+    let bytes = if s.stack.fused_cross_entropy { 4 } else { 10 };
+    s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor)) * bytes
+}
+
 /// Logits of one micro-batch, and what a layer needs while it is being computed.
 fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
-    let tp = u64::from(s.plan.tensor);
     let logits = if chunks.iter().any(|c| c.last) {
-        let bytes = if s.stack.fused_cross_entropy { 4 } else { 10 };
-        s.tokens * s.model.vocab.div_ceil(tp) * bytes
+        logits(s)
     } else {
         0
     };
+    let layers = chunks.iter().flat_map(|chunk| &chunk.layers);
+    let of_layers = layers.map(|(key, _)| layer_activations(s, key.kind()));
+    let layer = of_layers.max().unwrap_or(0);
     // One layer's activations while a fully recomputed layer runs.
     let live = match s.training.recompute {
-        Recompute::Full | Recompute::FullLayers(_) => chunks
-            .iter()
-            .flat_map(|chunk| &chunk.layers)
-            .map(|(key, _)| layer_activations(s, key.kind()))
-            .max()
-            .unwrap_or(0),
+        Recompute::Full | Recompute::FullLayers(_) => layer,
         _ => 4 * s.tokens * s.model.hidden * 2,
     };
     // What one layer of an encoder makes and nobody keeps.
@@ -460,7 +452,10 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
         .filter(|encoder| !encoder.trains() || encoder.recomputes_layers())
         .map_or(0, |encoder| encoder.live(layer_activations));
     let live = live.max(of_encoder);
-    logits.max(live) + on_the_way(s, chunks)
+    // Of two passes woven into one, the forward one is a layer ahead.
+    let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
+    let ahead = if woven { layer } else { 0 };
+    logits.max(live) + ahead + on_the_way(s, chunks)
 }
 
 /// Activations that have not left for the host yet or are back already: of one layer each way.
@@ -645,7 +640,7 @@ fn tries(setup: &Setup) -> Vec<(String, Setup)> {
 mod tests {
     use super::*;
     use rackflow_scenario::Catalogue;
-    use rackflow_workload::{Model, Parallelism, Routing, Schedule, Training};
+    use rackflow_workload::{Model, Parallelism, Routing, Training};
 
     fn training(tensor: u32, sequence_parallel: bool) -> Training {
         let catalogue = Catalogue::builtin();
@@ -724,32 +719,21 @@ mod tests {
         for stage in 0..4 {
             let one = order(Schedule::OneForwardOneBackward, shape, stage);
             assert_eq!(
-                InFlight::of(&one, 1).peak(&[100]),
+                InFlight::of(&one, 1, Schedule::OneForwardOneBackward).peak(&[100]),
                 100 * u64::from(4 - stage)
             );
             let all = order(Schedule::Gpipe, shape, stage);
-            assert_eq!(InFlight::of(&all, 1).peak(&[100]), 1600);
+            assert_eq!(InFlight::of(&all, 1, Schedule::Gpipe).peak(&[100]), 1600);
         }
         let both = Shape { chunks: 2, ..shape };
         for stage in 0..4 {
             let order = order(Schedule::Dualpipe, both, stage);
             assert_eq!(
-                InFlight::of(&order, 2).peak(&[100, 100]),
+                InFlight::of(&order, 2, Schedule::Dualpipe).peak(&[100, 100]),
                 500,
                 "one more than the stages"
             );
         }
-    }
-
-    /// A stage of four layers and sixteen micro-batches has 128 passes: DeepSeek-V3's 14 layers took
-    /// 14.1 s longer.
-    #[test]
-    fn thrashing_is_paid_with_every_pass() {
-        let [least, most] = thrashing(4, 16);
-        assert_eq!(most, THRASHING_PASS[1] * 128);
-        assert!((most.as_secs_f64() - 14.1).abs() < 0.1, "{most}");
-        assert!(least < most);
-        assert_eq!(thrashing(0, 16), [SimDuration::ZERO; 2]);
     }
 
     /// Gradients that a kernel of its own adds into wider ones are kept twice, unless ZeRO frees them.

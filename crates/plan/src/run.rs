@@ -177,6 +177,9 @@ pub(crate) struct Context<'a> {
     known: Option<&'a KnownKernels>,
 }
 
+/// What the wait for the allocator is called in traces.
+const STALL: &str = "allocator";
+
 /// What kernels take, as [`Segment::time`].
 type Times = [SimDuration; SEGMENT_LEVELS];
 
@@ -302,6 +305,25 @@ impl<'a> Context<'a> {
             self.specs.len() - 1
         });
         TransferId(index as u32)
+    }
+
+    /// Waiting for the allocator, as long as `time`. Equal ones are shared.
+    pub fn stall(&mut self, time: SimDuration) -> SegmentId {
+        let same = |segment: &Segment| segment.label == STALL && segment.time[0] == time;
+        if let Some(known) = self.segments.iter().position(same) {
+            return SegmentId(known as u32);
+        }
+        self.segments.push(Segment {
+            label: STALL,
+            time: [time; SEGMENT_LEVELS],
+            memory_time: SimDuration::ZERO,
+            launch: SimDuration::ZERO,
+            routed: false,
+            causes: vec![(Cause::Allocator, time)],
+            flops: 0.0,
+        });
+        self.segment_flops.push(SegmentFlops::default());
+        SegmentId(self.segments.len() as u32 - 1)
     }
 
     /// Prices a run of operations.

@@ -99,10 +99,13 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// Of a stage with so many chunks that works in this order.
-    pub fn of(order: &[Pass], chunks: usize) -> Self {
+    /// Of a stage with so many chunks that works in this order. Two passes woven into one go through their
+    /// layers side by side: what the forward pass keeps takes the place of what the backward pass frees.
+    /// DualPipe's go through different parts of the model, and count both ("PP + 1", arXiv 2412.19437).
+    pub fn of(order: &[Pass], chunks: usize, schedule: Schedule) -> Self {
         let mut found = Self::default();
         let mut now = vec![(0u32, 0u32); chunks];
+        let both = schedule == Schedule::Dualpipe;
         for pass in order {
             match *pass {
                 Pass::Forward { chunk, .. } => now[chunk as usize].0 += 1,
@@ -120,8 +123,11 @@ impl InFlight {
                     now[chunk as usize].1 -= 1;
                 }
                 Pass::Overlapped { forward, backward } => {
-                    now[forward.1 as usize].0 += 1;
                     found.note(&now);
+                    now[forward.1 as usize].0 += 1;
+                    if both {
+                        found.note(&now);
+                    }
                     now[backward.1 as usize].0 -= 1;
                 }
             }

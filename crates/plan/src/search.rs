@@ -458,7 +458,7 @@ impl Search {
                 let alike = compiler.alike(stage);
                 let capacity = match &hall {
                     Some(hall) => hall.capacity(stage),
-                    None => setup.cluster.node.accelerator.memory,
+                    None => setup.cluster.node.accelerator.capacity(),
                 };
                 // Of several kinds, a stage of less memory may be less full.
                 let differs = training.schedule == Schedule::Dualpipe || mixed;
@@ -467,7 +467,7 @@ impl Search {
                     continue;
                 }
                 let chunks = compiler.stage_chunks(stage);
-                let in_flight = InFlight::of(&order, chunks.len());
+                let in_flight = InFlight::of(&order, chunks.len(), training.schedule);
                 let same = |(of, at): &(Vec<u32>, u32)| {
                     let class = &classes[*at as usize];
                     *of == alike && class.in_flight == in_flight && class.capacity == capacity

@@ -224,7 +224,7 @@ impl StageRooms {
                 .collect(),
             in_flight: orders
                 .iter()
-                .map(|order| InFlight::of(order, chunks))
+                .map(|order| InFlight::of(order, chunks, setup.training.schedule))
                 .collect(),
         }
     }

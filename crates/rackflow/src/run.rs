@@ -138,7 +138,9 @@ pub fn in_short(plan: &Plan) -> String {
     let gpus = plan.facts.cluster.gpus;
     let crowded = plan.facts.stages.iter();
     let mut crowded = crowded.filter(|stage| stage.memory.crowds(stage.capacity));
+    let stalled = plan.facts.stages.iter().any(StageFacts::is_stalled);
     let warning = match crowded.next() {
+        _ if stalled => ", so near the limit that the allocator slows the step",
         Some(_) => ", so near the limit that the allocator may slow the step",
         None => "",
     };

@@ -10,7 +10,9 @@ use crate::report::Change;
 use crate::summarize::fraction;
 use rackflow_plan::{Accounts, Cause, CommKind, Facts};
 use rackflow_topology::Level;
-use rackflow_workload::{AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero};
+use rackflow_workload::{
+    AllocatorPolicy, AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero,
+};
 
 /// Changes offered at most.
 const LIMIT: usize = 3;
@@ -103,6 +105,7 @@ fn lever(target: Target, facts: &Facts, total: &Accounts) -> Option<String> {
                 "Keep more activations on the GPU: offload fewer inputs or a smaller fraction of the layers, or recompute what is cheap."
                     .into(),
             ),
+            Cause::Allocator => Some(allocator(facts)),
             Cause::Bubble => Some(bubble(facts)),
             Cause::Imbalance => Some(imbalance(facts)),
             Cause::Straggler if facts.cluster.is_mixed() => Some(
@@ -251,6 +254,18 @@ fn recomputation(facts: &Facts) -> String {
         "a higher ZeRO stage, more pipeline stages or a GPU with more memory make"
     };
     format!("{less}; only {free} are free on the fullest GPU, so {room} room first.")
+}
+
+fn allocator(facts: &Facts) -> String {
+    let expandable = match facts.training.stack.allocator {
+        AllocatorPolicy::Native => {
+            "Let segments grow (allocator: expandable_segments, which is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True), or leave"
+        }
+        _ => "Leave",
+    };
+    format!(
+        "{expandable} more memory free: a smaller micro-batch, recomputation, or more ranks to shard over."
+    )
 }
 
 fn bubble(facts: &Facts) -> String {

@@ -66,6 +66,10 @@ pub fn explain(cause: Cause) -> Explanation {
             "Host memory wait",
             "GPUs wait for activations on their way to or from the host's memory.",
         ),
+        Cause::Allocator => fixed(
+            "Memory allocator",
+            "Memory is so full that the allocator gives blocks back to the driver and asks for them again.",
+        ),
         Cause::Bubble => fixed(
             "Pipeline bubble",
             "A pipeline stage has nothing to do until another stage delivers.",
@@ -125,9 +129,8 @@ pub(crate) enum Family {
 pub(crate) fn family(key: &str) -> Family {
     match key {
         "useful_math" => Family::Useful,
-        "offload" | "bubble" | "imbalance" | "straggler" | "checkpoint" | "lost_work" | "idle" => {
-            Family::Waiting
-        }
+        "offload" | "allocator" | "bubble" | "imbalance" | "straggler" | "checkpoint"
+        | "lost_work" | "idle" => Family::Waiting,
         exposed if exposed.starts_with("exposed_") => Family::Communication,
         _ => Family::Math,
     }

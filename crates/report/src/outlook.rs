@@ -156,6 +156,7 @@ fn load(accounts: &Accounts, accelerator: &Accelerator, native: Precision) -> f6
         Cause::Launch
         | Cause::Exposed(..)
         | Cause::Offload
+        | Cause::Allocator
         | Cause::Bubble
         | Cause::Imbalance
         | Cause::Straggler => draw.waiting,

@@ -9,10 +9,10 @@ use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training, Vision,
 };
-use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts, thrashing};
+use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
-use rackflow_workload::{Activation, Frozen, Recipe, Recompute, Schedule};
+use rackflow_workload::{Activation, AllocatorPolicy, Frozen, Recipe, Recompute, Schedule};
 use thiserror::Error;
 
 /// What a report needs besides the record.
@@ -450,21 +450,33 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
     picos as f64 / total.total_picos() as f64
 }
 
-/// What the simulation does not count and a user should know.
+/// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
-    let crowded = |stage: &&StageFacts| stage.memory.crowds(stage.capacity);
-    let free = |stage: &StageFacts| stage.capacity.saturating_sub(stage.memory.total());
-    let fullest = facts.stages.iter().filter(crowded).min_by_key(|s| free(s));
-    fullest
-        .map(|stage| {
-            let [least, most] = thrashing(stage.layers, facts.micro_batches);
-            format!(
-                "{} free on the fullest GPU, less than {ALLOCATOR_MARGIN}: most published runs with so little ran at full speed; in a few the allocator kept returning memory to the driver and asking again, which would add {least} to {most} to each step here and is not in the step time",
-                free(stage)
-            )
-        })
-        .into_iter()
-        .collect()
+    let near = |stage: &&StageFacts| stage.free() < ALLOCATOR_MARGIN || stage.is_stalled();
+    let fullest = facts.stages.iter().filter(near).min_by_key(|s| s.free());
+    let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);
+    let (Some(fullest), Some(slowest)) = (fullest, slowest) else {
+        return Vec::new();
+    };
+    let cost = if slowest.is_stalled() {
+        let pressure = &slowest.pressure;
+        format!(
+            "the allocator gives its cache back {:.1} times a step, for which the fullest stage waits {}",
+            pressure.flushes, pressure.time
+        )
+    } else {
+        "with a little less the allocator would slow the step".to_owned()
+    };
+    let way_out = match facts.training.stack.allocator {
+        AllocatorPolicy::Native => {
+            "; allocator: expandable_segments, a smaller micro-batch or recomputation leave more"
+        }
+        _ => "; a smaller micro-batch or recomputation leave more",
+    };
+    vec![format!(
+        "{} free on the fullest GPU: {cost}; memory is counted within some 4 %, so it may be nothing or several times as much{way_out}",
+        fullest.free()
+    )]
 }
 
 fn memory_by_stage(facts: &Facts) -> Vec<Memory> {

@@ -52,6 +52,9 @@ pub struct Accelerator {
     pub exponentials_per_sm_clock: u32,
     /// Memory capacity.
     pub memory: Bytes,
+    /// What the driver reports as its memory, over `memory`: 80 GB of an H100 are 79.1 GiB, 84.9e9 bytes.
+    #[serde(default = "whole")]
+    pub reported_memory: f64,
     /// Peak memory bandwidth.
     pub memory_bandwidth: Bandwidth,
     /// Last-level cache.
@@ -88,7 +91,16 @@ pub enum Generation {
     Blackwell,
 }
 
+fn whole() -> f64 {
+    1.0
+}
+
 impl Accelerator {
+    /// Bytes that the driver has to give.
+    pub fn capacity(&self) -> Bytes {
+        Bytes::new((self.memory.as_f64() * self.reported_memory) as u64)
+    }
+
     /// Generation of the tensor cores. Less than Ampere's, but in 8 bits too, is a Hopper held back for
     /// export (H20).
     pub fn generation(&self) -> Generation {

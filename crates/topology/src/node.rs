@@ -239,7 +239,7 @@ impl Cluster {
     /// The least memory of any accelerator.
     pub fn least_memory(&self) -> Bytes {
         self.nodes()
-            .map(|node| node.accelerator.memory)
+            .map(|node| node.accelerator.capacity())
             .min()
             .unwrap_or_default()
     }

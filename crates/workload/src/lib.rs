@@ -28,8 +28,8 @@ pub use serving_engine::{
     Router, Scheduler, Slo, WritePolicy,
 };
 pub use stack::{
-    ActivationOffload, AttentionKernel, CudaGraphs, ExpertDispatcher, OffloadedInput, Overlap,
-    SoftwareStack,
+    ActivationOffload, AllocatorPolicy, AttentionKernel, CudaGraphs, ExpertDispatcher,
+    OffloadedInput, Overlap, SoftwareStack,
 };
 pub use trace::{Trace, TraceError};
 pub use training::{Activation, Parallelism, Recipe, Recompute, Routing, Schedule, Training, Zero};

@@ -64,6 +64,19 @@ impl ExpertDispatcher {
     }
 }
 
+/// Who hands out the memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AllocatorPolicy {
+    /// PyTorch's caching allocator as it comes: a segment of the driver for each large tensor.
+    #[default]
+    Native,
+    /// The same with `expandable_segments:True`: one segment that grows and shrinks page by page.
+    ExpandableSegments,
+    /// All places are known before the first step (XLA), so nothing is asked for in one.
+    Preallocated,
+}
+
 /// What the stack issues beside computation. Whether it is hidden, the event loop decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -275,6 +288,10 @@ pub struct SoftwareStack {
     /// Engine's grouped linear layers do.
     #[serde(default)]
     pub grouped_in_one_kernel: bool,
+    /// Routing weights are multiplied into the experts' activation, so that neither the tokens as sent nor
+    /// the experts' outputs are kept for their gradient. DeepEP and HybridEP do in any case.
+    #[serde(default)]
+    pub weighted_activation: bool,
     /// What runs beside what.
     pub overlap: Overlap,
     /// How tokens reach experts.
@@ -316,6 +333,13 @@ pub struct SoftwareStack {
     pub parameter_gather_bytes: u64,
     /// Size of one gradient bucket.
     pub bucket: Bytes,
+    /// Passes through layers for which exchanged tokens stay in use after they are freed, where the exchange
+    /// runs beside another micro-batch on a stream of its own: the host is ahead by as many.
+    #[serde(default)]
+    pub exchange_held: u64,
+    /// Who hands out memory, and so what happens close to its limit.
+    #[serde(default)]
+    pub allocator: AllocatorPolicy,
     /// Memory that the framework holds besides tensors: context, NCCL buffers, fragmentation.
     pub reserved_memory: Bytes,
     /// Source of each value, by field name; `"*"` covers the fields that are not named.

@@ -87,6 +87,7 @@ pub(super) fn accelerator(name: &str) -> Accelerator {
         vector: parse(&v, "vector"),
         exponentials_per_sm_clock: parse(&v, "exponentials_per_sm_clock"),
         memory: parse(&v, "memory"),
+        reported_memory: 1.0,
         memory_bandwidth: parse(&v, "memory_bandwidth"),
         l2: parse(&v, "l2"),
         host_bandwidth: parse(&v, "host_bandwidth"),

@@ -9,10 +9,9 @@ use super::simulated::{Simulated, simulate_all};
 use super::summary::{Columns, Scored, signed_percent, summary_json};
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
-use rackflow_plan::{ALLOCATOR_MARGIN, Setup, thrashing};
+use rackflow_plan::{MemoryUse, Setup};
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published::{self, PublishedRun};
-use rackflow_units::SimDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -66,6 +65,10 @@ struct Arm {
     /// What differs in its software stack, merged into the profile.
     #[serde(default)]
     stack: Option<Value>,
+    /// Bytes that its tensors were seen to take on the fullest GPU: the setup gets as much free memory as
+    /// there was. How well memory itself is counted is not this comparison's matter.
+    #[serde(default)]
+    memory: Option<f64>,
 }
 
 /// What was measured on the two setups.
@@ -95,9 +98,6 @@ enum Unit {
     /// Memory of one GPU that tensors use, at its peak, in bytes: what is saved counts.
     #[serde(rename = "bytes")]
     Bytes,
-    /// A collapse of which a report says between what it lies; it must be seen coming.
-    #[serde(rename = "flag")]
-    Flag,
 }
 
 impl Unit {
@@ -106,7 +106,7 @@ impl Unit {
         match self {
             Self::Rate => "rate",
             Self::Bytes => "memory",
-            Self::Seconds | Self::Milliseconds | Self::Times | Self::Flag => "step time",
+            Self::Seconds | Self::Milliseconds | Self::Times => "step time",
         }
     }
 }
@@ -127,9 +127,6 @@ struct Outcome {
     simulated: f64,
     /// Memory of the second setup over what a GPU has.
     memory_share: f64,
-    thrashes: bool,
-    /// Change of the step time if it does, least and most.
-    thrashing: [f64; 2],
 }
 
 impl Row {
@@ -137,9 +134,6 @@ impl Row {
         let Ok(outcome) = &self.outcome else {
             return false;
         };
-        if self.experiment.measured.unit == Unit::Flag {
-            return outcome.thrashes;
-        }
         let none = |change: f64| change.abs() < NONE;
         (none(self.measured) && none(outcome.simulated))
             || self.measured.signum() == outcome.simulated.signum()
@@ -149,11 +143,6 @@ impl Row {
         let Ok(outcome) = &self.outcome else {
             return false;
         };
-        if self.experiment.measured.unit == Unit::Flag {
-            let [least, most] = outcome.thrashing;
-            let around = least * (1.0 - WITHIN)..=most * (1.0 + WITHIN);
-            return outcome.thrashes && around.contains(&self.measured);
-        }
         let allowed = (self.measured.abs() * WITHIN).max(if self.measured.abs() < NONE {
             NONE
         } else {
@@ -165,7 +154,7 @@ impl Row {
     /// How far the simulated ratio of both setups is from the measured one.
     fn scored(&self) -> Option<Scored<'_>> {
         let outcome = self.outcome.as_ref().ok()?;
-        (self.experiment.measured.unit != Unit::Flag).then(|| Scored {
+        Some(Scored {
             source: &self.experiment.source,
             accelerator: &self.accelerator,
             family: &self.family,
@@ -265,23 +254,7 @@ fn outcome(
             _ => longer - 1.0,
         },
         memory_share: change.memory / change.capacity,
-        thrashes: change.memory > change.capacity - ALLOCATOR_MARGIN.as_f64(),
-        thrashing: passes_of_fullest(setup).map(|more| {
-            let step = change.step_time_s + more.as_secs_f64();
-            step / base.step_time_s - 1.0
-        }),
     })
-}
-
-/// What thrashing adds to the step of a stage of the mean depth, least and most.
-fn passes_of_fullest(setup: &Setup) -> [SimDuration; 2] {
-    let training = &setup.training;
-    let plan = &training.parallelism;
-    let of_one_rank = u64::from(plan.data) * training.micro_batch;
-    thrashing(
-        training.model.layers.div_ceil(plan.pipeline.into()),
-        training.global_batch.div_ceil(of_one_rank.max(1)),
-    )
 }
 
 /// Memory that tensors use on the fullest rank [bytes].
@@ -310,7 +283,24 @@ fn setup(arm: &Arm, shipped: &BTreeMap<&str, &PublishedRun>) -> Result<(Setup, S
         merge(&mut stack, changes);
         setup.training.stack = serde_json::from_value(stack).map_err(|error| error.to_string())?;
     }
+    if let Some(seen) = arm.memory {
+        leave_as_free(&mut setup, seen)?;
+    }
     Ok((setup, run.model.family))
+}
+
+/// Gives the GPUs so much memory that what the plan is counted to need leaves as much of it as tensors of
+/// `seen` bytes left.
+fn leave_as_free(setup: &mut Setup, seen: f64) -> Result<(), String> {
+    let plan = rackflow_plan::compile(setup).map_err(|error| error.to_string())?;
+    let counted = plan.facts.stages.iter().map(|stage| stage.memory);
+    let counted = counted.max_by_key(MemoryUse::total).unwrap_or_default();
+    let more = (counted.total() - counted.reserved).as_f64() - seen;
+    setup.cluster.for_each_node(|node| {
+        let capacity = node.accelerator.capacity().as_f64();
+        node.accelerator.reported_memory *= 1.0 + more / capacity;
+    });
+    Ok(())
 }
 
 /// Merges `changes` into `value`, objects key by key.
@@ -339,8 +329,6 @@ fn row_json(row: &Row) -> Value {
         "simulated_base_s": outcome.map(|outcome| outcome.base_s),
         "simulated_change_s": outcome.map(|outcome| outcome.change_s),
         "memory_share": outcome.map(|outcome| outcome.memory_share),
-        "near_memory_limit": outcome.map(|outcome| outcome.thrashes),
-        "simulated_change_if_thrashing": outcome.filter(|outcome| outcome.thrashes).map(|outcome| outcome.thrashing),
         "right_sign": row.right_sign(),
         "within_a_third": row.within(),
         "not_simulated": row.outcome.as_ref().err(),
@@ -366,17 +354,7 @@ impl Comparisons {
         ]);
         for row in &self.rows {
             let yes = |right: bool| if right { "yes" } else { "no" }.to_owned();
-            let flag = row.experiment.measured.unit == Unit::Flag;
             let simulated = match &row.outcome {
-                Ok(outcome) if flag && outcome.thrashes => format!(
-                    "warned of ({:.0} % of memory): {} to {}",
-                    100.0 * outcome.memory_share,
-                    signed_percent(outcome.thrashing[0]),
-                    signed_percent(outcome.thrashing[1])
-                ),
-                Ok(outcome) if flag => {
-                    format!("not seen ({:.0} % of memory)", 100.0 * outcome.memory_share)
-                }
                 Ok(outcome) => signed_percent(outcome.simulated),
                 Err(why) => why.clone(),
             };

@@ -1,8 +1,8 @@
 //! Records built by hand: small enough to check on paper, whole enough to draw.
 
 use rackflow_plan::{
-    Accounts, Cause, CommKind, Facts, Fidelity, Jitter, MemoryUse, RankOrder, Setup, StageFacts,
-    Uplinks,
+    Accounts, Cause, CommKind, Facts, Fidelity, Jitter, MemoryUse, Pressure, RankOrder, Setup,
+    StageFacts, Uplinks,
 };
 use rackflow_scenario::Catalogue;
 use rackflow_simulator::{ClassRecord, EngineRecord, Record, Traffic};
@@ -152,6 +152,7 @@ fn facts() -> Facts {
         stages: (0..16)
             .map(|stage| StageFacts {
                 layers: 4,
+                pressure: Pressure::default(),
                 capacity: Bytes::new(80_000_000_000),
                 memory: memory(26_200_000_000 - 1_000_000_000 * stage),
             })

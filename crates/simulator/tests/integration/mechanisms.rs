@@ -2,11 +2,12 @@
 
 use crate::plans::{model, plain};
 use rackflow_plan::{Cause, CommKind, SLOW_NODE, Setup, Straggler, compile};
+use rackflow_scenario::{Catalogue, published};
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
-use rackflow_units::{Bandwidth, SimDuration};
+use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use rackflow_workload::{
-    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Recipe, Routing, Schedule,
+    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Recipe, Recompute, Routing, Schedule,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -436,4 +437,35 @@ fn scales_of_rows_cost_more_where_ranks_share_the_rows() {
     };
     let (alone, shared) = (dearer(1), dearer(4));
     assert!(1.0 < alone && alone < shared, "{alone} {shared}");
+}
+
+/// A step that runs out of cached blocks waits for the driver, and what it waits is booked as that.
+#[test]
+fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
+    let runs = published::read(published::SHIPPED).expect("well formed");
+    let named = |run: &&published::PublishedRun| run.id == "pr6429-dsv3-14L-overlap-rc";
+    let row = runs.iter().find(named).expect("shipped");
+    let mut setup = published::setup(row, Catalogue::builtin()).expect("a whole plan");
+    setup.training.recompute = Recompute::None;
+    let needed = compile(&setup).expect("a valid plan").facts.stages;
+    let needed = needed.iter().map(|stage| stage.memory.total()).max();
+    let mut with_free = |free: u64| {
+        let accelerator = &mut setup.cluster.node.accelerator;
+        accelerator.reported_memory = 1.0;
+        accelerator.memory = needed.unwrap_or_default() + Bytes::new(free);
+        run(&setup)
+    };
+    let roomy = with_free(30_000_000_000);
+    assert_eq!(roomy.total().picos(Cause::Allocator), 0);
+    let crowded = with_free(3_000_000_000);
+    let waits = crowded.facts.stages.iter().map(|s| s.pressure.time).max();
+    let waits = waits.unwrap_or_default();
+    let longer = crowded.step_time - roomy.step_time;
+    assert!(longer > waits.scale(1, 2), "{longer} of {waits}");
+    let booked = crowded.total().seconds(Cause::Allocator);
+    let of_stage = 16.0 * waits.as_secs_f64();
+    assert!(
+        (booked / of_stage - 1.0).abs() < 0.01,
+        "{booked} of {of_stage}"
+    );
 }

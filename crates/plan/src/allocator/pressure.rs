@@ -1,0 +1,467 @@
+//! What the allocator costs a step close to the limit of memory.
+//!
+//! The order in which a stage takes and gives back its tensors is played through [`Caching`], with so much
+//! memory as the plan leaves it. Each time that the driver has nothing left, everything cached goes back to
+//! it. That waits for the device, and the blocks must be asked for again.
+//!
+//! Ranks of one stage do the same at the same time, unless experts get another number of tokens on each:
+//! then every rank runs out at a moment of its own, and at the next collective all wait for it. This is why
+//! DeepSpeed's warning asks to flush on all ranks at once (`deepspeed/runtime/zero/stage3.py`).
+
+use super::layers::{Event, Layer, of_chunk, tokens_at_experts, varies};
+use super::{BlockId, Caching, Driver, Exhausted};
+use crate::compile::Chunk;
+use crate::facts::StageFacts;
+use crate::layer::Sizes;
+use crate::schedule::Pass;
+use rackflow_units::{Bytes, SimDuration};
+use rackflow_workload::AllocatorPolicy;
+use std::collections::BTreeMap;
+
+/// Time to give memory back to the driver, or to ask for it, by the byte and both ways: 11 ms for each GB
+/// that goes back and is asked for again. 250 training steps take 65 s when the cache is emptied after each
+/// and 45 s when it never is; of 19.3 GB then 12.0 are left (huggingface/peft, pull request 2894; one GPU).
+const FEMTOS_PER_BYTE: u64 = 5_500;
+
+/// One over the part of the memory that is comfort when it is free: of ten runs whose logs print both, none
+/// without an exchange on a stream of its own holds more than 7.6 % beyond its tensors (SimuMax on B200;
+/// NVIDIA/Megatron-LM, pull request 6429).
+const COMFORT: u64 = 12;
+/// Ranks of a group that are followed one by one.
+const RANKS: u64 = 16;
+/// Passes through layers that are followed; the rest of a step goes on as the second half of these.
+const PASSES: usize = 128;
+/// Steps before the one that counts, in which the cache fills, and those that count.
+const WARM_UP: u64 = 2;
+const COUNTED: u64 = 2;
+/// Reserve over the limit that is tried where pieces leave no place, and how often.
+const MORE: u64 = 1 << 28;
+const TRIES: u64 = 24;
+
+/// The allocator of the fullest rank of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pressure {
+    /// Times in a step that a rank gives its cache back.
+    pub flushes: f64,
+    /// Bytes that it asks the driver for in a step.
+    pub asked: Bytes,
+    /// What it would hold beyond the tensors if there were room.
+    pub fragmentation: Bytes,
+    /// How long a step's passes wait for it, all together.
+    pub time: SimDuration,
+}
+
+/// How long the passes of a stage wait for the allocator, by place in its order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Stalls {
+    of_place: Vec<SimDuration>,
+    /// From this place on they repeat.
+    repeats_from: usize,
+    pub pressure: Pressure,
+}
+
+impl Stalls {
+    /// Before the pass at a place.
+    pub fn before(&self, place: usize) -> SimDuration {
+        let known = self.of_place.len();
+        if place < known {
+            return self.of_place[place];
+        }
+        match known - self.repeats_from {
+            0 => SimDuration::ZERO,
+            length => self.of_place[self.repeats_from + (place - self.repeats_from) % length],
+        }
+    }
+
+    /// Of a stage that holds `chunks` and works in this order: nothing while [`COMFORT`] of its memory is free.
+    pub fn of_stage(s: &Sizes<'_>, chunks: &[Chunk], order: &[Pass], facts: &StageFacts) -> Self {
+        let policy = s.stack.allocator;
+        let free = facts.free().get();
+        if policy == AllocatorPolicy::Preallocated || free > facts.capacity.get() / COMFORT {
+            return Self::default();
+        }
+        let stage = Stage::new(s, chunks, order);
+        let Ok(roomy) = stage.play(policy, u64::MAX / 2, 0) else {
+            return Self::default();
+        };
+        let mut stalls = Self::default();
+        let fragmentation = roomy.reserved - roomy.allocated;
+        stalls.pressure.fragmentation = Bytes::new(fragmentation);
+        // Beyond the first rank, each needs a little more or less.
+        if free > 2 * fragmentation + MORE {
+            return stalls;
+        }
+        let limit = roomy.allocated + free;
+        for more in 0..TRIES {
+            let Ok(played) = stage.play_all(policy, limit + more * MORE) else {
+                continue;
+            };
+            // A cache that still grows is no steady state.
+            if played.driver.flushes == 0 {
+                break;
+            }
+            stalls.of_place = stage.by_place(&played.bytes);
+            stalls.repeats_from = stalls.of_place.len() / 2;
+            let counted = played.ranks * COUNTED;
+            stalls.pressure.flushes = played.driver.flushes as f64 / counted as f64;
+            stalls.pressure.asked = Bytes::new(played.driver.asked / counted);
+            stalls.pressure.time = (0..order.len())
+                .map(|place| stalls.before(place))
+                .fold(SimDuration::ZERO, |sum, span| sum + span);
+            break;
+        }
+        stalls
+    }
+}
+
+/// What one or several ranks did.
+#[derive(Default)]
+struct Played {
+    allocated: u64,
+    reserved: u64,
+    /// Bytes to and from the driver between one meeting and the next, most of any rank, over the counted
+    /// steps.
+    bytes: Vec<u64>,
+    driver: Driver,
+    ranks: u64,
+}
+
+struct Stage<'a> {
+    s: &'a Sizes<'a>,
+    layers: Vec<Vec<Layer>>,
+    order: &'a [Pass],
+    /// Bytes of logits of the chunk that ends the model.
+    logits: Vec<u64>,
+    /// Standard deviation of the tokens at a rank's experts, over their mean.
+    spread: f64,
+}
+
+impl<'a> Stage<'a> {
+    fn new(s: &'a Sizes<'a>, chunks: &[Chunk], order: &'a [Pass]) -> Self {
+        let layers: Vec<Vec<Layer>> = chunks.iter().map(|chunk| of_chunk(s, chunk)).collect();
+        let longest = layers.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let places = (PASSES / longest).max(8).min(order.len());
+        let logits = chunks.iter().map(|chunk| match chunk.last {
+            true => crate::memory::logits(s),
+            false => 0,
+        });
+        let ranks = f64::from(s.plan.expert);
+        let tokens = tokens_at_experts(s).max(1) as f64;
+        // Tokens choose as dice fall: what a share of 1 / ranks varies by. A rank whose load is larger has the
+        // larger one always.
+        let spread = if varies(s) {
+            ((1.0 - 1.0 / ranks) / tokens).sqrt()
+        } else {
+            0.0
+        };
+        Self {
+            s,
+            layers,
+            order: &order[..places],
+            logits: logits.collect(),
+            spread,
+        }
+    }
+
+    /// All ranks that differ.
+    fn play_all(&self, policy: AllocatorPolicy, limit: u64) -> Result<Played, Exhausted> {
+        let ranks = match self.spread > 0.0 {
+            true => u64::from(self.s.plan.expert).min(RANKS),
+            false => 1,
+        };
+        let mut all = Played::default();
+        for rank in 0..ranks {
+            let one = self.play(policy, limit, rank)?;
+            all.bytes.resize(one.bytes.len(), 0);
+            for (most, bytes) in all.bytes.iter_mut().zip(one.bytes) {
+                *most = (*most).max(bytes);
+            }
+            all.driver.flushes += one.driver.flushes;
+            all.driver.asked += one.driver.asked;
+            all.ranks += 1;
+        }
+        Ok(all)
+    }
+
+    /// Some steps of one rank.
+    fn play(&self, policy: AllocatorPolicy, limit: u64, rank: u64) -> Result<Played, Exhausted> {
+        let mut player = Player {
+            stage: self,
+            allocator: Caching::new(policy, limit),
+            held: BTreeMap::new(),
+            bytes: Vec::new(),
+            seen: Driver::default(),
+            rank,
+            passed: 0,
+        };
+        let mut at_start = Driver::default();
+        for step in 0..WARM_UP + COUNTED {
+            if step == WARM_UP {
+                player.bytes.clear();
+                at_start = player.allocator.driver();
+            }
+            player.step(step)?;
+        }
+        let driver = player.allocator.driver();
+        Ok(Played {
+            allocated: player.allocator.peak_allocated(),
+            reserved: player.allocator.peak_reserved(),
+            bytes: player.bytes,
+            driver: Driver {
+                flushes: driver.flushes - at_start.flushes,
+                asked: driver.asked - at_start.asked,
+                returned: driver.returned - at_start.returned,
+            },
+            ranks: 1,
+        })
+    }
+
+    /// Waiting before each place, on average over the counted steps.
+    fn by_place(&self, bytes: &[u64]) -> Vec<SimDuration> {
+        let meetings: Vec<usize> = self.order.iter().map(|pass| self.meetings(*pass)).collect();
+        let of_step: usize = meetings.iter().sum();
+        let mut from = 0;
+        let of_place = meetings.iter().map(|count| {
+            let steps = (0..COUNTED as usize).map(|step| step * of_step + from);
+            let sum: u64 = steps
+                .filter_map(|start| bytes.get(start..start + count))
+                .flatten()
+                .sum();
+            from += count;
+            SimDuration::from_picos(sum * FEMTOS_PER_BYTE / 1_000 / COUNTED)
+        });
+        of_place.collect()
+    }
+
+    /// Collectives in which the ranks meet within a pass.
+    fn meetings(&self, pass: Pass) -> usize {
+        let of = |chunk: u32, forward: bool| {
+            let layers = self.layers[chunk as usize].iter();
+            let events = layers.map(|l| if forward { &l.forward } else { &l.backward });
+            let meet = |events: &Vec<Event>| events.iter().filter(|e| **e == Event::Meet).count();
+            events.map(meet).sum::<usize>()
+        };
+        match pass {
+            Pass::Forward { chunk, .. } => of(chunk, true),
+            Pass::Backward { chunk, .. } | Pass::WeightGradient { chunk, .. } => of(chunk, false),
+            Pass::InputGradient { .. } => 0,
+            Pass::Overlapped { forward, backward } => of(forward.1, true) + of(backward.1, false),
+        }
+    }
+}
+
+/// A micro-batch that went forward through a layer: its tensors and its tokens.
+struct Instance {
+    slots: Vec<Option<BlockId>>,
+    tokens: u64,
+}
+
+/// Where a walk through the layers of a chunk has come to.
+struct Walk {
+    micro_batch: u32,
+    chunk: u32,
+    forward: bool,
+    layer: usize,
+    event: usize,
+}
+
+struct Player<'a> {
+    stage: &'a Stage<'a>,
+    allocator: Caching,
+    /// By micro-batch and chunk: what each layer holds, and the logits.
+    held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
+    bytes: Vec<u64>,
+    seen: Driver,
+    rank: u64,
+    /// Passes through layers that the host has issued.
+    passed: u64,
+}
+
+impl Player<'_> {
+    fn step(&mut self, step: u64) -> Result<(), Exhausted> {
+        for pass in self.stage.order {
+            match *pass {
+                Pass::Forward { micro_batch, chunk } => {
+                    self.begin(step, micro_batch, chunk);
+                    self.finish(&mut Walk::new(micro_batch, chunk, true, 0))?;
+                    self.logits(micro_batch, chunk)?;
+                }
+                // The weights' gradients need all that the inputs' did.
+                Pass::InputGradient { .. } => {}
+                Pass::Backward { micro_batch, chunk }
+                | Pass::WeightGradient { micro_batch, chunk } => {
+                    let mut walk = self.back(micro_batch, chunk);
+                    self.finish(&mut walk)?;
+                    self.held.remove(&(micro_batch, chunk));
+                }
+                Pass::Overlapped { forward, backward } => {
+                    self.begin(step, forward.0, forward.1);
+                    let mut f = Walk::new(forward.0, forward.1, true, 0);
+                    let mut b = self.back(backward.0, backward.1);
+                    while self.advance(&mut f)? | self.advance(&mut b)? {}
+                    self.logits(forward.0, forward.1)?;
+                    self.held.remove(&backward);
+                }
+            }
+        }
+        // What is still in flight where the order was cut.
+        for (_, (layers, logits)) in std::mem::take(&mut self.held) {
+            let tensors = layers.into_iter().flat_map(|instance| instance.slots);
+            for block in tensors.chain([logits]).flatten() {
+                self.allocator.give(block);
+            }
+        }
+        self.allocator.settle(u64::MAX);
+        Ok(())
+    }
+
+    fn begin(&mut self, step: u64, micro_batch: u32, chunk: u32) {
+        let layers = &self.stage.layers[chunk as usize];
+        let place = |layer: usize| [step, micro_batch.into(), chunk.into(), layer as u64];
+        let instances = layers.iter().enumerate().map(|(i, layer)| Instance {
+            slots: vec![None; layer.slots.into()],
+            tokens: self.tokens(place(i)),
+        });
+        let instances = instances.collect();
+        self.held.insert((micro_batch, chunk), (instances, None));
+    }
+
+    fn logits(&mut self, micro_batch: u32, chunk: u32) -> Result<(), Exhausted> {
+        let bytes = self.stage.logits[chunk as usize];
+        if bytes > 0 {
+            let block = self.allocator.take(bytes, 0)?;
+            if let Some(held) = self.held.get_mut(&(micro_batch, chunk)) {
+                held.1 = Some(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a backward pass, which gives the logits back.
+    fn back(&mut self, micro_batch: u32, chunk: u32) -> Walk {
+        let held = self.held.get_mut(&(micro_batch, chunk));
+        let mut layers = 0;
+        if let Some((instances, logits)) = held {
+            layers = instances.len();
+            if let Some(logits) = logits.take() {
+                self.allocator.give(logits);
+            }
+        }
+        Walk::new(micro_batch, chunk, false, layers.saturating_sub(1))
+    }
+
+    /// Tokens at this rank's experts; the same for the same rank and place whatever else happens.
+    fn tokens(&self, place: [u64; 4]) -> u64 {
+        let mean = tokens_at_experts(self.stage.s) as f64;
+        if self.stage.spread == 0.0 {
+            return mean as u64;
+        }
+        let mut state = self.rank;
+        for part in place {
+            state = mixed(state ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+        // The sum of twelve uniform numbers, less six, is all but normal.
+        let mut sum = -6.0;
+        for _ in 0..12 {
+            state = mixed(state);
+            sum += (state >> 11) as f64 / (1_u64 << 53) as f64;
+        }
+        let load = 1.0 + self.stage.spread * sum;
+        (mean * load).max(1.0) as u64
+    }
+
+    fn finish(&mut self, walk: &mut Walk) -> Result<(), Exhausted> {
+        while self.advance(walk)? {}
+        Ok(())
+    }
+
+    /// Goes on to the next meeting; false where there was none.
+    fn advance(&mut self, walk: &mut Walk) -> Result<bool, Exhausted> {
+        let layers = &self.stage.layers[walk.chunk as usize];
+        loop {
+            let Some(layer) = layers.get(walk.layer) else {
+                return Ok(false);
+            };
+            let events = if walk.forward {
+                &layer.forward
+            } else {
+                &layer.backward
+            };
+            let Some(event) = events.get(walk.event) else {
+                if !walk.next_layer() {
+                    walk.layer = usize::MAX;
+                    return Ok(false);
+                }
+                continue;
+            };
+            walk.event += 1;
+            let held = self.held.get_mut(&(walk.micro_batch, walk.chunk));
+            let Some(instance) = held.and_then(|(layers, _)| layers.get_mut(walk.layer)) else {
+                return Ok(false);
+            };
+            match *event {
+                Event::Take { slot, size, stream } => {
+                    let bytes = size.bytes(instance.tokens);
+                    let block = self.allocator.take(bytes, stream)?;
+                    instance.slots[usize::from(slot)] = Some(block);
+                }
+                Event::Give(slot) => {
+                    if let Some(block) = instance.slots[usize::from(slot)].take() {
+                        self.allocator.give(block);
+                    }
+                }
+                Event::GiveLater(slot, passes) => {
+                    if let Some(block) = instance.slots[usize::from(slot)].take() {
+                        self.allocator.give_later(block, self.passed + passes);
+                    }
+                }
+                Event::Meet => {
+                    let now = self.allocator.driver();
+                    let bytes = now.asked - self.seen.asked + now.returned - self.seen.returned;
+                    self.bytes.push(bytes);
+                    self.seen = now;
+                    if walk.at_end(events) {
+                        self.passed += 1;
+                        self.allocator.settle(self.passed);
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+    }
+}
+
+impl Walk {
+    fn new(micro_batch: u32, chunk: u32, forward: bool, layer: usize) -> Self {
+        Self {
+            micro_batch,
+            chunk,
+            forward,
+            layer,
+            event: 0,
+        }
+    }
+
+    fn next_layer(&mut self) -> bool {
+        self.event = 0;
+        if self.forward {
+            self.layer += 1;
+            return true;
+        }
+        let more = self.layer > 0;
+        self.layer = self.layer.saturating_sub(1);
+        more
+    }
+
+    fn at_end(&self, events: &[Event]) -> bool {
+        !events[self.event..].contains(&Event::Meet)
+    }
+}
+
+/// A well-mixed number (the finalizer of SplitMix64).
+fn mixed(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
