@@ -189,6 +189,7 @@ fn layers_go_where_there_is_memory() {
     let most = fullest(&roomy).expect("it has stages");
     let accelerator = &mut setup.cluster.node.accelerator;
     accelerator.memory = most.saturating_sub(rackflow_units::Bytes::new(1));
+    accelerator.reported_memory = 1.0;
     let narrow = planned(&setup);
     assert_eq!(narrow.check_memory(), Ok(()));
     assert!(fullest(&narrow) < Some(most));
