@@ -25,7 +25,7 @@ const FEMTOS_PER_BYTE: u64 = 5_500;
 
 /// One over the part of the memory that is comfort when it is free: of ten runs whose logs print both, none
 /// without an exchange on a stream of its own holds more than 7.6 % beyond its tensors (SimuMax on B200;
-/// NVIDIA/Megatron-LM, pull request 6429).
+/// NVIDIA/Megatron-LM, pull request 6429). Set where DeepSeek-V3's replay, with a tenth free, would have waited.
 const COMFORT: u64 = 12;
 /// Ranks of a group that are followed one by one.
 const RANKS: u64 = 16;
