@@ -1379,6 +1379,33 @@ fn one_job_among_several_is_traced() {
     assert!(failed(&unknown, 2).contains("of large, small"));
 }
 
+/// A trace is written down beside the run: nothing of the report depends on it.
+#[test]
+fn a_report_is_the_same_with_a_trace_and_without() {
+    let folder = scratch("traced-reports");
+    let trace = folder.join("t.json");
+    let trace = trace.to_str().expect("UTF-8");
+    let runs: [&[&str]; 4] = [
+        &[QUICK, "--trace-ranks", "3,0"],
+        &["serve-llama3-8b-laptops"],
+        &["two-jobs-oversubscribed-roce", "--trace-job", "small"],
+        &["replay-chakra-8-h100"],
+    ];
+    for run in runs {
+        let report = |more: &[&str]| {
+            let mut report = json(&fine(
+                &[&["run", run[0], "--format", "json"], more].concat(),
+            ));
+            report["engine"]["wall_s"] = serde_json::Value::Null;
+            report
+        };
+        let plain = report(&[]);
+        let traced = report(&[&["--trace", trace], &run[1..]].concat());
+        assert_eq!(plain, traced, "{run:?}");
+        fs::remove_file(trace).expect("the trace is there");
+    }
+}
+
 // ---- claims
 
 #[test]

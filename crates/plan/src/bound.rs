@@ -6,7 +6,8 @@
 //! run one after the other, none faster than on an idle GPU, and within a pass each waits for the
 //! communication before it, which is no faster than on idle links ([`pieces`]). A pass begins no
 //! earlier than its stage is done with the one before, than its input has arrived over an idle link,
-//! and than the host has issued it. [`passes`] follows all passes of all stages by these rules, and
+//! and than the host has issued it. Where it waits for the allocator, all that goes before is through and
+//! nothing of it is issued until the wait is over. [`passes`] follows all passes of all stages by these rules, and
 //! by no others: whatever else a step holds only adds to it.
 //!
 //! [`step_time`] leaves the order of passes out. A stage takes no less than all its passes one after
@@ -32,6 +33,7 @@ mod strands;
 
 pub(crate) use pieces::{LineTimes, PieceTimes};
 
+use crate::allocator::pressure::Stalls;
 use crate::compile::Compiler;
 use crate::price::Prices;
 use crate::program::{Stream, Work};
@@ -227,12 +229,14 @@ impl std::fmt::Debug for Passes {
 
 impl Passes {
     /// `lines` are at the least prices of all communicators of their ranks, whose experts have `load` of
-    /// the mean. Passes are woven in an order that depends on the prices of the first rank: if not on
+    /// the mean. Before their passes the stages wait for the allocator as `stalls` say, or never where it is
+    /// empty. Passes are woven in an order that depends on the prices of the first rank: if not on
     /// these, then on the `other` ones.
     pub(crate) fn new(
         compiler: &Compiler<'_>,
         setup: &Setup,
         lines: &[SeatedLine<'_>],
+        stalls: &Arc<Vec<Stalls>>,
         messages: Messages,
         (prices, other): (&Prices, Option<&Prices>),
         load: u64,
@@ -249,7 +253,7 @@ impl Passes {
                 compiler,
                 setup,
                 line,
-                &orders,
+                (&orders, stalls),
                 messages,
                 (prices, other, &known),
                 load,
@@ -288,7 +292,7 @@ impl Woven {
         compiler: &Compiler<'_>,
         setup: &Setup,
         seated: &SeatedLine<'_>,
-        orders: &[Vec<Pass>],
+        (orders, stalls): (&[Vec<Pass>], &Arc<Vec<Stalls>>),
         messages: Messages,
         (prices, other, known): (&Prices, Option<&Prices>, &KnownKernels),
         load: u64,
@@ -339,6 +343,7 @@ impl Woven {
         }
         let line = Line {
             orders: orders.to_vec(),
+            stalls: stalls.clone(),
             places: places(compiler, seated.times, |times| times),
             strands,
             seats: (0..orders.len() as u32).map(seat).collect(),

@@ -1,6 +1,6 @@
 //! From a setup to a plan: chunks of layers, their runs, and the program of every stage.
 
-use crate::allocator::pressure::{Pressure, Stalls};
+use crate::allocator::pressure::{KnownStalls, Pressure, Stalls};
 use crate::cause::CommKind;
 use crate::crossing;
 use crate::error::PlanError;
@@ -142,26 +142,28 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     let host = ClusterMap::new(setup.host())?;
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
     let spans = Arc::new(Spans::new(setup, &host, &placement));
-    compile_over(setup, &host, &spans, |plan| {
+    let stalls = Compiler::new(setup, &placement).stalls(&placement, &KnownStalls::default());
+    compile_over(setup, &host, &spans, &stalls, |plan| {
         crossing::blocks(plan, &host, crossing::wires(setup).as_ref())
     })
 }
 
-/// Compiles a setup that is sound, on a map of the whole cluster and over communicators that are
-/// known. `blocks` is [`crossing::blocks`], which is asked where links of the fabric may hold a plan
-/// back.
+/// Compiles a setup that is sound, on a map of the whole cluster, over communicators that are known and
+/// with what its stages wait for the allocator. `blocks` is [`crossing::blocks`], which is asked where
+/// links of the fabric may hold a plan back.
 pub(crate) fn compile_over(
     setup: &Setup,
     host: &ClusterMap,
     spans: &Arc<Spans>,
+    stalls: &[Stalls],
     blocks: impl FnOnce(&Plan) -> bool,
 ) -> Result<Plan, PlanError> {
     let may_block = crossing::may_block(setup.host(), &setup.faults, host);
     // Whoever shares the cluster may come to meet this job on any link.
     let shared = may_block && setup.seats.is_some();
-    let plan = compile_on(setup, host, spans, shared)?;
+    let plan = compile_on(setup, host, spans, stalls, shared)?;
     if may_block && !shared && blocks(&plan) {
-        return compile_on(setup, host, spans, true);
+        return compile_on(setup, host, spans, stalls, true);
     }
     Ok(plan)
 }
@@ -170,6 +172,7 @@ fn compile_on(
     setup: &Setup,
     host: &ClusterMap,
     spans: &Arc<Spans>,
+    stalls: &[Stalls],
     on_fabric: bool,
 ) -> Result<Plan, PlanError> {
     let own;
@@ -185,33 +188,13 @@ fn compile_on(
     let mut compiler = Compiler::new(setup, &placement);
     let stages = setup.training.parallelism.pipeline;
     let hall = Hall::new(setup, &placement);
-    let mut programs = Vec::with_capacity(stages as usize);
-    let mut stage_facts = Vec::with_capacity(stages as usize);
-    let mut stalls = Vec::with_capacity(stages as usize);
     let orders = compiler.orders();
-    for (stage, order) in (0..stages).zip(&orders) {
-        let chunks = compiler.stage_chunks(stage);
-        stage_facts.push(StageFacts {
-            capacity: hall.capacity(stage),
-            layers: compiler.stage_layers(stage),
-            memory: memory::of_stage(&compiler.sizes, &placement, &chunks, order),
-            pressure: Pressure::default(),
-        });
-    }
-    let fits = stage_facts.iter().all(StageFacts::fits);
-    for ((stage, order), facts) in (0..stages).zip(&orders).zip(&mut stage_facts) {
-        // Nothing is said of what a plan costs that does not fit.
-        let stalled = if fits {
-            let chunks = compiler.stage_chunks(stage);
-            Stalls::of_stage(&compiler.sizes, &chunks, order, facts)
-        } else {
-            Stalls::default()
-        };
-        facts.pressure = stalled.pressure;
-        programs.push(compiler.program(&mut ctx, stage, order, &stalled));
-        stalls.push(stalled);
-    }
-    let (further_kinds, further_flops) = further_kinds(setup, &prices, &placement, &stalls);
+    let stage_facts = compiler.stage_facts(&placement, &hall, &orders, stalls);
+    let stages = (0..stages).zip(&orders).zip(stalls);
+    let programs: Vec<Program> = stages
+        .map(|((stage, order), stalls)| compiler.program(&mut ctx, stage, order, stalls))
+        .collect();
+    let (further_kinds, further_flops) = further_kinds(setup, &prices, &placement, stalls);
     let mut flops = vec![ctx.segment_flops.as_slice()];
     flops.extend(further_flops.iter().map(Vec::as_slice));
     let slots = GroupSlot::ALL
@@ -668,6 +651,44 @@ impl<'a> Compiler<'a> {
 
     pub fn stages(&self) -> u32 {
         self.sizes.plan.pipeline
+    }
+
+    /// What a report says of the stages, which wait for the allocator like this.
+    fn stage_facts(
+        &self,
+        placement: &Placement,
+        hall: &Hall,
+        orders: &[Vec<Pass>],
+        stalls: &[Stalls],
+    ) -> Vec<StageFacts> {
+        let stages = (0..self.stages()).zip(orders);
+        let facts = stages
+            .enumerate()
+            .map(|(index, (stage, order))| StageFacts {
+                capacity: hall.capacity(stage),
+                layers: self.stage_layers(stage),
+                memory: memory::of_stage(&self.sizes, placement, &self.stage_chunks(stage), order),
+                pressure: stalls
+                    .get(index)
+                    .map_or(Pressure::default(), |of| of.pressure),
+            });
+        facts.collect()
+    }
+
+    /// How long the stages wait for the allocator; nothing is said of a plan that does not fit.
+    pub fn stalls(&self, placement: &Placement, known: &KnownStalls) -> Vec<Stalls> {
+        let orders = self.orders();
+        let hall = Hall::new(self.setup, placement);
+        let facts = self.stage_facts(placement, &hall, &orders, &[]);
+        if !facts.iter().all(StageFacts::fits) {
+            return vec![Stalls::default(); facts.len()];
+        }
+        let stages = (0..self.stages()).zip(&orders).zip(&facts);
+        stages
+            .map(|((stage, order), facts)| {
+                Stalls::of_stage(&self.sizes, &self.stage_chunks(stage), order, facts, known)
+            })
+            .collect()
     }
 
     /// Chunks in pipeline order.

@@ -12,6 +12,7 @@ mod error;
 mod facts;
 mod horizon;
 pub mod kernel;
+mod known;
 mod layer;
 mod memory;
 mod outlook;

@@ -5,7 +5,7 @@
 use rackflow_workload::Schedule;
 
 /// One entry of a stage's order. `chunk` counts the model chunks that the stage holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pass {
     /// Forward.
     Forward {

@@ -8,10 +8,12 @@
 
 mod lines;
 
+use crate::allocator::pressure::{KnownStalls, Stalls};
 use crate::bound::{self, LineTimes, Messages, Passes};
 use crate::compile::{self, Chunk, ChunkLayout, Compiler, Hall, Plan};
 use crate::crossing::{self, Crowd, Source};
 use crate::error::{self, MemoryPart, PlanError};
+use crate::known::Known;
 use crate::layer::Sizes;
 use crate::memory::Held;
 use crate::placement::Placement;
@@ -25,7 +27,7 @@ use rackflow_topology::{ClusterMap, Node, Path, Wires};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{Activation, Attention, Parallelism, Recipe, Recompute, Schedule, Zero};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// Most virtual stages that are tried.
 const MOST_VIRTUAL: u32 = 12;
@@ -123,6 +125,8 @@ pub struct Candidate {
     pub memory: Bytes,
     /// What its passes take at least.
     times: Arc<Vec<LineTimes>>,
+    /// How long its stages wait for the allocator, once somebody asked.
+    stalls: OnceLock<Arc<Vec<Stalls>>>,
 }
 
 impl Candidate {
@@ -208,27 +212,6 @@ struct StageClass {
     capacity: Bytes,
 }
 
-/// What depends on numbers of stages, chunks and micro-batches alone, and so is found once.
-struct Known<K, V>(Mutex<BTreeMap<K, Arc<V>>>);
-
-impl<K, V> Default for Known<K, V> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Ord, V> Known<K, V> {
-    fn get(&self, key: K, find: impl FnOnce() -> V) -> Arc<V> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&key) {
-            return known.clone();
-        }
-        // Two threads may find the same; what they find is equal.
-        let found = Arc::new(find());
-        lock().entry(key).or_insert(found).clone()
-    }
-}
-
 /// All plans for one scenario.
 pub struct Search {
     setup: Setup,
@@ -263,6 +246,8 @@ pub struct Search {
     blocks: Known<(SpansKey, Vec<Source>), bool>,
     /// Those links.
     wires: OnceLock<Option<Wires>>,
+    /// Stages that were played through the allocator.
+    known_stalls: KnownStalls,
 }
 
 /// What tells the communicators of two plans apart.
@@ -298,6 +283,7 @@ impl Search {
             crowds: Known::default(),
             blocks: Known::default(),
             wires: OnceLock::new(),
+            known_stalls: KnownStalls::default(),
         })
     }
 
@@ -365,14 +351,49 @@ impl Search {
         expansion
     }
 
-    /// A closer bound of one candidate, never under its [`Candidate::at_least`].
+    /// A closer bound of one candidate, never under its [`Candidate::at_least`]. The allocator is not played.
     pub fn bound(&self, candidate: &Candidate) -> SimDuration {
-        let closer = self.passes(candidate).step_time(&[]);
-        closer.max(candidate.at_least)
+        let passes = self.passes_with(candidate, &Arc::default());
+        passes.step_time(&[]).max(candidate.at_least)
     }
 
-    /// Every pass of every stage of one candidate in its order, for closer bounds.
+    /// Whether a candidate comes so close to the limit of memory that it may wait for the allocator.
+    /// Where it does not, [`Self::bound_played`] is [`Self::bound`].
+    pub fn may_stall(&self, candidate: &Candidate) -> bool {
+        let least = self.setup.cluster.least_memory();
+        Stalls::may_be(&self.setup.training.stack, candidate.memory, least)
+    }
+
+    /// The closest bound, never under [`Self::bound`]: with what the passes wait for the allocator, which is
+    /// played for it.
+    pub fn bound_played(&self, candidate: &Candidate) -> SimDuration {
+        let passes = self.passes(candidate);
+        passes.step_time(&[]).max(candidate.at_least)
+    }
+
+    /// Every pass of every stage of one candidate in its order and with what it waits for the allocator, for
+    /// closer bounds.
     pub fn passes(&self, candidate: &Candidate) -> Passes {
+        self.passes_with(candidate, &self.stalls(candidate))
+    }
+
+    /// How long the stages of a candidate wait for the allocator.
+    fn stalls(&self, candidate: &Candidate) -> Arc<Vec<Stalls>> {
+        let find = || {
+            if !self.may_stall(candidate) {
+                let stages = candidate.parallelism.pipeline as usize;
+                return Arc::new(vec![Stalls::default(); stages]);
+            }
+            let setup = candidate.setup(&self.setup);
+            let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
+            let layout = self.layout(&setup, &placement);
+            let compiler = Compiler::with_layout(&setup, &placement, layout);
+            Arc::new(compiler.stalls(&placement, &self.known_stalls))
+        };
+        candidate.stalls.get_or_init(find).clone()
+    }
+
+    fn passes_with(&self, candidate: &Candidate, stalls: &Arc<Vec<Stalls>>) -> Passes {
         let setup = candidate.setup(&self.setup);
         let placement = Placement::new(&candidate.parallelism, candidate.rank_order);
         let layout = self.layout(&setup, &placement);
@@ -384,7 +405,7 @@ impl Search {
         let load = self.load(candidate.parallelism.expert);
         let lines = self.seated_lines(&setup, &placement, &candidate.times);
         let prices = (&least, dearer.as_ref());
-        Passes::new(&compiler, &setup, &lines, messages, prices, load)
+        Passes::new(&compiler, &setup, &lines, stalls, messages, prices, load)
     }
 
     /// Compiles a candidate: what [`crate::compile`] makes of it, and cheaper where another plan
@@ -403,7 +424,8 @@ impl Search {
         let spans = self
             .spans
             .get(key, || Spans::new(&setup, &self.map, &placement));
-        compile::compile_over(&setup, &self.map, &spans, |plan| {
+        let stalls = self.stalls(candidate);
+        compile::compile_over(&setup, &self.map, &spans, &stalls, |plan| {
             let wires = || crossing::wires(&self.setup);
             let wires = self.wires.get_or_init(wires).as_ref();
             crossing::blocks_by(
@@ -798,6 +820,7 @@ impl Open<'_> {
                 at_least,
                 memory: fullest,
                 times,
+                stalls: OnceLock::new(),
             });
         }
     }

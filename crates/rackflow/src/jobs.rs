@@ -15,7 +15,7 @@ use rackflow_report::{JobInput, JobRun, JobsReport, Style, WorkReport, plot, sum
 use rackflow_scenario::{Job, JobWork};
 use rackflow_simulator::serving::{Rows, ServeError};
 use rackflow_simulator::{
-    JobOutcome, JobWish, simulate_mixed, simulate_mixed_for, simulate_mixed_traced,
+    JobOutcome, JobTrace, JobWish, simulate_mixed, simulate_mixed_for, simulate_mixed_traced,
 };
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,10 +29,14 @@ pub fn run(
 ) -> Result<(), Failure> {
     let jobs = input::resolve_jobs(input, args.seed, run::fidelity(args))?;
     let plans = plans(input, &jobs)?;
-    if let Some(path) = &traced.trace {
-        write_trace(&jobs, &plans, path, traced)?;
+    let watched = match &traced.trace {
+        Some(path) => Some(watched(&jobs, &plans, path, traced)?),
+        None => None,
+    };
+    let (report, seen) = simulate(input, &jobs, &plans, watched.as_ref())?;
+    if let Some((path, seen)) = traced.trace.as_ref().zip(seen) {
+        trace::write_job(&seen, path)?;
     }
-    let report = simulate(input, &jobs, &plans)?;
     if let Some(folder) = &args.output {
         write(folder, &report)?;
     }
@@ -42,13 +46,13 @@ pub fn run(
     })
 }
 
-/// Writes what one of the jobs does beside the others.
-fn write_trace(
+/// The job that the trace shows beside the others, and what of it.
+fn watched(
     jobs: &[Job],
     plans: &[Compiled],
     path: &Path,
     args: &TraceArgs,
-) -> Result<(), Failure> {
+) -> Result<(usize, JobWish), Failure> {
     trace::check_name(path)?;
     let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
     let wanted = args.trace_job.as_deref();
@@ -73,9 +77,7 @@ fn write_trace(
         }
         Compiled::Serving(plan, _) => JobWish::Service(trace::wish(plan, path, args)?),
     };
-    let all: Vec<&Compiled> = plans.iter().collect();
-    let (_, traced) = with_traces(&all, |jobs| simulate_mixed_traced(jobs, job, &wish))?;
-    trace::write_job(&traced, path)
+    Ok((job, wish))
 }
 
 /// Says whether the jobs could be run.
@@ -169,9 +171,21 @@ fn with_traces<T>(
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-fn simulate(input: &Input, jobs: &[Job], plans: &[Compiled]) -> Result<JobsReport, Failure> {
+fn simulate(
+    input: &Input,
+    jobs: &[Job],
+    plans: &[Compiled],
+    watched: Option<&(usize, JobWish)>,
+) -> Result<(JobsReport, Option<JobTrace>), Failure> {
     let started = Instant::now();
-    let together = beside(&plans.iter().collect::<Vec<_>>())?;
+    let all: Vec<&Compiled> = plans.iter().collect();
+    let (together, seen) = match watched {
+        Some((job, wish)) => {
+            let seen = with_traces(&all, |jobs| simulate_mixed_traced(jobs, *job, wish))?;
+            (seen.0, Some(seen.1))
+        }
+        None => (beside(&all)?, None),
+    };
     let mut alone = Vec::new();
     for plan in plans {
         alone.extend(beside(&[plan])?);
@@ -218,7 +232,7 @@ fn simulate(input: &Input, jobs: &[Job], plans: &[Compiled]) -> Result<JobsRepor
         let times = beside(&whole.iter().collect::<Vec<_>>())?;
         report.compare_undisturbed(&times.iter().map(seconds).collect::<Vec<_>>());
     }
-    Ok(report)
+    Ok((report, seen))
 }
 
 /// Of a step, or of a request from end to end, in the mean.

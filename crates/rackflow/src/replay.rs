@@ -10,7 +10,7 @@ use flate2::read::GzDecoder;
 use rackflow_plan::replay::{ReplayPlan, ReplaySetup, compile_replay};
 use rackflow_report::{ReplayReport, Style, plot, summarize_replay};
 use rackflow_scenario::{ChakraReader, chakra_file};
-use rackflow_simulator::replay::simulate_replay;
+use rackflow_simulator::replay::{NodeTimes, simulate_replay_traced};
 use rackflow_workload::chakra::ExecutionTrace;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,9 +31,13 @@ pub fn run(
     color: ColorChoice,
 ) -> Result<(), Failure> {
     let plan = compile(input::resolve_replay(input)?)?;
-    let report = simulate(&plan)?;
+    let shown = match &traced.trace {
+        Some(path) => trace::shown_of_replay(&plan, path, traced)?,
+        None => Vec::new(),
+    };
+    let (report, times) = simulate(&plan)?;
     if let Some(path) = &traced.trace {
-        trace::write_replay(&plan, path, traced)?;
+        trace::write_replay(&plan, &times, &shown, path)?;
     }
     if let Some(folder) = &args.output {
         write(folder, &report)?;
@@ -73,12 +77,13 @@ pub fn compiled(resolved: ResolvedReplay) -> Result<(ReplaySetup, ReplayPlan), F
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-fn simulate(plan: &ReplayPlan) -> Result<ReplayReport, Failure> {
+fn simulate(plan: &ReplayPlan) -> Result<(ReplayReport, Vec<Vec<NodeTimes>>), Failure> {
     let started = Instant::now();
-    let record = simulate_replay(plan).map_err(Failure::input)?;
+    let (record, times) = simulate_replay_traced(plan).map_err(Failure::input)?;
     let wall_s = started.elapsed().as_secs_f64();
-    summarize_replay(plan, &record, wall_s)
-        .map_err(|error| Failure::input(format_args!("the trace cannot be replayed: {error}")))
+    let report = summarize_replay(plan, &record, wall_s)
+        .map_err(|error| Failure::input(format_args!("the trace cannot be replayed: {error}")))?;
+    Ok((report, times))
 }
 
 fn write(folder: &Path, report: &ReplayReport) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ use crate::trace;
 use clap::ColorChoice;
 use rackflow_plan::{Plan, Setup, StageFacts};
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
+use rackflow_simulator::Trace;
 use std::path::Path;
 use std::time::Instant;
 
@@ -55,13 +56,17 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
     }
     let resolved = resolve_input(args, &input)?;
     let plan = plan(&resolved)?;
-    if let Some(path) = &traced.trace {
-        trace::write(&plan, path, traced)?;
-    }
+    let shown = match &traced.trace {
+        Some(path) => trace::shown(&plan, path, traced)?,
+        None => Vec::new(),
+    };
     if let Some(folder) = &traced.chakra {
         chakra::write(&plan, folder, traced)?;
     }
-    let report = simulate(&plan, resolved)?;
+    let (report, seen) = simulate_traced(&plan, resolved, &shown)?;
+    if let Some(path) = &traced.trace {
+        trace::write_step(&seen, path)?;
+    }
     if let Some(folder) = &args.output {
         write(folder, &report)?;
     }
@@ -154,14 +159,25 @@ pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
     plan.map_err(|error| Failure::Input(resolved.written.refusal(setup, &error).to_string()))
 }
 
+/// Simulates a step, and the days of steps around it where the scenario has them.
+pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
+    simulate_traced(plan, resolved, &[]).map(|(report, _)| report)
+}
+
+/// The same, and what these ranks did when.
 #[allow(
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
+fn simulate_traced(
+    plan: &Plan,
+    resolved: Resolved,
+    shown: &[u32],
+) -> Result<(Report, Trace), Failure> {
     let started = Instant::now();
     let stages = trace::first_of_each_stage(plan);
-    let (record, timeline) = rackflow_simulator::simulate_traced(plan, &stages);
+    let (record, [timeline, seen]) =
+        rackflow_simulator::simulate_traced_each(plan, [&stages, shown]);
     let run = resolved.outlook.run.as_ref().map(|run| {
         rackflow_simulator::simulate_run(plan, record.step_time, run, resolved.setup.seed)
     });
@@ -188,7 +204,7 @@ pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
     if let Some(disturbed) = &mut report.disturbed {
         disturbed.undisturbed_time_s = undisturbed(&plan.setup);
     }
-    Ok(report)
+    Ok((report, seen))
 }
 
 /// The step time where nothing is slow or broken, in seconds.

@@ -32,15 +32,25 @@ pub fn run(
     let resolved = input::resolve_fleet(input, args.seed)?;
     let trace = trace_path(&resolved);
     let plan = compile(resolved)?;
-    if let Some(path) = &traced.trace {
-        trace::refuse_job(traced)?;
-        let wish = trace::wish(&plan, path, traced)?;
-        trace::write_service(&over_time(&plan, trace.as_deref(), &wish)?, path)?;
-    }
-    let report = match &args.requests {
-        None => simulate(&plan, trace.as_deref(), &mut NoSink)?,
-        Some(path) => with_requests(&plan, trace.as_deref(), path)?,
+    let wish = match &traced.trace {
+        Some(path) => {
+            trace::refuse_job(traced)?;
+            Some(trace::wish(&plan, path, traced)?)
+        }
+        None => None,
     };
+    let work = Work {
+        plan: &plan,
+        trace: trace.as_deref(),
+        wish: wish.as_ref(),
+    };
+    let (report, seen) = match &args.requests {
+        None => work.simulate(&mut NoSink)?,
+        Some(path) => with_requests(&work, path)?,
+    };
+    if let Some((path, seen)) = traced.trace.as_ref().zip(seen) {
+        trace::write_service(&seen, path)?;
+    }
     if let Some(folder) = &args.output {
         write(folder, &report)?;
     }
@@ -50,12 +60,18 @@ pub fn run(
     })
 }
 
+/// A fleet, where its requests come from, and what is to be seen of it.
+struct Work<'w> {
+    plan: &'w FleetPlan,
+    trace: Option<&'w Path>,
+    wish: Option<&'w ServiceWish>,
+}
+
+/// What a run means, and what was to be seen of it.
+type Simulated = (ServingReport, Option<ServiceTrace>);
+
 /// Simulates, and writes a row for each request while it runs.
-fn with_requests(
-    plan: &FleetPlan,
-    trace: Option<&Path>,
-    path: &Path,
-) -> Result<ServingReport, Failure> {
+fn with_requests(work: &Work<'_>, path: &Path) -> Result<Simulated, Failure> {
     let kind = path.extension().and_then(|kind| kind.to_str());
     if !matches!(kind, Some("csv" | "parquet")) {
         return Err(Failure::input(format_args!(
@@ -67,13 +83,13 @@ fn with_requests(
     let out = BufWriter::new(file);
     let (report, written) = if kind == Some("csv") {
         match RequestsCsv::new(out) {
-            Ok(mut sink) => (simulate(plan, trace, &mut sink), sink.finish().map(|_| ())),
+            Ok(mut sink) => (work.simulate(&mut sink), sink.finish().map(|_| ())),
             Err(error) => (Err(Failure::file("written", path, &error)), Ok(())),
         }
     } else {
         match RequestsParquet::new(out) {
             Ok(mut sink) => (
-                simulate(plan, trace, &mut sink),
+                work.simulate(&mut sink),
                 sink.finish().map(|_| ()).map_err(io::Error::other),
             ),
             Err(error) => (
@@ -101,7 +117,12 @@ pub fn report(input: &Input) -> Result<ServingReport, Failure> {
 /// Simulates what a serving scenario means.
 pub fn report_of(resolved: ResolvedFleet) -> Result<ServingReport, Failure> {
     let trace = trace_path(&resolved);
-    simulate(&compile(resolved)?, trace.as_deref(), &mut NoSink)
+    let work = Work {
+        plan: &compile(resolved)?,
+        trace: trace.as_deref(),
+        wish: None,
+    };
+    work.simulate(&mut NoSink).map(|(report, _)| report)
 }
 
 /// What a serving scenario comes to, in short.
@@ -185,18 +206,6 @@ pub fn record(
     serve(&Fleet::of(plan), rows, sink).map_err(|error| refusal(error, trace))
 }
 
-/// Runs the fleet: what its replicas did when.
-fn over_time(
-    plan: &FleetPlan,
-    trace: Option<&Path>,
-    wish: &ServiceWish,
-) -> Result<ServiceTrace, Failure> {
-    let rows = trace.map(rows).transpose()?;
-    let run = serve_traced(&Fleet::of(plan), rows, &mut NoSink, wish);
-    run.map(|(_, trace)| trace)
-        .map_err(|error| refusal(error, trace))
-}
-
 /// Why a fleet cannot be run, with the line of its trace.
 fn refusal(error: ServeError, trace: Option<&Path>) -> Failure {
     match (&error, trace) {
@@ -212,31 +221,43 @@ fn refusal(error: ServeError, trace: Option<&Path>) -> Failure {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the command line is where the wall clock is read"
-)]
-fn simulate(
-    plan: &FleetPlan,
-    trace: Option<&Path>,
-    sink: &mut dyn RequestSink,
-) -> Result<ServingReport, Failure> {
-    let started = Instant::now();
-    let record = record(plan, trace, sink)?;
-    let wall_s = started.elapsed().as_secs_f64();
-    let mut report = summarize_serving(plan, &record, wall_s).map_err(|error| {
-        Failure::run(format_args!(
-            "the simulation contradicts itself, which is a defect of Rackflow: {error}"
-        ))
-    })?;
-    if let Some(disturbed) = &mut report.disturbed {
-        let mut whole = plan.clone();
-        whole.setup.faults.clear();
-        whole.setup.stragglers.clear();
-        let record = self::record(&whole, trace, &mut NoSink)?;
-        disturbed.undisturbed_time_s = Some(record.e2e.mean_s());
+impl Work<'_> {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the command line is where the wall clock is read"
+    )]
+    fn simulate(&self, sink: &mut dyn RequestSink) -> Result<Simulated, Failure> {
+        let started = Instant::now();
+        let (record, seen) = self.record(sink)?;
+        let wall_s = started.elapsed().as_secs_f64();
+        let mut report = summarize_serving(self.plan, &record, wall_s).map_err(|error| {
+            Failure::run(format_args!(
+                "the simulation contradicts itself, which is a defect of Rackflow: {error}"
+            ))
+        })?;
+        if let Some(disturbed) = &mut report.disturbed {
+            let mut whole = self.plan.clone();
+            whole.setup.faults.clear();
+            whole.setup.stragglers.clear();
+            let record = self::record(&whole, self.trace, &mut NoSink)?;
+            disturbed.undisturbed_time_s = Some(record.e2e.mean_s());
+        }
+        Ok((report, seen))
     }
-    Ok(report)
+
+    /// Runs the fleet, and looks at what is to be seen of it.
+    fn record(
+        &self,
+        sink: &mut dyn RequestSink,
+    ) -> Result<(ServingRecord, Option<ServiceTrace>), Failure> {
+        let Some(wish) = self.wish else {
+            return record(self.plan, self.trace, sink).map(|record| (record, None));
+        };
+        let rows = self.trace.map(rows).transpose()?;
+        let run = serve_traced(&Fleet::of(self.plan), rows, sink, wish);
+        run.map(|(record, seen)| (record, Some(seen)))
+            .map_err(|error| refusal(error, self.trace))
+    }
 }
 
 /// Writes the report in every form.

@@ -9,9 +9,9 @@ use rackflow_plan::replay::ReplayPlan;
 use rackflow_plan::serving::FleetPlan;
 use rackflow_plan::{Coordinates, Plan};
 use rackflow_report::trace::TraceFile;
-use rackflow_simulator::replay::simulate_replay_traced;
+use rackflow_simulator::replay::NodeTimes;
 use rackflow_simulator::serving::{ServiceTrace, ServiceWish};
-use rackflow_simulator::{JobTrace, Trace, simulate_traced};
+use rackflow_simulator::{JobTrace, Trace};
 use rackflow_units::{SimDuration, SimTime};
 use std::io::Write;
 use std::path::Path;
@@ -32,23 +32,39 @@ const MOST_EVENTS: usize = 300_000;
 /// Replicas of a pool that a trace shows where nobody chose.
 const SHOWN: u32 = 8;
 
-/// Simulates `plan` and writes what the chosen ranks did, or the first rank of each stage.
-pub fn write(plan: &Plan, path: &Path, args: &TraceArgs) -> Result<(), Failure> {
+/// The ranks of a step that the trace shows: those that were asked for, or the first of each stage.
+pub fn shown(plan: &Plan, path: &Path, args: &TraceArgs) -> Result<Vec<u32>, Failure> {
     format_of(path)?;
     refuse_job(args)?;
     refuse_window(args)?;
-    let trace = traced(plan, &args.trace_ranks)?;
-    write_file(&TraceFile::of_step(&trace), path)
+    chosen(plan, &args.trace_ranks)
 }
 
-/// Replays `plan` and writes what the chosen ranks did, or the first eight.
-pub fn write_replay(plan: &ReplayPlan, path: &Path, args: &TraceArgs) -> Result<(), Failure> {
+/// Writes what ranks did in a step.
+pub fn write_step(trace: &Trace, path: &Path) -> Result<(), Failure> {
+    write_file(&TraceFile::of_step(trace), path)
+}
+
+/// Where the ranks of a replay are that the trace shows: those that were asked for, or the first eight.
+pub fn shown_of_replay(
+    plan: &ReplayPlan,
+    path: &Path,
+    args: &TraceArgs,
+) -> Result<Vec<usize>, Failure> {
     format_of(path)?;
     refuse_job(args)?;
     refuse_window(args)?;
-    let shown = positions(plan, &args.trace_ranks)?;
-    let (_, times) = simulate_replay_traced(plan).map_err(Failure::input)?;
-    write_file(&TraceFile::of_replay(plan, &times, &shown), path)
+    positions(plan, &args.trace_ranks)
+}
+
+/// Writes what ranks of a replay did, whose nodes took place like this.
+pub fn write_replay(
+    plan: &ReplayPlan,
+    times: &[Vec<NodeTimes>],
+    shown: &[usize],
+    path: &Path,
+) -> Result<(), Failure> {
+    write_file(&TraceFile::of_replay(plan, times, shown), path)
 }
 
 /// Where the ranks that a trace shows are in the plan.
@@ -76,7 +92,7 @@ fn positions(plan: &ReplayPlan, ranks: &[u32]) -> Result<Vec<usize>, Failure> {
 /// Writes what a job did beside others.
 pub fn write_job(trace: &JobTrace, path: &Path) -> Result<(), Failure> {
     match trace {
-        JobTrace::Training(trace) => write_file(&TraceFile::of_step(trace), path),
+        JobTrace::Training(trace) => write_step(trace, path),
         JobTrace::Serving(trace) => write_service(trace, path),
     }
 }
@@ -177,11 +193,6 @@ fn write_file(trace: &TraceFile<'_>, path: &Path) -> Result<(), Failure> {
     files::write_atomically(path, &bytes)?;
     files::tell(&format!("wrote {}", path.display()));
     Ok(())
-}
-
-/// Simulates `plan` and returns what `ranks` did, or the first rank of each stage.
-pub fn traced(plan: &Plan, ranks: &[u32]) -> Result<Trace, Failure> {
-    Ok(simulate_traced(plan, &chosen(plan, ranks)?).1)
 }
 
 /// The ranks that a trace shows: these, or the first of each stage.

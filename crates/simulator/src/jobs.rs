@@ -541,7 +541,9 @@ impl<'p> Training<'p> {
     fn begin_again(&mut self) {
         let placeholder = self.fresh();
         let mut finished = std::mem::replace(&mut self.step, placeholder);
-        let trace = finished.seen_of(self.watched, self.folding);
+        let trace = (!self.watched.is_empty())
+            .then(|| finished.seen_of(&[self.watched], self.folding))
+            .and_then(|mut seen| seen.pop());
         let record = finished.record(self.folding.class_of_rank.clone());
         self.began = self.began + record.step_time;
         self.times.push(record.step_time);

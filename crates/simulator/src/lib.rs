@@ -32,6 +32,7 @@ pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
 pub use search::{Found, Outcome, Progress, Simulator, Unproved, improve, planner, search};
 pub use step::{
     simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
+    simulate_traced_each,
 };
 pub use trace::{Executed, Execution, Message, Span, Trace, TracedPass, TracedRank};
 pub use traffic::{TierBytes, Traffic};

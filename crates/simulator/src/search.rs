@@ -13,9 +13,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Plans that are bounded closely at a time, and those that are simulated. Constants, so that the
-/// same plans are simulated on any number of threads.
+/// Plans that are bounded closely at a time, those that are played through the allocator, and those that are
+/// simulated. Constants, so that the same plans are simulated on any number of threads.
 const BOUNDED_AT_ONCE: usize = 256;
+const PLAYED_AT_ONCE: usize = 16;
 const SIMULATED_AT_ONCE: usize = 8;
 /// A simulation is given up for now once its step takes so many times as long as the best that is known;
 /// where that was too strict, it is allowed so many times more.
@@ -99,8 +100,19 @@ pub fn planner(setup: &Setup, space: Space) -> Result<Search, PlanError> {
     Ok(search.with_loads(|expert| crate::fold::most_load(setup, expert)))
 }
 
-/// What is known of a candidate: its place in the listing, and whether its bound is the closer one.
-type Known = Reverse<(SimDuration, usize, bool)>;
+/// Where a bound of a candidate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Bound {
+    /// Sums.
+    Sums,
+    /// Its passes, one after the other.
+    Passes,
+    /// The same, and what they wait for the allocator.
+    Allocator,
+}
+
+/// What is known of a candidate: the best bound, its place in the listing, and which bound it is.
+type Known = Reverse<(SimDuration, usize, Bound)>;
 
 /// Finds the `keep` best plans. Those that are left out are proved to be no better: their lower
 /// bound is not under the step time of the last one kept. At `most` so many plans are simulated, those
@@ -164,7 +176,7 @@ fn find(
     };
     let known = candidates.iter().enumerate();
     let mut queue: BinaryHeap<Known> = known
-        .map(|(place, candidate)| Reverse((candidate.at_least, place, false)))
+        .map(|(place, candidate)| Reverse((candidate.at_least, place, Bound::Sums)))
         .collect();
     while judge.step(&mut queue) {
         progress(Progress::Judged {
@@ -312,33 +324,40 @@ impl Judge<'_> {
     /// Looks at those that promise most; false when nothing better can be left.
     fn step(&mut self, queue: &mut BinaryHeap<Known>) -> bool {
         let mut to_bound = Vec::new();
+        let mut to_play = Vec::new();
         let mut window = Vec::new();
         while to_bound.len() < BOUNDED_AT_ONCE
+            && to_play.len() < PLAYED_AT_ONCE
             && window.len() < WINDOW
-            && let Some(Reverse((at_least, place, closely))) = queue.peek().copied()
+            && let Some(Reverse((at_least, place, bound))) = queue.peek().copied()
             && at_least < self.limit()
         {
-            // What promises less is not simulated before it is known what promises more.
-            if closely && !to_bound.is_empty() {
+            // What promises less is not looked at closer before it is known what promises more.
+            let waits = match bound {
+                Bound::Sums => false,
+                Bound::Passes => !to_bound.is_empty(),
+                Bound::Allocator => !to_bound.is_empty() || !to_play.is_empty(),
+            };
+            if waits {
                 break;
             }
             queue.pop();
-            if closely {
-                window.push((at_least, place));
-            } else {
-                to_bound.push(place);
+            match bound {
+                Bound::Sums => to_bound.push(place),
+                Bound::Passes => to_play.push(place),
+                Bound::Allocator => window.push((at_least, place)),
             }
         }
-        if !to_bound.is_empty() {
-            let bounds: Vec<SimDuration> = to_bound
-                .par_iter()
-                .map(|place| self.search.bound(&self.candidates[*place]))
-                .collect();
+        if !to_bound.is_empty() || !to_play.is_empty() {
             self.closely += to_bound.len();
-            let bounded = bounds.into_iter().zip(to_bound);
-            queue.extend(bounded.map(|(at_least, place)| Reverse((at_least, place, true))));
-            let again = window.into_iter();
-            queue.extend(again.map(|(at_least, place)| Reverse((at_least, place, true))));
+            let bounded = to_bound.par_iter().map(|place| self.bounded(*place));
+            let played = to_play.par_iter().map(|place| {
+                let at_least = self.search.bound_played(&self.candidates[*place]);
+                Reverse((at_least, *place, Bound::Allocator))
+            });
+            let found: Vec<Known> = bounded.chain(played).collect();
+            queue.extend(found);
+            queue.extend(window.into_iter().map(to_simulate));
             return true;
         }
         let allowed = self.most.saturating_sub(self.begun);
@@ -348,8 +367,8 @@ impl Judge<'_> {
         };
         window.sort_by_cached_key(expected);
         let at_once = allowed.min(SIMULATED_AT_ONCE as u64) as usize;
-        let later = window.split_off(at_once.min(window.len())).into_iter();
-        queue.extend(later.map(|(at_least, place)| Reverse((at_least, place, true))));
+        let later = window.split_off(at_once.min(window.len()));
+        queue.extend(later.into_iter().map(to_simulate));
         self.simulate(&window, queue);
         if !window.is_empty() {
             return true;
@@ -403,8 +422,18 @@ impl Judge<'_> {
         self.best.truncate(self.keep);
         // It may still win where it was allowed too little.
         again.retain(|(at_least, _)| self.could_win(*at_least));
-        let again = again.into_iter();
-        queue.extend(again.map(|(at_least, place)| Reverse((at_least, place, true))));
+        queue.extend(again.into_iter().map(to_simulate));
+    }
+
+    /// The closer bound of one that has none yet.
+    fn bounded(&self, place: usize) -> Known {
+        let candidate = &self.candidates[place];
+        let bound = if self.search.may_stall(candidate) {
+            Bound::Passes
+        } else {
+            Bound::Allocator
+        };
+        Reverse((self.search.bound(candidate), place, bound))
     }
 
     fn run(&self, candidate: &Candidate, under: SimDuration) -> Judged {
@@ -459,6 +488,11 @@ impl Judge<'_> {
             at_least,
         })
     }
+}
+
+/// What waits to be simulated, or to be taken up again.
+fn to_simulate((at_least, place): (SimDuration, usize)) -> Known {
+    Reverse((at_least, place, Bound::Allocator))
 }
 
 /// All plans that fit, in the order of the listing.

@@ -170,12 +170,27 @@ fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
 /// The same, and what the given ranks did when. Where ranks are folded, each is shown by the one
 /// that stands for it.
 pub fn simulate_traced(plan: &Plan, ranks: &[u32]) -> (Record, Trace) {
-    let (record, seen) = run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, Watched::Ranks(ranks));
-    let trace = match seen {
-        Seen::Trace(trace) => trace,
-        _ => Trace::default(),
-    };
+    let (record, [trace]) = simulate_traced_each(plan, [ranks]);
     (record, trace)
+}
+
+/// The same for several lists of ranks: of each what a run for it alone would show.
+pub fn simulate_traced_each<const N: usize>(
+    plan: &Plan,
+    lists: [&[u32]; N],
+) -> (Record, [Trace; N]) {
+    match run(
+        plan,
+        LEAST_FOR_ISLANDS,
+        Keep::Narrow,
+        Watched::Ranks(&lists),
+    ) {
+        (record, Seen::Traces(mut traces)) => (
+            record,
+            std::array::from_fn(|at| std::mem::take(&mut traces[at])),
+        ),
+        _ => unreachable!("ranks are watched"),
+    }
 }
 
 /// The same, and what every rank did when.
@@ -190,14 +205,15 @@ pub fn simulate_executed(plan: &Plan) -> (Record, Execution) {
 #[derive(Clone, Copy)]
 enum Watched<'r> {
     None,
-    Ranks(&'r [u32]),
+    Ranks(&'r [&'r [u32]]),
     All,
 }
 
 /// What was written down.
 enum Seen {
     Nothing,
-    Trace(Trace),
+    /// Of each list of ranks.
+    Traces(Vec<Trace>),
     Execution(Execution),
 }
 
@@ -280,15 +296,13 @@ fn run_laid_out(
     let count = folding.entities.len();
     match watched {
         Watched::None => {}
-        Watched::Ranks(ranks) => step.watch_ranks(ranks, folding),
+        Watched::Ranks(lists) => step.watch_ranks(&lists.concat(), folding),
         Watched::All => step.watch = Some(Box::new(Watch::new(count, 0..count as u32))),
     }
     step.run();
     let classes = &folding.class_of_rank;
     let seen = match watched {
-        Watched::Ranks(ranks) => step
-            .seen_of(ranks, folding)
-            .map_or(Seen::Nothing, Seen::Trace),
+        Watched::Ranks(lists) => Seen::Traces(step.seen_of(lists, folding)),
         _ => step.watch.take().map_or(Seen::Nothing, |watch| {
             Seen::Execution(watch.execution(plan, &folding.entities, classes))
         }),
@@ -368,10 +382,18 @@ impl<'p> Step<'p> {
         self.watch = (!ranks.is_empty()).then(|| Box::new(Watch::new(count, chosen)));
     }
 
-    /// What was written down of these ranks, when the step is over.
-    pub fn seen_of(&mut self, ranks: &[u32], folding: &Folding) -> Option<Trace> {
-        let watch = self.watch.take()?;
-        Some(watch.trace(self.plan, ranks, &folding.entities, &folding.class_of_rank))
+    /// What was written down of each of these lists of ranks, when the step is over.
+    pub fn seen_of(&mut self, lists: &[&[u32]], folding: &Folding) -> Vec<Trace> {
+        let watch = self.watch.take();
+        let seen = |watch: &Watch, ranks: &[u32]| {
+            watch.trace(self.plan, ranks, &folding.entities, &folding.class_of_rank)
+        };
+        let of = |ranks: &&[u32]| {
+            watch
+                .as_deref()
+                .map_or_else(Trace::default, |w| seen(w, ranks))
+        };
+        lists.iter().map(of).collect()
     }
 
     /// One step of a job beside others, all of whose ranks run in the order of time.

@@ -220,18 +220,23 @@ impl Watch {
         let mut trace = Trace::default();
         // Two ranks that one entity stands for are shown alike; its messages, once.
         let mut shown: Vec<Option<usize>> = vec![None; self.watched.len()];
+        let mut positions = Vec::new();
         for (at, rank) in ranks.iter().enumerate() {
             let entity = class_of_rank[*rank as usize];
             let Some(position) = self.position[entity as usize] else {
                 continue;
             };
             let stage = entities[entity as usize].stage;
-            shown[position].get_or_insert(at);
+            if shown[position].is_none() {
+                shown[position] = Some(at);
+                positions.push(position);
+            }
             trace
                 .ranks
                 .push(self.watched[position].rank(plan, *rank, stage));
         }
-        for (position, watched) in self.watched.iter().enumerate() {
+        for position in positions {
+            let watched = &self.watched[position];
             for (i, done) in watched.communicated.iter().enumerate() {
                 let Some((from, sent)) = done.from else {
                     continue;

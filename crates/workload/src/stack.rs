@@ -65,7 +65,20 @@ impl ExpertDispatcher {
 }
 
 /// Who hands out the memory of a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum AllocatorPolicy {
     /// PyTorch's caching allocator as it comes: a segment of the driver for each large tensor.

@@ -17,7 +17,7 @@ const SHARDS: usize = 2;
 const GATHERED: u64 = 2;
 
 /// Bytes of a tensor: those that are always the same, and those of each token that an expert gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Size {
     fixed: u64,
     per_token: u64,
@@ -45,7 +45,7 @@ impl Size {
 }
 
 /// One event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Event {
     /// A tensor is taken.
     Take {
@@ -64,7 +64,7 @@ pub(super) enum Event {
 
 /// What the passes through a layer take and give back. What a forward pass leaves is given back by the
 /// backward pass.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Layer {
     pub forward: Vec<Event>,
     pub backward: Vec<Event>,

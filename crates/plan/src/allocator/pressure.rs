@@ -12,11 +12,13 @@ use super::layers::{Event, Layer, of_chunk, tokens_at_experts, varies};
 use super::{BlockId, Caching, Driver, Exhausted};
 use crate::compile::Chunk;
 use crate::facts::StageFacts;
+use crate::known::Known;
 use crate::layer::Sizes;
 use crate::schedule::Pass;
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::AllocatorPolicy;
+use rackflow_workload::{AllocatorPolicy, SoftwareStack};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Time to give memory back to the driver, or to ask for it, by the byte and both ways: 11 ms for each GB
 /// that goes back and is asked for again. 250 training steps take 65 s when the cache is emptied after each
@@ -73,27 +75,50 @@ impl Stalls {
         }
     }
 
-    /// Of a stage that holds `chunks` and works in this order: nothing while [`COMFORT`] of its memory is free.
-    pub fn of_stage(s: &Sizes<'_>, chunks: &[Chunk], order: &[Pass], facts: &StageFacts) -> Self {
-        let policy = s.stack.allocator;
-        let free = facts.free().get();
-        if policy == AllocatorPolicy::Preallocated || free > facts.capacity.get() / COMFORT {
+    /// Whether a stage that needs so much of so much memory may wait: never while [`COMFORT`] of it is free.
+    pub fn may_be(stack: &SoftwareStack, memory: Bytes, capacity: Bytes) -> bool {
+        stack.allocator != AllocatorPolicy::Preallocated
+            && capacity.saturating_sub(memory).get() <= capacity.get() / COMFORT
+    }
+
+    /// Of a stage that holds `chunks` and works in this order. What is `known` is not played again.
+    pub fn of_stage(
+        s: &Sizes<'_>,
+        chunks: &[Chunk],
+        order: &[Pass],
+        facts: &StageFacts,
+        known: &KnownStalls,
+    ) -> Self {
+        if !Self::may_be(s.stack, facts.memory.total(), facts.capacity) {
             return Self::default();
         }
-        let stage = Stage::new(s, chunks, order);
-        let Ok(roomy) = stage.play(policy, u64::MAX / 2, 0) else {
+        let stage = Arc::new(Stage::new(s, chunks, order));
+        let roomy = known.roomy.get(stage.clone(), || stage.roomy());
+        let Some(roomy) = *roomy else {
             return Self::default();
         };
-        let mut stalls = Self::default();
-        let fragmentation = roomy.reserved - roomy.allocated;
-        stalls.pressure.fragmentation = Bytes::new(fragmentation);
+        let free = facts.free().get();
         // Beyond the first rank, each needs a little more or less.
-        if free > 2 * fragmentation + MORE {
-            return stalls;
+        if free > 2 * roomy.fragmentation() + MORE {
+            return Self::nothing_but(roomy.fragmentation());
         }
+        let key = (stage.clone(), order.len(), free);
+        let found = || Self::near_limit(&stage, order.len(), roomy, free);
+        Self::clone(&known.near_limit.get(key, found))
+    }
+
+    fn nothing_but(fragmentation: u64) -> Self {
+        let mut stalls = Self::default();
+        stalls.pressure.fragmentation = Bytes::new(fragmentation);
+        stalls
+    }
+
+    /// Of a stage with so many passes that has so much more memory than its tensors take.
+    fn near_limit(stage: &Stage, passes: usize, roomy: Roomy, free: u64) -> Self {
+        let mut stalls = Self::nothing_but(roomy.fragmentation());
         let limit = roomy.allocated + free;
         for more in 0..TRIES {
-            let Ok(played) = stage.play_all(policy, limit + more * MORE) else {
+            let Ok(played) = stage.play_all(limit + more * MORE) else {
                 continue;
             };
             // A cache that still grows is no steady state.
@@ -105,12 +130,33 @@ impl Stalls {
             let counted = played.ranks * COUNTED;
             stalls.pressure.flushes = played.driver.flushes as f64 / counted as f64;
             stalls.pressure.asked = Bytes::new(played.driver.asked / counted);
-            stalls.pressure.time = (0..order.len())
+            stalls.pressure.time = (0..passes)
                 .map(|place| stalls.before(place))
                 .fold(SimDuration::ZERO, |sum, span| sum + span);
             break;
         }
         stalls
+    }
+}
+
+/// Stages that were played. Plans share them that hold the same layers in the same order: those of both
+/// orders of ranks, and but for the memory that is left those of every way to shard.
+#[derive(Default)]
+pub(crate) struct KnownStalls {
+    roomy: Known<Arc<Stage>, Option<Roomy>>,
+    near_limit: Known<(Arc<Stage>, usize, u64), Stalls>,
+}
+
+/// Peaks of a stage with all the room there can be.
+#[derive(Debug, Clone, Copy)]
+struct Roomy {
+    allocated: u64,
+    reserved: u64,
+}
+
+impl Roomy {
+    fn fragmentation(self) -> u64 {
+        self.reserved - self.allocated
     }
 }
 
@@ -126,18 +172,22 @@ struct Played {
     ranks: u64,
 }
 
-struct Stage<'a> {
-    s: &'a Sizes<'a>,
+/// All that the play of a stage depends on, but for the limit of memory.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Stage {
+    policy: AllocatorPolicy,
     layers: Vec<Vec<Layer>>,
-    order: &'a [Pass],
+    order: Vec<Pass>,
     /// Bytes of logits of the chunk that ends the model.
     logits: Vec<u64>,
-    /// Standard deviation of the tokens at a rank's experts, over their mean.
-    spread: f64,
+    /// Mean tokens at a rank's experts.
+    tokens: u64,
+    /// Where those differ from rank to rank, how many ranks there are; else 1.
+    expert_ranks: u32,
 }
 
-impl<'a> Stage<'a> {
-    fn new(s: &'a Sizes<'a>, chunks: &[Chunk], order: &'a [Pass]) -> Self {
+impl Stage {
+    fn new(s: &Sizes<'_>, chunks: &[Chunk], order: &[Pass]) -> Self {
         let layers: Vec<Vec<Layer>> = chunks.iter().map(|chunk| of_chunk(s, chunk)).collect();
         let longest = layers.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let places = (PASSES / longest).max(8).min(order.len());
@@ -145,33 +195,37 @@ impl<'a> Stage<'a> {
             true => crate::memory::logits(s),
             false => 0,
         });
-        let ranks = f64::from(s.plan.expert);
-        let tokens = tokens_at_experts(s).max(1) as f64;
-        // Tokens choose as dice fall: what a share of 1 / ranks varies by. A rank whose load is larger has the
-        // larger one always.
-        let spread = if varies(s) {
-            ((1.0 - 1.0 / ranks) / tokens).sqrt()
-        } else {
-            0.0
-        };
         Self {
-            s,
+            policy: s.stack.allocator,
             layers,
-            order: &order[..places],
+            order: order[..places].to_vec(),
             logits: logits.collect(),
-            spread,
+            tokens: tokens_at_experts(s),
+            expert_ranks: if varies(s) { s.plan.expert } else { 1 },
         }
     }
 
+    /// Standard deviation of the tokens at a rank's experts, over their mean. Tokens choose as dice fall: what
+    /// a share of 1 / ranks varies by. A rank whose load is larger has the larger one always.
+    fn spread(&self) -> f64 {
+        let share = 1.0 / f64::from(self.expert_ranks);
+        ((1.0 - share) / self.tokens.max(1) as f64).sqrt()
+    }
+
+    /// The peaks where there is room for everything.
+    fn roomy(&self) -> Option<Roomy> {
+        let played = self.play(u64::MAX / 2, 0).ok()?;
+        Some(Roomy {
+            allocated: played.allocated,
+            reserved: played.reserved,
+        })
+    }
+
     /// All ranks that differ.
-    fn play_all(&self, policy: AllocatorPolicy, limit: u64) -> Result<Played, Exhausted> {
-        let ranks = match self.spread > 0.0 {
-            true => u64::from(self.s.plan.expert).min(RANKS),
-            false => 1,
-        };
+    fn play_all(&self, limit: u64) -> Result<Played, Exhausted> {
         let mut all = Played::default();
-        for rank in 0..ranks {
-            let one = self.play(policy, limit, rank)?;
+        for rank in 0..u64::from(self.expert_ranks).min(RANKS) {
+            let one = self.play(limit, rank)?;
             all.bytes.resize(one.bytes.len(), 0);
             for (most, bytes) in all.bytes.iter_mut().zip(one.bytes) {
                 *most = (*most).max(bytes);
@@ -184,10 +238,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Some steps of one rank.
-    fn play(&self, policy: AllocatorPolicy, limit: u64, rank: u64) -> Result<Played, Exhausted> {
+    fn play(&self, limit: u64, rank: u64) -> Result<Played, Exhausted> {
         let mut player = Player {
             stage: self,
-            allocator: Caching::new(policy, limit),
+            spread: self.spread(),
+            allocator: Caching::new(self.policy, limit),
             held: BTreeMap::new(),
             bytes: Vec::new(),
             seen: Driver::default(),
@@ -266,7 +321,8 @@ struct Walk {
 }
 
 struct Player<'a> {
-    stage: &'a Stage<'a>,
+    stage: &'a Stage,
+    spread: f64,
     allocator: Caching,
     /// By micro-batch and chunk: what each layer holds, and the logits.
     held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
@@ -279,7 +335,7 @@ struct Player<'a> {
 
 impl Player<'_> {
     fn step(&mut self, step: u64) -> Result<(), Exhausted> {
-        for pass in self.stage.order {
+        for pass in &self.stage.order {
             match *pass {
                 Pass::Forward { micro_batch, chunk } => {
                     self.begin(step, micro_batch, chunk);
@@ -352,9 +408,8 @@ impl Player<'_> {
 
     /// Tokens at this rank's experts; the same for the same rank and place whatever else happens.
     fn tokens(&self, place: [u64; 4]) -> u64 {
-        let mean = tokens_at_experts(self.stage.s) as f64;
-        if self.stage.spread == 0.0 {
-            return mean as u64;
+        if self.spread == 0.0 {
+            return self.stage.tokens;
         }
         let mut state = self.rank;
         for part in place {
@@ -366,8 +421,8 @@ impl Player<'_> {
             state = mixed(state);
             sum += (state >> 11) as f64 / (1_u64 << 53) as f64;
         }
-        let load = 1.0 + self.stage.spread * sum;
-        (mean * load).max(1.0) as u64
+        let load = 1.0 + self.spread * sum;
+        (self.stage.tokens as f64 * load).max(1.0) as u64
     }
 
     fn finish(&mut self, walk: &mut Walk) -> Result<(), Exhausted> {

@@ -2,8 +2,10 @@
 
 use super::pieces::{Leg, PassTimes};
 use super::strands::{Followed, Pair, Strand, Strands};
+use crate::allocator::pressure::Stalls;
 use crate::compile::Compiler;
 use crate::schedule::Pass;
+use std::sync::Arc;
 
 /// Not there yet.
 const UNKNOWN: u64 = u64::MAX;
@@ -16,6 +18,8 @@ const SENDERS: usize = 4;
 pub(crate) struct Line {
     /// Order of each stage.
     pub orders: Vec<Vec<Pass>>,
+    /// What each stage waits for the allocator before its passes; empty where none waits.
+    pub stalls: Arc<Vec<Stalls>>,
     /// Times of the chunks of each stage, one stage after the other.
     pub places: Vec<PassTimes>,
     /// Passes in which data-parallel ranks meet, by seat and by the first position of an equal chunk.
@@ -177,6 +181,7 @@ impl Line {
             is_awake: vec![false; self.orders.len()],
         };
         for stage in (0..self.orders.len()).rev() {
+            walk.stall(stage);
             walk.wake(stage);
         }
         while let Some(stage) = walk.awake.pop() {
@@ -283,8 +288,23 @@ impl Walk<'_> {
         };
         if taken {
             self.stages[stage].at += 1;
+            self.stall(stage);
         }
         taken
+    }
+
+    /// Waits for the allocator before the next pass: the device has done all that was launched, and the host
+    /// issues nothing meanwhile.
+    fn stall(&mut self, stage: usize) {
+        let Some(stalls) = self.line.stalls.get(stage) else {
+            return;
+        };
+        let of_stage = &mut self.stages[stage];
+        let wait = stalls.before(of_stage.at).as_picos();
+        if wait > 0 && of_stage.at < self.line.orders[stage].len() {
+            of_stage.computed = of_stage.computed.max(of_stage.issued) + wait;
+            of_stage.issued = of_stage.computed;
+        }
     }
 
     /// A forward pass that begins at `start`.

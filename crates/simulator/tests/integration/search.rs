@@ -7,7 +7,7 @@ use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
 use rackflow_simulator::{Simulator, improve, planner, search, simulate};
 use rackflow_topology::{Cluster, Part};
 use rackflow_units::{Bytes, SimDuration};
-use rackflow_workload::{Frozen, Recompute, Routing};
+use rackflow_workload::{AllocatorPolicy, Frozen, Recompute, Routing};
 
 /// Few enough plans to simulate all: one order of ranks, and no recomputation or the scenario's own.
 fn small_space(setup: &Setup) -> Space {
@@ -41,8 +41,11 @@ fn held_against_bounds(search: &Search, setup: &Setup, candidate: &Candidate) ->
     let fullest = stages.map(|stage| stage.memory.total()).max();
     assert_eq!(fullest, Some(candidate.memory), "{candidate:?}");
     let step_time = simulate(&plan).step_time;
-    let closer = search.bound(candidate);
-    assert!(closer >= candidate.at_least, "{candidate:?}");
+    let without = search.bound(candidate);
+    let closer = search.bound_played(candidate);
+    assert!(without >= candidate.at_least, "{candidate:?}");
+    assert!(closer >= without, "{candidate:?}");
+    assert!(search.may_stall(candidate) || closer == without);
     assert!(step_time >= closer, "{step_time} < {closer}: {candidate:?}");
     // On its way it is never given up by mistake.
     let passes = search.passes(candidate);
@@ -74,6 +77,36 @@ proptest! {
     #[test]
     fn no_plan_of_any_setup_is_faster_than_its_bounds(setup in setups(), from in any::<prop::sample::Index>()) {
         every_so_many_held_against_bounds(&setup, from, 7);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 16, ..ProptestConfig::default() })]
+
+    /// One of the plans leaves so many MB of the memory, and those beside it more or less.
+    #[test]
+    fn no_plan_near_the_limit_of_memory_is_faster_than_its_bounds(
+        setup in setups(),
+        from in any::<prop::sample::Index>(),
+        left in 0..400_u64,
+    ) {
+        let mut near = setup;
+        let search = planner(&near, Space::of(&near)).expect("the generator makes valid plans");
+        let branches = search.branches();
+        let from = from.index(branches.len());
+        let around = || branches[from..].iter().chain(&branches[..from]);
+        let mut candidates = around().flat_map(|branch| search.expand(branch).candidates);
+        if let Some(first) = candidates.next() {
+            let accelerator = &mut near.cluster.node.accelerator;
+            accelerator.memory = first.memory + Bytes::new(left * 1_000_000);
+            accelerator.reported_memory = 1.0;
+            let search = planner(&near, Space::of(&near)).expect("the generator makes valid plans");
+            let candidates = around().flat_map(|branch| search.expand(branch).candidates);
+            let near_it = candidates.filter(|candidate| search.may_stall(candidate));
+            for candidate in near_it.take(LOOKED_AT / 2) {
+                held_against_bounds(&search, &near, &candidate);
+            }
+        }
     }
 }
 
@@ -235,6 +268,32 @@ fn no_plan_is_faster_than_its_bound_and_none_better_is_left_out() {
         assert!(found.simulated <= found.bounded);
         assert_eq!(found.refused, 0);
     }
+}
+
+/// So close to the limit of memory that the allocator decides which plan is the best.
+#[test]
+fn near_the_limit_of_memory_none_better_is_left_out_either() {
+    let mut decided = 0;
+    for (of, gigabytes) in [(experts(), 3.9), (experts(), 4.5), (dense(), 4.3)] {
+        let mut setup = of;
+        setup.cluster.node.accelerator.memory = Bytes::new((gigabytes * 1e9) as u64);
+        let mut all = everything(&setup);
+        assert!(all.len() > 50, "{} plans", all.len());
+        all.sort_by_key(|(step_time, _)| *step_time);
+        let expected: Vec<SimDuration> = all.iter().take(5).map(|(time, _)| *time).collect();
+        let search_of = |setup: &Setup| {
+            let planner = planner(setup, small_space(setup)).expect("valid");
+            let found = search(&planner, setup, 5, None, |_| {}).expect("valid");
+            let best = found.best.iter().map(|found| found.step_time());
+            (best.collect::<Vec<SimDuration>>(), found)
+        };
+        let (best, found) = search_of(&setup);
+        assert_eq!(best, expected);
+        assert!(found.simulated < found.bounded, "nothing is pruned");
+        setup.training.stack.allocator = AllocatorPolicy::Preallocated;
+        decided += u32::from(search_of(&setup).0 != expected);
+    }
+    assert!(decided > 0, "nothing waits for the allocator");
 }
 
 #[test]
