@@ -1392,16 +1392,14 @@ fn a_report_is_the_same_with_a_trace_and_without() {
         &["replay-chakra-8-h100"],
     ];
     for run in runs {
-        let report = |more: &[&str]| {
-            let mut report = json(&fine(
-                &[&["run", run[0], "--format", "json"], more].concat(),
-            ));
-            report["engine"]["wall_s"] = serde_json::Value::Null;
-            report
+        let report = |more: &[&str]| -> Vec<String> {
+            let report = fine(&[&["run", run[0], "--format", "json"], more].concat());
+            let lines = report.lines().filter(|line| !line.contains("wall_s"));
+            lines.map(str::to_owned).collect()
         };
         let plain = report(&[]);
         let traced = report(&[&["--trace", trace], &run[1..]].concat());
-        assert_eq!(plain, traced, "{run:?}");
+        assert!(plain.len() > 10 && plain == traced, "{run:?}");
         fs::remove_file(trace).expect("the trace is there");
     }
 }
