@@ -172,25 +172,17 @@ impl<'a> Sizes<'a> {
     }
 
     /// Converting the weights of `products` where their scales are of rows and columns: each product
-    /// converts its own, the backward pass along the other axis, whose largest values take a pass of
-    /// their own (torchao, `float8_linear.py`).
-    fn converted_weights(
-        &self,
-        products: &[(u64, u64)],
-        direction: Direction,
-    ) -> Option<Operation> {
-        let passes = match direction {
-            Direction::Forward => 1,
-            Direction::Backward => 2,
-        };
+    /// converts its own, the backward pass along the other axis (torchao, `float8_linear.py`).
+    fn converted_weights(&self, products: &[(u64, u64)], direction: Direction) -> Vec<Operation> {
+        if self.training.recipe != Recipe::Fp8Rowwise {
+            return vec![];
+        }
         let elements: u64 = products.iter().map(|(n, k)| n * k).sum();
-        (self.training.recipe == Recipe::Fp8Rowwise).then(|| {
-            stream(
-                Bytes::new(elements * 2 * passes),
-                Bytes::new(elements),
-                passes as u32 * products.len() as u32,
-            )
-        })
+        let kernels = products.len() as u32;
+        match direction {
+            Direction::Forward => vec![by_rows(elements, kernels)],
+            Direction::Backward => by_columns(elements, kernels).into(),
+        }
     }
 
     /// The transpose of what the tensor ranks gathered in 8 bits, `k` wide, which the weight's gradient
@@ -259,7 +251,7 @@ impl<'a> Sizes<'a> {
     }
 
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
-    fn quantize(&self, elements: u64) -> Option<Operation> {
+    fn quantize(&self, elements: u64) -> Vec<Operation> {
         if !self.stack.fused_quantization {
             return self.quantize_apart(elements);
         }
@@ -268,28 +260,30 @@ impl<'a> Sizes<'a> {
         // (NVIDIA Transformer Engine, fp8 primer).
         self.reads_one_layout()
             .then(|| stream(Bytes::new(elements), Bytes::new(elements), 1))
+            .into_iter()
+            .collect()
     }
 
     /// Converting the part of the activations that this rank holds, before the tensor ranks gather them.
-    fn quantize_part(&self, elements: u64) -> Option<Operation> {
+    fn quantize_part(&self, elements: u64) -> Vec<Operation> {
         if !self.stack.fused_quantization {
             return self.converted_apart(elements, self.layouts_before_gather());
         }
         // Nothing but the transposed copy is left to do, and that is made of the whole.
-        None
+        vec![]
     }
 
     /// The same of gradients.
-    fn quantize_gradient_part(&self, elements: u64) -> Option<Operation> {
+    fn quantize_gradient_part(&self, elements: u64) -> Vec<Operation> {
         if !self.quantized() {
-            return None;
+            return vec![];
         }
         let layouts = self.layouts_before_gather();
         if !self.stack.fused_quantization {
             return self.converted_apart(elements, layouts);
         }
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
-        Some(stream(Bytes::new(elements * 2), narrow * layouts, 1))
+        vec![stream(Bytes::new(elements * 2), narrow * layouts, 1)]
     }
 
     /// Layouts that a conversion writes where ranks gather its result: a transpose is made of the whole.
@@ -298,42 +292,63 @@ impl<'a> Sizes<'a> {
     }
 
     /// Converting `elements` gradients, both ways: there is no norm or activation to fuse it into.
-    fn quantize_gradient(&self, elements: u64) -> Option<Operation> {
+    fn quantize_gradient(&self, elements: u64) -> Vec<Operation> {
         if !self.quantized() {
-            return None;
+            return vec![];
         }
         if !self.stack.fused_quantization {
             return self.quantize_apart(elements);
         }
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
-        Some(stream(Bytes::new(elements * 2), narrow * 2, 1))
+        vec![stream(Bytes::new(elements * 2), narrow * 2, 1)]
     }
 
     /// The same where a permutation lies before it, so that there is no kernel to fuse it into.
-    fn quantize_apart(&self, elements: u64) -> Option<Operation> {
+    fn quantize_apart(&self, elements: u64) -> Vec<Operation> {
         self.converted_apart(elements, 2)
     }
 
     /// Converting `elements` by kernels of their own, written in `layouts`.
-    fn converted_apart(&self, elements: u64, layouts: u64) -> Option<Operation> {
+    fn converted_apart(&self, elements: u64, layouts: u64) -> Vec<Operation> {
         if !self.quantized() {
-            return None;
+            return vec![];
         }
         let narrow = Bytes::of_elements(elements, self.training.recipe.gemm().bits());
         // Current scaling passes over the tensor for its maximum; delayed scaling knows its scale, and
         // block scales are found in the pass that converts.
-        // Scales of rows are found in the pass that converts them, those of columns in one before.
         let passes = match self.training.recipe {
             Recipe::Fp8 => 2,
-            Recipe::Fp8Rowwise => 3,
+            Recipe::Fp8Rowwise => {
+                let [maxima, columns] = by_columns(elements, 1);
+                return vec![by_rows(elements, 1), maxima, columns];
+            }
             _ => 1,
         };
-        Some(stream(
+        vec![stream(
             Bytes::new(elements * 2 * passes),
             narrow * layouts,
             passes as u32,
-        ))
+        )]
     }
+}
+
+/// Converting `elements` with a scale for each row, which is found in the pass that converts.
+fn by_rows(elements: u64, kernels: u32) -> Operation {
+    stream(Bytes::new(elements * 2), Bytes::new(elements), kernels)
+}
+
+/// Converting `elements` with a scale for each column: a pass for the largest values, and one that
+/// writes the transpose, since products read both operands along what they add up.
+fn by_columns(elements: u64, kernels: u32) -> [Operation; 2] {
+    [
+        stream(Bytes::new(elements * 2), Bytes::ZERO, kernels),
+        streamed(
+            Bytes::new(elements * 2),
+            Bytes::new(elements),
+            kernels,
+            Access::Transposed,
+        ),
+    ]
 }
 
 /// Streaming kernels that compute on what passes by.
@@ -613,9 +628,92 @@ fn ring_step(s: &Sizes<'_>, direction: Direction) -> Operation {
     }
 }
 
+/// What the framework's ring does around one step of attention (PyTorch,
+/// `torch/distributed/tensor/experimental/_attention.py`, load balanced, sums in fp32), as bytes read and
+/// written for each element of a rank's queries. Half of the steps concern the second half of the queries and
+/// half the first half of the keys; these are the means of both. Halves are views with strides.
+fn framework_ring_step(s: &Sizes<'_>, direction: Direction) -> [Operation; 2] {
+    let shape = attention_shape(s);
+    let elements = s.tokens * shape.heads * shape.v.max(shape.qk);
+    let halves = |bytes: u64| Bytes::new(elements * bytes / 2);
+    match direction {
+        // Keys and values joined (4, 4); the result in fp32 (1.5, 3); difference, product with its weight and
+        // new sum (10, 6, and over halves 5, 3); halves joined (2, 2).
+        Direction::Forward => [
+            stream(halves(35), halves(30), 9),
+            strided(halves(10), halves(6), 3),
+        ],
+        // Keys and values joined (4, 4); their gradients added up where layouts differ or over halves (9, 6)
+        // and joined twice (12, 12); those of the queries added up (3, 2, and over halves 1.5, 1) and joined
+        // (2, 2); the result brought into the layout that attention reads (1.5, 1.5).
+        Direction::Backward => [
+            stream(halves(42), halves(40), 8),
+            strided(halves(24), halves(17), 5),
+        ],
+    }
+}
+
+/// The same once for all steps: first parts to fp32 and sums back to 16 bits; backward also the zeros that
+/// gradients start from.
+fn framework_ring_ends(s: &Sizes<'_>, direction: Direction) -> Operation {
+    let shape = attention_shape(s);
+    let elements = s.tokens * shape.heads * shape.v.max(shape.qk);
+    match direction {
+        Direction::Forward => stream(Bytes::new(elements * 6), Bytes::new(elements * 6), 2),
+        Direction::Backward => stream(Bytes::new(elements * 12), Bytes::new(elements * 18), 6),
+    }
+}
+
+/// Attention by the framework's ring: one gather of all keys and values beside the first step, each
+/// repeated for its query heads; their gradients go round in fp32, each time beside the next step.
+fn framework_ring(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, direction: Direction) {
+    let steps = attention_ops(s, kind, direction);
+    let shape = attention_shape(s);
+    let repeated = s.tokens * shape.heads * (shape.qk + shape.v);
+    let ring = |b: &mut Builder<'_, '_>, label, spec| {
+        b.collective(
+            label,
+            CommKind::Context,
+            GroupSlot::Context,
+            Stream::Tensor,
+            spec,
+            s.stack.communication_sms,
+        )
+    };
+    let all = halves(repeated) * steps.len() as u64;
+    let gather = Spec::Collective(CollectiveOp::AllGather, all);
+    let gather = ring(b, "context all-gather", gather);
+    let mut gradients = None;
+    for (i, step) in steps.into_iter().enumerate() {
+        if i == 1 {
+            b.wait(gather);
+        }
+        b.extend(step);
+        if let Some(arrived) = gradients.take() {
+            b.wait(arrived);
+        }
+        // The first result is what the others are added to.
+        if i > 0 || direction == Direction::Backward {
+            b.extend(framework_ring_step(s, direction));
+        }
+        if direction == Direction::Backward {
+            let spec = Spec::RingStep(Bytes::new(repeated * 4));
+            gradients = Some(ring(b, "context ring", spec));
+        }
+    }
+    if let Some(arrived) = gradients {
+        b.wait(arrived);
+    }
+    b.op(framework_ring_ends(s, direction));
+}
+
 /// Runs `steps` of attention with the ring exchange of keys and values beside them; gradients of both
 /// go round with them on the way back.
 fn ring_attention(b: &mut Builder<'_, '_>, s: &Sizes<'_>, kind: LayerKind, direction: Direction) {
+    if s.stack.framework_ring && s.plan.context > 1 {
+        framework_ring(b, s, kind, direction);
+        return;
+    }
     let steps = attention_ops(s, kind, direction);
     let ranks = steps.len();
     let volume = match direction {

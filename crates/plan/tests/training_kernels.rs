@@ -203,6 +203,7 @@ fn streams_wait_for_memory_on_hopper_and_for_their_sms_on_blackwell() {
     assert!(time("b200-sxm", Access::Softmax) < time("b200-sxm", Access::SoftmaxChain));
     assert!(time("b200-sxm", Access::Rows) > time("b200-sxm", Access::SoftmaxChain));
     assert!(time("b200-sxm", Access::Strided) > time("b200-sxm", Access::Rows));
+    assert!(time("h100-sxm", Access::Transposed) > 2.5 * time("h100-sxm", Access::Copy));
 }
 
 /// Rotary embedding by PyTorch's own kernels on B200, from 4,096 to 8,192 tokens of 36 heads of 128

@@ -105,6 +105,8 @@ pub enum Access {
     /// One framework kernel for each step, over views whose elements do not lie side by side, or whose
     /// operands are repeated: such kernels find the place of every element anew.
     Strided,
+    /// Columns of a matrix are read into rows of its transpose by a compiler's kernel (TorchInductor).
+    Transposed,
 }
 
 impl Operation {

@@ -319,6 +319,12 @@ pub struct SoftwareStack {
     /// are cut into pieces beside their product.
     #[serde(default)]
     pub copies_sequence_parts: bool,
+    /// Steps of the context ring are written in the framework: keys and values are repeated for every query
+    /// head and gathered from all ranks at once beside the first step, and parts are put together in fp32 by a
+    /// kernel for each operation (PyTorch's `context_parallel`). Else keys and values go round as they are and
+    /// fused kernels add up (Transformer Engine).
+    #[serde(default)]
+    pub framework_ring: bool,
     /// Queries, keys and values are made by products of their own, and so are both inputs of a gated
     /// activation. Else one product makes each of these groups.
     #[serde(default)]

@@ -54,6 +54,8 @@ pub struct Mechanism {
     pub row_bytes_per_sm_clock: f64,
     /// The same of a framework's own kernels over views with strides or repeated operands.
     pub strided_bytes_per_sm_clock: f64,
+    /// The same of a compiler's kernels that write the transpose of what they read.
+    pub transposed_bytes_per_sm_clock: f64,
     /// Part of a gradient buffer's traffic that the product which adds to it does not hide.
     pub accumulate_exposed: f64,
     /// Exponent of the mean under which operands arrive beside the math of products that are
@@ -93,6 +95,7 @@ pub const MECHANISM: Mechanism = Mechanism {
     softmax_chain_bytes_per_sm_clock: 9.5,
     row_bytes_per_sm_clock: 6.5,
     strided_bytes_per_sm_clock: 5.0,
+    transposed_bytes_per_sm_clock: 3.0,
     accumulate_exposed: 0.3,
     apart_overlap: [1.8, 1.5],
     clock_by_load: 0.75,

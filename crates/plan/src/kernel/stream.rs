@@ -42,6 +42,7 @@ fn asked(access: Access, device: &Device<'_>) -> f64 {
         Access::SoftmaxChain => mechanism.softmax_chain_bytes_per_sm_clock,
         Access::Rows => mechanism.row_bytes_per_sm_clock,
         Access::Strided => mechanism.strided_bytes_per_sm_clock,
+        Access::Transposed => mechanism.transposed_bytes_per_sm_clock,
     };
     f64::from(device.sms) * device.accelerator.clock.hertz() * per_clock
 }

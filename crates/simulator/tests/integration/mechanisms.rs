@@ -439,6 +439,44 @@ fn scales_of_rows_cost_more_where_ranks_share_the_rows() {
     assert!(1.0 < alone && alone < shared, "{alone} {shared}");
 }
 
+/// PyTorch's ring gathers what Transformer Engine's passes on, and adds up in more kernels: it costs the
+/// same without a ring, and with one at least the bytes that it moves more.
+#[test]
+fn a_ring_written_in_the_framework_takes_longer() {
+    let step = |context: u32, framework: bool| {
+        let mut setup = plain(4);
+        let t = &mut setup.training;
+        t.parallelism.context = context;
+        t.parallelism.data = 4 / context;
+        t.stack.cuda_graphs = CudaGraphs::Full;
+        t.stack.framework_ring = framework;
+        let rounds = t.global_batch / t.micro_batch / u64::from(t.parallelism.data);
+        let layers = rounds * t.model.layers;
+        (run(&setup).step_time, layers)
+    };
+    assert_eq!(step(1, true), step(1, false));
+    let setup = plain(4);
+    let t = &setup.training;
+    let Attention::Grouped {
+        heads, head_dim, ..
+    } = t.model.attention
+    else {
+        unreachable!("the plain model has grouped attention")
+    };
+    for context in [2, 4] {
+        let (fused, layers) = step(context, false);
+        let (framework, _) = step(context, true);
+        let tokens = t.micro_batch * t.sequence_length / u64::from(context);
+        let queries = tokens * heads * head_dim;
+        // 15 bytes less than 65 forward and 104 backward are moved by fused kernels at each step.
+        let more = Bytes::new(queries * (40 + 80) * u64::from(context - 1) * layers);
+        let memory = setup.cluster.node.accelerator.memory_bandwidth;
+        let least = memory.time_to_send(more);
+        let longer = framework - fused;
+        assert!(longer > least, "{context}: {longer} {least}");
+    }
+}
+
 /// A step that runs out of cached blocks waits for the driver, and what it waits is booked as that.
 #[test]
 fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
