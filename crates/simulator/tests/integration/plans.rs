@@ -339,6 +339,7 @@ prop_compose! {
         t.stack.overlap = overlap;
         t.stack.activation_offload = offload;
         t.stack.scatters_messages = scatters;
+        t.stack.framework_ring = scatters;
         t.stack.dispatcher = dispatcher;
         t.stack.cuda_graphs = [CudaGraphs::None, CudaGraphs::Partial, CudaGraphs::Full][usize::from(graphs)];
         t.sequence_length = 1024;
