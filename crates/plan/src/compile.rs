@@ -686,7 +686,9 @@ impl<'a> Compiler<'a> {
         let stages = (0..self.stages()).zip(&orders).zip(&facts);
         stages
             .map(|((stage, order), facts)| {
-                Stalls::of_stage(&self.sizes, &self.stage_chunks(stage), order, facts, known)
+                let chunks = self.stage_chunks(stage);
+                let draws = &self.setup.token_draws;
+                Stalls::of_stage(&self.sizes, draws, (&chunks, order), facts, known)
             })
             .collect()
     }

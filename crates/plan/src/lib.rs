@@ -49,4 +49,6 @@ pub use program::{
 };
 pub use resource::{Resource, SERVING_STEP, STEP};
 pub use search::{Branch, Candidate, Expansion, LeftOut, MEAN_LOAD, Obstacle, Search, Space};
-pub use setup::{Fidelity, Jitter, MOST_JITTER, RankOrder, SLOW_NODE, Seats, Setup, Straggler};
+pub use setup::{
+    Fidelity, Jitter, MOST_JITTER, RankOrder, SLOW_NODE, Seats, Setup, Straggler, TokenDraws,
+};

@@ -2,6 +2,9 @@
 
 use rackflow_topology::{Cluster, LinkFault};
 use rackflow_workload::Training;
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
 
 /// Which ranks are simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,75 @@ impl Jitter {
     }
 }
 
+/// Standard normal numbers: how far the tokens at a rank's experts lie from their mean, pass by pass.
+///
+/// Whoever makes a [`Setup`] draws them from a labelled stream of its seed, for random streams are not
+/// this crate's. Clones share them.
+#[derive(Clone)]
+pub struct TokenDraws(Arc<[i32]>);
+
+/// One, as draws are kept.
+const UNIT: f64 = (1 << 24) as f64;
+
+impl TokenDraws {
+    /// Ranks that have draws of their own.
+    pub const RANKS: u32 = 16;
+    /// Draws of each; what asks for more begins again.
+    pub const OF_RANK: u32 = 1024;
+
+    /// With the numbers that `of_rank` gives for each rank in turn.
+    pub fn new<N: FnMut() -> f64>(mut of_rank: impl FnMut(u32) -> N) -> Self {
+        let ranks = (0..Self::RANKS).flat_map(|rank| {
+            let mut next = of_rank(rank);
+            (0..Self::OF_RANK).map(move |_| (next() * UNIT) as i32)
+        });
+        Self(ranks.collect())
+    }
+
+    /// Every rank gets the mean, always.
+    pub fn none() -> Self {
+        Self(Arc::new([]))
+    }
+
+    /// Number `count` of a rank.
+    pub(crate) fn of(&self, rank: u32, count: u32) -> f64 {
+        let rank = rank % Self::RANKS;
+        let place = rank * Self::OF_RANK + count % Self::OF_RANK;
+        let draw = self.0.get(place as usize).copied().unwrap_or(0);
+        f64::from(draw) / UNIT
+    }
+}
+
+impl Ord for TokenDraws {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Nearly always those of one setup.
+        match Arc::ptr_eq(&self.0, &other.0) {
+            true => Ordering::Equal,
+            false => self.0.cmp(&other.0),
+        }
+    }
+}
+
+impl PartialOrd for TokenDraws {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for TokenDraws {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for TokenDraws {}
+
+impl fmt::Debug for TokenDraws {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenDraws({} numbers)", self.0.len())
+    }
+}
+
 /// Where the ranks of a job sit in a cluster that it shares with others.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seats {
@@ -95,6 +167,8 @@ pub struct Setup {
     pub fidelity: Fidelity,
     /// Root of all random streams.
     pub seed: u64,
+    /// Drawn from it: how tokens fall on experts.
+    pub token_draws: TokenDraws,
     /// How many seeds are asked for, from `seed` on; 1 for a step and no spread.
     pub seeds: u32,
 }

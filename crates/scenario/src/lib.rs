@@ -17,6 +17,7 @@ pub mod collectives;
 mod decode;
 mod diagnostic;
 mod document;
+mod draws;
 pub mod huggingface;
 mod import;
 mod jobs;

@@ -11,6 +11,7 @@ use crate::document::{
     Document, FidelityText, NodeText, ParallelismText, PartText, Published, RankOrderText,
     StragglerText, TrainingText, WorkloadText,
 };
+use crate::draws;
 use crate::huggingface;
 use crate::import;
 use crate::refusal::Written;
@@ -215,6 +216,7 @@ impl Scenario {
         }
         let training = training(text, cluster.gpus, model, stack);
         let simulation = &self.document.simulation;
+        let token_draws = draws::tokens(&training.model, simulation.seed);
         let setup = Setup {
             name: self.name().to_owned(),
             cluster,
@@ -233,6 +235,7 @@ impl Scenario {
                 FidelityText::Full => Fidelity::Full,
             },
             seed: simulation.seed,
+            token_draws,
         };
         check::check(&setup, text, &mut findings);
         if findings.found.is_empty() {

@@ -15,6 +15,7 @@ use crate::facts::StageFacts;
 use crate::known::Known;
 use crate::layer::Sizes;
 use crate::schedule::Pass;
+use crate::setup::TokenDraws;
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{AllocatorPolicy, SoftwareStack};
 use std::collections::BTreeMap;
@@ -29,8 +30,6 @@ const FEMTOS_PER_BYTE: u64 = 5_500;
 /// without an exchange on a stream of its own holds more than 7.6 % beyond its tensors (SimuMax on B200;
 /// NVIDIA/Megatron-LM, pull request 6429). Set where DeepSeek-V3's replay, with a tenth free, would have waited.
 const COMFORT: u64 = 12;
-/// Ranks of a group that are followed one by one.
-const RANKS: u64 = 16;
 /// Passes through layers that are followed; the rest of a step goes on as the second half of these.
 const PASSES: usize = 128;
 /// Steps before the one that counts, in which the cache fills, and those that count.
@@ -84,15 +83,15 @@ impl Stalls {
     /// Of a stage that holds `chunks` and works in this order. What is `known` is not played again.
     pub fn of_stage(
         s: &Sizes<'_>,
-        chunks: &[Chunk],
-        order: &[Pass],
+        draws: &TokenDraws,
+        (chunks, order): (&[Chunk], &[Pass]),
         facts: &StageFacts,
         known: &KnownStalls,
     ) -> Self {
         if !Self::may_be(s.stack, facts.memory.total(), facts.capacity) {
             return Self::default();
         }
-        let stage = Arc::new(Stage::new(s, chunks, order));
+        let stage = Arc::new(Stage::new(s, draws, chunks, order));
         let roomy = known.roomy.get(stage.clone(), || stage.roomy());
         let Some(roomy) = *roomy else {
             return Self::default();
@@ -184,10 +183,11 @@ struct Stage {
     tokens: u64,
     /// Where those differ from rank to rank, how many ranks there are; else 1.
     expert_ranks: u32,
+    draws: TokenDraws,
 }
 
 impl Stage {
-    fn new(s: &Sizes<'_>, chunks: &[Chunk], order: &[Pass]) -> Self {
+    fn new(s: &Sizes<'_>, draws: &TokenDraws, chunks: &[Chunk], order: &[Pass]) -> Self {
         let layers: Vec<Vec<Layer>> = chunks.iter().map(|chunk| of_chunk(s, chunk)).collect();
         let longest = layers.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let places = (PASSES / longest).max(8).min(order.len());
@@ -202,6 +202,7 @@ impl Stage {
             logits: logits.collect(),
             tokens: tokens_at_experts(s),
             expert_ranks: if varies(s) { s.plan.expert } else { 1 },
+            draws: draws.clone(),
         }
     }
 
@@ -224,7 +225,7 @@ impl Stage {
     /// All ranks that differ.
     fn play_all(&self, limit: u64) -> Result<Played, Exhausted> {
         let mut all = Played::default();
-        for rank in 0..u64::from(self.expert_ranks).min(RANKS) {
+        for rank in 0..self.expert_ranks.min(TokenDraws::RANKS) {
             let one = self.play(limit, rank)?;
             all.bytes.resize(one.bytes.len(), 0);
             for (most, bytes) in all.bytes.iter_mut().zip(one.bytes) {
@@ -238,7 +239,7 @@ impl Stage {
     }
 
     /// Some steps of one rank.
-    fn play(&self, limit: u64, rank: u64) -> Result<Played, Exhausted> {
+    fn play(&self, limit: u64, rank: u32) -> Result<Played, Exhausted> {
         let mut player = Player {
             stage: self,
             spread: self.spread(),
@@ -247,6 +248,7 @@ impl Stage {
             bytes: Vec::new(),
             seen: Driver::default(),
             rank,
+            drawn: 0,
             passed: 0,
         };
         let mut at_start = Driver::default();
@@ -255,7 +257,7 @@ impl Stage {
                 player.bytes.clear();
                 at_start = player.allocator.driver();
             }
-            player.step(step)?;
+            player.step()?;
         }
         let driver = player.allocator.driver();
         Ok(Played {
@@ -328,17 +330,19 @@ struct Player<'a> {
     held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
     bytes: Vec<u64>,
     seen: Driver,
-    rank: u64,
+    rank: u32,
+    /// Draws that were used.
+    drawn: u32,
     /// Passes through layers that the host has issued.
     passed: u64,
 }
 
 impl Player<'_> {
-    fn step(&mut self, step: u64) -> Result<(), Exhausted> {
+    fn step(&mut self) -> Result<(), Exhausted> {
         for pass in &self.stage.order {
             match *pass {
                 Pass::Forward { micro_batch, chunk } => {
-                    self.begin(step, micro_batch, chunk);
+                    self.begin(micro_batch, chunk);
                     self.finish(&mut Walk::new(micro_batch, chunk, true, 0))?;
                     self.logits(micro_batch, chunk)?;
                 }
@@ -351,7 +355,7 @@ impl Player<'_> {
                     self.held.remove(&(micro_batch, chunk));
                 }
                 Pass::Overlapped { forward, backward } => {
-                    self.begin(step, forward.0, forward.1);
+                    self.begin(forward.0, forward.1);
                     let mut f = Walk::new(forward.0, forward.1, true, 0);
                     let mut b = self.back(backward.0, backward.1);
                     while self.advance(&mut f)? | self.advance(&mut b)? {}
@@ -371,12 +375,11 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, step: u64, micro_batch: u32, chunk: u32) {
-        let layers = &self.stage.layers[chunk as usize];
-        let place = |layer: usize| [step, micro_batch.into(), chunk.into(), layer as u64];
-        let instances = layers.iter().enumerate().map(|(i, layer)| Instance {
+    fn begin(&mut self, micro_batch: u32, chunk: u32) {
+        let stage = self.stage;
+        let instances = stage.layers[chunk as usize].iter().map(|layer| Instance {
             slots: vec![None; layer.slots.into()],
-            tokens: self.tokens(place(i)),
+            tokens: self.tokens(),
         });
         let instances = instances.collect();
         self.held.insert((micro_batch, chunk), (instances, None));
@@ -406,23 +409,13 @@ impl Player<'_> {
         Walk::new(micro_batch, chunk, false, layers.saturating_sub(1))
     }
 
-    /// Tokens at this rank's experts; the same for the same rank and place whatever else happens.
-    fn tokens(&self, place: [u64; 4]) -> u64 {
-        if self.spread == 0.0 {
-            return self.stage.tokens;
-        }
-        let mut state = self.rank;
-        for part in place {
-            state = mixed(state ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        }
-        // The sum of twelve uniform numbers, less six, is all but normal.
-        let mut sum = -6.0;
-        for _ in 0..12 {
-            state = mixed(state);
-            sum += (state >> 11) as f64 / (1_u64 << 53) as f64;
-        }
-        let load = 1.0 + self.spread * sum;
-        (self.stage.tokens as f64 * load).max(1.0) as u64
+    /// Tokens at this rank's experts in the next pass through a layer; the same for the same rank and pass
+    /// whatever else happens.
+    fn tokens(&mut self) -> u64 {
+        let stage = self.stage;
+        let load = 1.0 + self.spread * stage.draws.of(self.rank, self.drawn);
+        self.drawn += 1;
+        (stage.tokens as f64 * load).max(1.0) as u64
     }
 
     fn finish(&mut self, walk: &mut Walk) -> Result<(), Exhausted> {
@@ -511,12 +504,4 @@ impl Walk {
     fn at_end(&self, events: &[Event]) -> bool {
         !events[self.event..].contains(&Event::Meet)
     }
-}
-
-/// A well-mixed number (the finalizer of SplitMix64).
-fn mixed(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

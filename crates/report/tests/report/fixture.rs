@@ -2,7 +2,7 @@
 
 use rackflow_plan::{
     Accounts, Cause, CommKind, Facts, Fidelity, Jitter, MemoryUse, Pressure, RankOrder, Setup,
-    StageFacts, Uplinks,
+    StageFacts, TokenDraws, Uplinks,
 };
 use rackflow_scenario::Catalogue;
 use rackflow_simulator::{ClassRecord, EngineRecord, Record, Traffic};
@@ -120,6 +120,7 @@ pub fn small_setup() -> Setup {
         seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
+        token_draws: TokenDraws::none(),
     }
 }
 

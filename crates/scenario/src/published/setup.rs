@@ -2,7 +2,7 @@
 
 use super::habits::{Habits, Interleaving, Models, habits};
 use super::{PublishedModel, PublishedRun};
-use crate::Catalogue;
+use crate::{Catalogue, draws};
 use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::Bandwidth;
@@ -87,6 +87,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         layers_per_chunk,
         assumed,
     };
+    let token_draws = draws::tokens(&training.model, 0);
     Ok(Setup {
         name: run.id.clone(),
         cluster,
@@ -99,6 +100,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
         seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
+        token_draws,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Random small plans, and a few named ones.
 
 use proptest::prelude::*;
-use rackflow_plan::{Fidelity, Jitter, RankOrder, Setup, Straggler};
+use rackflow_plan::{Fidelity, Jitter, RankOrder, Setup, Straggler, TokenDraws};
 use rackflow_scenario::Catalogue;
 use rackflow_topology::{Cluster, Fabric, FatTree, Routing as LinkRouting};
 use rackflow_units::SimDuration;
@@ -213,6 +213,7 @@ pub fn plain(gpus: u32) -> Setup {
         seeds: 1,
         fidelity: Fidelity::Folded,
         seed: 0,
+        token_draws: TokenDraws::none(),
     }
 }
 
