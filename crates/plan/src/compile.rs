@@ -22,7 +22,8 @@ use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
-    AttentionCount, Direction, FeedForward, LayerKind, Operation, Recompute, Schedule, Zero,
+    Attention, AttentionCount, Direction, FeedForward, LayerKind, Model, Operation, Recompute,
+    Schedule, Zero,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -1606,8 +1607,28 @@ fn recomputed_layers(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     match s.training.recompute {
         Recompute::Full => chunk.len(),
         Recompute::FullLayers(n) => u64::from(n).min(chunk.len()),
+        // Priced as so many whole layers, which repeat as many FLOPs.
+        Recompute::Operators => (every_second_product(s.model) * chunk.len() as f64).round() as u64,
         _ => 0,
     }
+}
+
+/// Share of a layer's forward FLOPs that [`Recompute::Operators`] repeats: of the products q, k, v, o, gate, up,
+/// down every second one.
+fn every_second_product(model: &Model) -> f64 {
+    let Attention::Grouped {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = model.attention
+    else {
+        return 0.5;
+    };
+    let q = (heads * head_dim) as f64;
+    let kv = (kv_heads * head_dim) as f64;
+    let ffn = model.ffn as f64;
+    (kv + q + ffn) / (2.0 * q + 2.0 * kv + 3.0 * ffn)
 }
 
 /// From the second layer on, parameters are gathered one layer ahead and not earlier.

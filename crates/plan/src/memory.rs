@@ -290,6 +290,9 @@ pub(crate) fn kept(s: &Sizes<'_>, kind: LayerKind, recompute: &Recompute) -> Kep
     let (t, own, h) = (s.tokens, s.own_tokens, s.model.hidden);
     // Inputs of GEMMs are kept in the format they are multiplied in.
     let operand = s.training.recipe.gemm().bits().div_ceil(8);
+    if *recompute == Recompute::Operators {
+        return kept_of_operators(s, kind);
+    }
     let norm = if recomputes(recompute, Activation::Norms) {
         0
     } else {
@@ -363,6 +366,35 @@ pub(crate) fn kept(s: &Sizes<'_>, kind: LayerKind, recompute: &Recompute) -> Kep
     kept
 }
 
+/// What one layer keeps where products take turns: its input, queries, values, the result of attention, and
+/// of a dense network the first product and the last. Products of experts are of another kind (a grouped
+/// one), and all of them are computed again.
+fn kept_of_operators(s: &Sizes<'_>, kind: LayerKind) -> Kept {
+    let tp = u64::from(s.plan.tensor);
+    let whole = kept(s, kind, &Recompute::None);
+    let (queries, values) = match s.model.attention {
+        Attention::Grouped {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } => (heads / tp * head_dim, (kv_heads / tp).max(1) * head_dim),
+        Attention::Latent { .. } => (0, whole.attention_input / (4 * s.tokens).max(1)),
+    };
+    let network = match kind.feed_forward {
+        FeedForward::Dense => s.tokens * s.model.ffn / tp * 2,
+        FeedForward::MoE => 0,
+    };
+    Kept {
+        // The input, and the output of the last product.
+        residual: whole.residual,
+        attention_input: s.tokens * (queries + values) * 2,
+        attention_output: whole.attention_output,
+        network,
+        ..Kept::default()
+    }
+}
+
 fn keep_feed_forward(
     kept: &mut Kept,
     s: &Sizes<'_>,
@@ -428,7 +460,11 @@ fn keep_feed_forward(
 
 /// Bytes of the logits of one micro-batch.
 pub(crate) fn logits(s: &Sizes<'_>) -> u64 {
-    let bytes = if s.stack.fused_cross_entropy { 4 } else { 10 };
+    let bytes = match s.stack.loss_bytes {
+        Some(bytes) => bytes,
+        None if s.stack.fused_cross_entropy => 4,
+        None => 10,
+    };
     s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor)) * bytes
 }
 
@@ -440,13 +476,12 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
         0
     };
     let layers = chunks.iter().flat_map(|chunk| &chunk.layers);
-    let of_layers = layers.map(|(key, _)| layer_activations(s, key.kind()));
+    let of_layers = layers
+        .clone()
+        .map(|(key, _)| layer_activations(s, key.kind()));
     let layer = of_layers.max().unwrap_or(0);
-    // One layer's activations while a fully recomputed layer runs.
-    let live = match s.training.recompute {
-        Recompute::Full | Recompute::FullLayers(_) => layer,
-        _ => 4 * s.tokens * s.model.hidden * 2,
-    };
+    let of_layers = layers.map(|(key, _)| running(s, key.kind()));
+    let live = of_layers.max().unwrap_or(0);
     // What one layer of an encoder makes and nobody keeps.
     let of_encoder = encoder_of(s, chunks)
         .filter(|encoder| !encoder.trains() || encoder.recomputes_layers())
@@ -456,6 +491,24 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
     let ahead = if woven { layer } else { 0 };
     logits.max(live) + ahead + on_the_way(s, chunks)
+}
+
+/// What a layer needs while its backward pass runs, beside what its forward pass left: all that it computes
+/// again, four tensors as wide as the residual stream, and of tokens at experts two, before and after each step.
+fn running(s: &Sizes<'_>, kind: LayerKind) -> u64 {
+    let again = match s.training.recompute {
+        Recompute::Full | Recompute::FullLayers(_) => layer_activations(s, kind),
+        Recompute::Operators => {
+            let whole = kept(s, kind, &Recompute::None).total();
+            whole.saturating_sub(layer_activations(s, kind))
+        }
+        _ => 0,
+    };
+    let at_experts = match (kind.feed_forward, &s.model.moe) {
+        (FeedForward::MoE, Some(moe)) => s.own_tokens * moe.top_k * u64::from(s.plan.expert_tensor),
+        _ => 0,
+    };
+    again + (4 * s.tokens + 2 * at_experts) * s.model.hidden * 2
 }
 
 /// Activations that have not left for the host yet or are back already: of one layer each way.
@@ -704,6 +757,22 @@ mod tests {
             ..training(8, true)
         };
         assert_eq!(layer(&selective), unit * 34 / t);
+    }
+
+    /// Input, queries, values, the result of attention, the network's first product (four times as wide) and its
+    /// result: 9 s b h elements, whatever the scores take.
+    #[test]
+    fn every_second_product_is_kept() {
+        let operators = Training {
+            recompute: Recompute::Operators,
+            ..training(1, false)
+        };
+        assert_eq!(layer(&operators), 2048 * 2 * 12288 * 18);
+        let s = Sizes::new(&operators);
+        let kind = operators.model.layer_kind(0);
+        let whole = layer(&training(1, false));
+        let beside = 4 * s.tokens * s.model.hidden * 2;
+        assert_eq!(running(&s, kind), whole - layer(&operators) + beside);
     }
 
     /// 1F1B keeps as many micro-batches as there are stages left; GPipe keeps them all.

@@ -48,7 +48,7 @@ impl Encoder {
         let all_images = training.micro_batch * images.per_sequence;
         let recompute = match &training.recompute {
             // So many layers of each chunk are layers of the language model.
-            Recompute::FullLayers(_) => Recompute::None,
+            Recompute::FullLayers(_) | Recompute::Operators => Recompute::None,
             others => others.clone(),
         };
         Some(Self {

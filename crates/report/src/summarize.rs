@@ -408,6 +408,7 @@ fn recompute(recompute: &Recompute) -> String {
         Recompute::Selective => "core attention".into(),
         Recompute::Full => "whole layers".into(),
         Recompute::FullLayers(layers) => format!("{layers} whole layers per chunk"),
+        Recompute::Operators => "all but attention and the first of every two products".into(),
         Recompute::Activations(some) if some.is_empty() => "nothing".into(),
         Recompute::Activations(some) => some.iter().map(name).collect::<Vec<_>>().join(", "),
     }

@@ -690,6 +690,7 @@ impl<'de> Deserialize<'de> for RecomputeText {
                         Word::None => Recompute::None,
                         Word::Selective => Recompute::Selective,
                         Word::Full => Recompute::Full,
+                        Word::Operators => Recompute::Operators,
                     })
                 })
             }
@@ -726,6 +727,8 @@ pub(crate) enum Word {
     Selective,
     /// Whole layers: only the layer's input is kept.
     Full,
+    /// All but attention and the first of every two matrix products.
+    Operators,
 }
 
 /// The shapes of `recompute` that are a mapping.

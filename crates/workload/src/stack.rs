@@ -356,6 +356,10 @@ pub struct SoftwareStack {
     /// runs beside another micro-batch on a stream of its own: the host is ahead by as many.
     #[serde(default)]
     pub exchange_held: u64,
+    /// Bytes that are held per logit while the loss and its gradient are computed; 10 where it is left out, and 4
+    /// with `fused_cross_entropy`.
+    #[serde(default)]
+    pub loss_bytes: Option<u64>,
     /// Who hands out memory, and so what happens close to its limit.
     #[serde(default)]
     pub allocator: AllocatorPolicy,

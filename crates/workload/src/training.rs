@@ -169,6 +169,9 @@ pub enum Recompute {
     Full,
     /// Whole layers, but only this many of each model chunk.
     FullLayers(u32),
+    /// All but attention and the first of every two matrix products, in the order in which a layer runs them
+    /// (torchtitan's `op`).
+    Operators,
     /// Named activations.
     Activations(Vec<Activation>),
 }

@@ -212,3 +212,22 @@ fn pieces_of_a_segment_serve_no_larger_request() {
         allocator.give(kept);
     }
 }
+
+/// PyTorch's cross-entropy of an fp32 copy, op by op: the gradient of the log-probabilities takes the place of
+/// the copy, and for the copy's own there is none left, though the 16-bit logits are gone. So 14 bytes are held
+/// for each logit, of which 12 are in use.
+#[test]
+fn a_loss_op_by_op_holds_14_bytes_for_each_logit() {
+    let logits = 200 * MIB;
+    for policy in [AllocatorPolicy::Native, AllocatorPolicy::ExpandableSegments] {
+        let mut allocator = Caching::new(policy, 100 * logits);
+        let mut take = |bytes: u64| allocator.take(bytes * logits, 0).expect("there is room");
+        let (narrow, copy, _log) = (take(2), take(4), take(4));
+        allocator.give(copy);
+        allocator.give(narrow);
+        let mut take = |bytes: u64| allocator.take(bytes * logits, 0).expect("there is room");
+        let _gradients = (take(4), take(4));
+        assert_eq!(allocator.peak_reserved(), 14 * logits, "{policy:?}");
+        assert_eq!(allocator.peak_allocated(), 12 * logits, "{policy:?}");
+    }
+}

@@ -178,7 +178,10 @@ impl PieceTimes {
         let without;
         let training = &setup.training;
         // Some layers are computed again and some are not; none is less.
-        let partly = matches!(training.recompute, Recompute::FullLayers(_));
+        let partly = matches!(
+            training.recompute,
+            Recompute::FullLayers(_) | Recompute::Operators
+        );
         // What comes once in a chunk, or for some of its layers, is no part of a piece.
         let offloads = !training.stack.activation_offload.inputs.is_empty();
         let setup = if partly || offloads || training.stack.scatters_messages {

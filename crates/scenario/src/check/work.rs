@@ -612,7 +612,7 @@ fn recompute(findings: &mut Findings<'_>, t: &Training) {
                 }
             }
         }
-        Recompute::None | Recompute::Selective | Recompute::Full => {}
+        Recompute::None | Recompute::Selective | Recompute::Full | Recompute::Operators => {}
     }
 }
 

@@ -637,11 +637,11 @@ fn recompute(
         return recompute.clone();
     }
     if run.declared.recompute_by_operator {
-        let share = match run.declared.hardware_over_model_flops {
-            // A forward pass is a third of the model FLOPs.
-            Some(ratio) => ((ratio - 1.0) * 3.0).clamp(0.0, 1.0),
-            None => every_second_product(model),
+        // A forward pass is a third of the model FLOPs.
+        let Some(ratio) = run.declared.hardware_over_model_flops else {
+            return Recompute::Operators;
         };
+        let share = ((ratio - 1.0) * 3.0).clamp(0.0, 1.0);
         let layers = (share * model.layers as f64).round() as u32;
         assumed.push(format!(
             "recomputation by operator stands as {layers} whole layers, which recompute as many FLOPs"
@@ -658,25 +658,6 @@ fn recompute(
     }
     assumed.push("nothing is recomputed: not published".to_owned());
     Recompute::None
-}
-
-/// Share of a layer's forward FLOPs that torchtitan's per-operator policy repeats: attention is
-/// kept, and so is the first of every two matrix products, in the order q, k, v, o, gate, up, down.
-fn every_second_product(model: &Model) -> f64 {
-    let Attention::Grouped {
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = model.attention
-    else {
-        return 0.5;
-    };
-    let q = (heads * head_dim) as f64;
-    let kv = (kv_heads * head_dim) as f64;
-    let ffn = model.ffn as f64;
-    let all = 2.0 * q + 2.0 * kv + 3.0 * ffn;
-    (kv + q + ffn) / all
 }
 
 fn routing(run: &PublishedRun, model: &Model, assumed: &mut Vec<String>) -> Routing {

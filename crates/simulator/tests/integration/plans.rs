@@ -271,6 +271,7 @@ fn recomputes() -> impl Strategy<Value = Recompute> {
         Just(Recompute::Selective),
         Just(Recompute::Full),
         Just(Recompute::FullLayers(1)),
+        Just(Recompute::Operators),
         Just(Recompute::Activations(vec![Norms, Swiglu, MoeActivation])),
     ]
 }
