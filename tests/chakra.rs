@@ -159,7 +159,7 @@ fn what_is_wrong_with_a_trace_is_told_with_file_and_byte() {
 
 /// Plans whose traces exercise every kind of task: collectives of each kind, stages, rings, experts
 /// through a dispatch library and unevenly loaded, ranks that differ, a host that holds kernels up.
-const ROUND_TRIPS: [(&str, &str, &str); 4] = [
+const ROUND_TRIPS: [(&str, &str, &str); 5] = [
     (
         "stages",
         "{ node: dgx-h100, gpus: 16, fabric: rail-optimized }",
@@ -208,6 +208,17 @@ simulation: { jitter: typical, stragglers: [{ gpu: 3, slowdown: 1.2 }] }",
     sequence_length: 1024
     global_batch: 8
     parallelism: { zero: 3 }",
+    ),
+    (
+        "activations-on-the-host",
+        "{ node: dgx-h100, gpus: 8 }",
+        "
+    model: { like: llama3-8b, layers: 8 }
+    stack: { like: megatron-core-25.04, activation_offload: { inputs: [layer] } }
+    precision: bf16
+    sequence_length: 4096
+    global_batch: 8
+    parallelism: { tensor: 2, pipeline: 4 }",
     ),
 ];
 

@@ -901,6 +901,35 @@ fn elasticities_of_all_rates_come_to_about_one() {
 }
 
 /// Where each rank hands on what it receives and switches reduce, those times are latency too.
+/// Elasticities are of a step; of a run that failures interrupt, the output says so and what the run keeps.
+#[test]
+fn elasticities_of_a_run_say_what_its_interruptions_take() {
+    let folder = scratch("elasticities-of-a-run");
+    let file = folder.join("days.yaml");
+    let path = file.to_str().expect("a path of text");
+    let run = "    run: { days: 1000, failures: llama3-16k-h100, checkpoint: { write: 10 GB/s }, replications: 4 }\n";
+    fs::write(&file, fine(&["show", QUICK]) + run).expect("a file");
+    let ranked = json(&fine(&["elasticities", path, "--format", "json"]));
+    let goodput = ranked["run"]["goodput"].as_f64().expect("a share");
+    let lost = ranked["run"]["lost"].as_array().expect("a list");
+    let taken: f64 = lost
+        .iter()
+        .filter_map(|part| part["fraction"].as_f64())
+        .sum();
+    assert!(
+        goodput < 1.0 && (goodput + taken - 1.0).abs() < 1e-9,
+        "{ranked:#}"
+    );
+    let table = fine(&["elasticities", path]);
+    assert!(
+        table.contains("These are of one step. The whole run keeps"),
+        "{table}"
+    );
+    let of_a_step = json(&fine(&["elasticities", QUICK, "--format", "json"]));
+    assert_eq!(of_a_step["elasticities"], ranked["elasticities"]);
+    assert!(of_a_step.get("run").is_none());
+}
+
 #[test]
 fn elasticities_come_to_about_one_where_tensor_parallelism_waits() {
     let scenario = scratch("latency").join("latency.yaml");
@@ -1135,6 +1164,64 @@ fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
     let most = left["at_most_better"].as_f64().expect("a fraction");
     let better = time(&limited["best"][0]) / time(&best[0]) - 1.0;
     assert!((-1e-12..=most).contains(&better), "{better} > {most}");
+}
+
+/// Who cannot make a plan fit asks the planner for one that does.
+#[test]
+fn the_planner_finds_plans_for_a_scenario_whose_own_does_not_fit() {
+    let folder = scratch("own-does-not-fit");
+    let file = folder.join("large.yaml");
+    let path = file.to_str().expect("a path of text");
+    let scenario = |gpus: u32| {
+        format!(
+            "cluster: {{ node: dgx-h100, gpus: {gpus} }}\nworkload:\n  training:\n    model: llama3-8b\n    \
+             stack: torchtitan-2024\n    precision: bf16\n    sequence_length: 8192\n    global_batch: 16\n    \
+             parallelism: {{ zero: 0 }}\n"
+        )
+    };
+    fs::write(&file, scenario(8)).expect("a file");
+    assert!(failed(&["run", path], 2).contains("does not fit into memory"));
+    let found = json(&fine(&["plan", path, "--top", "1", "--format", "json"]));
+    assert_eq!(found["own_fits"], false);
+    let memory = |row: &Value| row["memory_bytes"].as_u64().expect("a number");
+    assert!(memory(&found["best"][0]) < 85_000_000_000 && memory(&found["own"]) > 85_000_000_000);
+    let table = fine(&["plan", path, "--top", "1"]);
+    assert!(
+        table.contains("own plan, which does not fit into memory"),
+        "{table}"
+    );
+    // Where no plan fits either, the refusal says what is missing.
+    fs::write(&file, scenario(1)).expect("a file");
+    let refusal = failed(&["plan", path], 2);
+    assert!(
+        refusal.contains("does not fit into memory") && refusal.contains("GPUs"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn the_planner_refuses_formats_that_the_accelerator_lacks() {
+    for (format, why) in [("mxfp8", "block scales"), ("nvfp4", "4-bit")] {
+        let refusal = failed(&["plan", QUICK, "--precision", format], 2);
+        assert!(
+            refusal.contains(why) && refusal.contains("fp8_rowwise"),
+            "{refusal}"
+        );
+    }
+    let found = json(&fine(&[
+        "plan",
+        QUICK,
+        "--precision",
+        "fp8_rowwise",
+        "--top",
+        "1",
+        "--format",
+        "json",
+    ]));
+    let precision = found["best"][0]["plan"]["precision"]
+        .as_str()
+        .expect("text");
+    assert!(precision.contains("rowwise"), "{precision}");
 }
 
 /// Of several scenarios the best plan is never worse than their own, with any number formats.

@@ -1531,11 +1531,6 @@ impl<'a> Compiler<'a> {
         run
     }
 
-    /// Of `parameters` whose state a rank keeps, those that it keeps on its host.
-    fn offloaded(&self, parameters: u64) -> u64 {
-        (parameters as f64 * self.sizes.stack.optimizer_offload).round() as u64
-    }
-
     /// Time of the host's part of the update: gradients come down, states are read and written in
     /// the host's memory, weights go up, one after the other.
     fn host_update(&self, parameters: RankParameters) -> SimDuration {
@@ -1546,7 +1541,7 @@ impl<'a> Compiler<'a> {
             self.shard,
             self.expert_data_ranks(),
         );
-        let count = self.offloaded(mine) as f64;
+        let count = stack.optimizer_on_host(mine) as f64;
         let link = self.setup.cluster.node.accelerator.host_bandwidth.as_f64();
         let over = count * (stack.gradient_bytes + 2) as f64 / link;
         let states = count * (stack.gradient_bytes + 2 * stack.optimizer_bytes + 2) as f64;
@@ -1563,7 +1558,7 @@ impl<'a> Compiler<'a> {
         );
         let all = parameters.dense + parameters.expert;
         // What lies on the host is updated there.
-        let here = mine - self.offloaded(mine);
+        let here = mine - stack.optimizer_on_host(mine);
         // Norm over the gradients, the update, and clearing the gradient buffer for the next step.
         vec![
             copied(Bytes::new(mine * stack.gradient_bytes), Bytes::ZERO, 2),

@@ -136,7 +136,9 @@ impl Held {
                 s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }
                     + produced(s, all),
             ),
-            optimizer: Bytes::new(s.stack.optimizer_bytes * mine),
+            optimizer: Bytes::new(
+                s.stack.optimizer_bytes * (mine - s.stack.optimizer_on_host(mine)),
+            ),
             activations: Bytes::new(self.activations),
             buffers: Bytes::new(gathered + self.buffers),
             reserved: s.stack.reserved_memory,

@@ -227,8 +227,10 @@ pub enum Action {
     },
     /// Keeps the host busy.
     Host(SimDuration),
-    /// Moves data to or from memory beyond the accelerator's own.
-    Memory(SimDuration),
+    /// Moves data from memory beyond the accelerator's own.
+    Load(SimDuration),
+    /// Moves data to it; either way goes beside the other.
+    Store(SimDuration),
     /// Takes part in one of [`ReplayPlan::communications`].
     Communicate(u32),
     /// Takes no time.
@@ -425,6 +427,7 @@ fn action(
     table: &mut kernel::Table<'_>,
     counts: &mut ReplayCounts,
 ) -> Action {
+    let to_host = setup.cluster.node.accelerator.host_bandwidth;
     match node.activity {
         Activity::Kernel { ops, bytes } => Action::Kernel {
             kernel: table.kernel(node.recorded, ops, bytes, counts),
@@ -434,10 +437,8 @@ fn action(
             let recorded = node.recorded.unwrap_or_default();
             Action::Host(sped_up(recorded, setup.speed.host))
         }
-        Activity::Memory(bytes) => {
-            let rate = setup.cluster.node.accelerator.host_bandwidth;
-            Action::Memory(rate.time_to_send(bytes))
-        }
+        Activity::Load(bytes) => Action::Load(to_host.time_to_send(bytes)),
+        Activity::Store(bytes) => Action::Store(to_host.time_to_send(bytes)),
         Activity::Collective { .. } => {
             counts.collectives += 1;
             Action::Communicate(communication)
@@ -500,7 +501,7 @@ fn check_length(plan: &ReplayPlan) -> Result<(), ReplayError> {
     let own: u128 = of_nodes
         .map(|node| match node.action {
             Action::Kernel { kernel, .. } => picos(plan.kernels[kernel as usize].time),
-            Action::Host(span) | Action::Memory(span) => picos(span),
+            Action::Host(span) | Action::Load(span) | Action::Store(span) => picos(span),
             Action::Communicate(_) | Action::Nothing => 0,
         })
         .sum();

@@ -6,7 +6,7 @@
 use crate::setup::Setup;
 use rackflow_topology::Cluster;
 use rackflow_units::{Bandwidth, SimDuration};
-use rackflow_workload::CudaGraphs;
+use rackflow_workload::{CudaGraphs, SoftwareStack};
 
 /// By how much a resource grows, where it can grow by any amount.
 pub const STEP: f64 = 1.01;
@@ -50,7 +50,8 @@ pub enum Resource {
     Sequences,
     /// Of a service: tokens of one step, at most.
     StepTokens,
-    /// Bandwidth between GPU and host: for caches that are swapped out, and what a trace loads from there.
+    /// Bandwidth between GPU and host: for activations and optimizer states in the host's memory, for caches that
+    /// are swapped out, and what a trace loads from there.
     HostLink,
     /// Of a service: rates and latencies of the tiers of the KV store.
     Store,
@@ -60,7 +61,7 @@ pub enum Resource {
 
 impl Resource {
     /// Those of a training run, in the order in which they are told.
-    pub const OF_TRAINING: [Self; 12] = [
+    pub const OF_TRAINING: [Self; 13] = [
         Self::TensorFlops,
         Self::VectorFlops,
         Self::Exponentials,
@@ -72,6 +73,7 @@ impl Resource {
         Self::CommunicationSms,
         Self::Clock,
         Self::Launch,
+        Self::HostLink,
         Self::Batch,
     ];
 
@@ -240,12 +242,15 @@ impl Resource {
                     stack.linear_launch.as_mut(),
                     stack.quantized_linear_launch.as_mut(),
                     Some(&mut stack.mixture_launch),
+                    Some(&mut stack.checkpoint_launch),
                     Some(&mut stack.step_overhead),
                 ];
                 for time in times.into_iter().flatten() {
                     shorter(time, step);
                 }
             }
+            // Only what lies in the host's memory passes it.
+            Self::HostLink if !offloads(&more.training.stack) => return None,
             Self::Batch => {
                 // One round of the pipeline more: every schedule takes whole rounds.
                 let before = more.training.micro_batches();
@@ -306,6 +311,9 @@ impl Resource {
                 cluster.for_each_node(|node| node.accelerator.exponentials_per_sm_clock += 1);
                 return Some(rate(cluster) as f64 / before.max(1) as f64);
             }
+            Self::HostLink => {
+                cluster.for_each_node(|node| wider(&mut node.accelerator.host_bandwidth, step));
+            }
             Self::Clock => cluster.for_each_node(|node| {
                 node.accelerator.clock = node.accelerator.clock * step;
             }),
@@ -347,6 +355,11 @@ impl Resource {
         }
         Some(step)
     }
+}
+
+/// Whether activations or optimizer states lie in the host's memory.
+fn offloads(stack: &SoftwareStack) -> bool {
+    !stack.activation_offload.inputs.is_empty() || stack.optimizer_offload > 0.0
 }
 
 /// One SM fewer for each kind of communication that holds any.

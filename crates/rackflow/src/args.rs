@@ -466,13 +466,17 @@ pub enum Precision {
     Bf16,
     /// 8-bit floats with scales per tensor.
     Fp8,
+    /// 8-bit floats with scales per tensor from earlier steps.
+    Fp8Delayed,
+    /// 8-bit floats with scales per row and column.
+    Fp8Rowwise,
     /// 8-bit floats with scales per block.
     Fp8Blockwise,
     /// 8-bit floats with block scales in hardware.
     Mxfp8,
     /// 4-bit floats with block scales in hardware.
     Nvfp4,
-    /// All that the accelerator has a rate for, but fp16.
+    /// All that the accelerator has a rate for, but fp16, fp8_delayed and fp8_rowwise.
     All,
 }
 

@@ -75,6 +75,19 @@ fn wrapped(text: &str, width: usize, indent: usize) -> String {
     out
 }
 
+/// `text` with its sentences wrapped; lines of columns, whose cells stand two spaces apart, stay as they are.
+pub fn sentences_wrapped(text: &str, width: usize) -> String {
+    let of_line = |line: &str| match line.trim_start().contains("  ") {
+        true => line.to_owned(),
+        false => {
+            let indent = line.len() - line.trim_start().len();
+            let words = wrapped(line, width.saturating_sub(indent), indent);
+            format!("{}{words}", " ".repeat(indent))
+        }
+    };
+    text.lines().map(|line| of_line(line) + "\n").collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +102,15 @@ mod tests {
         assert_eq!(
             text,
             "  name      memory\n  a100       80 GB\n  b200-sxm  180 GB\n"
+        );
+    }
+
+    #[test]
+    fn sentences_are_wrapped_and_columns_are_not() {
+        let text = "one row    of columns that is long\n\none sentence that is long\n  and one that is set in\n";
+        assert_eq!(
+            sentences_wrapped(text, 16),
+            "one row    of columns that is long\n\none sentence\nthat is long\n  and one that\n  is set in\n"
         );
     }
 

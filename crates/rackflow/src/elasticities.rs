@@ -38,12 +38,16 @@ pub fn run(args: &RunArgs, color: ColorChoice) -> Result<(), Failure> {
     }
     let resolved = run::resolve(args)?;
     let plan = run::plan(&resolved)?;
-    let before = rackflow_simulator::simulate(&plan).step_time.as_secs_f64();
+    let before = rackflow_simulator::simulate(&plan).step_time;
     let answers: Vec<Answer> = Resource::OF_TRAINING
         .into_par_iter()
-        .filter_map(|resource| answer(resource, &resolved.setup, before).transpose())
+        .filter_map(|resource| answer(resource, &resolved.setup, before.as_secs_f64()).transpose())
         .collect::<Result<_, _>>()?;
-    let ranked = Elasticities::of(&resolved.setup.name, before, &answers);
+    let mut ranked = Elasticities::of(&resolved.setup.name, before.as_secs_f64(), &answers);
+    if let Some(run) = &resolved.outlook.run {
+        let seed = resolved.setup.seed;
+        ranked = ranked.in_run(&rackflow_simulator::simulate_run(&plan, before, run, seed));
+    }
     show(
         args,
         color,

@@ -80,7 +80,11 @@ fn weights(precision: Precision) -> Result<WeightFormat, Failure> {
         Precision::Fp8 => Ok(WeightFormat::Fp8),
         Precision::Fp8Blockwise => Ok(WeightFormat::Fp8Block),
         Precision::Nvfp4 => Ok(WeightFormat::Nvfp4),
-        Precision::Fp16 | Precision::Mxfp8 | Precision::All => Err(Failure::input(
+        Precision::Fp16
+        | Precision::Fp8Delayed
+        | Precision::Fp8Rowwise
+        | Precision::Mxfp8
+        | Precision::All => Err(Failure::input(
             "weights are not served in that format\n  hint: bf16, fp8, fp8_blockwise or nvfp4; others are written in the scenario",
         )),
     }

@@ -2,7 +2,7 @@
 
 use crate::args::{PlanArgs, PlanFormat, Precision};
 use crate::failure::Failure;
-use crate::input::{self, Input};
+use crate::input::{self, Resolved};
 use crate::{files, goodput, run, terminal};
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -30,13 +30,18 @@ pub fn run(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
         return compare(args, color);
     }
     let bar = bar();
-    let outcome = of_scenario(args, &input, |search, setup| {
+    let resolved = input::resolve(&input, None, None)?;
+    let outcome = of_scenario(args, &resolved, |search, setup| {
         let limit = args.limit.map(u64::from);
         rackflow_simulator::search(search, setup, args.top as usize, limit, |progress| {
             show(&bar, "", progress);
         })
     })?;
     bar.finish_and_clear();
+    if outcome.best.is_empty() && outcome.bounded == 0 {
+        // Refused as `run` would refuse it: that says what it lacks and what would help.
+        run::plan(&resolved)?;
+    }
     let found = PlanSearch::of(&outcome);
     files::print(&match args.format {
         PlanFormat::Json => found.to_json(),
@@ -55,7 +60,10 @@ fn compare(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
                 "{scenario} serves, and several scenarios are compared by their training steps\n  hint: rackflow plan {scenario}"
             )));
         }
-        let outcome = of_scenario(args, &input, |search, setup| {
+        let resolved = input::resolve(&input, None, None)?;
+        // The scenario's own plan is refused as `run` would refuse it.
+        run::plan(&resolved)?;
+        let outcome = of_scenario(args, &resolved, |search, setup| {
             rackflow_simulator::improve(search, setup, args.limit.map(u64::from), |progress| {
                 show(&bar, scenario, progress);
             })
@@ -73,16 +81,13 @@ fn compare(args: &PlanArgs, color: ColorChoice) -> Result<(), Failure> {
 /// Searches the plans of a training scenario.
 fn of_scenario(
     args: &PlanArgs,
-    input: &Input,
+    resolved: &Resolved,
     search: impl FnOnce(&Search, &Setup) -> Result<Outcome, PlanError>,
 ) -> Result<Outcome, Failure> {
-    let resolved = input::resolve(input, None, None)?;
-    // The scenario's own plan is refused as `run` would refuse it.
-    run::plan(&resolved)?;
     let setup = &resolved.setup;
     let mut space = Space::of(setup);
     if !args.precision.is_empty() {
-        space.recipes = recipes(&args.precision, setup);
+        space.recipes = recipes(&args.precision, setup)?;
     }
     let refused = |error| Failure::Input(resolved.written.refusal(setup, &error).to_string());
     let planner = rackflow_simulator::planner(setup, space).map_err(refused)?;
@@ -119,37 +124,53 @@ fn show(bar: &ProgressBar, of: &str, progress: Progress) {
 }
 
 /// The number formats that were asked for, each once.
-fn recipes(asked: &[Precision], setup: &Setup) -> Vec<Recipe> {
+///
+/// # Errors
+/// When an accelerator of the cluster cannot compute in one.
+fn recipes(asked: &[Precision], setup: &Setup) -> Result<Vec<Recipe>, Failure> {
     let mut recipes = Vec::new();
     for precision in asked {
         let of_this = match precision {
             Precision::Fp16 => vec![Recipe::Fp16],
             Precision::Bf16 => vec![Recipe::Bf16],
             Precision::Fp8 => vec![Recipe::Fp8],
+            Precision::Fp8Delayed => vec![Recipe::Fp8Delayed],
+            Precision::Fp8Rowwise => vec![Recipe::Fp8Rowwise],
             Precision::Fp8Blockwise => vec![Recipe::Fp8Blockwise],
             Precision::Mxfp8 => vec![Recipe::Mxfp8],
             Precision::Nvfp4 => vec![Recipe::Nvfp4],
             Precision::All => with_rates(setup),
         };
         for recipe in of_this {
+            if let Some(why) = unsupported(setup, recipe) {
+                return Err(Failure::input(why));
+            }
             if !recipes.contains(&recipe) {
                 recipes.push(recipe);
             }
         }
     }
-    recipes
+    Ok(recipes)
 }
 
-/// The scenario's number formats, and all that its accelerator multiplies at a rate of their own. What
-/// scales blocks in hardware came with 4-bit floats. fp16 takes the time of bf16.
+/// Why a cluster cannot compute in a number format, with the way out.
+fn unsupported(setup: &Setup, recipe: Recipe) -> Option<String> {
+    let mut kinds = setup.cluster.kinds().into_iter();
+    kinds.find_map(|kind| rackflow_scenario::unsupported(recipe, &kind.node.accelerator))
+}
+
+/// The scenario's number formats, and those of the common recipes that all of its accelerators multiply at a
+/// rate of their own. fp16 takes the time of bf16; delayed and rowwise scales are habits of single frameworks.
 fn with_rates(setup: &Setup) -> Vec<Recipe> {
-    let peak = &setup.cluster.node.accelerator.peak;
-    let mut recipes = vec![setup.training.recipe, Recipe::Bf16];
-    if peak.fp8.is_some() {
-        recipes.extend([Recipe::Fp8, Recipe::Fp8Blockwise]);
-    }
-    if peak.fp4.is_some() {
-        recipes.extend([Recipe::Mxfp8, Recipe::Nvfp4]);
-    }
+    let common = [
+        Recipe::Bf16,
+        Recipe::Fp8,
+        Recipe::Fp8Blockwise,
+        Recipe::Mxfp8,
+        Recipe::Nvfp4,
+    ];
+    let mut recipes = vec![setup.training.recipe];
+    let common = common.into_iter();
+    recipes.extend(common.filter(|recipe| unsupported(setup, *recipe).is_none()));
     recipes
 }

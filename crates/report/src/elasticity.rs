@@ -1,9 +1,10 @@
 //! What to change first: how throughput answers to a little more of each resource.
 
-use crate::format::{number, seconds, wrap};
+use crate::format::{number, percent, seconds, wrap};
 use crate::paint::{Ink, Style};
 use crate::plot::{Axis, Bar, Bars, Picture, style};
 use rackflow_plan::Resource;
+use rackflow_simulator::{RunRecord, RunTime};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -50,6 +51,75 @@ pub struct Elasticities {
     pub not_used: Vec<String>,
     /// Of a replayed trace: resources of which more has no meaning for it, and why.
     pub without_meaning: Vec<WithoutMeaning>,
+    /// Of a whole run (`run` in the scenario): what it makes of its steps. The elasticities are those of a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<KeptOfRun>,
+}
+
+/// What a whole run makes of its steps, as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct KeptOfRun {
+    /// Share of its time in which steps run at full pace that are kept; mean over the replications.
+    pub goodput: f64,
+    /// What takes the rest, the most first.
+    pub lost: Vec<LostOfRun>,
+}
+
+/// Time of a run in which no step is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct LostOfRun {
+    /// What takes it.
+    pub label: String,
+    /// As a fraction of the run's time.
+    pub fraction: f64,
+}
+
+impl KeptOfRun {
+    /// Sums up the replications of a run.
+    pub fn of(record: &RunRecord) -> Self {
+        let sum = |part: fn(&RunTime) -> u64| -> f64 {
+            let parts = record.replications.iter();
+            parts.map(|one| part(&one.time) as f64).sum()
+        };
+        let all = sum(RunTime::total).max(1.0);
+        let parts = [
+            ("slow hosts", sum(|time| time.slow)),
+            ("missing replicas", sum(|time| time.shrunk)),
+            ("checkpoints", sum(|time| time.checkpoint)),
+            ("lost work", sum(|time| time.lost)),
+            ("detection", sum(|time| time.detection)),
+            ("restarts", sum(|time| time.restart)),
+            ("waiting for hosts", sum(|time| time.waiting)),
+        ];
+        let parts = parts.into_iter().map(|(label, time)| LostOfRun {
+            label: label.to_owned(),
+            fraction: time / all,
+        });
+        let mut lost: Vec<LostOfRun> = parts.filter(|part| part.fraction > 0.0).collect();
+        lost.sort_by(|a, b| b.fraction.total_cmp(&a.fraction));
+        Self {
+            goodput: sum(|time| time.useful) / all,
+            lost,
+        }
+    }
+
+    fn words(&self) -> String {
+        let lost: Vec<String> = self
+            .lost
+            .iter()
+            .filter(|part| part.fraction >= 0.000_5)
+            .map(|part| format!("{} {} %", part.label, percent(part.fraction)))
+            .collect();
+        let kept = percent(self.goodput);
+        let kept = format!("These are of one step. The whole run keeps {kept} % of its time");
+        match lost.is_empty() {
+            true => format!("{kept}."),
+            false => format!(
+                "{kept}; the rest goes to {}, which no resource above shortens.",
+                lost.join(", ")
+            ),
+        }
+    }
 }
 
 /// A resource to which a replayed trace cannot answer.
@@ -112,6 +182,16 @@ impl Elasticities {
             elasticities: ranked(answers),
             not_used,
             without_meaning: Vec::new(),
+            run: None,
+        }
+    }
+
+    /// With what the whole run makes of such steps.
+    #[must_use]
+    pub fn in_run(self, record: &RunRecord) -> Self {
+        Self {
+            run: Some(KeptOfRun::of(record)),
+            ..self
         }
     }
 
@@ -179,6 +259,12 @@ impl Elasticities {
                 self.not_used.join(", ")
             )));
         }
+        if let Some(run) = &self.run {
+            out.push('\n');
+            for line in wrap(&run.words(), 96) {
+                out.push_str(&faint(&format!("{line}\n")));
+            }
+        }
         if !self.without_meaning.is_empty() {
             out.push_str(&faint("\nWithout meaning for this trace:\n"));
         }
@@ -213,8 +299,9 @@ impl Elasticities {
         Bars {
             title: sentence(&self.bound_by),
             subtitle: format!(
-                "{}: throughput that one per cent more of each resource brings, each simulated again",
-                self.scenario
+                "{}: throughput {}that one per cent more of each resource brings, each simulated again",
+                self.scenario,
+                if self.run.is_some() { "of a step " } else { "" },
             ),
             axis: Axis::linear("per cent of throughput"),
             bars,
@@ -317,6 +404,28 @@ mod tests {
             "{table}"
         );
         assert!(ranked.picture().svg().contains("Bound by the tensor cores"));
+    }
+
+    #[test]
+    fn a_run_says_what_it_keeps_of_its_time() {
+        let part = |label: &str, fraction| LostOfRun {
+            label: label.to_owned(),
+            fraction,
+        };
+        let run = KeptOfRun {
+            goodput: 0.95,
+            lost: vec![part("restarts", 0.0499), part("detection", 0.0001)],
+        };
+        let words = run.words();
+        assert!(
+            words.contains("keeps 95.0 % of its time; the rest goes to restarts 5.0 %,"),
+            "{words}"
+        );
+        let whole = KeptOfRun {
+            goodput: 0.9999,
+            lost: vec![part("restarts", 0.0001)],
+        };
+        assert!(whole.words().ends_with("keeps 100.0 % of its time."));
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub struct PlanSearch {
     pub best: Vec<PlanRow>,
     /// The scenario's own plan.
     pub own: PlanRow,
+    /// Whether it fits into memory; its time is that of enough memory where it does not.
+    pub own_fits: bool,
 }
 
 impl PlanSearch {
@@ -197,6 +199,7 @@ impl PlanSearch {
             refused: outcome.refused,
             best: outcome.best.iter().map(|found| row(found, first)).collect(),
             own: row(&outcome.own, first),
+            own_fits: outcome.own_fits,
         }
     }
 
@@ -249,7 +252,10 @@ impl PlanSearch {
         for (i, row) in self.best.iter().enumerate() {
             out.push_str(&line(&format!("{:>3}.", i + 1), row, style));
         }
-        out.push_str(&faint("The scenario's own plan\n"));
+        out.push_str(&faint(match self.own_fits {
+            true => "The scenario's own plan\n",
+            false => "The scenario's own plan, which does not fit into memory: with enough it would take\n",
+        }));
         out.push_str(&line("", &self.own, style));
         if let Some(first) = self.best.first() {
             out.push_str(&faint(
@@ -294,11 +300,19 @@ fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
             "",
             style.paint(
                 Ink::Faint,
-                &format!("{} % slower: {}", percent(row.slower), reasons.join(", "))
+                &format!("{}: {}", pace(row.slower), reasons.join(", "))
             )
         ));
     }
     out
+}
+
+/// A difference to the first plan in words; a limit may leave a first one that the scenario's own beats.
+fn pace(slower: f64) -> String {
+    match slower < 0.0 {
+        true => format!("{} % faster in spite of", percent(-slower)),
+        false => format!("{} % slower", percent(slower)),
+    }
 }
 
 fn row(found: &Found, first: &Found) -> PlanRow {

@@ -416,8 +416,11 @@ impl RankReader<'_> {
                 ops: self.whole(node, attribute::NUM_OPS, offset)?.unwrap_or(0) as f64,
                 bytes: self.bytes(node, attribute::TENSOR_SIZE, offset)?,
             },
-            node_type::MEM_LOAD | node_type::MEM_STORE => {
-                Activity::Memory(self.bytes(node, attribute::TENSOR_SIZE, offset)?)
+            node_type::MEM_LOAD => {
+                Activity::Load(self.bytes(node, attribute::TENSOR_SIZE, offset)?)
+            }
+            node_type::MEM_STORE => {
+                Activity::Store(self.bytes(node, attribute::TENSOR_SIZE, offset)?)
             }
             node_type::COMM_COLL => self.collective(node, offset)?,
             node_type::COMM_SEND => Activity::Send {

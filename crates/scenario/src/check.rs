@@ -5,8 +5,11 @@
 
 mod hardware;
 mod serving;
+mod stack;
 mod vision;
 mod work;
+
+pub use hardware::unsupported;
 
 use crate::document::TrainingText;
 use crate::resolve::Findings;

@@ -167,6 +167,16 @@ fn unknown(fault: Fault, word: &str, expected: &[&str]) -> DecodeError {
     }
 }
 
+/// Where a key belongs that is known, but not in this mapping.
+fn elsewhere(owner: &str, key: &str) -> Option<&'static str> {
+    match (owner, key) {
+        ("serving", "images") => Some(
+            "requests of a service are text: leave `images` out and count their tokens in `input`; a training takes `images`",
+        ),
+        _ => None,
+    }
+}
+
 /// A name that a section of the catalogue does not have.
 pub(crate) fn unknown_name(section: Section, name: &str, span: Span) -> DecodeError {
     let catalogue = Catalogue::builtin();
@@ -520,19 +530,27 @@ impl<'t> de::Deserializer<'t> for Decoder<'t> {
 
     fn deserialize_tuple<V: Visitor<'t>>(
         self,
-        _: usize,
+        length: usize,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        self.deserialize_seq(visitor)
+        match &self.node.value {
+            Value::Sequence(items) if items.len() != length => Err(DecodeError::new(format!(
+                "{} is a list of {length} values, and this one has {}",
+                quoted(self.name),
+                items.len()
+            ))
+            .at(self.node.span)),
+            _ => self.deserialize_seq(visitor),
+        }
     }
 
     fn deserialize_tuple_struct<V: Visitor<'t>>(
         self,
         _: &'static str,
-        _: usize,
+        length: usize,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        self.deserialize_seq(visitor)
+        self.deserialize_tuple(length, visitor)
     }
 
     fn deserialize_map<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, DecodeError> {
@@ -625,9 +643,12 @@ impl<'t> MapAccess<'t> for Mapping<'t> {
         };
         let (key, _) = entry;
         if !self.fields.is_empty() && !self.fields.contains(&key.text.as_str()) {
-            return Err(unknown(Fault::UnknownKey, &key.text, self.fields)
-                .of(self.owner)
-                .at(key.span));
+            let found = unknown(Fault::UnknownKey, &key.text, self.fields);
+            let found = match elsewhere(self.owner, &key.text) {
+                Some(hint) => found.hint(hint),
+                None => found,
+            };
+            return Err(found.of(self.owner).at(key.span));
         }
         self.value = Some(entry);
         let key_text: de::value::StrDeserializer<'_, DecodeError> =

@@ -35,6 +35,7 @@ mod yaml;
 
 pub use catalogue::{Catalogue, Section};
 pub use chakra::{ChakraError, ChakraReader, chakra_file};
+pub use check::unsupported;
 pub use cluster::{ClusterChanges, catalogue_cluster, parse_cluster};
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use document::Published;

@@ -1,7 +1,7 @@
 //! The event loop of an execution trace.
 //!
 //! A node starts when all that it waits for is over: a kernel also when its stream is free, host work
-//! and transfers to memory one after the other, a communication when all its ranks are there. Kernels
+//! and transfers either way to its memory one after the other, a communication when all its ranks are there. Kernels
 //! take the time that the plan gives them; what was recorded already includes whatever ran beside
 //! them. Communications share the links as those of a training step do.
 //!
@@ -248,7 +248,8 @@ struct RankState {
     past: Vec<Past>,
     streams: Vec<Server>,
     host: Server,
-    memory: Server,
+    loads: Server,
+    stores: Server,
     /// Kernels that run, in the order in which they began, and how much of their time is their own.
     running: Vec<(u32, SimDuration)>,
     /// Since when the kernel in front owns the time, or since when none runs.
@@ -256,6 +257,18 @@ struct RankState {
     last: u32,
     unfinished: usize,
     accounts: ReplayAccounts,
+}
+
+impl RankState {
+    /// What does the work of the host, or one way of transfers to its memory.
+    fn server(&mut self, action: Action) -> &mut Server {
+        match action {
+            Action::Host(_) => &mut self.host,
+            Action::Load(_) => &mut self.loads,
+            Action::Store(_) => &mut self.stores,
+            other => unreachable!("{other:?} does not wait here"),
+        }
+    }
 }
 
 struct Replay<'p> {
@@ -289,7 +302,8 @@ impl<'p> Replay<'p> {
                 ],
                 streams: (0..rank.streams).map(|_| Server::default()).collect(),
                 host: Server::default(),
-                memory: Server::default(),
+                loads: Server::default(),
+                stores: Server::default(),
                 running: Vec::new(),
                 since: SimTime::ZERO,
                 last: NOTHING,
@@ -330,13 +344,9 @@ impl<'p> Replay<'p> {
                 state.streams[stream as usize].ready.push(Reverse(node));
                 self.serve_kernel(now, rank, stream);
             }
-            Action::Host(_) => {
-                state.host.ready.push(Reverse(node));
-                self.serve(now, rank, true);
-            }
-            Action::Memory(_) => {
-                state.memory.ready.push(Reverse(node));
-                self.serve(now, rank, false);
+            action @ (Action::Host(_) | Action::Load(_) | Action::Store(_)) => {
+                state.server(action).ready.push(Reverse(node));
+                self.serve(now, rank, action);
             }
             Action::Communicate(communication) => self.come(now, rank, node, communication),
             Action::Nothing => {
@@ -370,14 +380,10 @@ impl<'p> Replay<'p> {
         self.queue.schedule(end, ENDS, Event::Over(rank, node));
     }
 
-    /// Starts the next of the host's nodes, or of the memory's.
-    fn serve(&mut self, now: SimTime, rank: u32, host: bool) {
+    /// Starts the next node of the kind of `action`: of the host, or of one way to its memory.
+    fn serve(&mut self, now: SimTime, rank: u32, action: Action) {
         let state = &mut self.ranks[rank as usize];
-        let server = if host {
-            &mut state.host
-        } else {
-            &mut state.memory
-        };
+        let server = state.server(action);
         if server.busy {
             return;
         }
@@ -387,7 +393,7 @@ impl<'p> Replay<'p> {
         server.busy = true;
         state.past[node as usize].started = now;
         let span = match self.plan.ranks[rank as usize].nodes[node as usize].action {
-            Action::Host(span) | Action::Memory(span) => span,
+            Action::Host(span) | Action::Load(span) | Action::Store(span) => span,
             other => unreachable!("{other:?} does not wait here"),
         };
         self.queue
@@ -431,7 +437,9 @@ impl<'p> Replay<'p> {
                     part(past.ready, ReplayCause::Idle, accounts);
                 }
                 Action::Host(_) => part(past.ready, ReplayCause::Host, accounts),
-                Action::Memory(_) => part(past.ready, ReplayCause::Memory, accounts),
+                Action::Load(_) | Action::Store(_) => {
+                    part(past.ready, ReplayCause::Memory, accounts);
+                }
                 Action::Communicate(communication) => {
                     let one = &plan.communications[communication as usize];
                     let level = plan.demands[one.demand as usize].level;
@@ -466,15 +474,10 @@ impl<'p> Replay<'p> {
                 self.finished(now, rank, node);
                 self.serve_kernel(now, rank, stream);
             }
-            Action::Host(_) => {
-                self.ranks[rank as usize].host.busy = false;
+            action @ (Action::Host(_) | Action::Load(_) | Action::Store(_)) => {
+                self.ranks[rank as usize].server(action).busy = false;
                 self.finished(now, rank, node);
-                self.serve(now, rank, true);
-            }
-            Action::Memory(_) => {
-                self.ranks[rank as usize].memory.busy = false;
-                self.finished(now, rank, node);
-                self.serve(now, rank, false);
+                self.serve(now, rank, action);
             }
             Action::Nothing => self.finished(now, rank, node),
             Action::Communicate(_) => unreachable!("a communication ends with its flow"),

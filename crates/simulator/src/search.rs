@@ -47,6 +47,8 @@ impl Found {
 pub struct Outcome {
     /// The scenario's own plan.
     pub own: Found,
+    /// Whether that fits into memory; its time is that of enough memory where it does not.
+    pub own_fits: bool,
     /// The best plans, best first.
     pub best: Vec<Found>,
     /// Plans that fit into memory, each bounded from below.
@@ -151,20 +153,28 @@ fn find(
     most: Option<u64>,
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
+    let plan = compile(setup)?;
+    let own_fits = plan.check_memory().is_ok();
     let own = Found {
         candidate: None,
         rank_order: setup.rank_order,
-        record: simulate(&compile(setup)?),
+        record: simulate(&plan),
+    };
+    // What does not fit is nothing to beat.
+    let own_time = if own_fits {
+        own.step_time()
+    } else {
+        SimDuration::MAX
     };
     let (candidates, left_out) = list(search, &progress);
     let mut judge = Judge {
         search,
         simulator: Simulator::default(),
         keep,
-        under: only_better.then(|| own.step_time()),
+        under: only_better.then_some(own_time),
         most: most.unwrap_or(u64::MAX),
         begun: 0,
-        own: own.step_time(),
+        own: own_time,
         within: WITHIN,
         candidates: &candidates,
         best: Vec::new(),
@@ -199,6 +209,7 @@ fn find(
     } = judge;
     Ok(Outcome {
         own,
+        own_fits,
         best: best.into_iter().map(|(_, found)| found).collect(),
         bounded: candidates.len() as u64,
         closely: closely as u64,

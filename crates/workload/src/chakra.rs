@@ -78,8 +78,10 @@ pub enum Activity {
     },
     /// Work of the host.
     Host,
-    /// A transfer to or from memory beyond the accelerator's own.
-    Memory(Bytes),
+    /// A transfer from memory beyond the accelerator's own.
+    Load(Bytes),
+    /// A transfer to it.
+    Store(Bytes),
     /// A collective, by position in [`ExecutionTrace::groups`] and [`ExecutionTrace::payloads`].
     Collective {
         /// With whom.

@@ -210,6 +210,12 @@ impl SoftwareStack {
             wide
         }
     }
+
+    /// Of `parameters` whose optimizer states a rank keeps, those whose states lie in the host's memory.
+    pub fn optimizer_on_host(&self, parameters: u64) -> u64 {
+        let share = self.optimizer_offload.clamp(0.0, 1.0);
+        ((parameters as f64 * share).round() as u64).min(parameters)
+    }
 }
 
 /// A named, dated software profile.

@@ -83,7 +83,9 @@ impl Resource {
                 "the trace has no work of the host",
             ),
             Self::HostLink => (
-                does(|action| matches!(action, Action::Memory(span) if *span > SimDuration::ZERO)),
+                does(
+                    |action| matches!(action, Action::Load(span) | Action::Store(span) if *span > SimDuration::ZERO),
+                ),
                 "nothing is loaded from or stored beyond the accelerator's memory",
             ),
             Self::VectorFlops => (

@@ -1,10 +1,14 @@
 //! What every `validate` command is asked, reads and writes in the same way.
 
 use super::ValidateError;
+use crate::columns::sentences_wrapped;
 use clap::{Args, ValueEnum};
 use rackflow_scenario::published::ReadError;
 use serde_json::Value;
 use std::path::PathBuf;
+
+/// Characters of a line of sentences.
+const WIDTH: usize = 100;
 
 /// How a validation is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -87,7 +91,7 @@ impl Options {
         match self.format {
             Format::Json => format!("{:#}\n", validation.to_json()),
             Format::Markdown => validation.to_markdown(),
-            Format::Table => validation.to_table(),
+            Format::Table => sentences_wrapped(&validation.to_table(), WIDTH),
         }
     }
 }

@@ -93,7 +93,8 @@ fn of_rank(
                 kernels.entry(stream).or_default().push(alone("kernel"));
             }
             Action::Host(_) => host.push(alone("host")),
-            Action::Memory(_) => memory.push(alone("transfer")),
+            Action::Load(_) => memory.push(alone("load")),
+            Action::Store(_) => memory.push(alone("store")),
             Action::Communicate(communication) => {
                 let one = &plan.communications[communication as usize];
                 let demand = &plan.demands[one.demand as usize];

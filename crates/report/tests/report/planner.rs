@@ -65,6 +65,7 @@ fn a_pasted_plan_is_the_plan() {
                     own.clone(),
                 ],
                 own,
+                own_fits: true,
                 bounded: 1,
                 closely: 0,
                 simulated: 1,

@@ -410,9 +410,10 @@ fn runs(accelerator: &Accelerator, recipe: Recipe) -> bool {
     }
 }
 
-fn precision(findings: &mut Findings<'_>, recipe: Recipe, accelerator: &Accelerator) {
+/// Why an accelerator cannot compute in a number format, and what can be done about it; nothing where it can.
+fn missing_format(recipe: Recipe, accelerator: &Accelerator) -> Option<(String, [String; 2])> {
     if runs(accelerator, recipe) {
-        return;
+        return None;
     }
     let name = &accelerator.name;
     let why = match recipe {
@@ -437,13 +438,26 @@ fn precision(findings: &mut Findings<'_>, recipe: Recipe, accelerator: &Accelera
         })
         .take(6)
         .collect();
-    let found = findings
-        .at("workload.training.precision", why)
-        .hint(format!("it runs {}", suggest::listed(&possible, "and")))
-        .hint(format!(
-            "nodes that run {}: {}",
-            written(recipe),
-            nodes.join(", ")
-        ));
-    findings.report(found);
+    let hints = [
+        format!("it runs {}", suggest::listed(&possible, "and")),
+        format!("nodes that run {}: {}", written(recipe), nodes.join(", ")),
+    ];
+    Some((why, hints))
+}
+
+/// Why an accelerator cannot compute in a number format, with hints, as a message of the command line; nothing
+/// where it can.
+pub fn unsupported(recipe: Recipe, accelerator: &Accelerator) -> Option<String> {
+    let (why, hints) = missing_format(recipe, accelerator)?;
+    Some(format!("{why}\n  hint: {}", hints.join("\n  hint: ")))
+}
+
+fn precision(findings: &mut Findings<'_>, recipe: Recipe, accelerator: &Accelerator) {
+    if let Some((why, hints)) = missing_format(recipe, accelerator) {
+        let found = findings.at("workload.training.precision", why);
+        let found = hints
+            .into_iter()
+            .fold(found, |found, hint| found.hint(hint));
+        findings.report(found);
+    }
 }

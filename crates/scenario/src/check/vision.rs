@@ -84,7 +84,14 @@ fn pixels(
     }
     for (index, pixels) in [images.height, images.width].into_iter().enumerate() {
         let path = format!("{path}.{index}");
-        if pixels > MOST_PIXELS || !count(findings, &path, pixels, MOST_PIXELS) {
+        if pixels == 0 || pixels > MOST_PIXELS {
+            let message = match pixels {
+                0 => "an image of 0 pixels".to_owned(),
+                _ => format!("an image of {pixels} pixels is absurdly large"),
+            };
+            let found = findings.at(&path, message);
+            let found = found.label(format!("{step} to {MOST_PIXELS}"));
+            findings.report(found);
             return false;
         }
         if !pixels.is_multiple_of(step) {

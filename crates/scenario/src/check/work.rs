@@ -1,13 +1,13 @@
 //! Model, batch, parallelism, schedule, software.
 
-use super::{count, vision, within};
+use super::{count, stack, vision, within};
 use crate::catalogue::{Catalogue, Section};
 use crate::document::TrainingText;
 use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
 use rackflow_plan::{Fidelity, Setup, Straggler};
 use rackflow_topology::{Cluster, FaultError, Health, LinkFault};
-use rackflow_units::{Bytes, SimDuration};
+use rackflow_units::SimDuration;
 use rackflow_workload::{
     Attention, ModelError, Parallelism, Recompute, Routing, Schedule, Training, Zero,
 };
@@ -30,7 +30,7 @@ fn at(field: &str) -> String {
 /// Checks the work, and how it sits on the cluster.
 pub(super) fn check(setup: &Setup, text: &TrainingText, findings: &mut Findings<'_>) {
     let model_right = model(findings, &setup.training);
-    stack(findings, setup);
+    stack::check(findings, setup, model_right);
     stragglers(findings, setup.cluster.gpus, &setup.stragglers);
     jitter(findings, setup);
     links(setup.host(), &setup.faults, findings);
@@ -132,125 +132,6 @@ fn model(findings: &mut Findings<'_>, t: &Training) -> bool {
     };
     findings.report(found);
     false
-}
-
-fn stack(findings: &mut Findings<'_>, setup: &Setup) {
-    let stack = &setup.training.stack;
-    let accelerator = &setup.cluster.node.accelerator;
-    let at = |field: &str| format!("{TRAINING}.stack.{field}");
-    for (field, sms) in [
-        ("communication_sms", stack.communication_sms),
-        ("dispatch_sms", stack.dispatch_sms),
-    ] {
-        if sms >= accelerator.sms && accelerator.sms > 0 {
-            let found = findings.at(
-                &at(field),
-                format!(
-                    "`{field}` is {sms}: nothing is left of the {} SMs of {} to compute with",
-                    accelerator.sms, accelerator.name
-                ),
-            );
-            findings.report(found);
-        }
-    }
-    for (field, bytes) in [
-        ("gradient_bytes", stack.gradient_bytes),
-        ("optimizer_bytes", stack.optimizer_bytes),
-        ("parameter_gather_bytes", stack.parameter_gather_bytes),
-    ] {
-        // Plain SGD keeps no state, but a gradient or a weight of no bytes is none.
-        if bytes == 0 && field != "optimizer_bytes" {
-            let found = findings.at(&at(field), format!("`{field}` is 0; it must be at least 1"));
-            findings.report(found);
-        }
-        if bytes > 64 {
-            let found = findings.at(
-                &at(field),
-                format!("`{field}` is {bytes}: no software keeps so much per parameter"),
-            );
-            findings.report(found);
-        }
-    }
-    within(
-        findings,
-        &at("bucket"),
-        stack.bucket,
-        Bytes::new(1),
-        Bytes::new(1_000_000_000_000_000),
-    );
-    let launches = [
-        ("launch", Some(stack.launch)),
-        ("linear_launch", stack.linear_launch),
-        ("quantized_linear_launch", stack.quantized_linear_launch),
-        ("mixture_launch", Some(stack.mixture_launch)),
-        ("dispatch_overhead", Some(stack.dispatch_overhead)),
-        ("checkpoint_launch", Some(stack.checkpoint_launch)),
-    ];
-    for (field, launch) in launches {
-        let Some(launch) = launch.filter(|launch| launch.as_secs_f64() > 1.0) else {
-            continue;
-        };
-        let found = findings.at(
-            &at(field),
-            format!("`{field}` is {launch}: no kernel takes so long to launch"),
-        );
-        findings.report(found.label("at most 1 s"));
-    }
-    if !(0.0..=1.0).contains(&stack.optimizer_offload) {
-        let found = findings.at(
-            &at("optimizer_offload"),
-            format!(
-                "`optimizer_offload` is {}; it is a fraction",
-                stack.optimizer_offload
-            ),
-        );
-        findings.report(found.label("0 to 1"));
-    }
-    for (field, value) in [
-        ("mixture_launch_router", stack.mixture_launch_router),
-        (
-            "activation_offload.fraction",
-            stack.activation_offload.fraction,
-        ),
-    ] {
-        if !(0.0..=1.0).contains(&value) {
-            let found = findings.at(
-                &at(field),
-                format!("`{field}` is {value}; it is a fraction"),
-            );
-            findings.report(found.label("0 to 1"));
-        }
-    }
-    if !(1.0..=100.0).contains(&stack.collective_slowdown) {
-        let found = findings.at(
-            &at("collective_slowdown"),
-            format!(
-                "`collective_slowdown` is {}: 1 is as fast as alone, 1.3 takes 30 % longer",
-                stack.collective_slowdown
-            ),
-        );
-        findings.report(found.label("1 to 100"));
-    }
-    if stack.step_overhead.as_secs_f64() > 3600.0 {
-        let found = findings.at(
-            &at("step_overhead"),
-            format!(
-                "`step_overhead` is {}, which is absurdly large",
-                stack.step_overhead
-            ),
-        );
-        findings.report(found.label("at most 1 h"));
-    }
-    if stack.reserved_memory > accelerator.memory {
-        let found = findings.at(
-            &at("reserved_memory"),
-            format!(
-                "`reserved_memory` is {}, more than the {} of {}",
-                stack.reserved_memory, accelerator.memory, accelerator.name
-            ),
-        );
-        findings.report(found);
-    }
 }
 
 /// Faults of links that are there, and that leave every GPU a way out.

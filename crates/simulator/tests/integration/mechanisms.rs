@@ -1,7 +1,7 @@
 //! Each mechanism moves the step in the direction that physics says.
 
 use crate::plans::{model, plain};
-use rackflow_plan::{Cause, CommKind, SLOW_NODE, Setup, Straggler, compile};
+use rackflow_plan::{Cause, CommKind, Resource, SLOW_NODE, Setup, Straggler, compile};
 use rackflow_scenario::{Catalogue, published};
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
@@ -314,6 +314,28 @@ fn activations_on_the_host_leave_memory_and_cost_the_link() {
     assert!(near.step_time < away.0.step_time);
     // Copies take memory bandwidth from the kernels beside them.
     assert!(near.total().picos(Cause::Contention) > here.0.total().picos(Cause::Contention));
+}
+
+#[test]
+fn optimizer_states_on_the_host_leave_memory_and_cost_its_time() {
+    let mut setup = plain(8);
+    setup.training.stack.optimizer_offload = 0.0;
+    let states = |setup: &Setup| {
+        let plan = compile(setup).expect("a valid plan");
+        plan.facts.stages[0].memory.optimizer
+    };
+    let (here, before) = (states(&setup), run(&setup).step_time);
+    // Nothing passes the link to the host: a faster one has no meaning.
+    assert!(Resource::HostLink.more(&setup).is_none());
+    setup.training.stack.optimizer_offload = 0.5;
+    let (half, halfway) = (states(&setup), run(&setup).step_time);
+    assert!(half.get().abs_diff(here.get() / 2) <= setup.training.stack.optimizer_bytes);
+    setup.training.stack.optimizer_offload = 1.0;
+    let (none, after) = (states(&setup), run(&setup).step_time);
+    assert_eq!(none.get(), 0);
+    assert!(before < halfway && halfway < after);
+    let (faster, factor) = Resource::HostLink.more(&setup).expect("states pass it");
+    assert!(factor > 1.0 && run(&faster).step_time < after);
 }
 
 #[test]
