@@ -2,7 +2,7 @@
 
 use crate::setup::Setup;
 use rackflow_topology::TopologyError;
-use rackflow_units::{Bytes, SimDuration};
+use rackflow_units::{Bytes, SimDuration, counted};
 use rackflow_workload::Schedule;
 
 /// What holds most of a GPU's memory.
@@ -37,7 +37,7 @@ pub enum PlanError {
     Topology(#[from] TopologyError),
     /// The ranks of the plan are not the GPUs of the cluster.
     #[error(
-        "tensor {tensor} x context {context} x pipeline {pipeline} x data {data} is {product} ranks, but the cluster has {gpus} GPUs"
+        "tensor {tensor} x context {context} x pipeline {pipeline} x data {data} is {}, but the cluster has {}", counted(*product, "rank"), counted(*gpus, "GPU")
     )]
     Ranks {
         /// Tensor-parallel ranks.

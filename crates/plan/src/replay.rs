@@ -9,7 +9,7 @@ pub use kernel::ReplayKernel;
 
 use rackflow_network::{Demand, ExchangeWay, Links};
 use rackflow_topology::{Cluster, ClusterMap, GroupSpan, Path, TopologyError};
-use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_units::{Bytes, Precision, SimDuration, counted};
 use rackflow_workload::GroupLimit;
 use rackflow_workload::chakra::{
     Activity, ExecutionTrace, Payload, PayloadKind, RankTrace, TraceNode, TraceOp,
@@ -75,7 +75,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Topology(#[from] TopologyError),
     /// A rank has no GPU.
-    #[error("the trace speaks of rank {rank} and the cluster has {gpus} GPUs")]
+    #[error("the trace speaks of rank {rank} and the cluster has {}", counted(*gpus, "GPU"))]
     TooFewGpus {
         /// Which rank.
         rank: u32,

@@ -8,7 +8,7 @@ use rackflow_plan::Cause;
 use rackflow_report::{Style, explain};
 use rackflow_scenario::{Catalogue, Section};
 use rackflow_topology::{Accelerator, Node};
-use rackflow_units::FlopRate;
+use rackflow_units::{FlopRate, counted};
 use serde_json::{Value, json};
 
 /// The catalogue, or one part of it.
@@ -183,8 +183,10 @@ fn nodes() -> impl Iterator<Item = Node> {
 
 fn rack(node: &Node) -> String {
     format!(
-        "{} GPUs, {}, NVLink domain of {}",
-        node.rack.gpus, node.rack.power, node.scale_up.domain
+        "{}, {}, NVLink domain of {}",
+        counted(node.rack.gpus, "GPU"),
+        node.rack.power,
+        node.scale_up.domain
     )
 }
 

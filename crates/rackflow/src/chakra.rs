@@ -7,7 +7,7 @@ use rackflow_plan::Plan;
 use rackflow_report::ChakraExport;
 use rackflow_scenario::chakra_file;
 use rackflow_simulator::simulate_executed;
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, counted};
 use std::fs;
 use std::path::Path;
 
@@ -39,9 +39,10 @@ pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure
         let all = chosen.len();
         let enough = size.get().div_ceil(1_000_000_000);
         return Err(Failure::input(format_args!(
-            "the traces of {all} ranks would take about {size}, more than {most}\n  \
+            "the traces of {} would take about {size}, more than {most}\n  \
              hint: name some, such as --chakra-ranks 0,1,2,3, and the others are taken to be always ready; \
              or allow it: --chakra-limit {enough}GB",
+            counted(all as u64, "rank"),
         )));
     }
     fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
@@ -56,8 +57,8 @@ pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure
     let communicators = export.communicators();
     files::write_atomically(&folder.join("comm_group.json"), communicators.as_bytes())?;
     files::tell(&format!(
-        "wrote {} traces ({:.1} MB) and comm_group.json into {}",
-        chosen.len(),
+        "wrote {} ({:.1} MB) and comm_group.json into {}",
+        counted(chosen.len() as u64, "trace"),
         bytes as f64 / 1e6,
         folder.display()
     ));

@@ -12,7 +12,7 @@ use rackflow_simulator::collective::{
     NoFlows, Operation, Protocol, TIMED_LAUNCH,
 };
 use rackflow_topology::{Cluster, Wires};
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, counted};
 use std::path::{Path, PathBuf};
 
 /// What to measure, where and how.
@@ -329,9 +329,9 @@ fn table(
     };
     if let Some(missing) = members.iter().find(|gpu| **gpu >= cluster.gpus) {
         return Err(Failure::Input(format!(
-            "error: there is no GPU {missing}: {name} has {} GPUs here, counted from 0\n  \
+            "error: there is no GPU {missing}: {name} has {} here, counted from 0\n  \
              hint: `--gpus N` takes more of them",
-            cluster.gpus
+            counted(cluster.gpus, "GPU")
         )));
     }
     let gpus = members.len() as u32;
@@ -373,9 +373,10 @@ fn table(
     let refused = |why: NoFlows| match why {
         NoFlows::NotServed => not_served(args, name, gpus),
         why => Failure::Input(format!(
-            "error: the flows of {} over {gpus} GPUs of {name} cannot be simulated: {why}\n  \
+            "error: the flows of {} over {} of {name} cannot be simulated: {why}\n  \
              hint: --fidelity folded prices it",
-            typed(&args.operation)
+            typed(&args.operation),
+            counted(gpus, "GPU")
         )),
     };
     let sizes: Vec<Bytes> = args.sizes.0.iter().map(|size| Bytes::new(*size)).collect();
@@ -468,7 +469,8 @@ fn not_served(args: &CollectiveArgs, name: &str, gpus: u32) -> Failure {
         "leave --algorithm and --protocol out to see what the library would choose"
     });
     Failure::Input(format!(
-        "error: {operation} over {gpus} GPUs of {name} cannot run as {}\n  hint: {hint}",
+        "error: {operation} over {} of {name} cannot run as {}\n  hint: {hint}",
+        counted(gpus, "GPU"),
         way.join(" with ")
     ))
 }

@@ -11,6 +11,7 @@ use rackflow_plan::replay::{ReplayPlan, ReplaySetup, compile_replay};
 use rackflow_report::{ReplayReport, Style, plot, summarize_replay};
 use rackflow_scenario::{ChakraReader, chakra_file};
 use rackflow_simulator::replay::{NodeTimes, simulate_replay_traced};
+use rackflow_units::counted;
 use rackflow_workload::chakra::ExecutionTrace;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -51,11 +52,11 @@ pub fn run(
 /// What a trace comes to, in short.
 pub fn check(input: &Input) -> Result<String, Failure> {
     let plan = compile(input::resolve_replay(input)?)?;
-    let ranks = plan.ranks.len();
-    let each = if ranks == 1 { "rank" } else { "ranks" };
     Ok(format!(
-        "{ranks} {each} and {} nodes on {} GPUs",
-        plan.counts.nodes, plan.cluster.gpus
+        "{} and {} on {}",
+        counted(plan.ranks.len() as u64, "rank"),
+        counted(plan.counts.nodes, "node"),
+        counted(plan.cluster.gpus, "GPU")
     ))
 }
 

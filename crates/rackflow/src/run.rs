@@ -16,6 +16,7 @@ use clap::ColorChoice;
 use rackflow_plan::{Plan, Setup, StageFacts};
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
 use rackflow_simulator::Trace;
+use rackflow_units::counted;
 use std::path::Path;
 use std::time::Instant;
 
@@ -149,7 +150,8 @@ pub fn in_short(plan: &Plan) -> String {
         Some(_) => ", so near the limit that the allocator may slow the step",
         None => "",
     };
-    format!("{gpus} GPUs, {fullest} of {capacity} on the fullest{warning}")
+    let gpus = counted(gpus, "GPU");
+    format!("{gpus}, {fullest} of {capacity} on the fullest{warning}")
 }
 
 /// Compiles the setup and holds it against the memory of one GPU.

@@ -16,6 +16,7 @@ use rackflow_simulator::serving::{
     Fleet, NoSink, RequestSink, Rows, ServeError, ServiceTrace, ServiceWish, ServingRecord, serve,
     serve_traced,
 };
+use rackflow_units::counted;
 use rackflow_workload::{Shapes, Trace};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
@@ -145,11 +146,11 @@ pub fn in_short(plan: &FleetPlan) -> String {
         .zip(&plan.instances)
         .map(|(pool, instance)| {
             format!(
-                "{} x {} GPUs with {} of weights on each and a cache for {} tokens",
+                "{} x {} with {} of weights on each and a cache for {}",
                 pool.replicas,
-                instance.gpus(),
+                counted(instance.gpus(), "GPU"),
                 instance.weight_bytes_per_gpu(),
-                instance.kv_capacity_tokens()
+                counted(instance.kv_capacity_tokens(), "token")
             )
         })
         .collect();

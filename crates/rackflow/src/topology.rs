@@ -7,6 +7,7 @@ use clap::ColorChoice;
 use rackflow_report::{Style, plot, route_text, topology_text};
 use rackflow_scenario::ClusterChanges;
 use rackflow_topology::{Cluster, RouteTrace, Survey};
+use rackflow_units::counted;
 use std::path::Path;
 
 /// Describes a cluster.
@@ -66,9 +67,9 @@ pub fn route(args: &RouteArgs, color: ColorChoice) -> Result<(), Failure> {
     for gpu in [args.from, args.to] {
         if gpu >= cluster.gpus {
             return Err(Failure::Input(format!(
-                "error: there is no GPU {gpu}: the cluster has {} GPUs, counted from 0\n  \
+                "error: there is no GPU {gpu}: the cluster has {}, counted from 0\n  \
                  hint: `--gpus N` takes more of them",
-                cluster.gpus
+                counted(cluster.gpus, "GPU")
             )));
         }
     }

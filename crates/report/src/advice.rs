@@ -10,6 +10,7 @@ use crate::report::Change;
 use crate::summarize::fraction;
 use rackflow_plan::{Accounts, Cause, CommKind, Facts};
 use rackflow_topology::Level;
+use rackflow_units::counted;
 use rackflow_workload::{
     AllocatorPolicy, AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero,
 };
@@ -160,7 +161,7 @@ fn shape(facts: &Facts) -> String {
     }
     ways.push(format!(
         "micro-batches of more than {}",
-        plural(training.micro_batch, "sequence")
+        counted(training.micro_batch, "sequence")
     ));
     format!("Make the matrices larger: {}.", ways.join(", or "))
 }
@@ -222,7 +223,7 @@ fn launch(facts: &Facts) -> String {
         }
         CudaGraphs::Full => format!(
             "Kernels are too short even for a CUDA graph: micro-batches of more than {}, or more fusion.",
-            plural(facts.training.micro_batch, "sequence")
+            counted(facts.training.micro_batch, "sequence")
         ),
     }
 }
@@ -391,12 +392,4 @@ fn worst_level(kind: CommKind, total: &Accounts) -> Level {
         .into_iter()
         .max_by_key(|level| total.picos(Cause::Exposed(kind, *level)))
         .unwrap_or(Level::NvLink)
-}
-
-fn plural(count: u64, noun: &str) -> String {
-    if count == 1 {
-        format!("1 {noun}")
-    } else {
-        format!("{count} {noun}s")
-    }
 }

@@ -3,6 +3,7 @@
 use crate::format::significant;
 use crate::plot::{Axis, Kind, Lines, Picture, Series, Ticks};
 use rackflow_simulator::collective::Measurement;
+use rackflow_units::counted;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -43,8 +44,10 @@ impl CollectiveReport {
             }
             let _ = writeln!(
                 out,
-                "# {}, {} GPUs of {}",
-                self.operation, table.gpus, table.cluster
+                "# {}, {} of {}",
+                self.operation,
+                counted(table.gpus, "GPU"),
+                table.cluster
             );
             out.push_str(
                 "#        size          time     algbw     busbw  algorithm       proto         bound   of it\n\

@@ -13,6 +13,7 @@ use rackflow_plan::serving::FleetPlan;
 use rackflow_simulator::JobRecord;
 use rackflow_simulator::serving::ServingRecord;
 use rackflow_topology::{Cluster, ClusterMap, Place};
+use rackflow_units::counted;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -308,10 +309,10 @@ impl JobsReport {
     fn summary(&self, style: &Style) -> String {
         let used: u32 = self.jobs.iter().map(|job| job.gpus).sum();
         let title = format!(
-            "{} jobs on {} of {} GPUs",
-            self.jobs.len(),
+            "{} on {} of {}",
+            counted(self.jobs.len() as u64, "job"),
             number(used.into(), 0),
-            number(self.gpus.into(), 0)
+            counted(self.gpus, "GPU")
         );
         let mut out = format!("{}\n\n", style.paint(Ink::Strong, &title));
         let widest = self

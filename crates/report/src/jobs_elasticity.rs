@@ -9,6 +9,7 @@ use crate::serving_elasticity::{self, Basis};
 use rackflow_plan::{Resource, Setup};
 use rackflow_simulator::JobRecord;
 use rackflow_simulator::serving::ServingRecord;
+use rackflow_units::counted;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -198,11 +199,10 @@ impl JobsElasticities {
     pub fn render(&self, style: &Style) -> String {
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let mut out = format!(
-            "{}\n  {} {} on {} GPUs, together {}\n",
+            "{}\n  {} on {}, together {}\n",
             style.paint(Ink::Strong, &self.scenario),
-            self.jobs.len(),
-            if self.jobs.len() == 1 { "job" } else { "jobs" },
-            number(self.gpus.into(), 0),
+            counted(self.jobs.len() as u64, "job"),
+            counted(self.gpus, "GPU"),
             self.bound_by,
         );
         for job in &self.jobs {

@@ -8,7 +8,7 @@ use crate::report::Plan;
 use crate::summarize::plan as plan_of;
 use rackflow_plan::{Accounts, Cause, Facts, MemoryPart, Obstacle};
 use rackflow_simulator::{Found, Outcome};
-use rackflow_units::SimDuration;
+use rackflow_units::{SimDuration, counted};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -214,9 +214,10 @@ impl PlanSearch {
         let faint = |text: &str| style.paint(Ink::Faint, text);
         let whole = |count: u64| number(count as f64, 0);
         let mut out = format!(
-            "{}\n  {} plans fit into memory: {} simulated, {}\n",
+            "{}\n  {} {} into memory: {} simulated, {}\n",
             style.paint(Ink::Strong, &self.scenario),
-            whole(self.fitting),
+            counted(self.fitting, "plan"),
+            if self.fitting == 1 { "fits" } else { "fit" },
             whole(self.simulated),
             match self.unproved {
                 None => "the others are proved to be no better".to_owned(),

@@ -4,6 +4,7 @@ use crate::format::{number, percent, seconds, wrap};
 use crate::paint::{Ink, Style};
 use crate::planner::{PlanRow, PlanSearch, Unproved};
 use rackflow_simulator::Outcome;
+use rackflow_units::counted;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -42,10 +43,7 @@ impl ComparedPlan {
         let Some(left) = self.unproved else {
             return self.verdict();
         };
-        let plans = match left.plans {
-            1 => "1 plan".to_owned(),
-            plans => format!("{} plans", number(plans as f64, 0)),
-        };
+        let plans = counted(left.plans, "plan");
         let (verdict, most) = (self.verdict(), left.at_most());
         format!("{verdict}; {plans} not ruled out, {most} better")
     }

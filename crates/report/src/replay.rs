@@ -8,6 +8,7 @@ use crate::text;
 use rackflow_plan::replay::{CommunicationKind, ReplayCounts, ReplayPlan};
 use rackflow_simulator::replay::{ReplayCause, ReplayRecord};
 use rackflow_topology::Level;
+use rackflow_units::counted;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -369,10 +370,10 @@ impl ReplayReport {
             (
                 "trace",
                 format!(
-                    "{} ranks, {} nodes: {} collectives, {} sends and receives",
-                    whole(replay.ranks),
-                    whole(replay.nodes),
-                    whole(replay.collectives),
+                    "{}, {}: {}, {} sends and receives",
+                    counted(replay.ranks, "rank"),
+                    counted(replay.nodes, "node"),
+                    counted(replay.collectives, "collective"),
                     whole(replay.messages)
                 ),
             ),

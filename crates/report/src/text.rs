@@ -13,6 +13,7 @@ use crate::paint::{Ink, Style};
 use crate::report::{Cluster, Loss, Model, Rack, Report, Vision};
 use rackflow_plan::{Cause, CommKind};
 use rackflow_topology::Level;
+use rackflow_units::counted;
 
 /// Losses below this share of the GPU-seconds are drawn together in one row.
 const SMALLEST_ROW: f64 = 0.0005;
@@ -121,7 +122,7 @@ fn header(page: &mut Page<'_>, report: &Report) {
             "{} {} in {} of {} ({}), {}",
             number(cluster.gpus as f64, 0),
             cluster.accelerator,
-            plural(cluster.racks, "rack"),
+            counted(cluster.racks, "rack"),
             cluster.gpus_per_rack,
             cluster.node,
             cluster.fabric
@@ -131,10 +132,10 @@ fn header(page: &mut Page<'_>, report: &Report) {
     page.entry(
         "batch",
         &format!(
-            "{} sequences of {} tokens; {} of {} per data-parallel rank",
-            number(plan.global_batch as f64, 0),
-            number(plan.sequence_length as f64, 0),
-            plural(plan.micro_batches, "micro-batch"),
+            "{} of {}; {} of {} per data-parallel rank",
+            counted(plan.global_batch, "sequence"),
+            counted(plan.sequence_length, "token"),
+            counted(plan.micro_batches, "micro-batch"),
             plan.micro_batch
         ),
     );
@@ -161,9 +162,9 @@ fn images(model: &Model, vision: &Vision) -> String {
         _ => ", frozen",
     };
     format!(
-        "{} of {height} x {width} pixels per sequence, {} tokens each; encoder of {}, {} % of the FLOPs{frozen}",
+        "{} of {height} x {width} pixels per sequence, {} each; encoder of {}, {} % of the FLOPs{frozen}",
         number(vision.images_per_sequence as f64, 0),
-        number(vision.tokens_per_image as f64, 0),
+        counted(vision.tokens_per_image, "token"),
         count(vision.parameters),
         number(share, 1),
     )
@@ -312,10 +313,11 @@ fn racks(page: &mut Page<'_>, racks: &[Rack]) {
         .iter()
         .any(|rack| rack.gpus != first.gpus || rack.fraction != first.fraction);
     if !differ {
+        let gpus = counted(first.gpus, "GPU");
         let name = if racks.len() == 1 {
-            format!("the rack ({} GPUs)", first.gpus)
+            format!("the rack ({gpus})")
         } else {
-            format!("each of {} ({} GPUs)", racks.len(), first.gpus)
+            format!("each of {} ({gpus})", racks.len())
         };
         row(page, &name, first);
         return;
@@ -325,7 +327,7 @@ fn racks(page: &mut Page<'_>, racks: &[Rack]) {
     let most = racks.iter().rev().max_by(by_fraction).unwrap_or(first);
     row(
         page,
-        &format!("best: rack {} ({} GPUs)", most.id, most.gpus),
+        &format!("best: rack {} ({})", most.id, counted(most.gpus, "GPU")),
         most,
     );
     let n = racks.len() as f64;
@@ -340,7 +342,7 @@ fn racks(page: &mut Page<'_>, racks: &[Rack]) {
     row(page, &format!("mean of {} racks", racks.len()), &mean);
     row(
         page,
-        &format!("worst: rack {} ({} GPUs)", least.id, least.gpus),
+        &format!("worst: rack {} ({})", least.id, counted(least.gpus, "GPU")),
         least,
     );
 }
@@ -603,24 +605,15 @@ fn assumed(page: &mut Page<'_>, assumed: &[String]) {
 fn engine(page: &mut Page<'_>, report: &Report) {
     let engine = &report.engine;
     let text = format!(
-        "{} events in {} · {} of {} simulated ({}) · seed {}",
-        number(engine.events as f64, 0),
+        "{} in {} · {} of {} simulated ({}) · seed {}",
+        counted(engine.events, "event"),
         seconds(engine.wall_s),
         number(engine.ranks_simulated as f64, 0),
-        plural(report.cluster.gpus, "rank"),
+        counted(report.cluster.gpus, "rank"),
         engine.fidelity,
         engine.seed
     );
     let text = page.ink(Ink::Faint, &text);
     page.line("");
     page.line(&text);
-}
-
-fn plural(n: u64, noun: &str) -> String {
-    let ending = match (n, noun.ends_with("ch")) {
-        (1, _) => "",
-        (_, true) => "es",
-        (_, false) => "s",
-    };
-    format!("{} {noun}{ending}", number(n as f64, 0))
 }

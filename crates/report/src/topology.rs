@@ -3,6 +3,7 @@
 use crate::format::{number, significant};
 use crate::paint::{Ink, Style};
 use rackflow_topology::{Hop, Level, PeerSurvey, RouteTrace, Routing, Survey, TierSurvey};
+use rackflow_units::counted;
 
 /// A rate of a network cable, as its data sheet has it.
 pub(crate) fn gigabits(bytes_per_s: u64) -> String {
@@ -51,10 +52,6 @@ fn microseconds(ns: f64) -> String {
 
 pub(crate) fn count(n: impl Into<u64>) -> String {
     number(n.into() as f64, 0)
-}
-
-pub(crate) fn plural(n: u32, noun: &str) -> String {
-    format!("{} {noun}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// How an oversubscription reads.
@@ -159,9 +156,10 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
     };
     let s = survey;
     let title = format!(
-        "{} {} GPUs on a {}",
+        "{} {} {} on a {}",
         count(s.gpus),
         s.node,
+        if s.gpus == 1 { "GPU" } else { "GPUs" },
         fabric_name(s.fabric)
     );
     let title = style.paint(Ink::Strong, &title);
@@ -172,7 +170,7 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
         &format!(
             "{} of up to {}, {} each",
             count(i.racks),
-            plural(s.gpus_per_rack, "GPU"),
+            counted(s.gpus_per_rack, "GPU"),
             power(s.rack_power_w)
         ),
     );
@@ -191,7 +189,7 @@ pub fn topology_text(survey: &Survey, style: &Style) -> String {
         &format!(
             "{} of {}, {}",
             count(i.domains),
-            plural(d.gpus, "GPU"),
+            counted(d.gpus, "GPU"),
             d.wiring
         ),
     );

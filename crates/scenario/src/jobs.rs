@@ -10,6 +10,7 @@ use crate::yaml::{self, Key, Node as Tree, Value};
 use rackflow_plan::serving::FleetSetup;
 use rackflow_plan::{Fidelity, Seats, Setup};
 use rackflow_topology::{Cluster, LinkFault};
+use rackflow_units::counted;
 
 /// A scenario of several jobs, its names not yet looked up.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,7 +181,10 @@ impl JobsScenario {
         if asked > u64::from(gpus) {
             let found = findings.at(
                 "jobs",
-                format!("the jobs ask for {asked} GPUs, and the cluster has {gpus}"),
+                format!(
+                    "the jobs ask for {}, and the cluster has {gpus}",
+                    counted(asked, "GPU")
+                ),
             );
             findings.report(found);
         }
@@ -343,8 +347,11 @@ fn seats(job: &JobText, cluster: &Cluster, free: &[bool], seed: u64) -> Result<V
     };
     if matches!(job.placement, PlacementText::Explicit(_)) && gpus.len() != wanted {
         return Err(format!(
-            "{} GPUs are listed, and the job has {wanted}",
-            gpus.len()
+            "{} listed, and the job has {wanted}",
+            match gpus.len() {
+                1 => "1 GPU is".to_owned(),
+                many => counted(many as u64, "GPU") + " are",
+            }
         ));
     }
     let mut seen = std::collections::BTreeSet::new();
@@ -357,8 +364,10 @@ fn seats(job: &JobText, cluster: &Cluster, free: &[bool], seed: u64) -> Result<V
     if gpus.len() < wanted {
         let what = written_placement(&job.placement);
         return Err(format!(
-            "`{what}` takes whole free nodes of {per_node} GPUs, and they hold {} of the {wanted} GPUs",
-            gpus.len()
+            "`{what}` takes whole free nodes of {}, and they hold {} of the {}",
+            counted(per_node, "GPU"),
+            gpus.len(),
+            counted(wanted as u64, "GPU")
         ));
     }
     Ok(gpus)

@@ -21,6 +21,8 @@ const SIMULATED_AT_ONCE: usize = 8;
 /// A simulation is given up for now once its step takes so many times as long as the best that is known;
 /// where that was too strict, it is allowed so many times more.
 const WITHIN: f64 = 1.05;
+/// It is not before its step takes so many times as long as the last plan that is likely to be shown.
+const BEYOND_FORESEEN: f64 = 1.01;
 /// Of so many plans with the lowest bounds, those are simulated first that are expected to be fastest.
 const WINDOW: usize = 64;
 
@@ -180,7 +182,8 @@ fn find(
         best: Vec::new(),
         closely: 0,
         simulated: BTreeSet::new(),
-        given_up: BTreeSet::new(),
+        given_up: BTreeMap::new(),
+        foreseen: SimDuration::ZERO,
         refused: 0,
         habits: Habits::default(),
     };
@@ -286,9 +289,11 @@ struct Judge<'a> {
     /// Places in the listing, and what was found there.
     best: Vec<(usize, Found)>,
     closely: usize,
-    /// Places of those that were simulated, and of those, the ones that were given up.
+    /// Places of those that were simulated, and of those, the ones that were given up, with their bounds before.
     simulated: BTreeSet<usize>,
-    given_up: BTreeSet<usize>,
+    given_up: BTreeMap<usize, SimDuration>,
+    /// The step time of the last plan to be kept, as far as it can be foreseen.
+    foreseen: SimDuration,
     refused: u64,
     habits: Habits,
 }
@@ -418,7 +423,7 @@ impl Judge<'_> {
                 }
                 Judged::GivenUp(at) => {
                     self.simulated.insert(*place);
-                    self.given_up.insert(*place);
+                    self.given_up.entry(*place).or_insert(*bound);
                     again.push((at.at_least, *place));
                     // As late as it was by then, to the end.
                     let late = (beyond(at.at_least) - 1.0).max(0.0) / at.done;
@@ -434,6 +439,24 @@ impl Judge<'_> {
         // It may still win where it was allowed too little.
         again.retain(|(at_least, _)| self.could_win(*at_least));
         queue.extend(again.into_iter().map(to_simulate));
+        self.foreseen = self.foresee(queue);
+    }
+
+    /// What the last plan to be kept takes if all plans are as far above their bounds as those of their kind
+    /// were. A simulation that is given up under it is likely to be taken up again from its beginning, so
+    /// rather a little more is allowed.
+    fn foresee(&self, queue: &BinaryHeap<Known>) -> SimDuration {
+        let mut times: Vec<SimDuration> = self.best.iter().map(|(_, f)| f.step_time()).collect();
+        let closely = queue.iter().filter(|Reverse((.., of))| *of > Bound::Sums);
+        times.extend(closely.map(|Reverse((at_least, place, _))| {
+            let bound = self.given_up.get(place).copied().unwrap_or(*at_least);
+            let expected = self.habits.expected(&self.candidates[*place], bound);
+            expected.max(*at_least)
+        }));
+        match self.keep.checked_sub(1).filter(|last| *last < times.len()) {
+            Some(last) => *times.select_nth_unstable(last).1,
+            None => SimDuration::ZERO,
+        }
     }
 
     /// The closer bound of one that has none yet.
@@ -482,7 +505,10 @@ impl Judge<'_> {
             return SimDuration::MAX;
         }
         let best = best.map_or(self.own, |best| best.min(self.own));
-        let allowed = SimDuration::from_picos((best.as_picos() as f64 * self.within) as u64);
+        let times = |time: SimDuration, by: f64| {
+            SimDuration::from_picos((time.as_picos() as f64 * by) as u64)
+        };
+        let allowed = times(best, self.within).max(times(self.foreseen, BEYOND_FORESEEN));
         self.to_beat().map_or(allowed, |under| under.min(allowed))
     }
 

@@ -17,6 +17,7 @@ use std::rc::Rc;
 pub(crate) struct Strand {
     nodes: Vec<Node>,
     deps: Vec<u32>,
+    windows: Vec<Window>,
     /// Of each run, what the next piece waits for.
     exits: [Vec<u32>; 2],
     /// Kernels alone, one after the other.
@@ -39,6 +40,14 @@ struct Node {
     of: u8,
     /// End of its range in `deps`.
     deps: u32,
+    /// End of its range in `windows`.
+    windows: u32,
+}
+
+/// A node begins no earlier than so long after the end of an earlier one.
+struct Window {
+    after: u32,
+    least: u64,
 }
 
 /// A strand, followed.
@@ -64,6 +73,7 @@ impl Strand {
         let mut strand = Self {
             nodes: Vec::with_capacity(runs[0].nodes.len() + runs[1].nodes.len()),
             deps: Vec::new(),
+            windows: Vec::new(),
             exits: Default::default(),
             kernels: 0,
             issue: 0,
@@ -89,6 +99,9 @@ impl Strand {
                     strand.issue += segment.launch.as_picos();
                     strand.launch += segment.launch.as_picos();
                     crowding.computes(segment, time);
+                    for dep in &node.deps {
+                        crowding.waits_for(places[of][*dep as usize]);
+                    }
                     time
                 }
                 Work::Collective(_, id) => {
@@ -100,26 +113,23 @@ impl Strand {
                     } else {
                         least(ctx, id, load)
                     };
-                    crowding.communicates(node.stream, ctx.transfers[id.0 as usize].sms, time);
+                    let deps = node.deps.iter().map(|dep| places[of][*dep as usize]);
+                    let sms = ctx.transfers[id.0 as usize].sms;
+                    crowding.communicates(node.stream, sms, time, node.entry, deps);
                     time
                 }
                 Work::Copy(_) => {
                     strand.launch += communication_launch;
+                    crowding.nothing();
                     0
                 }
-                Work::Send(..) | Work::Receive(..) => 0,
+                Work::Send(..) | Work::Receive(..) => {
+                    crowding.nothing();
+                    0
+                }
             };
             let deps = node.deps.iter().map(|dep| places[of][*dep as usize]);
             strand.deps.extend(deps);
-            if node.stream == Stream::Compute {
-                // What it waits for was beside the kernels before.
-                for dep in &node.deps {
-                    crowding.ended(
-                        runs[of].nodes[*dep as usize].stream,
-                        places[of][*dep as usize],
-                    );
-                }
-            }
             places[of].push(strand.nodes.len() as u32);
             strand.nodes.push(Node {
                 time,
@@ -127,12 +137,21 @@ impl Strand {
                 entry: node.entry,
                 of: of as u8,
                 deps: strand.deps.len() as u32,
+                windows: 0,
             });
         }
         for ((exits, run), places) in strand.exits.iter_mut().zip(runs).zip(&places) {
             exits.extend(run.exits.iter().map(|exit| places[*exit as usize]));
         }
-        strand.least = strand.kernels + crowding.extra(ctx.most_held_sms());
+        let most_held = ctx.most_held_sms();
+        let mut windows = crowding.windows(most_held).into_iter().peekable();
+        for (number, node) in (0..).zip(&mut strand.nodes) {
+            while let Some((_, window)) = windows.next_if(|(of, _)| *of == number) {
+                strand.windows.push(window);
+            }
+            node.windows = strand.windows.len() as u32;
+        }
+        strand.least = strand.kernels + crowding.extra(most_held);
         strand
     }
 
@@ -151,10 +170,15 @@ impl Strand {
         free[Stream::Data as usize] = data;
         let mut computed = [0; 2];
         let mut first = 0;
+        let mut first_window = 0;
         for node in &self.nodes {
             let deps = &self.deps[first..node.deps as usize];
             first = node.deps as usize;
             let waited = deps.iter().map(|dep| ends[*dep as usize]).max();
+            let windows = &self.windows[first_window..node.windows as usize];
+            first_window = node.windows as usize;
+            let beside = windows.iter().map(|w| ends[w.after as usize] + w.least);
+            let waited = waited.max(beside.max());
             let mut from = if node.stream == Stream::Data && !node.entry {
                 // What waits for nothing may have begun long before.
                 0
@@ -192,19 +216,42 @@ impl Strand {
 /// While such a communication runs, kernels run as if without those SMs, or not at all, which costs
 /// more. All that a kernel waits for has run since the first one began. So a strand takes no less
 /// than its kernels, and what those lose that would lose least if they ran beside all of that.
+///
+/// The same holds between any two of its kernels, for what began after the first of them and what the
+/// second waits for: all of that ran while no kernels ran but those between them. Such windows add up
+/// with the waiting between them, which the whole strand does not know.
 #[derive(Default)]
 struct Crowding {
-    /// Kernels: time alone, and at each level of [`Segment::time`] what 2^20 picoseconds become.
-    kernels: Vec<(u64, [u64; SEGMENT_LEVELS])>,
-    /// Of each stream, communications that hold SMs: number of the node, SMs, time.
-    streams: [Vec<(u32, u32, u64)>; Stream::COUNT],
-    /// Of each stream, the last node that a kernel waits for.
-    waited: [Option<u32>; Stream::COUNT],
-    nodes: u32,
+    kernels: Vec<Kernel>,
+    /// Communications of each stream, in order.
+    streams: [Vec<Beside>; Stream::COUNT],
+    /// Kernels that wait for a communication: which kernel, on which stream, how many of it are over then.
+    waits: Vec<(u32, usize, usize)>,
+    /// Of each node, its stream, its place there, and the last kernel that has ended when it begins; of a
+    /// kernel itself.
+    nodes: Vec<(usize, usize, Option<u32>)>,
+}
+
+struct Kernel {
+    node: u32,
+    /// Alone.
+    time: u64,
+    /// At each level of [`Segment::time`], what 2^20 picoseconds become.
+    at: [u64; SEGMENT_LEVELS],
+}
+
+struct Beside {
+    sms: u32,
+    time: u64,
+    /// The last kernel that has ended when it begins.
+    after: Option<u32>,
 }
 
 /// Of the ratios in [`Crowding`]: this is 1.
 const UNSTRETCHED: u64 = 1 << 20;
+/// Windows hold so many communications, and at most so many kernels.
+const WINDOWS: [usize; 8] = [1, 2, 3, 4, 5, 6, 8, 12];
+const MOST_KERNELS: usize = 48;
 
 impl Crowding {
     fn computes(&mut self, segment: &Segment, time: u64) {
@@ -214,54 +261,130 @@ impl Crowding {
             let ratio = u128::from(at.as_picos()) * u128::from(UNSTRETCHED) / u128::from(alone);
             ratio as u64
         };
-        self.kernels.push((time, segment.time.map(stretched)));
-        self.nodes += 1;
+        let number = self.kernels.len();
+        self.kernels.push(Kernel {
+            node: self.nodes.len() as u32,
+            time,
+            at: segment.time.map(stretched),
+        });
+        self.nodes
+            .push((Stream::Compute as usize, number, Some(number as u32)));
     }
 
-    fn communicates(&mut self, stream: Stream, sms: u32, time: u64) {
-        // What data-parallel ranks say to each other may have begun long before.
-        if sms > 0 && stream != Stream::Data {
-            self.streams[stream as usize].push((self.nodes, sms, time));
+    /// The last kernel waits for a node.
+    fn waits_for(&mut self, node: u32) {
+        let (stream, place, _) = self.nodes[node as usize];
+        if stream != Stream::Compute as usize && place < self.streams[stream].len() {
+            let kernel = self.kernels.len() as u32 - 1;
+            self.waits.push((kernel, stream, place + 1));
         }
-        self.nodes += 1;
     }
 
-    fn ended(&mut self, stream: Stream, node: u32) {
-        let waited = &mut self.waited[stream as usize];
-        *waited = (*waited).max(Some(node));
+    fn communicates(
+        &mut self,
+        stream: Stream,
+        sms: u32,
+        time: u64,
+        entry: bool,
+        deps: impl Iterator<Item = u32>,
+    ) {
+        // What data-parallel ranks say to each other may have begun long before.
+        if stream == Stream::Data {
+            self.nothing();
+            return;
+        }
+        let of_stream = &mut self.streams[stream as usize];
+        let mut after = deps.filter_map(|dep| self.nodes[dep as usize].2).max();
+        if entry {
+            after = after.max((self.kernels.len() as u32).checked_sub(1));
+        }
+        // A stream works in its order.
+        after = after.max(of_stream.last().and_then(|before| before.after));
+        self.nodes.push((stream as usize, of_stream.len(), after));
+        of_stream.push(Beside { sms, time, after });
     }
 
-    /// What the kernels take longer, beside the stream that costs them most.
-    fn extra(mut self, most_held: u32) -> u64 {
+    /// A node that holds nothing, and of which nothing is known.
+    fn nothing(&mut self) {
+        self.nodes.push((Stream::Data as usize, 0, None));
+    }
+
+    /// Time of communications that hold SMs, and the level of [`Segment::time`] beside them.
+    fn held(beside: &[Beside], most_held: u32) -> Option<(u64, usize)> {
+        let holding = || beside.iter().filter(|one| one.sms > 0 && one.time > 0);
+        let sms = holding().map(|one| one.sms).min()?;
+        let top = SEGMENT_LEVELS as u32 - 1;
+        let level = (sms * top).div_ceil(most_held.max(1)).min(top);
+        let time = holding().map(|one| one.time).sum();
+        Some((time, level as usize))
+    }
+
+    /// What all kernels take longer, beside the stream that costs them most.
+    fn extra(&self, most_held: u32) -> u64 {
         let mut most = 0;
-        for (stream, waited) in self.streams.iter().zip(self.waited) {
-            let beside = stream.iter().filter(|(node, ..)| Some(*node) <= waited);
-            let (mut time, mut sms) = (0, u32::MAX);
-            for (_, held, span) in beside {
-                time += span;
-                sms = sms.min(*held);
+        for (number, stream) in self.streams.iter().enumerate() {
+            let waits = self.waits.iter().filter(|(_, of, _)| *of == number);
+            let over = waits.map(|(.., over)| *over).max().unwrap_or(0);
+            if let Some((time, level)) = Self::held(&stream[..over], most_held) {
+                most = most.max(lost(&self.kernels, level, time));
             }
-            if time == 0 {
-                continue;
-            }
-            let top = SEGMENT_LEVELS as u32 - 1;
-            let level = (sms * top).div_ceil(most_held.max(1)).min(top) as usize;
-            self.kernels.sort_unstable_by_key(|(_, at)| at[level]);
-            most = most.max(lost(&self.kernels, level, time));
         }
         most
     }
+
+    /// Windows, each with the node that it ends at, in their order.
+    fn windows(&self, most_held: u32) -> Vec<(u32, Window)> {
+        let mut found = Vec::new();
+        let mut known = [0; Stream::COUNT];
+        for (kernel, stream, over) in &self.waits {
+            // A later kernel that waits for what is over adds nothing.
+            if known[*stream] >= *over {
+                continue;
+            }
+            known[*stream] = *over;
+            for count in WINDOWS {
+                let Some(first) = over.checked_sub(count) else {
+                    break;
+                };
+                let beside = &self.streams[*stream][first..*over];
+                let Some(after) = beside[0].after else {
+                    break;
+                };
+                let between =
+                    &self.kernels[after as usize + 1..(*kernel as usize).max(after as usize + 1)];
+                if between.len() > MOST_KERNELS {
+                    break;
+                }
+                let lost = Self::held(beside, most_held)
+                    .map_or(0, |(time, level)| lost(between, level, time));
+                if lost > 0 {
+                    let alone: u64 = between.iter().map(|kernel| kernel.time).sum();
+                    let window = Window {
+                        after: self.kernels[after as usize].node,
+                        least: alone + lost,
+                    };
+                    found.push((self.kernels[*kernel as usize].node, window));
+                }
+            }
+        }
+        found
+    }
 }
 
-/// What kernels lose that would lose least, in order, if they ran beside communication for so long.
-fn lost(kernels: &[(u64, [u64; SEGMENT_LEVELS])], level: usize, mut beside: u64) -> u64 {
+/// What these kernels lose at a level at least if communication ran beside them for so long: if those ran beside
+/// it that lose least.
+fn lost(kernels: &[Kernel], level: usize, mut beside: u64) -> u64 {
     let scale = |time: u64, by: u64, over: u64| {
         (u128::from(time) * u128::from(by) / u128::from(over)) as u64
     };
+    let mut by_loss: Vec<(u64, u64)> = kernels
+        .iter()
+        .map(|kernel| (kernel.at[level].max(UNSTRETCHED), kernel.time))
+        .collect();
+    by_loss.sort_unstable();
     let mut lost = 0;
-    for (alone, at) in kernels {
-        let ratio = at[level].max(UNSTRETCHED);
-        let stretched = scale(*alone, ratio, UNSTRETCHED);
+    for (ratio, alone) in by_loss {
+        let stretched = scale(alone, ratio, UNSTRETCHED);
         if stretched >= beside {
             return lost + scale(beside, ratio - UNSTRETCHED, ratio);
         }

@@ -1,7 +1,7 @@
 //! Why a deployment cannot be placed.
 
 use rackflow_topology::TopologyError;
-use rackflow_units::Bytes;
+use rackflow_units::{Bytes, counted};
 
 /// Why an instance cannot be compiled.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -14,7 +14,9 @@ pub enum ServingError {
     },
     /// The GPUs given are not as many as the plan has ranks.
     #[error(
-        "{ranks} ranks (tensor x data x pipeline) on {gpus} GPUs: give as many GPUs as there are ranks"
+        "{} (tensor x data x pipeline) on {}: give as many GPUs as there are ranks",
+        counted(*ranks, "rank"),
+        counted(*gpus as u64, "GPU")
     )]
     Gpus {
         /// Ranks of the plan.
@@ -24,7 +26,8 @@ pub enum ServingError {
     },
     /// Experts are spread over a number of groups that does not divide the stage.
     #[error(
-        "expert parallelism {expert} does not divide the {stage} GPUs (tensor x data) of a stage"
+        "expert parallelism {expert} does not divide the {} (tensor x data) of a stage",
+        counted(*stage, "GPU")
     )]
     ExpertGroups {
         /// Expert groups.
@@ -33,7 +36,11 @@ pub enum ServingError {
         stage: u32,
     },
     /// More pipeline stages than layers.
-    #[error("{stages} pipeline stages for {layers} layers: at most one stage per layer")]
+    #[error(
+        "{} for {}: at most one stage per layer",
+        counted(*stages, "pipeline stage"),
+        counted(*layers, "layer")
+    )]
     Stages {
         /// Stages.
         stages: u32,

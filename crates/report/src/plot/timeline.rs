@@ -7,6 +7,7 @@ use super::style::{self, Ink};
 use crate::detail::StageTimeline;
 use crate::format::{percent, seconds};
 use crate::report::Report;
+use rackflow_units::counted;
 
 /// Letter of a pass, what it is, and its colour.
 const PASSES: [(char, &str, Ink); 5] = [
@@ -48,9 +49,9 @@ pub fn pipeline(report: &Report) -> Option<Picture> {
         Gantt {
             title,
             subtitle: format!(
-                "{}: the first rank of each stage, {} micro-batches, {} schedule. Step {}; what is empty is waiting, optimizer and gradients.",
+                "{}: the first rank of each stage, {}, {} schedule. Step {}; what is empty is waiting, optimizer and gradients.",
                 report.scenario,
-                plan.micro_batches,
+                counted(plan.micro_batches, "micro-batch"),
                 plan.schedule,
                 seconds(report.training.step_time_s)
             ),

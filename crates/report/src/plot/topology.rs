@@ -3,8 +3,9 @@
 
 use super::picture::{Anchor, Picture, text_width};
 use super::style::{self, Ink, size};
-use crate::topology::{blocking, count, fabric_name, gigabits, gigabytes, plural};
+use crate::topology::{blocking, count, fabric_name, gigabits, gigabytes};
 use rackflow_topology::{Level, SketchRack, SketchSwitch, Survey, TierSurvey, Vertex};
+use rackflow_units::counted;
 
 const SWITCH_HEIGHT: f64 = 26.0;
 /// From one tier of switches to the next.
@@ -21,8 +22,8 @@ type Places = Vec<(Vertex, (f64, f64), (f64, f64))>;
 pub fn topology(survey: &Survey) -> Picture {
     let s = survey;
     let title = format!(
-        "{} GPUs: {} on a {}",
-        count(s.gpus),
+        "{}: {} on a {}",
+        counted(s.gpus, "GPU"),
         s.node,
         fabric_name(s.fabric)
     );
@@ -153,8 +154,8 @@ fn subtitle(s: &Survey) -> String {
     };
     format!(
         "{}, {}; {} switches, {} cables, {} transceivers; bisection {} one way, {share}",
-        plural(i.racks, "rack"),
-        plural(i.nodes, "node"),
+        counted(i.racks, "rack"),
+        counted(i.nodes, "node"),
         count(i.switches()),
         count(i.cables),
         count(s.transceivers),
@@ -510,7 +511,11 @@ fn draw_rack(picture: &mut Picture, s: &Survey, rack: &RackBox<'_>) {
         .rack
         .gpus
         .div_ceil(s.domain.gpus.min(rack.rack.gpus).max(1));
-    let name = format!("rack {}: {}", rack.rack.rack, plural(rack.rack.gpus, "GPU"));
+    let name = format!(
+        "rack {}: {}",
+        rack.rack.rack,
+        counted(rack.rack.gpus, "GPU")
+    );
     let more = if inside > shown {
         format!("{shown} of its {inside} domains drawn")
     } else {
@@ -674,7 +679,7 @@ fn lattice(picture: &mut Picture, middle: (f64, f64), ink: Ink) {
 fn footer(s: &Survey) -> Vec<String> {
     let drawn = s.sketch.racks.len();
     let d = &s.domain;
-    let racks = plural(s.inventory.racks, "rack");
+    let racks = counted(s.inventory.racks, "rack");
     let racks = if drawn < s.inventory.racks as usize {
         format!("{drawn} of {racks} drawn")
     } else {
@@ -682,14 +687,14 @@ fn footer(s: &Survey) -> Vec<String> {
     };
     let first = format!(
         "{racks}; {} of {}, {} per GPU",
-        plural(s.inventory.nics, "NIC"),
+        counted(s.inventory.nics, "NIC"),
         gigabits(s.nic_bytes_per_s),
         gigabits(s.nic_share_bytes_per_s),
     );
     let link = if d.cables > 0 {
         format!(
-            ", {} links of {} one way each",
-            count(d.cables),
+            ", {} of {} one way each",
+            counted(d.cables, "link"),
             gigabytes(d.link_bytes_per_s)
         )
     } else {
@@ -697,8 +702,8 @@ fn footer(s: &Survey) -> Vec<String> {
     };
     let second = format!(
         "{} of {}, {}: {} per GPU one way{link}",
-        plural(s.inventory.domains, "scale-up domain"),
-        plural(d.gpus, "GPU"),
+        counted(s.inventory.domains, "scale-up domain"),
+        counted(d.gpus, "GPU"),
         d.wiring,
         gigabytes(d.bytes_per_s),
     );

@@ -6,6 +6,7 @@ use crate::format::{number, percent};
 use crate::replay::ReplayReport;
 use crate::report::{Cluster, Loss, Report};
 use crate::serving::ServingReport;
+use rackflow_units::counted;
 
 /// Losses below this share of the GPU-seconds are drawn together in one row.
 const SMALLEST_ROW: f64 = 0.0005;
@@ -58,8 +59,8 @@ pub fn serving_waterfall(report: &ServingReport) -> Picture {
 pub fn replay_waterfall(report: &ReplayReport) -> Picture {
     let replay = &report.replay;
     let subtitle = format!(
-        "{} ranks on {}, {} peak. Step {} s, {} % of peak.",
-        number(replay.ranks as f64, 0),
+        "{} on {}, {} peak. Step {} s, {} % of peak.",
+        counted(replay.ranks, "rank"),
         report.cluster.accelerator,
         report.cluster.native_precision,
         crate::format::significant(replay.step_time_s),

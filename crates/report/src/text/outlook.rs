@@ -5,6 +5,7 @@ use crate::format::{count, number, percent, significant};
 use crate::outlook::{Estimate, Run};
 use crate::paint::Ink;
 use crate::report::Report;
+use rackflow_units::counted;
 
 /// What the cluster draws and costs while it works.
 pub(super) fn economics(page: &mut Page<'_>, report: &Report) {
@@ -74,9 +75,12 @@ pub(super) fn run(page: &mut Page<'_>, report: &Report) {
         page.entry(
             "",
             &format!(
-                "{} of {} runs were given up: they would not have ended in twenty times that",
+                "{} of {} given up: they would not have ended in twenty times that",
                 run.replications - run.finished,
-                run.replications
+                match run.replications {
+                    1 => "1 run was".to_owned(),
+                    runs => counted(runs, "run") + " were",
+                }
             ),
         );
     }

@@ -1,9 +1,10 @@
 //! The report of a replayed trace, for people.
 
 use super::{Ink, Page, SMALLEST_ROW, Style, racks, waterfall};
-use crate::format::{number, percent, seconds};
+use crate::format::{percent, seconds};
 use crate::replay::ReplayReport;
 use rackflow_topology::Level;
+use rackflow_units::counted;
 
 /// The report as text for a terminal.
 pub(crate) fn replay(report: &ReplayReport, style: &Style) -> String {
@@ -24,10 +25,10 @@ pub(crate) fn replay(report: &ReplayReport, style: &Style) -> String {
     exposed(&mut page, report);
     let engine = &report.engine;
     let text = format!(
-        "{} events in {} · {} ranks simulated",
-        number(engine.events as f64, 0),
+        "{} in {} · {} simulated",
+        counted(engine.events, "event"),
         seconds(engine.wall_s),
-        number(report.replay.ranks as f64, 0)
+        counted(report.replay.ranks, "rank")
     );
     let text = page.ink(Ink::Faint, &text);
     page.line("");

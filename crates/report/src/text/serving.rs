@@ -1,9 +1,10 @@
 //! The serving report for people: one screen of text.
 
-use super::{Page, assumed, plural, racks, waterfall};
+use super::{Page, assumed, racks, waterfall};
 use crate::format::{count, number, percent, seconds, significant};
 use crate::paint::{Ink, Style};
 use crate::serving::{ByLevel, Latency, PoolReport, ServingReport, computes_prompts};
+use rackflow_units::counted;
 
 /// The report as text for a terminal.
 pub fn render_serving_text(report: &ServingReport, style: &Style) -> String {
@@ -44,7 +45,7 @@ fn header(page: &mut Page<'_>, report: &ServingReport) {
             "{} {} in {} ({}), {}",
             number(cluster.gpus as f64, 0),
             cluster.accelerator,
-            plural(cluster.racks, "rack"),
+            counted(cluster.racks, "rack"),
             cluster.node,
             cluster.fabric
         ),
@@ -86,11 +87,11 @@ fn shorthand(pool: &PoolReport) -> String {
         parts.push("no parallelism".into());
     }
     format!(
-        "{} x {}: {}; cache for {} tokens each",
+        "{} x {}: {}; cache for {} each",
         number(pool.replicas.into(), 0),
-        plural(pool.gpus_per_replica.into(), "GPU"),
+        counted(pool.gpus_per_replica, "GPU"),
         parts.join(" · "),
-        number(pool.kv_capacity_tokens as f64, 0)
+        counted(pool.kv_capacity_tokens, "token")
     )
 }
 
@@ -294,7 +295,7 @@ fn cache(page: &mut Page<'_>, report: &ServingReport) {
             "{} % on average, {} % at most; {} pushed out",
             percent(kv.occupancy_mean),
             percent(kv.occupancy_peak),
-            plural(kv.preemptions, "request")
+            counted(kv.preemptions, "request")
         ),
     );
 }
@@ -330,10 +331,10 @@ fn bytes(value: f64) -> String {
 fn engine(page: &mut Page<'_>, report: &ServingReport) {
     let engine = &report.engine;
     let text = format!(
-        "{} events in {} · {} · seed {}",
-        number(engine.events as f64, 0),
+        "{} in {} · {} · seed {}",
+        counted(engine.events, "event"),
         seconds(engine.wall_s),
-        plural(report.serving.requests_answered, "request"),
+        counted(report.serving.requests_answered, "request"),
         engine.seed
     );
     let text = page.ink(Ink::Faint, &text);

@@ -7,7 +7,7 @@ use crate::resolve::Findings;
 use crate::suggest::{divisors_near, either, multiples_near};
 use rackflow_plan::{Fidelity, Setup, Straggler};
 use rackflow_topology::{Cluster, FaultError, Health, LinkFault};
-use rackflow_units::SimDuration;
+use rackflow_units::{SimDuration, counted};
 use rackflow_workload::{
     Attention, ModelError, Parallelism, Recompute, Routing, Schedule, Training, Zero,
 };
@@ -178,8 +178,8 @@ pub(super) fn stragglers(findings: &mut Findings<'_>, gpus: u32, stragglers: &[S
             let found = findings
                 .at(&at("gpu"), format!("there is no GPU {}", straggler.gpu))
                 .label(format!(
-                    "the {gpus} GPUs are counted from 0 to {}",
-                    gpus.saturating_sub(1)
+                    "the cluster has {}, counted from 0",
+                    counted(gpus, "GPU")
                 ));
             findings.report(found);
         } else if !seen.insert(straggler.gpu) {
@@ -586,7 +586,10 @@ fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> boo
             findings
                 .at(
                     widest(p),
-                    format!("{named} is {others} GPUs, but the cluster has {gpus}"),
+                    format!(
+                        "{named} is {}, but the cluster has {gpus}",
+                        counted(others, "GPU")
+                    ),
                 )
                 .hint(format!(
                     "make the cluster {others} GPUs or a multiple of it, or use fewer ranks"
@@ -594,7 +597,10 @@ fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> boo
         } else {
             let found = findings.at(
                 widest(p),
-                format!("{named} = {others} does not divide the {gpus} GPUs of the cluster"),
+                format!(
+                    "{named} = {others} does not divide the {} of the cluster",
+                    counted(gpus, "GPU")
+                ),
             );
             fitting_gpus(gpus, others, per_node, found)
         };
@@ -613,7 +619,11 @@ fn ranks(findings: &mut Findings<'_>, setup: &Setup, text: &TrainingText) -> boo
     ]);
     let found = findings.at(
         &at("data"),
-        format!("{all} is {product} ranks, but the cluster has {gpus} GPUs"),
+        format!(
+            "{all} is {}, but the cluster has {}",
+            counted(product, "rank"),
+            counted(gpus, "GPU")
+        ),
     );
     let found = if gpus.is_multiple_of(others) {
         found.hint(format!("use data: {}, or leave it out", gpus / others))
@@ -701,14 +711,20 @@ fn expert_ranks(findings: &mut Findings<'_>, setup: &Setup) {
         p.expert_tensor
     };
     let message = if group > stage {
-        format!("{named} needs {group} ranks, but a pipeline stage has only {stage}")
+        format!(
+            "{named} needs {}, but a pipeline stage has only {stage}",
+            counted(group, "rank")
+        )
     } else {
-        format!("{named} does not divide the {stage} ranks of a pipeline stage")
+        format!(
+            "{named} does not divide the {} of a pipeline stage",
+            counted(stage, "rank")
+        )
     };
     let found = findings.at(&at(field), message).hint(format!(
-        "{stage} = {} GPUs / {} stages; use {}",
-        setup.cluster.gpus,
-        p.pipeline,
+        "{stage} = {} / {}; use {}",
+        counted(setup.cluster.gpus, "GPU"),
+        counted(p.pipeline, "stage"),
         either(&divisors_near(limit.max(1), value.into()))
     ));
     findings.report(found);

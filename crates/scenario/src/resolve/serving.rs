@@ -11,7 +11,7 @@ use crate::serving_text::{
 };
 use rackflow_plan::serving::{FleetError, FleetSetup, PoolSetup};
 use rackflow_topology::Cluster;
-use rackflow_units::SimDuration;
+use rackflow_units::{SimDuration, counted};
 use rackflow_workload::serving::{Deployment, ServingParallelism, ServingPrecision, ServingStack};
 use rackflow_workload::{Decoder, EngineConfig, KvTransfer, RequestPlan, Role, Scheduler, Shapes};
 
@@ -230,12 +230,14 @@ fn aggregated(base: &Base<'_>, cluster: Cluster, findings: &mut Findings<'_>) ->
         let found = findings.at(
             &format!("{SERVING}.parallelism"),
             format!(
-                "{} of {each} GPUs (tensor x data x pipeline) need {}, but the cluster has {}",
+                "{} of {} (tensor x data x pipeline) {} {}, but the cluster has {}",
                 if pool.replicas > 1 {
-                    format!("{} replicas", pool.replicas)
+                    counted(pool.replicas, "replica")
                 } else {
                     "a replica".to_owned()
                 },
+                counted(each, "GPU"),
+                if pool.replicas > 1 { "need" } else { "needs" },
                 needed.max(u64::from(each)),
                 cluster.gpus
             ),
