@@ -563,6 +563,30 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     sum
 }
 
+/// Bytes of a parameter that is not kept in 8 bits.
+const WIDE_BYTES: u64 = 2;
+
+/// One rank's part of the table of tokens.
+fn embedding_parameters(s: &Sizes<'_>) -> u64 {
+    s.model.embedding_parameters() / u64::from(s.plan.tensor)
+}
+
+/// One rank's part of the table that makes logits.
+fn output_parameters(s: &Sizes<'_>) -> u64 {
+    s.model.output_parameters() / u64::from(s.plan.tensor)
+}
+
+/// One rank's part of the tables of the vocabulary that a chunk has.
+fn table_parameters(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+    let embedding = if chunk.first {
+        embedding_parameters(s)
+    } else {
+        0
+    };
+    let output = if chunk.last { output_parameters(s) } else { 0 };
+    embedding + output
+}
+
 /// Parameters that one rank holds of all chunks of its stage.
 pub(crate) fn stage_parameters(s: &Sizes<'_>, chunks: &[Chunk]) -> RankParameters {
     chunks
@@ -847,6 +871,15 @@ impl<'a> Compiler<'a> {
             && self.has_replicas()
     }
 
+    /// Tables of the vocabulary, in 16 bits beside weights in 8, move with the bucket of a chunk's first layers
+    /// (Megatron-Core, `partition_buckets`: "merge all non-fp8 buckets into the last fp8 bucket group").
+    fn wide_parameters_last(&self) -> bool {
+        let stack = self.sizes.stack;
+        stack.wide_parameters_last
+            && stack.parameter_gather_bytes < WIDE_BYTES
+            && !self.gathers_always()
+    }
+
     /// Any parameter is on more than one rank: all of them, or the experts.
     fn has_replicas(&self) -> bool {
         let experts = self.sizes.model.moe.is_some() && self.expert_data_ranks() > 1;
@@ -896,22 +929,30 @@ impl<'a> Compiler<'a> {
                     vec![]
                 }
             };
+        // Tables of the vocabulary stay in 16 bits.
+        let gather_table = |ctx: &mut Context<'_>, run: &mut Run, parameters: u64| {
+            if gathers && parameters > 0 {
+                let gathered = self.gather_wide(ctx, run, parameters);
+                run.exits.extend(gathered);
+            }
+        };
+        let wide_first = self.wide_parameters_last();
         let offloaded = s.stack.activation_offload.layers(chunk.len(), chunk.last);
         let recomputed = recomputed_layers(&s, chunk);
         let mut templates: BTreeMap<LayerKindKey, Run> = BTreeMap::new();
         if !chunk.first && self.scatters_messages() {
             run.append(&layer::gather_message(ctx, &s));
         }
+        if wide_first {
+            gather_table(ctx, &mut run, table_parameters(&s, chunk));
+        }
         if chunk.first {
             if let Some(encoder) = &s.encoder {
                 self.encode(ctx, &mut run, encoder, gathers);
             }
-            let embedding = RankParameters {
-                dense: s.model.embedding_parameters() / u64::from(s.plan.tensor),
-                expert: 0,
-            };
-            let gathered = gather(ctx, &mut run, embedding, vec![]);
-            run.exits.extend(gathered);
+            if !wide_first {
+                gather_table(ctx, &mut run, embedding_parameters(&s));
+            }
             let embedding = layer::embedding(ctx, &s, Direction::Forward);
             run.append(&embedding);
         }
@@ -941,12 +982,9 @@ impl<'a> Compiler<'a> {
             }
         }
         if chunk.last {
-            let output = RankParameters {
-                dense: s.model.output_parameters() / u64::from(s.plan.tensor),
-                expert: 0,
-            };
-            let gathered = gather(ctx, &mut run, output, vec![]);
-            run.exits.extend(gathered);
+            if !wide_first {
+                gather_table(ctx, &mut run, output_parameters(&s));
+            }
             let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
             run.append(&head);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
@@ -1003,8 +1041,8 @@ impl<'a> Compiler<'a> {
                 }
             }
             run.append(&head);
-            if reduces {
-                bucket.parameters.dense += s.model.output_parameters() / u64::from(s.plan.tensor);
+            if reduces && !self.wide_parameters_last() {
+                bucket.parameters.dense += output_parameters(&s);
             }
         }
         let recomputed = recomputed_layers(&s, chunk);
@@ -1066,8 +1104,10 @@ impl<'a> Compiler<'a> {
             let bucket = reduces.then_some(&mut bucket);
             self.encode_back(ctx, &mut run, encoder, gradients, gathers, bucket);
         }
-        if chunk.first && reduces {
-            bucket.parameters.dense += s.model.embedding_parameters() / u64::from(s.plan.tensor);
+        if reduces && self.wide_parameters_last() {
+            bucket.parameters.dense += table_parameters(&s, chunk);
+        } else if reduces && chunk.first {
+            bucket.parameters.dense += embedding_parameters(&s);
         }
         if reduces {
             self.reduce_gradients(ctx, &mut run, bucket.parameters);
@@ -1229,7 +1269,34 @@ impl<'a> Compiler<'a> {
         parameters: RankParameters,
         deps: Vec<u32>,
     ) -> Vec<u32> {
-        let bytes = self.sizes.stack.parameter_gather_bytes;
+        self.gather_in(
+            ctx,
+            run,
+            parameters,
+            self.sizes.stack.parameter_gather_bytes,
+            deps,
+        )
+    }
+
+    /// The same of `count` dense parameters that are never kept in 8 bits.
+    fn gather_wide(&self, ctx: &mut Context<'_>, run: &mut Run, count: u64) -> Vec<u32> {
+        let parameters = RankParameters {
+            dense: count,
+            expert: 0,
+        };
+        let bytes = self.sizes.stack.parameter_gather_bytes.max(WIDE_BYTES);
+        self.gather_in(ctx, run, parameters, bytes, vec![])
+    }
+
+    /// The same at so many bytes for each.
+    fn gather_in(
+        &self,
+        ctx: &mut Context<'_>,
+        run: &mut Run,
+        parameters: RankParameters,
+        bytes: u64,
+        deps: Vec<u32>,
+    ) -> Vec<u32> {
         let mut nodes = Vec::new();
         for (slot, count, ranks) in [
             (GroupSlot::Shard, parameters.dense, self.shard),

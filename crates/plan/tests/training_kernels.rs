@@ -1,4 +1,4 @@
-//! Kernels of training under continuous load, held against what MooreThreads/SimuMax (e691807,
+//! Kernels of training: most under continuous load, held against what MooreThreads/SimuMax (e691807,
 //! `configs/system/b200_bf16_ceperm.json`) times on one B200 through Transformer Engine.
 
 use rackflow_plan::kernel::{KernelOptions, Load, cost_with};
@@ -231,5 +231,31 @@ fn kernels_over_views_take_what_pytorch_takes_on_blackwell() {
     ] {
         let error = (model / measured).ln();
         assert!(error.abs() < 0.12, "{model} {measured}");
+    }
+}
+
+/// SwiGLU of 8,192 tokens by 14,336 in bf16 on B200 (linkedin/Liger-Kernel b4d7611,
+/// benchmark/data/all_benchmark_data_swiglu_tokens.csv): one kernel of Triton each way, and PyTorch's, which are
+/// two forward and three backward.
+#[test]
+fn elementwise_kernels_take_what_swiglu_takes_on_blackwell() {
+    let acc = accelerator("b200-sxm");
+    let pass = 8192 * 14336 * 2;
+    for (reads, writes, kernels, measured) in [
+        (2, 1, 1, 0.1106e-3),
+        (3, 2, 1, 0.1803e-3),
+        (3, 2, 2, 0.2068e-3),
+        (6, 3, 3, 0.3401e-3),
+    ] {
+        let op = Operation::Stream {
+            read: Bytes::new(pass * reads),
+            write: Bytes::new(pass * writes),
+            kernels,
+            flops: 0.0,
+            access: Access::Elementwise,
+        };
+        let model = seconds(&op, &acc, Load::Burst);
+        let error = (model / measured).ln();
+        assert!(error.abs() < 0.1, "{model} {measured}");
     }
 }

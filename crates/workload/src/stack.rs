@@ -358,6 +358,11 @@ pub struct SoftwareStack {
     pub parameter_gather_bytes: u64,
     /// Size of one gradient bucket.
     pub bucket: Bytes,
+    /// Where weights are kept and gathered in 8 bits, what stays in 16 (tables of the vocabulary) shares the
+    /// bucket of a chunk's first layers: it is reduced when all gradients of the chunk are there, and gathered
+    /// before its first layer.
+    #[serde(default)]
+    pub wide_parameters_last: bool,
     /// Passes through layers for which exchanged tokens stay in use after they are freed, where the exchange
     /// runs beside another micro-batch on a stream of its own: the host is ahead by as many.
     #[serde(default)]

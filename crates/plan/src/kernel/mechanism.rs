@@ -90,7 +90,7 @@ pub const MECHANISM: Mechanism = Mechanism {
     warm_share: 0.6,
     graph_gap: 0.5e-6,
     stream_ramp: 1.1e-6,
-    elementwise_bytes_per_sm_clock: 20.0,
+    elementwise_bytes_per_sm_clock: 22.5,
     softmax_bytes_per_sm_clock: 12.8,
     softmax_chain_bytes_per_sm_clock: 9.5,
     row_bytes_per_sm_clock: 6.5,

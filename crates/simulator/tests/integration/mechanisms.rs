@@ -84,6 +84,30 @@ fn overlapping_the_gradient_reduction_hides_it() {
     assert!(beside.total().seconds(Cause::Contention) > 0.0);
 }
 
+/// Tables of 16 bits beside layers of 8: the same bytes move, before the first layer and after the last
+/// gradient, where less hides them.
+#[test]
+fn tables_that_move_with_the_first_layers_are_less_hidden() {
+    let mut by_use = plain(32);
+    let stack = &mut by_use.training.stack;
+    stack.overlap.gradient_reduce = true;
+    stack.overlap.parameter_gather = true;
+    stack.bucket = Bytes::new(10_000_000);
+    stack.parameter_gather_bytes = 1;
+    let mut last = by_use.clone();
+    last.training.stack.wide_parameters_last = true;
+    let (by_use_run, last_run) = (run(&by_use), run(&last));
+    let moved = |r: &Record| sent(r, CommKind::Data);
+    assert_eq!(moved(&by_use_run), moved(&last_run));
+    assert!(exposed(&last_run, CommKind::Data) > exposed(&by_use_run, CommKind::Data));
+    assert!(last_run.step_time > by_use_run.step_time);
+    // Where all are of 16 bits, buckets do not differ.
+    by_use.training.stack.parameter_gather_bytes = 2;
+    last.training.stack.parameter_gather_bytes = 2;
+    let (by_use_run, last_run) = (run(&by_use), run(&last));
+    assert_eq!(by_use_run.step_time, last_run.step_time);
+}
+
 #[test]
 fn a_straggler_holds_up_everybody() {
     let even = run(&plain(16));
