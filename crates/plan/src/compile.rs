@@ -505,6 +505,16 @@ pub(crate) struct RankParameters {
     pub expert: u64,
 }
 
+impl RankParameters {
+    /// None of them experts'.
+    pub fn dense(count: u64) -> Self {
+        Self {
+            dense: count,
+            expert: 0,
+        }
+    }
+}
+
 impl std::ops::Add for RankParameters {
     type Output = Self;
     fn add(self, other: Self) -> Self {
@@ -1082,14 +1092,9 @@ impl<'a> Compiler<'a> {
                 back = reload(ctx, &mut run, i - 1);
             }
             let again = (i as u64) < recomputed && gradients != Gradients::Weight;
-            let template = templates.entry(((*kind).into(), again)).or_insert_with(|| {
-                let mut run = Run::default();
-                if again {
-                    run.append(&layer::forward(ctx, &s, *kind, true));
-                }
-                run.append(&layer::backward(ctx, &s, *kind, gradients));
-                run
-            });
+            let template = templates
+                .entry(((*kind).into(), again))
+                .or_insert_with(|| layer::recomputed_backward(ctx, &s, *kind, gradients, again));
             run.append(template);
             if reduces {
                 self.reduce_full_bucket(ctx, &mut run, &mut bucket, layer_parameters(&s, *kind));
@@ -1222,12 +1227,7 @@ impl<'a> Compiler<'a> {
             }
             run.exits.extend(this);
             let template = templates.entry((*kind).into()).or_insert_with(|| {
-                let mut run = Run::default();
-                if again {
-                    run.append(&layer::forward(ctx, &sizes, *kind, true));
-                }
-                run.append(&layer::backward(ctx, &sizes, *kind, gradients));
-                run
+                layer::recomputed_backward(ctx, &sizes, *kind, gradients, again)
             });
             run.append(template);
             if let Some(bucket) = bucket.as_deref_mut() {
@@ -1280,10 +1280,7 @@ impl<'a> Compiler<'a> {
 
     /// The same of `count` dense parameters that are never kept in 8 bits.
     fn gather_wide(&self, ctx: &mut Context<'_>, run: &mut Run, count: u64) -> Vec<u32> {
-        let parameters = RankParameters {
-            dense: count,
-            expert: 0,
-        };
+        let parameters = RankParameters::dense(count);
         let bytes = self.sizes.stack.parameter_gather_bytes.max(WIDE_BYTES);
         self.gather_in(ctx, run, parameters, bytes, vec![])
     }

@@ -1804,6 +1804,22 @@ pub(crate) fn forward(
     b.finish()
 }
 
+/// One layer backward, where it is computed `again` first.
+pub(crate) fn recomputed_backward(
+    ctx: &mut Context<'_>,
+    s: &Sizes<'_>,
+    kind: LayerKind,
+    gradients: Gradients,
+    again: bool,
+) -> Run {
+    let mut run = Run::default();
+    if again {
+        run.append(&forward(ctx, s, kind, true));
+    }
+    run.append(&backward(ctx, s, kind, gradients));
+    run
+}
+
 /// One layer backward.
 pub(crate) fn backward(
     ctx: &mut Context<'_>,

@@ -160,12 +160,12 @@ impl Encoder {
 
     /// Parameters that one rank trains before its layers.
     pub fn before(&self) -> RankParameters {
-        dense(if self.trains() { self.ends().0 } else { 0 })
+        RankParameters::dense(if self.trains() { self.ends().0 } else { 0 })
     }
 
     /// Parameters that one rank trains behind them.
     pub fn behind(&self) -> RankParameters {
-        dense(if self.trains_projector() {
+        RankParameters::dense(if self.trains_projector() {
             self.ends().1
         } else {
             0
@@ -180,7 +180,7 @@ impl Encoder {
     /// Parameters of one rank before and behind its layers, trained or not.
     pub fn outside_layers(&self) -> [RankParameters; 2] {
         let (before, behind) = self.ends();
-        [dense(before), dense(behind)]
+        [before, behind].map(RankParameters::dense)
     }
 
     fn layers(&self) -> u64 {
@@ -250,13 +250,6 @@ impl Encoder {
             .map(|(kind, _)| of_layer(&sizes, kind))
             .max()
             .unwrap_or(0)
-    }
-}
-
-fn dense(count: u64) -> RankParameters {
-    RankParameters {
-        dense: count,
-        expert: 0,
     }
 }
 
