@@ -137,6 +137,31 @@ impl Candidate {
         setup
     }
 
+    /// Whether two candidates divide the work alike over different neighbours: one plan in both orders of ranks.
+    pub fn is_reordered(&self, other: &Self) -> bool {
+        self.rank_order != other.rank_order
+            && self.parallelism == other.parallelism
+            && self.micro_batch == other.micro_batch
+            && self.schedule == other.schedule
+            && self.recipe == other.recipe
+            && self.recompute == other.recompute
+            && self.layers_per_chunk == other.layers_per_chunk
+    }
+
+    /// Whether two candidates are of the same branch and divide its ranks alike, however they are sharded,
+    /// ordered and dealt out. Such candidates are listed one after the other.
+    pub fn is_of_same_division(&self, other: &Self) -> bool {
+        let zero = other.parallelism.zero;
+        self.schedule == other.schedule
+            && self.micro_batch == other.micro_batch
+            && self.recipe == other.recipe
+            && self.recompute == other.recompute
+            && Parallelism {
+                zero,
+                ..self.parallelism.clone()
+            } == other.parallelism
+    }
+
     fn write(&self, setup: &mut Setup) {
         setup.rank_order = self.rank_order;
         let training = &mut setup.training;

@@ -59,7 +59,7 @@ pub use jobs_elasticity::{
 };
 pub use outlook::{CheckpointReport, ComponentCount, Economics, Estimate, Run, ScalingLawReport};
 pub use paint::Style;
-pub use planner::{PlanRow, PlanSearch, Reason, Unproved};
+pub use planner::{OtherRankOrder, PlanRow, PlanSearch, Reason, Unproved};
 pub use planner_comparison::{ComparedPlan, PlanComparison};
 pub use replay::{Exposed, Replay, ReplayEngine, ReplayReport, summarize_replay};
 pub use report::{

@@ -7,7 +7,7 @@ use crate::planner_yaml::{rank_order_word, yaml};
 use crate::report::Plan;
 use crate::summarize::plan as plan_of;
 use rackflow_plan::{Accounts, Cause, Facts, MemoryPart, Obstacle};
-use rackflow_simulator::{Found, Outcome};
+use rackflow_simulator::{Found, Outcome, Reordered};
 use rackflow_units::{SimDuration, counted};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -43,6 +43,8 @@ pub struct PlanRow {
     pub memory_bytes: u64,
     /// Time that it takes longer than the best plan, as a fraction of the best plan's.
     pub slower: f64,
+    /// The same plan in the other order of ranks, where there is one and a search has asked.
+    pub other_rank_order: Option<OtherRankOrder>,
     /// Where it loses GPU time to the best plan, the most first.
     pub why: Vec<Reason>,
 }
@@ -53,9 +55,9 @@ impl PlanRow {
     pub fn shorthand(&self) -> String {
         let plan = &self.plan;
         let neighbours = match (plan.pipeline, &*self.rank_order) {
-            (1, _) => "",
-            (_, "data_before_pipeline") => ", stages side by side",
-            _ => ", replicas side by side",
+            (1, _) => String::new(),
+            (_, "data_before_pipeline") => self.neighbours("stages", "replicas"),
+            _ => self.neighbours("replicas", "stages"),
         };
         let layers = runs(&self.layers_of_stages);
         format!(
@@ -65,6 +67,45 @@ impl PlanRow {
             plan.precision,
             plan.recompute
         )
+    }
+
+    /// What lies side by side, and how long it takes with the others there.
+    fn neighbours(&self, these: &str, others: &str) -> String {
+        let other = self.other_rank_order.map(|other| other.words());
+        let other = other.map(|words| format!(" ({others}: {words})"));
+        format!(", {these} side by side{}", other.unwrap_or_default())
+    }
+}
+
+/// How long the same plan takes in the order of ranks that is not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, JsonSchema)]
+pub struct OtherRankOrder {
+    /// Whether it was simulated. Where a limit left no simulation for it, `slower` is what is known without.
+    pub simulated: bool,
+    /// Time that it takes longer than the order that is shown, as a fraction; where it was not simulated, no
+    /// less than this, which may be below zero.
+    pub slower: f64,
+}
+
+impl OtherRankOrder {
+    fn of(found: &Found) -> Option<Self> {
+        let (simulated, time) = match found.reordered? {
+            Reordered::Takes(time) => (true, time),
+            Reordered::AtLeast(time) => (false, time),
+        };
+        let slower = time.as_secs_f64() / found.step_time().as_secs_f64() - 1.0;
+        Some(Self { simulated, slower })
+    }
+
+    fn words(self) -> String {
+        // Below what is printed of a time, and of a bound only what says something.
+        let is_known = self.slower >= 0.0005;
+        match (self.simulated, is_known) {
+            (true, false) => "as long".to_owned(),
+            (true, true) => format!("{} % longer", percent(self.slower)),
+            (false, true) => format!("at least {} % longer", percent(self.slower)),
+            (false, false) => "not simulated".to_owned(),
+        }
     }
 }
 
@@ -341,6 +382,7 @@ fn row(found: &Found, first: &Found) -> PlanRow {
             / facts.peak_bf16.flops_per_sec(),
         memory_bytes: memory.unwrap_or(0),
         slower: step_time_s / first.step_time().as_secs_f64() - 1.0,
+        other_rank_order: OtherRankOrder::of(found),
         why: reasons(&found.record.total(), &first.record.total()),
     }
 }

@@ -29,7 +29,9 @@ pub use jobs::{
 pub use race::GivenUp;
 pub use record::{ClassRecord, EngineRecord, Record};
 pub use run::{Replication, RunRecord, RunTime, simulate_run, young_daly};
-pub use search::{Found, Outcome, Progress, Simulator, Unproved, improve, planner, search};
+pub use search::{
+    Found, Outcome, Progress, Reordered, Simulator, Unproved, improve, planner, search,
+};
 pub use step::{
     simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
     simulate_traced_each,

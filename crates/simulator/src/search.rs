@@ -35,6 +35,17 @@ pub struct Found {
     pub rank_order: RankOrder,
     /// What happened.
     pub record: Record,
+    /// What the same plan takes in the other order of ranks, where there is one and it was asked for.
+    pub reordered: Option<Reordered>,
+}
+
+/// How long a plan takes in the order of ranks that is not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reordered {
+    /// It was simulated.
+    Takes(SimDuration),
+    /// It was not, since no more simulations were allowed.
+    AtLeast(SimDuration),
 }
 
 impl Found {
@@ -51,7 +62,8 @@ pub struct Outcome {
     pub own: Found,
     /// Whether that fits into memory; its time is that of enough memory where it does not.
     pub own_fits: bool,
-    /// The best plans, best first.
+    /// The best plans, best first. A plan in both orders of ranks is one: the better, and where they tie that
+    /// in the scenario's own order.
     pub best: Vec<Found>,
     /// Plans that fit into memory, each bounded from below.
     pub bounded: u64,
@@ -161,6 +173,7 @@ fn find(
         candidate: None,
         rank_order: setup.rank_order,
         record: simulate(&plan),
+        reordered: None,
     };
     // What does not fit is nothing to beat.
     let own_time = if own_fits {
@@ -179,12 +192,15 @@ fn find(
         own: own_time,
         within: WITHIN,
         candidates: &candidates,
+        one_plan: one_plan(&candidates),
         best: Vec::new(),
         closely: 0,
         simulated: BTreeSet::new(),
         given_up: BTreeMap::new(),
+        ended: BTreeMap::new(),
+        ruled_out: BTreeMap::new(),
         foreseen: SimDuration::ZERO,
-        refused: 0,
+        refused: BTreeSet::new(),
         habits: Habits::default(),
     };
     let known = candidates.iter().enumerate();
@@ -197,9 +213,12 @@ fn find(
             simulated: judge.simulated.len(),
             left: queue
                 .iter()
-                .filter(|Reverse((at_least, ..))| judge.could_win(*at_least))
+                .filter(|Reverse((at_least, place, _))| judge.could_win(*at_least, *place))
                 .count(),
         });
+    }
+    if !only_better {
+        judge.reorder(&mut queue);
     }
     let unproved = judge.unproved(&queue);
     let Judge {
@@ -219,7 +238,7 @@ fn find(
         simulated: simulated.len() as u64,
         given_up: given_up.len() as u64,
         unproved,
-        refused,
+        refused: refused.len() as u64,
         left_out,
     })
 }
@@ -286,15 +305,22 @@ struct Judge<'a> {
     own: SimDuration,
     within: f64,
     candidates: &'a [Candidate],
-    /// Places in the listing, and what was found there.
+    /// For each place in the listing the first one of the same plan, whatever its order of ranks.
+    one_plan: Vec<usize>,
+    /// Places in the listing, and what was found there: of each plan the better order of ranks.
     best: Vec<(usize, Found)>,
     closely: usize,
     /// Places of those that were simulated, and of those, the ones that were given up, with their bounds before.
     simulated: BTreeSet<usize>,
     given_up: BTreeMap<usize, SimDuration>,
+    /// What those took that were simulated to the end.
+    ended: BTreeMap<usize, SimDuration>,
+    /// Bounds of those that are no faster than the same plan in the other order of ranks.
+    ruled_out: BTreeMap<usize, SimDuration>,
     /// The step time of the last plan to be kept, as far as it can be foreseen.
     foreseen: SimDuration,
-    refused: u64,
+    /// Places of those that the simulator refuses.
+    refused: BTreeSet<usize>,
     habits: Habits,
 }
 
@@ -358,6 +384,10 @@ impl Judge<'_> {
                 break;
             }
             queue.pop();
+            if self.is_faster_reordered(at_least, place) {
+                self.ruled_out.insert(place, at_least);
+                continue;
+            }
             match bound {
                 Bound::Sums => to_bound.push(place),
                 Bound::Passes => to_play.push(place),
@@ -385,24 +415,28 @@ impl Judge<'_> {
         let at_once = allowed.min(SIMULATED_AT_ONCE as u64) as usize;
         let later = window.split_off(at_once.min(window.len()));
         queue.extend(later.into_iter().map(to_simulate));
-        self.simulate(&window, queue);
+        self.simulate(&window, self.limit(), queue);
         if !window.is_empty() {
             return true;
         }
-        let Some(Reverse((at_least, ..))) = queue.peek().copied() else {
-            return false;
-        };
         // What is left is beyond what was allowed so far, or beyond what could win.
-        let goes_on = allowed > 0 && self.could_win(at_least);
+        let mut left = queue.iter();
+        let goes_on = allowed > 0
+            && left.any(|Reverse((at_least, place, _))| self.could_win(*at_least, *place));
         if goes_on {
             self.within *= WITHIN;
         }
         goes_on
     }
 
-    /// Simulates these places of the listing, beside their bounds, and keeps the best.
-    fn simulate(&mut self, places: &[(SimDuration, usize)], queue: &mut BinaryHeap<Known>) {
-        let under = self.limit();
+    /// Simulates these places of the listing, beside their bounds, each until it cannot take less than
+    /// `under`, and keeps the best.
+    fn simulate(
+        &mut self,
+        places: &[(SimDuration, usize)],
+        under: SimDuration,
+        queue: &mut BinaryHeap<Known>,
+    ) {
         self.begun += places.len() as u64;
         let mut again = Vec::new();
         let runs: Vec<Judged> = places
@@ -416,9 +450,10 @@ impl Judge<'_> {
                 Judged::Found(found) => {
                     self.simulated.insert(*place);
                     self.given_up.remove(place);
+                    self.ended.insert(*place, found.step_time());
                     self.habits.note(candidate, beyond(found.step_time()));
                     if self.under.is_none_or(|under| found.step_time() < under) {
-                        self.best.push((*place, *found));
+                        self.keep(*place, *found);
                     }
                 }
                 Judged::GivenUp(at) => {
@@ -429,32 +464,102 @@ impl Judge<'_> {
                     let late = (beyond(at.at_least) - 1.0).max(0.0) / at.done;
                     self.habits.note(candidate, 1.0 + late);
                 }
-                Judged::Refused => self.refused += 1,
+                Judged::Refused => {
+                    self.refused.insert(*place);
+                }
             }
         }
-        // Equal times keep the order in which plans are listed.
-        self.best
-            .sort_by_key(|(place, found)| (found.step_time(), *place));
+        self.sort();
         self.best.truncate(self.keep);
         // It may still win where it was allowed too little.
-        again.retain(|(at_least, _)| self.could_win(*at_least));
+        again.retain(|(at_least, place)| self.could_win(*at_least, *place));
         queue.extend(again.into_iter().map(to_simulate));
         self.foreseen = self.foresee(queue);
+    }
+
+    /// Keeps what was found at a place, in the better order of ranks.
+    fn keep(&mut self, place: usize, found: Found) {
+        let plan = self.one_plan[place];
+        let known = |(of, _): &&mut (usize, Found)| self.one_plan[*of] == plan;
+        let Some(known) = self.best.iter_mut().find(known) else {
+            self.best.push((place, found));
+            return;
+        };
+        if (found.step_time(), place) < (known.1.step_time(), known.0) {
+            *known = (place, found);
+        }
+    }
+
+    /// Equal times keep the order in which plans are listed.
+    fn sort(&mut self) {
+        self.best
+            .sort_by_key(|(place, found)| (found.step_time(), *place));
+    }
+
+    /// Says of each plan that is kept what it takes in the other order of ranks, which is simulated for that
+    /// as far as simulations are allowed. It is no faster, but it may tie and be the scenario's own order.
+    fn reorder(&mut self, queue: &mut BinaryHeap<Known>) {
+        let places = 0..self.candidates.len();
+        let other = |place: usize| {
+            let plan = self.one_plan[place];
+            let mut of_plan = places.clone().filter(|other| self.one_plan[*other] == plan);
+            of_plan.find(|other| *other != place)
+        };
+        let pairs = self.best.iter().map(|(place, _)| (*place, other(*place)));
+        let pairs: Vec<(usize, Option<usize>)> = pairs.collect();
+        let others = pairs.iter().filter_map(|(_, other)| *other);
+        let unknown = others.filter(|other| !self.ended.contains_key(other));
+        let allowed = usize::try_from(self.most.saturating_sub(self.begun));
+        let unknown: Vec<(SimDuration, usize)> = unknown
+            .take(allowed.unwrap_or(usize::MAX))
+            .map(|place| (self.known_bound(place, queue), place))
+            .collect();
+        self.simulate(&unknown, SimDuration::MAX, queue);
+        for (place, other) in pairs {
+            let Some(other) = other else { continue };
+            let bound = self.known_bound(other, queue);
+            let is_pair = |(of, _): &&mut (usize, Found)| *of == place || *of == other;
+            let Some((shown, found)) = self.best.iter_mut().find(is_pair) else {
+                continue;
+            };
+            let hidden = if *shown == place { other } else { place };
+            let takes = self.ended.get(&hidden).copied().map(Reordered::Takes);
+            let is_refused = self.refused.contains(&hidden);
+            let at_least = (!is_refused).then_some(Reordered::AtLeast(bound));
+            found.reordered = takes.or(at_least);
+        }
+    }
+
+    /// The best bound that is known of a place that was not simulated to the end.
+    fn known_bound(&self, place: usize, queue: &BinaryHeap<Known>) -> SimDuration {
+        let first = self.candidates[place].at_least;
+        let queued = queue.iter().find(|Reverse((_, of, _))| *of == place);
+        let queued = queued.map(|Reverse((at_least, ..))| *at_least);
+        let ruled_out = self.ruled_out.get(&place).copied();
+        let given_up = self.given_up.get(&place).copied();
+        let known = [queued, ruled_out, given_up];
+        known.into_iter().flatten().fold(first, SimDuration::max)
     }
 
     /// What the last plan to be kept takes if all plans are as far above their bounds as those of their kind
     /// were. A simulation that is given up under it is likely to be taken up again from its beginning, so
     /// rather a little more is allowed.
     fn foresee(&self, queue: &BinaryHeap<Known>) -> SimDuration {
-        let mut times: Vec<SimDuration> = self.best.iter().map(|(_, f)| f.step_time()).collect();
+        let best = self.best.iter();
+        let best = best.map(|(place, found)| (self.one_plan[*place], found.step_time()));
+        let mut times: Vec<(usize, SimDuration)> = best.collect();
         let closely = queue.iter().filter(|Reverse((.., of))| *of > Bound::Sums);
         times.extend(closely.map(|Reverse((at_least, place, _))| {
             let bound = self.given_up.get(place).copied().unwrap_or(*at_least);
             let expected = self.habits.expected(&self.candidates[*place], bound);
-            expected.max(*at_least)
+            (self.one_plan[*place], expected.max(*at_least))
         }));
+        // Of each plan the better order of ranks.
+        times.sort_unstable();
+        times.dedup_by_key(|(plan, _)| *plan);
+        let by_time = |(_, time): &(usize, SimDuration)| *time;
         match self.keep.checked_sub(1).filter(|last| *last < times.len()) {
-            Some(last) => *times.select_nth_unstable(last).1,
+            Some(last) => times.select_nth_unstable_by_key(last, by_time).1.1,
             None => SimDuration::ZERO,
         }
     }
@@ -481,6 +586,7 @@ impl Judge<'_> {
                 candidate: Some(candidate.clone()),
                 rank_order: candidate.rank_order,
                 record,
+                reordered: None,
             })),
             Err(at) => Judged::GivenUp(at),
         }
@@ -512,24 +618,49 @@ impl Judge<'_> {
         self.to_beat().map_or(allowed, |under| under.min(allowed))
     }
 
-    fn could_win(&self, at_least: SimDuration) -> bool {
+    /// Whether a place with this bound could be among the best, or better than what is known of its plan.
+    fn could_win(&self, at_least: SimDuration, place: usize) -> bool {
         self.to_beat().is_none_or(|under| at_least < under)
+            && !self.is_faster_reordered(at_least, place)
+    }
+
+    /// Whether the plan of a place is among the best in the other order of ranks, and no slower than this bound.
+    fn is_faster_reordered(&self, at_least: SimDuration, place: usize) -> bool {
+        let plan = self.one_plan[place];
+        let mut best = self.best.iter();
+        best.any(|(of, found)| {
+            self.one_plan[*of] == plan && *of != place && found.step_time() <= at_least
+        })
     }
 
     /// What is left in the queue that could still be kept.
     fn unproved(&self, queue: &BinaryHeap<Known>) -> Option<Unproved> {
-        let Reverse((at_least, ..)) = *queue.peek()?;
-        let left = queue.iter().map(|Reverse((at_least, ..))| *at_least);
-        self.could_win(at_least).then(|| Unproved {
-            plans: left.filter(|at_least| self.could_win(*at_least)).count() as u64,
-            at_least,
-        })
+        let left = queue
+            .iter()
+            .map(|Reverse((at_least, place, _))| (*at_least, *place));
+        let left = left.filter(|(at_least, place)| self.could_win(*at_least, *place));
+        let plans = left.clone().count() as u64;
+        left.map(|(at_least, _)| at_least)
+            .min()
+            .map(|at_least| Unproved { plans, at_least })
     }
 }
 
 /// What waits to be simulated, or to be taken up again.
 fn to_simulate((at_least, place): (SimDuration, usize)) -> Known {
     Reverse((at_least, place, Bound::Allocator))
+}
+
+/// For each place of the listing the first one of the same plan, whatever its order of ranks.
+fn one_plan(candidates: &[Candidate]) -> Vec<usize> {
+    let mut firsts: Vec<usize> = Vec::with_capacity(candidates.len());
+    for (place, candidate) in candidates.iter().enumerate() {
+        let before = candidates[..place].iter().enumerate().rev();
+        let mut alike = before.take_while(|(_, other)| candidate.is_of_same_division(other));
+        let other = alike.find(|(_, other)| candidate.is_reordered(other));
+        firsts.push(other.map_or(place, |(other, _)| firsts[other]));
+    }
+    firsts
 }
 
 /// All plans that fit, in the order of the listing.

@@ -3,7 +3,8 @@
 use rackflow_plan::{Candidate, Setup, Space, compile};
 use rackflow_report::PlanSearch;
 use rackflow_scenario::parse;
-use rackflow_simulator::{Found, Outcome, planner, simulate};
+use rackflow_simulator::{Found, Outcome, Reordered, planner, simulate};
+use rackflow_units::SimDuration;
 
 /// A scenario whose training has these keys besides those of the plan.
 fn scenario(model: &str, gpus: u32, plan: &str) -> Setup {
@@ -23,6 +24,60 @@ fn found(candidate: Option<Candidate>, setup: &Setup) -> Found {
         rank_order: setup.rank_order,
         candidate,
         record: simulate(&compile(setup).expect("a listed plan can be made")),
+        reordered: None,
+    }
+}
+
+/// A plan is one line, which says what its other order of ranks takes.
+#[test]
+fn a_plan_says_what_its_other_order_of_ranks_takes() {
+    let setup = scenario(
+        "llama3-8b",
+        8,
+        "precision: bf16\nrecompute: full\nparallelism: { tensor: 2, pipeline: 2 }\n",
+    );
+    let time = found(None, &setup).step_time();
+    let of = |share: f64| SimDuration::from_picos((time.as_picos() as f64 * share) as u64);
+    for (reordered, words) in [
+        (None, "stages side by side"),
+        (
+            Some(Reordered::Takes(time)),
+            "stages side by side (replicas: as long)",
+        ),
+        (
+            Some(Reordered::Takes(of(1.012))),
+            "stages side by side (replicas: 1.2 % longer)",
+        ),
+        (
+            Some(Reordered::AtLeast(of(1.004))),
+            "stages side by side (replicas: at least 0.4 % longer)",
+        ),
+        (
+            Some(Reordered::AtLeast(of(0.97))),
+            "stages side by side (replicas: not simulated)",
+        ),
+    ] {
+        let mut own = found(None, &setup);
+        own.reordered = reordered;
+        let rows = PlanSearch::of(&outcome(vec![own.clone()], own));
+        let line = rows.best[0].shorthand();
+        assert!(line.ends_with(words), "{line}");
+        assert_eq!(rows.best[0].other_rank_order.is_some(), reordered.is_some());
+    }
+}
+
+fn outcome(best: Vec<Found>, own: Found) -> Outcome {
+    Outcome {
+        best,
+        own,
+        own_fits: true,
+        bounded: 1,
+        closely: 0,
+        simulated: 1,
+        given_up: 0,
+        unproved: None,
+        refused: 0,
+        left_out: Default::default(),
     }
 }
 
@@ -59,21 +114,8 @@ fn a_pasted_plan_is_the_plan() {
         for candidate in some.chain(ends.iter().copied().step_by(ends.len() / 3 + 1)) {
             let own = found(None, &setup);
             let step_time = own.step_time();
-            let outcome = Outcome {
-                best: vec![
-                    found(Some(candidate.clone()), &candidate.setup(&setup)),
-                    own.clone(),
-                ],
-                own,
-                own_fits: true,
-                bounded: 1,
-                closely: 0,
-                simulated: 1,
-                given_up: 0,
-                unproved: None,
-                refused: 0,
-                left_out: Default::default(),
-            };
+            let of_candidate = found(Some(candidate.clone()), &candidate.setup(&setup));
+            let outcome = outcome(vec![of_candidate, own.clone()], own);
             let [best, _] = &outcome.best[..] else {
                 unreachable!("two plans")
             };

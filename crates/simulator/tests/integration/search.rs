@@ -4,7 +4,7 @@ use crate::mixed::{node, slower};
 use crate::plans::{cluster, encoder, images, model, plain, seen, setups, with_images};
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
-use rackflow_simulator::{Simulator, improve, planner, search, simulate};
+use rackflow_simulator::{Reordered, Simulator, improve, planner, search, simulate};
 use rackflow_topology::{Cluster, Part};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{AllocatorPolicy, Frozen, Recompute, Routing};
@@ -20,7 +20,11 @@ fn small_space(setup: &Setup) -> Space {
 
 /// Every plan that fits, simulated; each is held against its bounds and its memory.
 fn everything(setup: &Setup) -> Vec<(SimDuration, Candidate)> {
-    let search = planner(setup, small_space(setup)).expect("the generator makes valid plans");
+    everything_in(setup, small_space(setup))
+}
+
+fn everything_in(setup: &Setup, space: Space) -> Vec<(SimDuration, Candidate)> {
+    let search = planner(setup, space).expect("the generator makes valid plans");
     let branches = search.branches();
     let candidates = branches
         .iter()
@@ -268,6 +272,109 @@ fn no_plan_is_faster_than_its_bound_and_none_better_is_left_out() {
         assert!(found.simulated <= found.bounded);
         assert_eq!(found.refused, 0);
     }
+}
+
+/// Both orders of ranks, and the scenario's own recomputation.
+fn space_of_both_orders(setup: &Setup) -> Space {
+    Space {
+        recomputes: vec![setup.training.recompute.clone()],
+        ..Space::of(setup)
+    }
+}
+
+/// Each plan once, in the better order of ranks, beside what the other one takes; where they tie, in that of
+/// the setup. The best first.
+fn each_once(
+    setup: &Setup,
+    all: &[(SimDuration, Candidate)],
+) -> Vec<(SimDuration, RankOrder, Option<SimDuration>)> {
+    let mut plans = Vec::new();
+    for (time, candidate) in all {
+        let mut others = all.iter();
+        let other = others.find(|(_, other)| other.is_reordered(candidate));
+        let other = other.map(|(time, _)| *time);
+        let is_own = candidate.rank_order == setup.rank_order;
+        if other.is_none_or(|other| *time < other || (*time == other && is_own)) {
+            plans.push((*time, candidate.rank_order, other));
+        }
+    }
+    plans.sort_by_key(|(time, ..)| *time);
+    plans
+}
+
+/// Which ranks share a node matters there.
+fn two_nodes(mut setup: Setup) -> Setup {
+    setup.cluster = cluster("dgx-h100", 16);
+    setup.training.parallelism.data = 16;
+    setup.training.global_batch = 16;
+    setup
+}
+
+#[test]
+fn a_plan_in_both_orders_of_ranks_is_one_of_the_best() {
+    let mut replicas_first = dense();
+    replicas_first.rank_order = RankOrder::PipelineBeforeData;
+    let (mut tie, mut differ) = (0, 0);
+    for setup in [two_nodes(experts()), replicas_first] {
+        let all = everything_in(&setup, space_of_both_orders(&setup));
+        let expected = each_once(&setup, &all);
+        assert!(expected.len() < all.len(), "{} plans", all.len());
+        let planner = planner(&setup, space_of_both_orders(&setup)).expect("valid");
+        let found = search(&planner, &setup, 40, None, |_| {}).expect("valid");
+        assert_eq!(found.bounded, all.len() as u64);
+        assert!(found.given_up < found.simulated && found.simulated <= found.bounded);
+        assert_eq!(found.best.len(), 40);
+        for (at, best) in found.best.iter().enumerate() {
+            assert_eq!(best.step_time(), expected[at].0);
+            let candidate = best.candidate.as_ref().expect("not the scenario's own");
+            let is_reordered = |(_, other): &&(_, Candidate)| other.is_reordered(candidate);
+            let Some((other, _)) = all.iter().find(is_reordered) else {
+                assert_eq!(best.reordered, None);
+                continue;
+            };
+            assert_eq!(best.reordered, Some(Reordered::Takes(*other)));
+            assert!(best.step_time() <= *other);
+            if best.step_time() == *other {
+                assert_eq!(best.rank_order, setup.rank_order);
+                tie += 1;
+            } else {
+                differ += 1;
+            }
+            let mut others = found
+                .best
+                .iter()
+                .filter_map(|other| other.candidate.as_ref());
+            assert!(others.all(|other| !other.is_reordered(candidate)));
+        }
+    }
+    assert!(tie > 0 && differ > 0, "{tie} tie and {differ} differ");
+}
+
+/// Where no simulation is left for the other order, what is said of it holds.
+#[test]
+fn a_limit_bounds_the_other_order_of_ranks() {
+    let setup = two_nodes(experts());
+    let all = everything_in(&setup, space_of_both_orders(&setup));
+    let planner = planner(&setup, space_of_both_orders(&setup)).expect("valid");
+    let mut bounded = 0;
+    for limit in (9..80).step_by(14) {
+        let found = search(&planner, &setup, 40, Some(limit), |_| {}).expect("valid");
+        assert!(found.simulated <= limit, "{} of {limit}", found.simulated);
+        for best in &found.best {
+            let candidate = best.candidate.as_ref().expect("not the scenario's own");
+            let other = all.iter().find(|(_, other)| other.is_reordered(candidate));
+            let other = other.map(|(time, _)| *time);
+            match best.reordered {
+                Some(Reordered::AtLeast(bound)) => {
+                    bounded += 1;
+                    assert!(other.is_some_and(|other| bound <= other));
+                }
+                Some(Reordered::Takes(time)) => assert_eq!(Some(time), other),
+                None => assert_eq!(other, None),
+            }
+        }
+    }
+    assert!(bounded > 0, "all were simulated");
 }
 
 /// So close to the limit of memory that the allocator decides which plan is the best.
