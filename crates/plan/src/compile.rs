@@ -966,22 +966,29 @@ impl<'a> Compiler<'a> {
             let embedding = layer::embedding(ctx, &s, Direction::Forward);
             run.append(&embedding);
         }
-        // The parameters of the next layer are asked for when the one before begins.
-        let mut ready = kinds
-            .first()
-            .map(|k| gather(ctx, &mut run, layer_parameters(&s, *k), vec![]))
+        // The parameters of the next layers are asked for when those before them begin.
+        let mut groups = self
+            .gathered_together(&kinds)
+            .into_iter()
+            .filter(|_| gathers)
+            .peekable();
+        let mut ready = groups
+            .peek()
+            .map(|(_, parameters)| gather(ctx, &mut run, *parameters, vec![]))
             .unwrap_or_default();
         for (i, kind) in kinds.iter().enumerate() {
-            let this = std::mem::take(&mut ready);
-            if let Some(next) = kinds.get(i + 1) {
-                let deps = if self_limits(i) {
-                    run.after_compute()
-                } else {
-                    vec![]
-                };
-                ready = gather(ctx, &mut run, layer_parameters(&s, *next), deps);
+            if groups.next_if(|(first, _)| *first == i).is_some() {
+                let this = std::mem::take(&mut ready);
+                if let Some((_, parameters)) = groups.peek() {
+                    let deps = if self_limits(i) {
+                        run.after_compute()
+                    } else {
+                        vec![]
+                    };
+                    ready = gather(ctx, &mut run, *parameters, deps);
+                }
+                run.exits.extend(this);
             }
-            run.exits.extend(this);
             let template = templates
                 .entry((*kind).into())
                 .or_insert_with(|| layer::forward(ctx, &s, *kind, false));
@@ -1128,12 +1135,33 @@ impl<'a> Compiler<'a> {
         bucket: &mut Bucket,
         parameters: RankParameters,
     ) {
-        let stack = self.sizes.stack;
         bucket.parameters = bucket.parameters + parameters;
-        let bytes = (bucket.parameters.dense + bucket.parameters.expert) * stack.gradient_bytes;
-        if self.gathers_always() || bytes >= stack.bucket.get() {
+        if self.fills_bucket(bucket.parameters) {
             self.reduce_gradients(ctx, run, std::mem::take(&mut bucket.parameters));
         }
+    }
+
+    /// Whether so many parameters are a bucket. Whoever gathers for each layer also reduces for each.
+    fn fills_bucket(&self, parameters: RankParameters) -> bool {
+        let stack = self.sizes.stack;
+        let bytes = (parameters.dense + parameters.expert) * stack.gradient_bytes;
+        self.gathers_always() || bytes >= stack.bucket.get()
+    }
+
+    /// Layers whose parameters are gathered together, in the order of use: the first of each group and the
+    /// parameters of all. They are those of one bucket of gradients, which are filled from the last layer on
+    /// (Megatron-Core, `_ParamAndGradBuffer` and `start_param_sync`).
+    fn gathered_together(&self, kinds: &[LayerKind]) -> Vec<(usize, RankParameters)> {
+        let mut groups = Vec::new();
+        let mut bucket = RankParameters::default();
+        for (i, kind) in kinds.iter().enumerate().rev() {
+            bucket = bucket + layer_parameters(&self.sizes, *kind);
+            if i == 0 || self.fills_bucket(bucket) {
+                groups.push((i, std::mem::take(&mut bucket)));
+            }
+        }
+        groups.reverse();
+        groups
     }
 
     /// The vision encoder's forward pass. Whoever gathers for each layer does so for its layers too, one

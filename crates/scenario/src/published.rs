@@ -219,6 +219,9 @@ pub struct Declared {
     /// Parameters were gathered in fp8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fp8_parameter_gather: Option<bool>,
+    /// Parameters of one bucket of gradients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_parameters: Option<u64>,
     /// The model ran through a graph compiler.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compiled: Option<bool>,

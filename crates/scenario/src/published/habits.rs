@@ -156,10 +156,20 @@ pub(super) fn habits(run: &PublishedRun) -> Habits {
             ..SHARDED
         },
         "mlperf" => Habits {
-            stack: match year {
-                ..=2023 => "mlperf-nemo-2023",
-                2024 => "mlperf-nemo-2024",
+            stack: match (release, year) {
+                ("23.04", _) => "mlperf-nemo-2023-04",
+                (_, ..=2023) => "mlperf-nemo-2023",
+                ("24.04", _) => "mlperf-nemo-2024-04",
+                (_, 2024) => "mlperf-nemo-2024",
+                ("25.01", _) => "mlperf-nemo-2025-01",
+                ("25.04", _) => "mlperf-nemo-2025-04",
                 _ => "mlperf-nemo-2025",
+            },
+            // TP_PP_DP_MAPPING, False by default (conf/custom.yaml) and True in config_common.sh of v5.1.
+            rank_order: if release >= "25.09" {
+                RankOrder::PipelineBeforeData
+            } else {
+                RankOrder::DataBeforePipeline
             },
             // FP8_RECIPE="tensorwise" in the configurations of v5.1. Those of v5.0 say "delayed"
             // (config_common_blackwell.sh, and the default of custom.yaml), and so do its rows.

@@ -5,7 +5,7 @@ use super::{PublishedModel, PublishedRun};
 use crate::{Catalogue, draws};
 use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
-use rackflow_units::Bandwidth;
+use rackflow_units::{Bandwidth, Bytes};
 use rackflow_workload::{
     Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing,
     Schedule, SoftwareStack, Training, Zero,
@@ -396,6 +396,9 @@ fn stack(
             assumed.push("weights are gathered in fp8: the stack's habit".to_owned());
         }
         None => {}
+    }
+    if let Some(parameters) = declared.bucket_parameters {
+        stack.bucket = Bytes::new(parameters.saturating_mul(stack.gradient_bytes));
     }
     Ok(stack)
 }

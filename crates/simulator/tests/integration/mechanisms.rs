@@ -108,6 +108,35 @@ fn tables_that_move_with_the_first_layers_are_less_hidden() {
     assert_eq!(by_use_run.step_time, last_run.step_time);
 }
 
+/// Layers of one bucket are gathered together and awaited before the first of them. The same bytes move.
+#[test]
+fn parameters_of_large_buckets_are_less_hidden() {
+    let mut setup = plain(32);
+    setup.training.model.layers = 8;
+    let stack = &mut setup.training.stack;
+    stack.overlap.gradient_reduce = false;
+    stack.overlap.parameter_gather = true;
+    let mut fewer = setup.training.model.clone();
+    fewer.layers -= 1;
+    let parameters = setup.training.model.parameters_total() - fewer.parameters_total();
+    let layer = parameters * setup.training.stack.gradient_bytes;
+    let mut with = |bytes: u64| {
+        setup.training.stack.bucket = Bytes::new(bytes);
+        run(&setup)
+    };
+    let tensors = with(400);
+    let layers = with(layer);
+    let halves = with(layer * 4);
+    let whole = with(layer * 1000);
+    assert_eq!(tensors.step_time, layers.step_time);
+    for record in [&halves, &whole] {
+        assert_eq!(sent(record, CommKind::Data), sent(&layers, CommKind::Data));
+    }
+    let hidden = |record: &Record| exposed(record, CommKind::Data);
+    assert!(hidden(&layers) < hidden(&halves) && hidden(&halves) < hidden(&whole));
+    assert!(layers.step_time < whole.step_time);
+}
+
 #[test]
 fn a_straggler_holds_up_everybody() {
     let even = run(&plain(16));
