@@ -1141,6 +1141,24 @@ fn published_collectives_are_met() {
 // ---- plan
 
 #[test]
+fn tables_of_validations_fit_120_columns() {
+    for command in [
+        &["kernels", "--rows", "--filter", "prefill"][..],
+        &["collectives", "--rows"],
+        &["training", "--filter", "megatron-sc21"],
+        &["mechanisms", "--filter", "recompute"],
+        &["serving", "--filter", "splitwise"],
+    ] {
+        let text = fine(&[&["validate"], command].concat());
+        let widest = text.lines().max_by_key(|line| line.chars().count());
+        let widest = widest.expect("a table");
+        assert!(widest.chars().count() <= 120, "{command:?}: {widest}");
+        // Whole words, and nothing left out for room.
+        assert!(!text.contains("No room for"), "{text}");
+    }
+}
+
+#[test]
 fn the_planner_finds_a_plan_at_least_as_good_as_the_scenarios_own() {
     let found = json(&fine(&["plan", QUICK, "--top", "3", "--format", "json"]));
     let best = found["best"].as_array().expect("a list");

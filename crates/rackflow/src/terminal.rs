@@ -8,6 +8,16 @@ use std::io;
 /// Widest text that is comfortable to read, and what a file or a pipe gets.
 const WIDTH: usize = 92;
 
+/// Width of wide tables in a file or a pipe.
+const PAGE: usize = 120;
+
+/// Columns of the terminal that standard output is, for tables that may be as wide.
+pub fn page() -> usize {
+    let is_terminal = io::stdout().is_terminal();
+    let size = is_terminal.then(terminal_size::terminal_size).flatten();
+    size.map_or(PAGE, |(width, _)| usize::from(width.0))
+}
+
 /// How results are drawn on standard output.
 pub fn style(color: ColorChoice) -> Style {
     let width = if io::stdout().is_terminal() {

@@ -1,8 +1,8 @@
 //! `rackflow validate`: how far the simulation is from what was measured and published.
 //!
 //! Each kind of comparison has a file of its own. They share what they are asked and how they
-//! read and write ([`options`]), how errors are summed up ([`summary`]), and how a command is
-//! refused ([`ValidateError`]).
+//! read and write ([`options`]), how errors are summed up ([`summary`]) and set in columns ([`table`]), and
+//! how a command is refused ([`ValidateError`]).
 
 mod collectives;
 mod cross_check;
@@ -13,6 +13,7 @@ mod options;
 mod serving;
 mod simulated;
 mod summary;
+mod table;
 mod training;
 
 pub use collectives::{CollectivesArgs, collectives};

@@ -3,10 +3,11 @@
 //! An error is the logarithm of simulated over measured time. Sizes from 1 MiB on and below are
 //! summed up apart: one is about links, the other about launches and latencies.
 
+use super::options::prose;
 use super::summary::{
-    Columns, Scored, Summary, grouped, groups_json, percent, signed_percent, summary_json,
-    summary_table,
+    Scored, Summary, grouped, groups_json, percent, signed_percent, summary_json, summary_table,
 };
+use super::table::Columns;
 use super::{Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_scenario::collectives::{
@@ -355,7 +356,7 @@ impl Comparisons {
                 signed_percent(row.error()),
             ]);
         }
-        table
+        table.sparing(&["source", "algorithm"])
     }
 
     fn footer(&self) -> String {
@@ -425,20 +426,18 @@ impl Validation for Comparisons {
         })
     }
 
-    fn to_table(&self) -> String {
+    fn to_table(&self, page: usize) -> String {
         let mut out = String::new();
         if self.show_rows {
-            out.push_str(&self.row_table().aligned(5));
+            out.push_str(&self.row_table().aligned(5, page));
             out.push('\n');
         }
-        out.push_str(&self.system_table().aligned(2));
+        out.push_str(&self.system_table().aligned(2, page));
         out.push('\n');
-        out.push_str(&self.overview().aligned(1));
+        out.push_str(&self.overview().aligned(1, page));
         out.push('\n');
-        out.push_str(&self.footer());
-        out.push_str(
-            "Error is the logarithm of simulated over measured time. Each source weighs alike in the summary.\n",
-        );
+        let about = "Error is the logarithm of simulated over measured time. Each source weighs alike in the summary.\n";
+        out.push_str(&prose(&(self.footer() + about), page));
         out
     }
 

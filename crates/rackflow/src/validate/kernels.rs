@@ -3,9 +3,11 @@
 //! An error is the logarithm of modelled over measured time. Rows of one engine share one source:
 //! engines weigh alike, however many rows they have.
 
+use super::options::prose;
 use super::summary::{
-    Columns, Scored, Summary, groups_json, percent, signed_percent, summary_json, summary_table,
+    Scored, Summary, groups_json, percent, signed_percent, summary_json, summary_table,
 };
+use super::table::Columns;
 use super::{Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_scenario::Catalogue;
@@ -256,23 +258,19 @@ impl Comparisons {
         table
     }
 
-    fn row_table(&self) -> Columns {
-        let mut table = Columns::new(&[
-            "row",
-            "kind",
-            "source",
-            "accelerator",
-            "format",
-            "what",
-            "measured",
-            "modelled",
-            "unit",
-            "log error",
-        ]);
+    /// Every figure, in a table for each kind of kernel.
+    fn row_tables(&self) -> BTreeMap<Kind, Columns> {
+        let mut tables: BTreeMap<Kind, Columns> = BTreeMap::new();
         for (row, comparison) in self.compared() {
+            let table = tables.entry(row.kind).or_insert_with(|| {
+                Columns::new(&[
+                    "row", "source", "chip", "format", "what", "measured", "modelled", "unit",
+                    "error",
+                ])
+                .sparing(&["source", "format"])
+            });
             table.push(vec![
                 row.id.clone(),
-                row.kind.name().to_owned(),
                 comparison.source.clone(),
                 comparison.accelerator.clone(),
                 comparison.precision.clone(),
@@ -283,7 +281,7 @@ impl Comparisons {
                 signed_percent(comparison.log_error),
             ]);
         }
-        table
+        tables
     }
 
     fn footer(&self) -> String {
@@ -346,25 +344,25 @@ impl Validation for Comparisons {
         })
     }
 
-    fn to_table(&self) -> String {
+    fn to_table(&self, page: usize) -> String {
         let mut out = String::new();
         if self.show_rows {
-            out.push_str(&self.row_table().aligned(6));
-            out.push('\n');
+            for (kind, table) in self.row_tables() {
+                let table = table.aligned(5, page);
+                let _ = writeln!(out, "{}\n\n{table}", kind.name());
+            }
         }
         let tables = [
-            self.kind_table().aligned(3),
-            self.overview().aligned(1),
-            self.ceiling_table().aligned(1),
-            self.target_table().aligned(1),
+            self.kind_table().aligned(3, page),
+            self.overview().aligned(1, page),
+            self.ceiling_table().aligned(1, page),
+            self.target_table().aligned(1, page),
         ];
         out.push_str(&tables.join("\n"));
         out.push('\n');
-        out.push_str(&self.footer());
-        out.push_str(
-            "Error is the natural logarithm of modelled over measured time: near 0.1 it is a tenth. Engines \
-             and authors weigh alike.\n",
-        );
+        let about = "Error is the natural logarithm of modelled over measured time: near 0.1 it is a tenth. Engines \
+             and authors weigh alike.\n";
+        out.push_str(&prose(&(self.footer() + about), page));
         out
     }
 

@@ -5,8 +5,10 @@
 //! experiment is a pair of setups, and its measured change must be met in sign and, within a third,
 //! in size.
 
+use super::options::prose;
 use super::simulated::{Simulated, simulate_all};
-use super::summary::{Columns, Scored, signed_percent, summary_json};
+use super::summary::{Scored, signed_percent, summary_json};
+use super::table::Columns;
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_plan::{MemoryUse, Setup};
@@ -385,11 +387,11 @@ impl Validation for Comparisons {
         })
     }
 
-    fn to_table(&self) -> String {
-        let mut out = self.table().aligned(2);
+    fn to_table(&self, page: usize) -> String {
+        let mut about = String::new();
         let _ = writeln!(
-            out,
-            "\nOf {} experiments {} have the right sign and {} the right size, within a third of what was measured.\n\
+            about,
+            "\nOf {} experiments {} have the right sign and {} the right size, within a third of what was measured. \
              Changes under {:.0} % count as none. Sources: `--format json`.",
             self.rows.len(),
             self.count(Row::right_sign),
@@ -401,9 +403,9 @@ impl Validation for Comparisons {
             .iter()
             .filter(|row| !row.experiment.note.is_empty())
         {
-            let _ = writeln!(out, "{}: {}.", row.experiment.id, row.experiment.note);
+            let _ = writeln!(about, "{}: {}.", row.experiment.id, row.experiment.note);
         }
-        out
+        self.table().aligned(2, page) + &prose(&about, page)
     }
 
     fn to_markdown(&self) -> String {

@@ -2,13 +2,19 @@
 
 use super::ValidateError;
 use crate::columns::sentences_wrapped;
+use crate::terminal;
 use clap::{Args, ValueEnum};
 use rackflow_scenario::published::ReadError;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Characters of a line of sentences.
+/// Most characters of a line of sentences.
 const WIDTH: usize = 100;
+
+/// Sentences for a page of so many characters.
+pub fn prose(text: &str, page: usize) -> String {
+    sentences_wrapped(text, page.min(WIDTH))
+}
 
 /// How a validation is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -91,7 +97,7 @@ impl Options {
         match self.format {
             Format::Json => format!("{:#}\n", validation.to_json()),
             Format::Markdown => validation.to_markdown(),
-            Format::Table => sentences_wrapped(&validation.to_table(), WIDTH),
+            Format::Table => validation.to_table(terminal::page()),
         }
     }
 }
@@ -122,8 +128,8 @@ impl Jobs {
 pub trait Validation {
     /// One document with a `summary`, the rows, and the rows left out.
     fn to_json(&self) -> Value;
-    /// For a terminal.
-    fn to_table(&self) -> String;
+    /// For a terminal of so many columns.
+    fn to_table(&self, page: usize) -> String;
     /// The generated part of a page of `docs/`.
     fn to_markdown(&self) -> String;
 }

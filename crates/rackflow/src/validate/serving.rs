@@ -7,9 +7,9 @@
 
 mod predict;
 
-use super::summary::{
-    Columns, Scored, Summary, groups_json, signed_percent, summary_json, summary_table,
-};
+use super::options::prose;
+use super::summary::{Scored, Summary, groups_json, signed_percent, summary_json, summary_table};
+use super::table::Columns;
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use predict::Predicted;
@@ -260,7 +260,7 @@ impl Comparisons {
                 ]);
             }
         }
-        table
+        table.sparing(&["kind", "stack"])
     }
 
     fn footer(&self) -> String {
@@ -321,15 +321,14 @@ impl Validation for Comparisons {
         })
     }
 
-    fn to_table(&self) -> String {
-        let mut out = self.row_table().aligned(6);
+    fn to_table(&self, page: usize) -> String {
+        let mut out = self.row_table().aligned(6, page);
         out.push('\n');
-        out.push_str(&self.summary_table().aligned(1));
+        out.push_str(&self.summary_table().aligned(1, page));
         out.push('\n');
-        out.push_str(&self.footer());
-        out.push_str(
-            "Error is the logarithm of simulated over measured time; positive is too slow.\n",
-        );
+        let about =
+            "Error is the logarithm of simulated over measured time; positive is too slow.\n";
+        out.push_str(&prose(&(self.footer() + about), page));
         out
     }
 

@@ -1,9 +1,9 @@
 //! What every validation computes from its rows: errors by source, accelerator and family, sources
 //! weighing alike, as a table, as Markdown and as JSON.
 
+use super::table::Columns;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 /// One comparison: what it belongs to, and how far the simulation is from what was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -152,66 +152,6 @@ pub fn summary_table(rows: &[Scored<'_>], more: &[(&str, &str, Vec<Scored<'_>>)]
     table
 }
 
-/// Columns as wide as their widest cell.
-pub struct Columns {
-    rows: Vec<Vec<String>>,
-}
-
-impl Columns {
-    /// Columns with these heads.
-    pub fn new(header: &[&str]) -> Self {
-        Self {
-            rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()],
-        }
-    }
-
-    /// One more row, of as many cells as there are heads.
-    pub fn push(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
-    }
-
-    /// For a terminal: the first `left` columns are text, the others end on the right.
-    pub fn aligned(&self, left: usize) -> String {
-        let widths: Vec<usize> = (0..self.rows[0].len())
-            .map(|column| {
-                self.rows
-                    .iter()
-                    .map(|row| row[column].chars().count())
-                    .max()
-                    .unwrap_or(0)
-            })
-            .collect();
-        let mut out = String::new();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                if column < left {
-                    let _ = write!(line, "{cell:<width$}  ");
-                } else {
-                    let _ = write!(line, "{cell:>width$}  ");
-                }
-            }
-            out.push_str(line.trim_end());
-            out.push('\n');
-        }
-        out
-    }
-
-    /// The same as a table of Markdown.
-    pub fn markdown(&self, left: usize) -> String {
-        let mut out = String::new();
-        for (index, row) in self.rows.iter().enumerate() {
-            let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
-            let _ = writeln!(out, "| {} |", cells.join(" | "));
-            if index == 0 {
-                let rule = (0..row.len()).map(|column| if column < left { "---" } else { "---:" });
-                let _ = writeln!(out, "| {} |", rule.collect::<Vec<_>>().join(" | "));
-            }
-        }
-        out
-    }
-}
-
 /// A fraction as a percentage with one digit.
 pub fn percent(fraction: f64) -> String {
     format!("{:.1} %", 100.0 * fraction)
@@ -292,16 +232,5 @@ mod tests {
         assert!((summary["bias"].as_f64().unwrap() + 0.1).abs() < 1e-12);
         assert_eq!(summary["by_family"]["moe"]["rows"], 1);
         assert!(Summary::of(&[]).is_none());
-    }
-
-    #[test]
-    fn columns_align() {
-        let mut table = Columns::new(&["a", "b"]);
-        table.push(vec!["long".to_owned(), "1".to_owned()]);
-        assert_eq!(table.aligned(1), "a     b\nlong  1\n");
-        assert_eq!(
-            table.markdown(1),
-            "| a | b |\n| --- | ---: |\n| long | 1 |\n"
-        );
     }
 }

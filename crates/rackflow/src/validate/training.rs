@@ -6,11 +6,13 @@
 
 use super::cross_check::{AGREES_WITHIN, CrossCheck, Sample};
 use super::drift::{Drift, Sized};
+use super::options::prose;
 use super::simulated::{NotSimulated, Simulated, simulate_all};
 use super::summary::{
-    Columns, Scored, Summary, groups_json, or_dash, percent, seconds, signed_percent, summary_json,
+    Scored, Summary, groups_json, or_dash, percent, seconds, signed_percent, summary_json,
     summary_table,
 };
+use super::table::Columns;
 use super::{Jobs, Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_plan::Setup;
@@ -353,7 +355,7 @@ impl Comparisons {
                 or_dash(row.error().map(signed_percent)),
             ]);
         }
-        table
+        table.sparing(&["source"])
     }
 
     fn replay_table(&self) -> Columns {
@@ -484,25 +486,23 @@ impl Validation for Comparisons {
         })
     }
 
-    fn to_table(&self) -> String {
+    fn to_table(&self, page: usize) -> String {
         let mut out = String::new();
         if !self.rows.is_empty() {
-            out.push_str(&Self::row_table(&self.rows).aligned(3));
+            out.push_str(&Self::row_table(&self.rows).aligned(3, page));
             out.push('\n');
         }
-        out.push_str(&self.summary_table().aligned(1));
+        out.push_str(&self.summary_table().aligned(1, page));
         if !self.replays.is_empty() {
             out.push_str("\nReplays, never tuned to:\n");
-            out.push_str(&self.replay_table().aligned(1));
+            out.push_str(&self.replay_table().aligned(1, page));
         }
         out.push('\n');
-        out.push_str(&self.cross_check_text());
-        out.push_str(&self.footer());
-        out.push_str(
-            "Error is simulated over published step time, minus one. Guessing a constant MFU misses by 25 % \
-             (median), the three\nnearest published rows by 13 %; the same configuration published twice differs \
-             by 2 to 3 %.\n",
-        );
+        let about = "Error is simulated over published step time, minus one. Guessing a constant MFU misses by 25 % \
+             (median), the three nearest published rows by 13 %; the same configuration published twice differs \
+             by 2 to 3 %.\n";
+        let text = self.cross_check_text() + &self.footer() + about;
+        out.push_str(&prose(&text, page));
         out
     }
 
