@@ -5,7 +5,7 @@ mod common;
 use common::{json, outcome, root, scratch, text};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A folder of one test, and files in it by path.
 struct Scratch(PathBuf);
@@ -246,6 +246,40 @@ fn an_exported_plan_takes_as_long_when_it_is_replayed() {
         assert_eq!(picos(before), picos(after), "{name}");
         assert_eq!(number(&replayed, "/replay/ranks_missing"), 0.0);
     }
+}
+
+/// One simulation is reported, drawn and exported; each file is what it is alone.
+#[test]
+fn what_is_exported_is_the_run_that_is_reported() {
+    let scratch = Scratch::new("one-run");
+    let path = |name: &str| scratch.0.join(name).to_str().expect("a path").to_owned();
+    let run = |more: &[&str]| {
+        let (status, out, err) = outcome(&[&["run", "quickstart-llama3-8b-8-h100"], more].concat());
+        assert_eq!(status, 0, "{err}");
+        // All but the wall time.
+        out.lines().take(4).collect::<Vec<_>>().join("\n")
+    };
+    let (alone, both) = (path("alone"), path("both"));
+    let (drawn, drawn_too) = (path("alone.json"), path("both.json"));
+    let plain = run(&[]);
+    assert_eq!(run(&["--chakra", &alone, "--chakra-ranks", "0,5"]), plain);
+    assert_eq!(run(&["--trace", &drawn]), plain);
+    let all = [
+        "--trace",
+        &drawn_too,
+        "--chakra",
+        &both,
+        "--chakra-ranks",
+        "0,5",
+    ];
+    assert_eq!(run(&all), plain);
+    let read = |path: PathBuf| fs::read(path).expect("written");
+    for rank in [0, 5] {
+        let name = format!("quickstart-llama3-8b-8-h100.{rank}.et");
+        let of = |folder: &str| read(Path::new(folder).join(&name));
+        assert!(of(&alone) == of(&both), "{name}");
+    }
+    assert!(read(drawn.into()) == read(drawn_too.into()));
 }
 
 #[test]

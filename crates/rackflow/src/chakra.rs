@@ -6,7 +6,7 @@ use crate::files;
 use rackflow_plan::Plan;
 use rackflow_report::ChakraExport;
 use rackflow_scenario::chakra_file;
-use rackflow_simulator::simulate_executed;
+use rackflow_simulator::Execution;
 use rackflow_units::{Bytes, counted};
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,8 @@ use std::path::Path;
 /// Traces of all ranks together are at most so large where nobody asked for more.
 const LARGEST: Bytes = Bytes::new(1_000_000_000);
 
-/// Simulates `plan` and writes the traces of the chosen ranks, or of all.
-pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure> {
+/// The ranks that the command line chooses, or all, in their order.
+pub fn chosen(plan: &Plan, args: &TraceArgs) -> Result<Vec<u32>, Failure> {
     let ranks = &args.chakra_ranks;
     let all = plan.placement.ranks();
     if let Some(wrong) = ranks.iter().find(|rank| **rank >= all) {
@@ -31,10 +31,20 @@ pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure
     };
     chosen.sort_unstable();
     chosen.dedup();
-    let (_, execution) = simulate_executed(plan);
-    let export = ChakraExport::new(plan, &execution);
-    let size = Bytes::new(export.bytes_of(&chosen));
-    let most = args.chakra_limit.unwrap_or(LARGEST);
+    Ok(chosen)
+}
+
+/// Writes the traces of the chosen ranks of a plan that was executed, at most so large together.
+pub fn write(
+    plan: &Plan,
+    execution: &Execution,
+    folder: &Path,
+    chosen: &[u32],
+    limit: Option<Bytes>,
+) -> Result<(), Failure> {
+    let export = ChakraExport::new(plan, execution);
+    let size = Bytes::new(export.bytes_of(chosen));
+    let most = limit.unwrap_or(LARGEST);
     if size > most {
         let all = chosen.len();
         let enough = size.get().div_ceil(1_000_000_000);
@@ -47,9 +57,9 @@ pub fn write(plan: &Plan, folder: &Path, args: &TraceArgs) -> Result<(), Failure
     }
     fs::create_dir_all(folder).map_err(|error| Failure::file("created", folder, &error))?;
     let name = &plan.setup.name;
-    refuse_traces_of_another_run(folder, name, all)?;
+    refuse_traces_of_another_run(folder, name, export.ranks())?;
     let mut bytes = 0;
-    for rank in &chosen {
+    for rank in chosen {
         let file = export.rank(*rank);
         bytes += file.len();
         files::write_atomically(&folder.join(format!("{name}.{rank}.et")), &file)?;

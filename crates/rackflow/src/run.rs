@@ -15,7 +15,7 @@ use crate::trace;
 use clap::ColorChoice;
 use rackflow_plan::{Plan, Setup, StageFacts};
 use rackflow_report::{Options, Report, Style, plot, render_text, summarize};
-use rackflow_simulator::Trace;
+use rackflow_simulator::{Execution, Trace};
 use rackflow_units::counted;
 use std::path::Path;
 use std::time::Instant;
@@ -61,10 +61,14 @@ pub fn run(args: &RunArgs, traced: &TraceArgs, color: ColorChoice) -> Result<(),
         Some(path) => trace::shown(&plan, path, traced)?,
         None => Vec::new(),
     };
-    if let Some(folder) = &traced.chakra {
-        chakra::write(&plan, folder, traced)?;
+    let exported = match &traced.chakra {
+        Some(folder) => Some((folder, chakra::chosen(&plan, traced)?)),
+        None => None,
+    };
+    let (report, seen, execution) = simulate_seen(&plan, resolved, &shown, exported.is_some())?;
+    if let Some(((folder, ranks), execution)) = exported.zip(execution) {
+        chakra::write(&plan, &execution, folder, &ranks, traced.chakra_limit)?;
     }
-    let (report, seen) = simulate_traced(&plan, resolved, &shown)?;
     if let Some(path) = &traced.trace {
         trace::write_step(&seen, path)?;
     }
@@ -163,23 +167,30 @@ pub fn plan(resolved: &Resolved) -> Result<Plan, Failure> {
 
 /// Simulates a step, and the days of steps around it where the scenario has them.
 pub fn simulate(plan: &Plan, resolved: Resolved) -> Result<Report, Failure> {
-    simulate_traced(plan, resolved, &[]).map(|(report, _)| report)
+    simulate_seen(plan, resolved, &[], false).map(|(report, ..)| report)
 }
 
-/// The same, and what these ranks did when.
+/// The same, what the ranks `shown` did when, and, where it is to be exported, what all did.
 #[allow(
     clippy::disallowed_methods,
     reason = "the command line is where the wall clock is read"
 )]
-fn simulate_traced(
+fn simulate_seen(
     plan: &Plan,
     resolved: Resolved,
     shown: &[u32],
-) -> Result<(Report, Trace), Failure> {
+    exported: bool,
+) -> Result<(Report, Trace, Option<Execution>), Failure> {
     let started = Instant::now();
     let stages = trace::first_of_each_stage(plan);
-    let (record, [timeline, seen]) =
-        rackflow_simulator::simulate_traced_each(plan, [&stages, shown]);
+    let lists = [&stages, shown];
+    let (record, [timeline, seen], execution) = if exported {
+        let (record, traces, execution) = rackflow_simulator::simulate_executed_each(plan, lists);
+        (record, traces, Some(execution))
+    } else {
+        let (record, traces) = rackflow_simulator::simulate_traced_each(plan, lists);
+        (record, traces, None)
+    };
     let run = resolved.outlook.run.as_ref().map(|run| {
         rackflow_simulator::simulate_run(plan, record.step_time, run, resolved.setup.seed)
     });
@@ -206,7 +217,7 @@ fn simulate_traced(
     if let Some(disturbed) = &mut report.disturbed {
         disturbed.undisturbed_time_s = undisturbed(&plan.setup);
     }
-    Ok((report, seen))
+    Ok((report, seen, execution))
 }
 
 /// The step time where nothing is slow or broken, in seconds.

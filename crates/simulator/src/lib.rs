@@ -33,7 +33,7 @@ pub use search::{
     Found, Outcome, Progress, Reordered, Simulator, Unproved, improve, planner, search,
 };
 pub use step::{
-    simulate, simulate_executed, simulate_in_islands, simulate_on_links, simulate_traced,
+    simulate, simulate_executed_each, simulate_in_islands, simulate_on_links, simulate_traced,
     simulate_traced_each,
 };
 pub use trace::{Executed, Execution, Message, Span, Trace, TracedPass, TracedRank};

@@ -160,11 +160,11 @@ pub fn simulate_in_islands(plan: &Plan) -> Record {
 /// The same with every link of the fabric in the net, also those that are wide enough for all: for
 /// the test that this changes nothing.
 pub fn simulate_on_links(plan: &Plan) -> Record {
-    run(plan, LEAST_FOR_ISLANDS, Keep::All, Watched::None).0
+    run(plan, LEAST_FOR_ISLANDS, Keep::All, Watched::default()).0
 }
 
 fn simulate_from(plan: &Plan, least_for_islands: usize) -> Record {
-    run(plan, least_for_islands, Keep::Narrow, Watched::None).0
+    run(plan, least_for_islands, Keep::Narrow, Watched::default()).0
 }
 
 /// The same, and what the given ranks did when. Where ranks are folded, each is shown by the one
@@ -179,42 +179,45 @@ pub fn simulate_traced_each<const N: usize>(
     plan: &Plan,
     lists: [&[u32]; N],
 ) -> (Record, [Trace; N]) {
-    match run(
-        plan,
-        LEAST_FOR_ISLANDS,
-        Keep::Narrow,
-        Watched::Ranks(&lists),
-    ) {
-        (record, Seen::Traces(mut traces)) => (
-            record,
-            std::array::from_fn(|at| std::mem::take(&mut traces[at])),
-        ),
-        _ => unreachable!("ranks are watched"),
-    }
+    let (record, traces, _) = simulate_seen(plan, lists, false);
+    (record, traces)
 }
 
 /// The same, and what every rank did when.
-pub fn simulate_executed(plan: &Plan) -> (Record, Execution) {
-    match run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, Watched::All) {
-        (record, Seen::Execution(execution)) => (record, execution),
-        _ => unreachable!("all ranks are watched"),
-    }
+pub fn simulate_executed_each<const N: usize>(
+    plan: &Plan,
+    lists: [&[u32]; N],
+) -> (Record, [Trace; N], Execution) {
+    let (record, traces, execution) = simulate_seen(plan, lists, true);
+    (record, traces, execution.expect("all ranks are watched"))
+}
+
+fn simulate_seen<const N: usize>(
+    plan: &Plan,
+    lists: [&[u32]; N],
+    all: bool,
+) -> (Record, [Trace; N], Option<Execution>) {
+    let watched = Watched { lists: &lists, all };
+    let (record, mut seen) = run(plan, LEAST_FOR_ISLANDS, Keep::Narrow, watched);
+    let traces = std::array::from_fn(|at| std::mem::take(&mut seen.traces[at]));
+    (record, traces, seen.execution)
 }
 
 /// What is written down.
-#[derive(Clone, Copy)]
-enum Watched<'r> {
-    None,
-    Ranks(&'r [&'r [u32]]),
-    All,
+#[derive(Clone, Copy, Default)]
+struct Watched<'r> {
+    /// What these ranks do, list by list.
+    lists: &'r [&'r [u32]],
+    /// What all ranks do.
+    all: bool,
 }
 
 /// What was written down.
-enum Seen {
-    Nothing,
+struct Seen {
     /// Of each list of ranks.
-    Traces(Vec<Trace>),
-    Execution(Execution),
+    traces: Vec<Trace>,
+    /// Of all ranks, where that was asked for.
+    execution: Option<Execution>,
 }
 
 /// Where the ranks of a plan and its flows are: equal for plans whose communicators are equal and
@@ -294,18 +297,17 @@ fn run_laid_out(
     let folding = &laid.folding;
     let mut step = step_laid_out(plan, laid, least_for_islands);
     let count = folding.entities.len();
-    match watched {
-        Watched::None => {}
-        Watched::Ranks(lists) => step.watch_ranks(&lists.concat(), folding),
-        Watched::All => step.watch = Some(Box::new(Watch::new(count, 0..count as u32))),
+    if watched.all {
+        step.watch = Some(Box::new(Watch::new(count, 0..count as u32)));
+    } else {
+        step.watch_ranks(&watched.lists.concat(), folding);
     }
     step.run();
     let classes = &folding.class_of_rank;
-    let seen = match watched {
-        Watched::Ranks(lists) => Seen::Traces(step.seen_of(lists, folding)),
-        _ => step.watch.take().map_or(Seen::Nothing, |watch| {
-            Seen::Execution(watch.execution(plan, &folding.entities, classes))
-        }),
+    let all = step.watch.as_deref().filter(|_| watched.all);
+    let seen = Seen {
+        execution: all.map(|watch| watch.execution(plan, &folding.entities, classes)),
+        traces: step.seen_of(watched.lists, folding),
     };
     (step.record(folding.class_of_rank.clone()), seen)
 }

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod collectives;
+mod executed;
 mod extremes;
 mod faults;
 mod folding;
