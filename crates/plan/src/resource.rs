@@ -364,11 +364,12 @@ fn offloads(stack: &SoftwareStack) -> bool {
 
 /// One SM fewer for each kind of communication that holds any.
 fn fewer_sms(mut setup: Setup) -> Option<(Setup, f64)> {
+    let has_experts = setup.training.model.moe.is_some();
     let stack = &mut setup.training.stack;
-    let before = stack.communication_sms + stack.dispatch_sms;
+    let before = stack.most_held_sms(has_experts);
     stack.communication_sms = stack.communication_sms.saturating_sub(1);
     stack.dispatch_sms = stack.dispatch_sms.saturating_sub(1);
-    let after = stack.communication_sms + stack.dispatch_sms;
+    let after = stack.most_held_sms(has_experts);
     (after > 0 && after < before).then(|| (setup, f64::from(before) / f64::from(after)))
 }
 

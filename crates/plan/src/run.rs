@@ -215,7 +215,10 @@ impl<'a> Context<'a> {
     pub fn new(setup: &'a Setup, prices: &'a Prices) -> Self {
         let accelerator = &setup.cluster.node.accelerator;
         let stack = &setup.training.stack;
-        let most = (stack.communication_sms + stack.dispatch_sms).min(accelerator.sms * 2 / 3);
+        let has_experts = setup.training.model.moe.is_some();
+        let most = stack
+            .most_held_sms(has_experts)
+            .min(accelerator.sms * 2 / 3);
         let level_sms = std::array::from_fn(|level| {
             accelerator.sms - most * level as u32 / (SEGMENT_LEVELS as u32 - 1)
         });

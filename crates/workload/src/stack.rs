@@ -201,6 +201,17 @@ fn yes() -> bool {
 }
 
 impl SoftwareStack {
+    /// SMs that communications of two kinds hold at once: a collective beside an exchange of tokens, or, where
+    /// there are no experts, beside another collective.
+    pub fn most_held_sms(&self, has_experts: bool) -> u32 {
+        let beside = if has_experts {
+            self.dispatch_sms
+        } else {
+            self.communication_sms
+        };
+        self.communication_sms + beside
+    }
+
     /// Host time of one product of a linear layer.
     pub fn product_launch(&self, quantized: bool) -> SimDuration {
         let wide = self.linear_launch.unwrap_or(self.launch);
@@ -342,7 +353,7 @@ pub struct SoftwareStack {
     pub collectives_first: bool,
     /// SMs that a collective's kernel holds while it runs.
     pub communication_sms: u32,
-    /// SMs that an expert dispatch or combine holds while it runs.
+    /// SMs that an expert dispatch or combine holds while it runs. A model without experts has none.
     pub dispatch_sms: u32,
     /// Bytes per gradient element that are kept and reduced.
     pub gradient_bytes: u64,

@@ -8,6 +8,7 @@ use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use rackflow_workload::{
     Attention, AttentionKernel, CudaGraphs, OffloadedInput, Recipe, Recompute, Routing, Schedule,
+    Zero,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -581,4 +582,26 @@ fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
         (booked / of_stage - 1.0).abs() < 0.01,
         "{booked} of {of_stage}"
     );
+}
+
+/// SMs that an exchange of tokens holds matter where tokens are exchanged, and nowhere else.
+#[test]
+fn a_dense_model_does_not_depend_on_what_an_exchange_holds() {
+    let times = |moe: bool| {
+        let mut setup = plain(8);
+        setup.training.model = model(8, moe);
+        setup.training.parallelism.zero = Zero::Stage3;
+        if moe {
+            setup.training.parallelism.expert = 8;
+        }
+        let mut with = |sms: u32| {
+            setup.training.stack.dispatch_sms = sms;
+            run(&setup)
+        };
+        [4, 20, 68, 132].map(|sms| with(sms).step_time)
+    };
+    let dense = times(false);
+    assert!(dense.iter().all(|time| *time == dense[0]), "{dense:?}");
+    let moe = times(true);
+    assert!(moe[1..].iter().all(|time| *time != moe[0]), "{moe:?}");
 }
