@@ -6,7 +6,7 @@
 use crate::fabric::Fabric;
 use crate::node::{Cluster, ScaleUp};
 use crate::wiring::{Bridge, Grid, MOST_AXES, Shape, Wiring, bridged_part};
-use rackflow_units::{Bandwidth, SimDuration};
+use rackflow_units::{Bandwidth, SimDuration, counted};
 use thiserror::Error;
 
 /// Why a cluster cannot be built. Reads after "failed to build the cluster:".
@@ -30,7 +30,7 @@ pub enum TopologyError {
     },
     /// More than one node, and the last one is not full.
     #[error(
-        "{gpus} GPUs are not a multiple of the {per_node} of one {node}; {lower} or {upper} would be"
+        "a cluster of {} is not a multiple of the {per_node} of one {node}; {lower} or {upper} would be", counted(*gpus, "GPU")
     )]
     GpusNotMultipleOfNode {
         /// GPUs of the cluster.
@@ -46,7 +46,7 @@ pub enum TopologyError {
     },
     /// A domain neither divides a node nor is made of whole nodes.
     #[error(
-        "an NVLink domain of {domain} GPUs and a node of {per_node} do not nest: one must be a multiple of the other"
+        "an NVLink domain of {} and a node of {per_node} do not nest: one must be a multiple of the other", counted(*domain, "GPU")
     )]
     DomainDoesNotNest {
         /// GPUs of one domain.
@@ -56,7 +56,7 @@ pub enum TopologyError {
     },
     /// GPUs do not share the NICs evenly.
     #[error(
-        "{nics} NICs are not shared evenly by {per_node} GPUs: one count must be a multiple of the other"
+        "a node of {} does not share {} evenly: one count must be a multiple of the other", counted(*per_node, "GPU"), counted(*nics, "NIC")
     )]
     NicsNotShared {
         /// NICs of one node.
@@ -82,7 +82,7 @@ pub enum TopologyError {
     },
     /// Planes meet only inside an NVLink domain, and a domain does not reach them all.
     #[error(
-        "{planes} planes never meet: an NVLink domain of {domain} GPUs does not reach all of them"
+        "{planes} planes never meet: an NVLink domain of {} does not reach all of them", counted(*domain, "GPU")
     )]
     PlanesNeverMeet {
         /// Planes of the fabric.
@@ -101,7 +101,7 @@ pub enum TopologyError {
         domain: u32,
     },
     /// Several tori, the last of which is not full.
-    #[error("{gpus} GPUs are no whole number of tori of {domain}")]
+    #[error("a cluster of {} is no whole number of tori of {domain}", counted(*gpus, "GPU"))]
     TorusNotFull {
         /// GPUs of the cluster.
         gpus: u32,

@@ -250,7 +250,7 @@ fn a_node_that_is_not_full() {
     let (_, text) = refused(|c| c.gpus = 60);
     assert_eq!(
         text,
-        "60 GPUs are not a multiple of the 8 of one dgx-h100; 56 or 64 would be"
+        "a cluster of 60 GPUs is not a multiple of the 8 of one dgx-h100; 56 or 64 would be"
     );
 }
 

@@ -9,7 +9,7 @@ use rackflow_topology::{
     Accelerator, ByPrecision, Cluster, ClusterMap, Fabric, Node, TopologyError,
 };
 use rackflow_units::{
-    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour,
+    Bandwidth, Bytes, FlopRate, Frequency, Power, Precision, SimDuration, UsdPerHour, counted,
 };
 use rackflow_workload::Recipe;
 
@@ -308,16 +308,16 @@ fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyErro
             findings.at(&field_path(field), format!("`{name}` is {value}; it must be {wanted}"))
         }
         TopologyError::GpusNotMultipleOfNode { gpus, per_node, node, lower, upper } => findings
-            .at("cluster.gpus", format!("{gpus} GPUs are no whole number of nodes: one {node} has {per_node}"))
+            .at("cluster.gpus", format!("a cluster of {} is no whole number of nodes: one {node} has {per_node}", counted(*gpus, "GPU")))
             .hint(format!("nearest that are: {lower} or {upper}")),
         TopologyError::DomainDoesNotNest { domain, per_node } => findings
             .at(
                 "cluster.node.scale_up.domain",
-                format!("an NVLink domain of {domain} GPUs and a node of {per_node} do not nest"),
+                format!("an NVLink domain of {} and a node of {per_node} do not nest", counted(*domain, "GPU")),
             )
             .hint("one must be a multiple of the other"),
         TopologyError::NicsNotShared { nics, per_node } => findings
-            .at("cluster.node.nic.count", format!("{per_node} GPUs do not share {nics} NICs evenly"))
+            .at("cluster.node.nic.count", format!("a node of {} does not share {} evenly", counted(*per_node, "GPU"), counted(*nics, "NIC")))
             .hint("one count must be a multiple of the other"),
         TopologyError::Tiers { tiers } => findings
             .at(&format!("{fabric}.tiers"), format!("a tree of {tiers} tiers is not modelled"))
@@ -332,7 +332,7 @@ fn topology(findings: &mut Findings<'_>, cluster: &Cluster, error: &TopologyErro
             )
             .hint("the axes, at most four, must multiply to `domain`"),
         TopologyError::TorusNotFull { gpus, domain } => findings
-            .at("cluster.gpus", format!("{gpus} GPUs are no whole number of tori of {domain}"))
+            .at("cluster.gpus", format!("a cluster of {} is no whole number of tori of {domain}", counted(*gpus, "GPU")))
             .hint(format!("use at most {domain}, or a multiple of it")),
         TopologyError::TooManyGroups { .. } | TopologyError::GroupTooLarge { .. } => findings
             .at(&format!("{fabric}.leaves_per_group"), error.to_string())

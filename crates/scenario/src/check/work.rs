@@ -286,14 +286,17 @@ fn tensor(findings: &mut Findings<'_>, setup: &Setup) -> bool {
     let use_these = format!("use tensor: {}", either(&possible));
     if tensor < domain {
         let message = format!(
-            "tensor parallelism {tensor} does not divide the NVLink domain of {domain} GPUs, so that groups straddle two domains"
+            "tensor parallelism {tensor} does not divide the NVLink domain of {}, so that groups straddle two domains",
+            counted(domain, "GPU")
         );
         let found = findings.at(&at("tensor"), message).hint(use_these);
         findings.report(found);
         return false;
     }
-    let message =
-        format!("tensor parallelism {tensor} does not fit one NVLink domain of {domain} GPUs");
+    let message = format!(
+        "tensor parallelism {tensor} does not fit one NVLink domain of {}",
+        counted(domain, "GPU")
+    );
     let found = findings.at(&at("tensor"), message).hint(use_these);
     let catalogue = Catalogue::builtin();
     let larger: Vec<&str> = catalogue

@@ -7,7 +7,7 @@ use rackflow_plan::kernel::{
     Load, PrefillAttention, ServingOptions, SparseAttention,
 };
 use rackflow_topology::Accelerator;
-use rackflow_units::{Bytes, Precision, SimDuration};
+use rackflow_units::{Bytes, Precision, SimDuration, counted};
 use rackflow_workload::{Access, AttentionKernel, Direction, FeedForward, LayerKind, Operation};
 
 /// One measured figure beside the modelled one.
@@ -452,7 +452,10 @@ impl Case<'_> {
             ..benchmark(self.library)
         };
         let time = seconds(kernel::experts(&op, acc, acc.sms, &options));
-        let what = format!("{tokens} tokens to {top_k} of {experts}, {hidden} x {inner}");
+        let what = format!(
+            "{} to {top_k} of {experts}, {hidden} x {inner}",
+            counted(tokens, "token")
+        );
         let flops = 6.0 * (tokens * top_k) as f64 * (hidden * inner) as f64;
         Ok(self.timed(&what, tokens >= 1024, time, flops, 0.0))
     }
