@@ -22,8 +22,8 @@ use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
-    Attention, AttentionCount, Direction, FeedForward, LayerKind, Model, Operation, Recompute,
-    Schedule, Zero,
+    AllocatorPolicy, Attention, AttentionCount, Direction, FeedForward, LayerKind, Model,
+    Operation, Recompute, Schedule, Zero,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -144,8 +144,25 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     let placement = Placement::new(&setup.training.parallelism, setup.rank_order);
     let spans = Arc::new(Spans::new(setup, &host, &placement));
     let stalls = Compiler::new(setup, &placement).stalls(&placement, &KnownStalls::default());
-    compile_over(setup, &host, &spans, &stalls, |plan| {
+    let mut plan = compile_over(setup, &host, &spans, &stalls, |plan| {
         crossing::blocks(plan, &host, crossing::wires(setup).as_ref())
+    })?;
+    if let Some(expandable) = expandable(setup, &placement, &stalls) {
+        for (stage, of) in plan.facts.stages.iter_mut().zip(expandable) {
+            stage.pressure.expandable = Some(of.pressure.time);
+        }
+    }
+    Ok(plan)
+}
+
+/// What the stages would wait for an allocator with expandable segments, where it has none and some wait.
+fn expandable(setup: &Setup, placement: &Placement, stalls: &[Stalls]) -> Option<Vec<Stalls>> {
+    let waits = |stalls: &Stalls| stalls.pressure.time > SimDuration::ZERO;
+    let is_native = setup.training.stack.allocator == AllocatorPolicy::Native;
+    (is_native && stalls.iter().any(waits)).then(|| {
+        let mut setup = setup.clone();
+        setup.training.stack.allocator = AllocatorPolicy::ExpandableSegments;
+        Compiler::new(&setup, placement).stalls(placement, &KnownStalls::default())
     })
 }
 

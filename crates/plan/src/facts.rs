@@ -31,9 +31,25 @@ impl StageFacts {
         self.pressure.time > SimDuration::ZERO
     }
 
+    /// How long its passes would wait for the allocator were its segments expandable.
+    fn waits_if_expandable(&self) -> SimDuration {
+        self.pressure.expandable.unwrap_or(self.pressure.time)
+    }
+
     /// Memory that is left.
     pub fn free(&self) -> Bytes {
         self.capacity.saturating_sub(self.memory.total())
+    }
+}
+
+impl Facts {
+    /// The longest that a stage waits for the allocator, and the longest that one would wait were segments
+    /// expandable; `None` where that is no shorter by a hundredth.
+    pub fn gain_of_expandable_segments(&self) -> Option<(SimDuration, SimDuration)> {
+        let stages = || self.stages.iter();
+        let now = stages().map(|stage| stage.pressure.time).max()?;
+        let then = stages().map(StageFacts::waits_if_expandable).max()?;
+        (then.scale(100, 99) < now).then_some((now, then))
     }
 }
 

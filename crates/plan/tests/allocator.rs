@@ -12,15 +12,20 @@ fn setup(id: &str) -> Setup {
     published::setup(run, Catalogue::builtin()).expect("a whole plan")
 }
 
-/// The allocator of the fullest stage where its GPUs have `free` bytes more than the plan needs.
-fn with_free(mut setup: Setup, free: f64) -> Pressure {
+/// A setup whose GPUs have `free` bytes more than its plan needs.
+fn with_memory(mut setup: Setup, free: f64) -> Setup {
     let plan = compile(&setup).expect("sound");
     let needed = plan.facts.stages.iter().map(|s| s.memory.total()).max();
     let needed = needed.expect("a stage").as_f64();
     let accelerator = &mut setup.cluster.node.accelerator;
     accelerator.reported_memory = 1.0;
     accelerator.memory = Bytes::new((needed + free) as u64);
-    let plan = compile(&setup).expect("sound");
+    setup
+}
+
+/// The allocator of the fullest stage where its GPUs have `free` bytes more than the plan needs.
+fn with_free(setup: Setup, free: f64) -> Pressure {
+    let plan = compile(&with_memory(setup, free)).expect("sound");
     let fullest = plan.facts.stages.iter().max_by_key(|s| s.memory.total());
     fullest.expect("a stage").pressure
 }
@@ -88,4 +93,39 @@ fn the_allocator_costs_time_close_to_the_limit_only() {
     let mut planned = near.clone();
     planned.training.stack.allocator = AllocatorPolicy::Preallocated;
     assert_eq!(with_free(planned, 1e9), Pressure::default());
+}
+
+/// What a plan that waits is told about expandable segments is what it comes to with them, which may be no gain.
+#[test]
+fn what_expandable_segments_would_save_is_what_they_save() {
+    let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.recompute = Recompute::None;
+    let (mut gains, mut none) = (0, 0);
+    for free in [2e9, 3e9, 4e9, 5e9, 5.5e9, 6e9, 12e9] {
+        let plan = compile(&with_memory(near.clone(), free)).expect("sound");
+        let mut grown = near.clone();
+        grown.training.stack.allocator = AllocatorPolicy::ExpandableSegments;
+        let with = compile(&with_memory(grown, free)).expect("sound");
+        let longest = |plan: &rackflow_plan::Plan| {
+            let stages = plan.facts.stages.iter();
+            stages
+                .map(|stage| stage.pressure.time)
+                .max()
+                .expect("a stage")
+        };
+        eprintln!("{free} {} {}", longest(&plan), longest(&with));
+        assert_eq!(with.facts.gain_of_expandable_segments(), None);
+        match plan.facts.gain_of_expandable_segments() {
+            Some((now, then)) => {
+                assert_eq!((now, then), (longest(&plan), longest(&with)));
+                assert!(then < now);
+                gains += 1;
+            }
+            None => {
+                assert!(longest(&with).scale(100, 99) >= longest(&plan));
+                none += 1;
+            }
+        }
+    }
+    assert!(gains > 0 && none > 0, "{gains} gain and {none} do not");
 }

@@ -11,9 +11,7 @@ use crate::summarize::fraction;
 use rackflow_plan::{Accounts, Cause, CommKind, Facts};
 use rackflow_topology::Level;
 use rackflow_units::counted;
-use rackflow_workload::{
-    AllocatorPolicy, AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero,
-};
+use rackflow_workload::{AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero};
 
 /// Changes offered at most.
 const LIMIT: usize = 3;
@@ -258,11 +256,12 @@ fn recomputation(facts: &Facts) -> String {
 }
 
 fn allocator(facts: &Facts) -> String {
-    let expandable = match facts.training.stack.allocator {
-        AllocatorPolicy::Native => {
-            "Let segments grow (allocator: expandable_segments, which is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True), or leave"
-        }
-        _ => "Leave",
+    let expandable = match facts.gain_of_expandable_segments() {
+        Some((now, then)) => format!(
+            "Let segments grow (allocator: expandable_segments, which is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True): \
+             the fullest stage would wait {then} in place of {now}. Or leave"
+        ),
+        None => "Leave".to_owned(),
     };
     format!(
         "{expandable} more memory free: a smaller micro-batch, recomputation, or more ranks to shard over."
@@ -322,11 +321,12 @@ fn communication(kind: CommKind, facts: &Facts, total: &Accounts) -> String {
     let overlap = &facts.training.stack.overlap;
     let stack = &facts.training.stack.name;
     let domain = facts.cluster.node.scale_up.domain;
+    let in_domain = counted(domain, "GPU");
     let level = worst_level(kind, total);
     let outside = level > Level::NvLink;
     match kind {
         CommKind::Tensor if outside => {
-            format!("Keep tensor parallelism ({}) inside one NVLink domain of {domain} GPUs.", parallelism.tensor)
+            format!("Keep tensor parallelism ({}) inside one NVLink domain of {in_domain}.", parallelism.tensor)
         }
         CommKind::Tensor if !parallelism.sequence_parallel => {
             "Turn on sequence parallelism, and let tensor-parallel collectives run beside their GEMMs.".into()
@@ -338,17 +338,17 @@ fn communication(kind: CommKind, facts: &Facts, total: &Accounts) -> String {
         ),
         CommKind::Tensor => format!("Use less tensor parallelism than {}, if memory allows.", parallelism.tensor),
         CommKind::Context => format!(
-            "Use less context parallelism than {}, or keep its ranks inside one NVLink domain of {domain} GPUs.",
+            "Use less context parallelism than {}, or keep its ranks inside one NVLink domain of {in_domain}.",
             parallelism.context
         ),
         CommKind::Expert if outside && parallelism.expert > domain => format!(
-            "EP {} reaches beyond an NVLink domain of {domain} GPUs: a rack-scale domain keeps dispatch off the {level} \
+            "EP {} reaches beyond an NVLink domain of {in_domain}: a rack-scale domain keeps dispatch off the {level} \
              switches{}.",
             parallelism.expert,
             if overlap.expert { "" } else { "; running it beside another micro-batch hides it" }
         ),
         CommKind::Expert if outside => format!(
-            "Place the {} expert-parallel ranks inside one NVLink domain of {domain} GPUs.",
+            "Place the {} expert-parallel ranks inside one NVLink domain of {in_domain}.",
             parallelism.expert
         ),
         CommKind::Expert if !overlap.expert => {

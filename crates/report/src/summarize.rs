@@ -12,7 +12,7 @@ use crate::report::{
 use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
-use rackflow_workload::{Activation, AllocatorPolicy, Frozen, Recipe, Recompute, Schedule};
+use rackflow_workload::{Activation, Frozen, Recipe, Recompute, Schedule};
 use thiserror::Error;
 
 /// What a report needs besides the record.
@@ -468,11 +468,12 @@ fn warnings(facts: &Facts) -> Vec<String> {
     } else {
         "with a little less the allocator would slow the step".to_owned()
     };
-    let way_out = match facts.training.stack.allocator {
-        AllocatorPolicy::Native => {
-            "; allocator: expandable_segments, a smaller micro-batch or recomputation leave more"
-        }
-        _ => "; a smaller micro-batch or recomputation leave more",
+    let way_out = match facts.gain_of_expandable_segments() {
+        Some((now, then)) => format!(
+            "; with allocator: expandable_segments it would wait {then} in place of {now}; a smaller micro-batch \
+             or recomputation leave more"
+        ),
+        None => "; a smaller micro-batch or recomputation leave more".to_owned(),
     };
     vec![format!(
         "{} free on the fullest GPU: {cost}; memory is counted within some 4 %, so it may be nothing or several times as much{way_out}",

@@ -50,6 +50,8 @@ pub struct Pressure {
     pub fragmentation: Bytes,
     /// How long a step's passes wait for it, all together.
     pub time: SimDuration,
+    /// The same were its segments expandable, where they are not and a pass of the plan waits.
+    pub expandable: Option<SimDuration>,
 }
 
 /// How long the passes of a stage wait for the allocator, by place in its order.

@@ -9,6 +9,7 @@ use rackflow_report::{
 };
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
+use rackflow_units::SimDuration;
 
 fn report(record: &Record) -> Report {
     let published = Published {
@@ -318,4 +319,29 @@ fn several_seeds_are_summed_up_and_one_is_not() {
     let over = OverSeeds::of(&[2.0, 4.0, 6.0]).expect("three steps");
     assert_eq!((over.seeds, over.mean_s, over.std_dev_s), (3, 4.0, 2.0));
     assert_eq!((over.least_s, over.most_s), (2.0, 6.0));
+}
+
+/// Expandable segments are suggested where the play of the allocator shows that less is waited with them, with
+/// how much.
+#[test]
+fn expandable_segments_are_suggested_where_they_gain() {
+    let warned = |expandable: Option<SimDuration>| {
+        let mut record = fixture::even();
+        let stage = &mut record.facts.stages[0];
+        stage.capacity = stage.memory.total();
+        stage.pressure.flushes = 4.0;
+        stage.pressure.time = SimDuration::from_micros(2_000_000);
+        stage.pressure.expandable = expandable;
+        report(&record).warnings.join("\n")
+    };
+    let gains = warned(Some(SimDuration::from_micros(500_000)));
+    assert!(
+        gains.contains("with allocator: expandable_segments it would wait 500 ms in place of 2 s"),
+        "{gains}"
+    );
+    for none in [Some(2_000_000), Some(2_500_000), Some(1_990_000), None] {
+        let text = warned(none.map(SimDuration::from_micros));
+        assert!(text.contains("a smaller micro-batch"), "{text}");
+        assert!(!text.contains("expandable_segments"), "{text}");
+    }
 }
