@@ -23,7 +23,7 @@ use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
     AllocatorPolicy, Attention, AttentionCount, Direction, FeedForward, LayerKind, Model,
-    Operation, Recompute, Schedule, Zero,
+    Operation, Recipe, Recompute, Schedule, Zero,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -1037,6 +1037,12 @@ impl<'a> Compiler<'a> {
         run
     }
 
+    /// Whether a pass waits for a comparison of what the one before it saw.
+    fn compares_scales(&self) -> bool {
+        let s = &self.sizes;
+        s.stack.compares_scales && s.training.recipe == Recipe::Fp8Delayed
+    }
+
     fn backward(
         &mut self,
         ctx: &mut Context<'_>,
@@ -1540,6 +1546,10 @@ impl<'a> Compiler<'a> {
                 }
             }
             emit.mark((place as u32, *pass), start, &kept);
+            if self.compares_scales() && !matches!(pass, Pass::WeightGradient { .. }) {
+                let told = emit.aside(&layer::compare_scales(ctx, &self.sizes, chunks[0].len()));
+                emit.pending.extend(told);
+            }
             for chunk in together.reduces_after(*pass) {
                 let run = self.chunk_reduction(ctx, &chunks[chunk as usize]);
                 emit.aside(&run);

@@ -810,6 +810,27 @@ fn share_scale(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
     b.wait(told);
 }
 
+/// Compares the largest values that a pass through `layers` has seen over the tensor and the data ranks and takes new
+/// scales from them, before the next pass (Transformer Engine, `global_amax_reduction` at the end of `fp8_autocast`
+/// and of the first module's backward pass).
+pub(crate) fn compare_scales(ctx: &mut Context<'_>, s: &Sizes<'_>, layers: u64) -> Run {
+    let maxima = Bytes::new(layers * SCALED_OPERANDS * 4);
+    let spec = Spec::Collective(CollectiveOp::AllReduce, maxima);
+    let mut b = Builder::new(ctx);
+    if s.plan.data * s.plan.context > 1 {
+        let (kind, slot) = (CommKind::Data, GroupSlot::Data);
+        b.collective("scale all-reduce", kind, slot, Stream::Tensor, spec, 0);
+    }
+    if s.plan.tensor > 1 {
+        tensor_collective(&mut b, "scale all-reduce", spec, 0);
+    }
+    b.finish()
+}
+
+/// Operands of a layer's four products in one direction that have a scale: inputs and weights, and what the
+/// products write (Transformer Engine, `FP8FwdTensors`).
+const SCALED_OPERANDS: u64 = 12;
+
 /// Scales of rows whose width the tensor ranks share: the largest values of `rows` are found by a pass of their
 /// own and compared over all ranks before anything is converted, and so are those of the weights that are cut
 /// along the same axis (torchao, `tensor_to_amax` of tensors that are sharded along it).

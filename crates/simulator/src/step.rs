@@ -72,7 +72,9 @@ pub(crate) struct Step<'p> {
     waits: Vec<u16>,
     first_wait: Vec<usize>,
     groups: Groups,
-    arrived: Vec<u32>,
+    /// Members of each group that have come to its next collective, by stream: collectives of one group on two
+    /// streams are those of two communicators.
+    arrived: Vec<[u32; Stream::COUNT]>,
     channels: Vec<Channel>,
     pub net: FlowNet,
     active: Vec<Option<Active>>,
@@ -360,7 +362,7 @@ impl<'p> Step<'p> {
             states: entities.iter().map(|_| State::default()).collect(),
             waits,
             first_wait,
-            arrived: vec![0; groups.len()],
+            arrived: vec![[0; Stream::COUNT]; groups.len()],
             groups: Groups::new(groups, first_port),
             channels: vec![Channel::default(); entities.len() * RECEIVERS.len()],
             net: FlowNet::new(0),
@@ -747,9 +749,10 @@ impl<'p> Step<'p> {
 
     fn join_collective(&mut self, now: SimTime, group: u32, transfer: TransferId, stream: Stream) {
         let g = group as usize;
-        self.arrived[g] += 1;
-        if self.arrived[g] as usize == self.groups.members(group).len() {
-            self.arrived[g] = 0;
+        let arrived = &mut self.arrived[g][stream as usize];
+        *arrived += 1;
+        if *arrived as usize == self.groups.members(group).len() {
+            *arrived = 0;
             let mut demand =
                 self.plan.demands[transfer.0 as usize][self.groups.span_class[g] as usize];
             if self.plan.transfers[transfer.0 as usize].kind == CommKind::Expert {

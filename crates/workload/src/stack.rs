@@ -374,6 +374,10 @@ pub struct SoftwareStack {
     /// before its first layer.
     #[serde(default)]
     pub wide_parameters_last: bool,
+    /// Where scales are delayed, the largest values that a pass through a chunk has seen are compared over all tensor
+    /// and data ranks before the next pass, which waits for them.
+    #[serde(default)]
+    pub compares_scales: bool,
     /// Passes through layers for which exchanged tokens stay in use after they are freed, where the exchange
     /// runs beside another micro-batch on a stream of its own: the host is ahead by as many.
     #[serde(default)]

@@ -138,6 +138,29 @@ fn parameters_of_large_buckets_are_less_hidden() {
     assert!(layers.step_time < whole.step_time);
 }
 
+/// Scales that all replicas compare after each pass cost the latency of an all-reduce over them, twice per
+/// micro-batch and chunk, more over more of them, and nothing where scales are not delayed.
+#[test]
+fn comparing_scales_costs_its_latency_after_each_pass() {
+    let slower = |gpus: u32, recipe: Recipe| {
+        let mut setup = plain(gpus);
+        setup.training.recipe = recipe;
+        let apart = run(&setup);
+        setup.training.stack.compares_scales = true;
+        let compared = run(&setup);
+        let more = compared.step_time.as_secs_f64() - apart.step_time.as_secs_f64();
+        (
+            more,
+            exposed(&compared, CommKind::Data) - exposed(&apart, CommKind::Data),
+        )
+    };
+    let (few, shown) = slower(16, Recipe::Fp8Delayed);
+    assert!(few > 0.0 && shown > 0.0);
+    let (many, _) = slower(64, Recipe::Fp8Delayed);
+    assert!(many > few, "{many} over 64, {few} over 16");
+    assert_eq!(slower(16, Recipe::Fp8).0, 0.0);
+}
+
 #[test]
 fn a_straggler_holds_up_everybody() {
     let even = run(&plain(16));

@@ -343,6 +343,8 @@ prop_compose! {
         t.stack.scatters_messages = scatters;
         t.stack.framework_ring = scatters;
         t.stack.wide_parameters_last = scatters;
+        t.stack.compares_scales = scatters;
+        t.recipe = if scatters { Recipe::Fp8Delayed } else { Recipe::Bf16 };
         t.stack.parameter_gather_bytes = if scatters { 1 } else { 2 };
         t.stack.dispatcher = dispatcher;
         t.stack.cuda_graphs = [CudaGraphs::None, CudaGraphs::Partial, CudaGraphs::Full][usize::from(graphs)];
