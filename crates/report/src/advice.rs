@@ -10,7 +10,7 @@ use crate::report::Change;
 use crate::summarize::fraction;
 use rackflow_plan::{Accounts, Cause, CommKind, Facts};
 use rackflow_topology::Level;
-use rackflow_units::counted;
+use rackflow_units::{SimDuration, counted};
 use rackflow_workload::{AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero};
 
 /// Changes offered at most.
@@ -255,11 +255,20 @@ fn recomputation(facts: &Facts) -> String {
     format!("{less}; only {free} are free on the fullest GPU, so {room} room first.")
 }
 
+/// "wait 500 ms in place of 2 s".
+pub(crate) fn wait_less(now: SimDuration, then: SimDuration) -> String {
+    match then {
+        SimDuration::ZERO => "not wait".to_owned(),
+        then => format!("wait {then} in place of {now}"),
+    }
+}
+
 fn allocator(facts: &Facts) -> String {
     let expandable = match facts.gain_of_expandable_segments() {
         Some((now, then)) => format!(
             "Let segments grow (allocator: expandable_segments, which is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True): \
-             the fullest stage would wait {then} in place of {now}. Or leave"
+             the fullest stage would {}. Or leave",
+            wait_less(now, then)
         ),
         None => "Leave".to_owned(),
     };

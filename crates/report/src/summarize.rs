@@ -470,8 +470,8 @@ fn warnings(facts: &Facts) -> Vec<String> {
     };
     let way_out = match facts.gain_of_expandable_segments() {
         Some((now, then)) => format!(
-            "; with allocator: expandable_segments it would wait {then} in place of {now}; a smaller micro-batch \
-             or recomputation leave more"
+            "; with allocator: expandable_segments it would {}; a smaller micro-batch or recomputation leave more",
+            advice::wait_less(now, then)
         ),
         None => "; a smaller micro-batch or recomputation leave more".to_owned(),
     };

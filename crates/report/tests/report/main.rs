@@ -339,6 +339,11 @@ fn expandable_segments_are_suggested_where_they_gain() {
         gains.contains("with allocator: expandable_segments it would wait 500 ms in place of 2 s"),
         "{gains}"
     );
+    let all = warned(Some(SimDuration::ZERO));
+    assert!(
+        all.contains("with allocator: expandable_segments it would not wait"),
+        "{all}"
+    );
     for none in [Some(2_000_000), Some(2_500_000), Some(1_990_000), None] {
         let text = warned(none.map(SimDuration::from_micros));
         assert!(text.contains("a smaller micro-batch"), "{text}");

@@ -610,21 +610,29 @@ fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
 /// SMs that an exchange of tokens holds matter where tokens are exchanged, and nowhere else.
 #[test]
 fn a_dense_model_does_not_depend_on_what_an_exchange_holds() {
-    let times = |moe: bool| {
+    let times = |moe: bool, zero, tensor, pipeline| {
         let mut setup = plain(8);
         setup.training.model = model(8, moe);
-        setup.training.parallelism.zero = Zero::Stage3;
+        let plan = &mut setup.training.parallelism;
+        plan.zero = zero;
+        (plan.tensor, plan.pipeline) = (tensor, pipeline);
+        plan.sequence_parallel = tensor > 1;
+        plan.data = 8 / tensor / pipeline;
         if moe {
-            setup.training.parallelism.expert = 8;
+            plan.expert = 8;
         }
         let mut with = |sms: u32| {
             setup.training.stack.dispatch_sms = sms;
-            run(&setup)
+            // One SM fewer counts as so much more of the resource.
+            let fewer = Resource::CommunicationSms.more(&setup);
+            (run(&setup).step_time, fewer.map(|(_, step)| step))
         };
-        [4, 20, 68, 132].map(|sms| with(sms).step_time)
+        [4, 20, 68, 132].map(&mut with)
     };
-    let dense = times(false);
-    assert!(dense.iter().all(|time| *time == dense[0]), "{dense:?}");
-    let moe = times(true);
-    assert!(moe[1..].iter().all(|time| *time != moe[0]), "{moe:?}");
+    for (zero, tensor, pipeline) in [(Zero::Stage3, 1, 1), (Zero::Stage1, 2, 2)] {
+        let dense = times(false, zero, tensor, pipeline);
+        assert!(dense.iter().all(|of| *of == dense[0]), "{dense:?}");
+    }
+    let moe = times(true, Zero::Stage3, 1, 1);
+    assert!(moe[1..].iter().all(|of| of.0 != moe[0].0), "{moe:?}");
 }
