@@ -86,6 +86,7 @@ fn pricing(c: &mut Criterion) {
                 n: 8192,
                 k: 8192,
                 batch: 1,
+                pieces: 1,
                 precision: Precision::Bf16,
                 output_bytes: 2,
             };

@@ -132,11 +132,24 @@ impl<'a> Sizes<'a> {
         gemm(tokens, n, k, self.training.recipe.gemm(), 2)
     }
 
+    /// One of the equal pieces into which a stack cuts the same product, to communicate beside it. It issues them
+    /// on several streams in turn (Transformer Engine, `comm_gemm_overlap.cpp`, `_stream_compute`; PyTorch,
+    /// `_symmetric_memory`, its backend stream).
+    fn piece_of_linear(&self, pieces: u64, tokens: u64, n: u64, k: u64) -> Operation {
+        gemm_piece(pieces, self.linear(tokens / pieces, n, k))
+    }
+
     /// Its input's gradient: `tokens` x `k` by `k` x `n`.
     pub fn input_gradient(&self, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
         let mut ops = vec![self.linear(tokens, n, k)];
         ops.extend(self.rescaled(tokens * n));
         ops
+    }
+
+    /// As [`Self::piece_of_linear`] for [`Self::input_gradient`].
+    fn piece_of_input_gradient(&self, pieces: u64, tokens: u64, n: u64, k: u64) -> Vec<Operation> {
+        let whole = self.input_gradient(tokens / pieces, n, k);
+        whole.into_iter().map(|op| gemm_piece(pieces, op)).collect()
     }
 
     /// The gradient of one input that several `products` (columns and reduced dimension) took.
@@ -382,9 +395,18 @@ pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u
         n,
         k,
         batch: 1,
+        pieces: 1,
         precision,
         output_bytes,
     }
+}
+
+/// A product as one of so many pieces; other operations as they are.
+fn gemm_piece(of: u64, mut op: Operation) -> Operation {
+    if let Operation::Gemm { pieces, .. } = &mut op {
+        *pieces = of;
+    }
+    op
 }
 
 /// `count` values of 2 bytes.
@@ -881,7 +903,7 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
         b.extend(
             inputs
                 .iter()
-                .map(|(n, k)| s.linear(s.tokens / pieces, *n, *k)),
+                .map(|(n, k)| s.piece_of_linear(pieces, s.tokens, *n, *k)),
         );
     }
 }
@@ -912,7 +934,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     };
     let mut last = 0;
     for _ in 0..pieces {
-        b.op(s.linear(s.tokens / pieces, n, k));
+        b.op(s.piece_of_linear(pieces, s.tokens, n, k));
         reorder(b, s, s.residual());
         let spec = Spec::Collective(op, piece(s.residual(), pieces));
         last = tensor_collective(b, "TP reduce", spec, sms);
@@ -958,7 +980,7 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         if !parted {
             b.extend(s.quantize_gradient(s.tokens / pieces * k));
         }
-        b.extend(s.input_gradient(s.tokens / pieces, n, k));
+        b.extend(s.piece_of_input_gradient(pieces, s.tokens, n, k));
     }
 }
 

@@ -153,6 +153,7 @@ fn the_power_limit_slows_attention_less_than_products() {
             n: 8192,
             k: 8192,
             batch: 1,
+            pieces: 1,
             precision: Precision::Bf16,
             output_bytes: 2,
         });
@@ -175,6 +176,7 @@ fn narrow_products_keep_a_higher_clock_where_they_draw_less() {
             n: 8192,
             k: 8192,
             batch: 1,
+            pieces: 1,
             precision,
             output_bytes: 2,
         };

@@ -24,6 +24,9 @@ pub enum Operation {
         k: u64,
         /// Independent products in one launch.
         batch: u64,
+        /// Equal pieces of a longer product, of which this is one, that are launched on several streams in turn:
+        /// tiles of the next run on the SMs that the last wave of this one leaves. 1: it runs alone.
+        pieces: u64,
         /// Format of both operands.
         precision: Precision,
         /// Bytes per element of the result that the kernel writes; a result that is accumulated

@@ -87,6 +87,7 @@ pub fn experts_by(
             ragged: op.touched > 1.0,
             output_bytes: 2.0,
             apart: false,
+            pieces: 1.0,
         };
         styled(
             &product,

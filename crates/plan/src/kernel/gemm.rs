@@ -39,6 +39,8 @@ pub(super) struct Product {
     pub output_bytes: f64,
     /// One kernel for each product.
     pub apart: bool,
+    /// Products of the same size beside this one, itself included, whose tiles fill one another's last waves.
+    pub pieces: f64,
 }
 
 impl Product {
@@ -49,6 +51,7 @@ impl Product {
                 n,
                 k,
                 batch,
+                pieces,
                 precision,
                 output_bytes,
             } => (
@@ -60,6 +63,7 @@ impl Product {
                     ragged: false,
                     output_bytes: output_bytes as f64,
                     apart: false,
+                    pieces: pieces as f64,
                 },
                 precision,
             ),
@@ -90,6 +94,7 @@ impl Product {
                         ragged,
                         output_bytes: output_bytes as f64,
                         apart: apart && groups > 1,
+                        pieces: 1.0,
                     },
                     precision,
                 )
@@ -276,13 +281,16 @@ impl Tiling<'_> {
         } = *self;
         let mechanism = device.mechanism;
         let sms = f64::from(device.sms);
-        let tiles = product.tiles(rows, columns);
+        let own = product.tiles(rows, columns);
+        // Of all pieces, each of which takes its part of their time.
+        let tiles = own * product.pieces;
         let multiply = 2.0 * rows * columns * self.per_flop * sms;
         // No tile is delivered at less cost per operation than the largest.
-        if tiles / sms * product.k * multiply >= fastest.0 {
+        if tiles / sms * product.k * multiply / product.pieces >= fastest.0 {
             return;
         }
-        let bands = (product.n / columns).max(product.m / rows).ceil() * product.count;
+        let bands =
+            (product.n / columns).max(product.m / rows).ceil() * product.count * product.pieces;
         // A pipeline step reads 128 bytes of each row.
         let step = (128.0 / element).floor();
         // The sustained rate is that of the largest tile, so delivery counts against that tile's.
@@ -290,7 +298,7 @@ impl Tiling<'_> {
         let overhead =
             device.cycles(mechanism.gemm_tile_cycles[device.generation()] * style.tile_cycles);
         for split in SPLITS {
-            if split > style.max_split || (split > 1.0 && tiles >= 2.0 * sms) {
+            if split > style.max_split || (split > 1.0 && own >= 2.0 * sms) {
                 break;
             }
             let k = (product.k / split / step).ceil() * step;
@@ -300,7 +308,7 @@ impl Tiling<'_> {
             } else {
                 waves + mechanism.wave_tail * (waves.ceil() - waves)
             };
-            let mut time = waited * (k * per_k + overhead);
+            let mut time = waited * (k * per_k + overhead) / product.pieces;
             if split > 1.0 {
                 // Partial sums leave in fp32 and are read again, through the cache.
                 let partial = product.m * product.n * product.count * 8.0 * split;

@@ -65,6 +65,7 @@ pub fn linear_by(
         ragged: false,
         output_bytes: 2.0,
         apart: false,
+        pieces: 1.0,
     };
     let style = style(linear.format, rates, &device);
     let mut parts = styled(&product, &style, &device);

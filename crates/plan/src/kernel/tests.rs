@@ -135,6 +135,7 @@ fn gemm(m: u64, n: u64, k: u64, precision: Precision) -> Operation {
         n,
         k,
         batch: 1,
+        pieces: 1,
         precision,
         output_bytes: 2,
     }
@@ -183,7 +184,9 @@ fn many_operations() -> Vec<Operation> {
                     Precision::Fp8,
                     Precision::Fp4,
                 ] {
-                    ops.push(gemm(m, n, k, precision));
+                    let whole = gemm(m, n, k, precision);
+                    ops.push(gemm_piece(&whole, 4));
+                    ops.push(whole);
                 }
             }
         }
@@ -327,6 +330,7 @@ fn a_batch_takes_its_number_of_products() {
             n: 4096,
             k: 4096,
             batch,
+            pieces: 1,
             precision: Precision::Bf16,
             output_bytes: 2,
         };
@@ -334,6 +338,39 @@ fn a_batch_takes_its_number_of_products() {
     };
     let ratio = time(64) / time(1);
     assert!((58.0..64.5).contains(&ratio), "{ratio}");
+}
+
+/// Tiles of other pieces can only fill waves: a piece beside others takes no longer than alone, and less where its
+/// last wave was half empty.
+#[test]
+fn pieces_of_a_product_fill_the_waves_of_one_another() {
+    for name in NAMES {
+        let acc = accelerator(name);
+        for op in many_operations() {
+            let time = |of: u64| cost(&gemm_piece(&op, of), &acc, acc.sms).time.as_secs_f64();
+            let alone = time(1);
+            for pieces in [2, 4, 8] {
+                let beside = time(pieces);
+                assert!(
+                    beside <= alone * 1.001,
+                    "{name}, {pieces} pieces of {op:?}: {beside} {alone}"
+                );
+            }
+        }
+    }
+    let acc = accelerator("h100-sxm");
+    let op = gemm(1024, 9216, 12288, Precision::Bf16);
+    let time = |of: u64| cost(&gemm_piece(&op, of), &acc, acc.sms).time.as_secs_f64();
+    assert!(time(4) < 0.99 * time(1), "{} {}", time(4), time(1));
+}
+
+/// The same product as one of so many pieces.
+fn gemm_piece(op: &Operation, of: u64) -> Operation {
+    let mut op = op.clone();
+    if let Operation::Gemm { pieces, .. } = &mut op {
+        *pieces = of;
+    }
+    op
 }
 
 #[test]

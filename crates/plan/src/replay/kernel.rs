@@ -98,6 +98,7 @@ impl<'s> Table<'s> {
             n: edge,
             k: edge,
             batch: 1,
+            pieces: 1,
             precision: self.setup.precision,
             output_bytes: 2,
         });

@@ -186,6 +186,7 @@ impl Kernels {
             n,
             k,
             batch: count,
+            pieces: 1,
             precision: Precision::Bf16,
             output_bytes: 2,
         };

@@ -308,6 +308,7 @@ impl Case<'_> {
             n,
             k,
             batch: 1,
+            pieces: 1,
             precision: self.format.math(),
             output_bytes: 2,
         };
