@@ -87,6 +87,7 @@ fn pricing(c: &mut Criterion) {
                 k: 8192,
                 batch: 1,
                 pieces: 1,
+                sms_left: 0,
                 precision: Precision::Bf16,
                 output_bytes: 2,
             };

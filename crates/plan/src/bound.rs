@@ -425,5 +425,15 @@ fn stage_end(compiler: &Compiler<'_>, ctx: &mut Context<'_>, stage: u32) -> Stag
         .nodes
         .first()
         .is_some_and(|node| node.stream == Stream::Data);
-    StageEnd { rest, queues }
+    let left = compiler.output_gradients_left(ctx, &chunks);
+    let nodes = left.iter().flat_map(|run| &run.nodes);
+    let put_off = nodes.map(|node| match node.work {
+        Work::Compute(id) => ctx.segments[id.0 as usize].time[0].as_picos(),
+        _ => 0,
+    });
+    StageEnd {
+        put_off: put_off.sum(),
+        rest,
+        queues,
+    }
 }

@@ -504,6 +504,10 @@ pub(crate) enum Kind {
     Backward,
     /// The last micro-batch's backward, which releases gradients for reduction.
     BackwardLast,
+    /// A backward pass that leaves the weight gradient of the output layer for later.
+    BackwardDeferred,
+    /// The same of the last micro-batch.
+    BackwardDeferredLast,
     InputGradient,
     WeightGradient,
     WeightGradientLast,
@@ -511,6 +515,37 @@ pub(crate) enum Kind {
 
 impl Kind {
     const COUNT: usize = Self::WeightGradientLast as usize + 1;
+
+    /// What a backward pass of this kind computes of each layer.
+    fn gradients(self) -> Gradients {
+        match self {
+            Self::InputGradient => Gradients::Input,
+            Self::WeightGradient | Self::WeightGradientLast => Gradients::Weight,
+            _ => Gradients::Both,
+        }
+    }
+
+    /// Whether it completes the gradients of its chunk, but for those that are left for later.
+    fn completes(self) -> bool {
+        matches!(
+            self,
+            Self::BackwardLast | Self::BackwardDeferredLast | Self::WeightGradientLast
+        )
+    }
+
+    fn defers(self) -> bool {
+        matches!(self, Self::BackwardDeferred | Self::BackwardDeferredLast)
+    }
+
+    /// A backward pass with all gradients.
+    pub fn backward(completes: bool, defers: bool) -> Self {
+        match (completes, defers) {
+            (false, false) => Self::Backward,
+            (true, false) => Self::BackwardLast,
+            (false, true) => Self::BackwardDeferred,
+            (true, true) => Self::BackwardDeferredLast,
+        }
+    }
 }
 
 /// Bytes of parameters that one rank holds of a layer, before ZeRO shards them.
@@ -612,6 +647,19 @@ fn table_parameters(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     };
     let output = if chunk.last { output_parameters(s) } else { 0 };
     embedding + output
+}
+
+/// Micro-batches whose weight gradient of the output layer the last stage puts off to its end.
+pub(crate) fn deferred_output_gradients(s: &Sizes<'_>) -> u64 {
+    let in_one = matches!(
+        s.training.schedule,
+        Schedule::Gpipe | Schedule::OneForwardOneBackward
+    );
+    if s.plan.pipeline == 1 || !in_one || s.weaves_passes() || s.plan.zero == Zero::Stage3 {
+        return 0;
+    }
+    let most = s.stack.deferred_output_gradients;
+    most.min(s.training.micro_batches())
 }
 
 /// Parameters that one rank holds of all chunks of its stage.
@@ -844,11 +892,7 @@ impl<'a> Compiler<'a> {
         let run = match kind {
             Kind::Forward => self.forward(ctx, chunk, false),
             Kind::ForwardFirst => self.forward(ctx, chunk, true),
-            Kind::Backward => self.backward(ctx, chunk, Gradients::Both, false),
-            Kind::BackwardLast => self.backward(ctx, chunk, Gradients::Both, true),
-            Kind::InputGradient => self.backward(ctx, chunk, Gradients::Input, false),
-            Kind::WeightGradient => self.backward(ctx, chunk, Gradients::Weight, false),
-            Kind::WeightGradientLast => self.backward(ctx, chunk, Gradients::Weight, true),
+            _ => self.backward(ctx, chunk, kind),
         };
         let run = Rc::new(run);
         let runs = self.runs.entry(chunk.clone()).or_default();
@@ -1043,13 +1087,8 @@ impl<'a> Compiler<'a> {
         s.stack.compares_scales && s.training.recipe == Recipe::Fp8Delayed
     }
 
-    fn backward(
-        &mut self,
-        ctx: &mut Context<'_>,
-        chunk: &Chunk,
-        gradients: Gradients,
-        last: bool,
-    ) -> Run {
+    fn backward(&mut self, ctx: &mut Context<'_>, chunk: &Chunk, kind: Kind) -> Run {
+        let (gradients, last) = (kind.gradients(), kind.completes());
         let s = self.sizes.clone();
         let kinds: Vec<LayerKind> = chunk.kinds().collect();
         let mut run = Run::default();
@@ -1080,9 +1119,14 @@ impl<'a> Compiler<'a> {
                     bucket.parameters = bucket.parameters + mtp_parameters(&s);
                 }
             }
-            run.append(&head);
+            if kind.defers() {
+                let inputs = layer::head(ctx, &s, Direction::Backward, Gradients::Input);
+                run.append(&inputs);
+            } else {
+                run.append(&head);
+            }
             if reduces && !self.wide_parameters_last() {
-                bucket.parameters.dense += output_parameters(&s);
+                bucket.parameters.dense += self.output_parameters_in_time();
             }
         }
         let recomputed = recomputed_layers(&s, chunk);
@@ -1141,6 +1185,9 @@ impl<'a> Compiler<'a> {
         }
         if reduces && self.wide_parameters_last() {
             bucket.parameters.dense += table_parameters(&s, chunk);
+            if chunk.last {
+                bucket.parameters.dense -= output_parameters(&s) - self.output_parameters_in_time();
+            }
         } else if reduces && chunk.first {
             bucket.parameters.dense += embedding_parameters(&s);
         }
@@ -1471,6 +1518,7 @@ impl<'a> Compiler<'a> {
         let first_apart = self.gathers_beside_optimizer();
         let others_apart = self.aligns_gathers();
         let reduced_apart = self.aligns_reductions();
+        let deferred = self.deferred_output_gradients();
         if self.stages() > 1 {
             emit.message = ctx.transfer(
                 "stage to stage",
@@ -1502,12 +1550,9 @@ impl<'a> Compiler<'a> {
                     Kind::ForwardFirst
                 }
             };
-            let backward_kind = |last: bool| {
-                if last && !reduced_apart {
-                    Kind::BackwardLast
-                } else {
-                    Kind::Backward
-                }
+            let backward_kind = |last: bool, micro_batch: u32, chunk: u32| {
+                let defers = chunks[chunk as usize].last && u64::from(micro_batch) < deferred;
+                Kind::backward(last && !reduced_apart, defers)
             };
             match *pass {
                 Pass::Forward { micro_batch, chunk } => {
@@ -1517,7 +1562,7 @@ impl<'a> Compiler<'a> {
                 }
                 Pass::Backward { micro_batch, chunk } => {
                     let last = last_micro_batch[chunk as usize] == micro_batch;
-                    let kind = backward_kind(last);
+                    let kind = backward_kind(last, micro_batch, chunk);
                     let run = self.run(ctx, &chunks[chunk as usize], kind);
                     emit.backward(&run, micro_batch, chunk);
                 }
@@ -1539,7 +1584,7 @@ impl<'a> Compiler<'a> {
                     let kind = forward_kind(forward.1);
                     let f = self.run(ctx, &chunks[forward.1 as usize], kind);
                     let last = last_micro_batch[backward.1 as usize] == backward.0;
-                    let kind = backward_kind(last);
+                    let kind = backward_kind(last, backward.0, backward.1);
                     let b = self.run(ctx, &chunks[backward.1 as usize], kind);
                     let order = self.weave(ctx, &f, &b);
                     emit.overlapped(&order, (&f, forward), (&b, backward));
@@ -1559,6 +1604,9 @@ impl<'a> Compiler<'a> {
             let run = self.chunk_reduction(ctx, &chunks[chunk as usize]);
             emit.aside(&run);
         }
+        if let Some(run) = self.output_gradients_left(ctx, &chunks) {
+            emit.plain(&run, 0);
+        }
         let end = self.step_end(ctx, &chunks);
         emit.plain(&end, 0);
         emit.program
@@ -1574,8 +1622,49 @@ impl<'a> Compiler<'a> {
     /// The reductions of all of a chunk's gradients.
     fn chunk_reduction(&self, ctx: &mut Context<'_>, chunk: &Chunk) -> Run {
         let mut run = Run::default();
-        self.reduce_gradients(ctx, &mut run, chunk_parameters(&self.sizes, chunk));
+        let mut parameters = chunk_parameters(&self.sizes, chunk);
+        if chunk.last {
+            parameters.dense -= output_parameters(&self.sizes) - self.output_parameters_in_time();
+        }
+        self.reduce_gradients(ctx, &mut run, parameters);
         run
+    }
+
+    /// Micro-batches whose weight gradient of the output layer waits for the end of the last stage's passes.
+    pub fn deferred_output_gradients(&self) -> u64 {
+        deferred_output_gradients(&self.sizes)
+    }
+
+    /// Whether that is all of them.
+    pub fn defers_all_output_gradients(&self) -> bool {
+        self.deferred_output_gradients() == self.setup.training.micro_batches()
+    }
+
+    /// Parameters of the output layer whose gradients are there when the last backward pass is done.
+    fn output_parameters_in_time(&self) -> u64 {
+        match self.deferred_output_gradients() {
+            0 => output_parameters(&self.sizes),
+            _ => 0,
+        }
+    }
+
+    /// The weight gradients of the output layer that a stage with these chunks has put off, and their reduction.
+    pub fn output_gradients_left(&self, ctx: &mut Context<'_>, chunks: &[Chunk]) -> Option<Run> {
+        let count = self.deferred_output_gradients();
+        if count == 0 || !chunks.iter().any(|chunk| chunk.last) {
+            return None;
+        }
+        let s = &self.sizes;
+        let one = layer::head(ctx, s, Direction::Backward, Gradients::Weight);
+        let mut run = Run::default();
+        for _ in 0..count {
+            run.append(&one);
+        }
+        if s.stack.overlap.gradient_reduce {
+            let parameters = RankParameters::dense(output_parameters(s));
+            self.reduce_gradients(ctx, &mut run, parameters);
+        }
+        Some(run)
     }
 
     /// What follows the last backward pass: the rest of the gradient reduction, the gradient norm,

@@ -177,9 +177,12 @@ pub fn cost_by(
 ) -> KernelCost {
     let device = Device::new(accelerator, sms, options.load, mechanism);
     match op {
-        Operation::Gemm { precision, .. } | Operation::GroupedGemm { precision, .. } => {
-            gemm::cost(op, &device.at_clock_of(*precision))
-        }
+        Operation::Gemm {
+            precision,
+            sms_left,
+            ..
+        } => gemm::cost(op, &device.without(*sms_left).at_clock_of(*precision)),
+        Operation::GroupedGemm { precision, .. } => gemm::cost(op, &device.at_clock_of(*precision)),
         Operation::Attention { .. } => attention::cost(op, options.attention, &device),
         Operation::Stream { .. } => stream::cost(op, &device),
     }
@@ -272,6 +275,14 @@ impl<'a> Device<'a> {
     /// was not given, and clocks that the power limit holds down.
     fn slower(&self) -> f64 {
         f64::from(self.accelerator.sms) / (f64::from(self.sms) * self.clock_share)
+    }
+
+    /// With so many SMs fewer, but one at least.
+    fn without(&self, sms: u32) -> Self {
+        Self {
+            sms: self.sms.saturating_sub(sms).max(1),
+            ..*self
+        }
     }
 
     /// Time for `cycles` of the clock [s].

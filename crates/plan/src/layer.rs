@@ -396,6 +396,7 @@ pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u
         k,
         batch: 1,
         pieces: 1,
+        sms_left: 0,
         precision,
         output_bytes,
     }
@@ -405,6 +406,14 @@ pub(crate) fn gemm(m: u64, n: u64, k: u64, precision: Precision, output_bytes: u
 fn gemm_piece(of: u64, mut op: Operation) -> Operation {
     if let Operation::Gemm { pieces, .. } = &mut op {
         *pieces = of;
+    }
+    op
+}
+
+/// A product that leaves so many SMs to communication; other operations as they are.
+fn leaving_sms(sms: u32, mut op: Operation) -> Operation {
+    if let Operation::Gemm { sms_left, .. } = &mut op {
+        *sms_left = sms;
     }
     op
 }
@@ -807,15 +816,6 @@ fn gather_pieces(s: &Sizes<'_>) -> u64 {
     if s.stack.overlap.tensor { s.tp() } else { 1 }
 }
 
-/// The same for one that reduces (Transformer Engine, `pipeline` with four splits).
-fn reduce_pieces(s: &Sizes<'_>) -> u64 {
-    if s.stack.overlap.tensor {
-        s.tp().min(4)
-    } else {
-        1
-    }
-}
-
 /// Whether a tensor that its ranks hold in parts needs one scale for all of it, found by asking all of them.
 fn shares_scales(s: &Sizes<'_>) -> bool {
     s.training.recipe == Recipe::Fp8 && s.plan.tensor > 1 && s.plan.sequence_parallel
@@ -890,12 +890,10 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
     } else {
         s.stack.communication_sms
     };
-    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
-    let gathers: Vec<u32> = (0..pieces)
-        .map(|_| tensor_collective(b, "TP all-gather", spec, sms))
-        .collect();
-    for gather in gathers {
-        b.wait(gather);
+    for gather in gathered_pieces(b, s, sms) {
+        if let Some(gather) = gather {
+            b.wait(gather);
+        }
         reorder(b, s, s.gathered());
         if !s.gathers_narrow() {
             b.extend(s.quantize(s.tokens / pieces * k));
@@ -906,6 +904,19 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
                 .map(|(n, k)| s.piece_of_linear(pieces, s.tokens, *n, *k)),
         );
     }
+}
+
+/// Begins to gather, whole or in pieces as they come round the ring; what the product of each piece waits for. A
+/// rank begins with its own piece, which is there.
+fn gathered_pieces(b: &mut Builder<'_, '_>, s: &Sizes<'_>, sms: u32) -> Vec<Option<u32>> {
+    let others = gather_pieces(s).max(2) - 1;
+    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), others));
+    let own = (gather_pieces(s) > 1).then_some(None);
+    let mut gathers: Vec<Option<u32>> = own.into_iter().collect();
+    for _ in 0..others {
+        gathers.push(Some(tensor_collective(b, "TP all-gather", spec, sms)));
+    }
+    gathers
 }
 
 fn piece(all: Bytes, pieces: u64) -> Bytes {
@@ -921,26 +932,51 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
         b.op(s.linear(s.tokens, n, k));
         return;
     }
-    let op = sum_op(s);
-    let pieces = if s.plan.sequence_parallel {
-        reduce_pieces(s)
+    if !s.stack.overlap.tensor || !s.plan.sequence_parallel {
+        b.op(s.linear(s.tokens, n, k));
+        reorder(b, s, s.residual());
+        let spec = Spec::Collective(sum_op(s), s.residual());
+        let reduce = tensor_collective(b, "TP reduce", spec, s.stack.communication_sms);
+        b.wait(reduce);
+    } else if s.stack.tensor_reduce_sms > 0 {
+        reduced_in_pipeline(b, s, n, k);
     } else {
-        1
-    };
-    let sms = if pieces > 1 {
-        0
-    } else {
-        s.stack.communication_sms
-    };
+        reduced_in_ring(b, s, n, k);
+    }
+}
+
+/// A kernel sums the results of a piece on all ranks while the product of the next one runs, on the SMs that the
+/// products leave to it (Transformer Engine, `pipeline`).
+fn reduced_in_pipeline(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
+    let pieces = s.tp().min(MOST_SPLITS);
+    let product = s.piece_of_linear(pieces, s.tokens, n, k);
+    let spec = Spec::Collective(CollectiveOp::ReduceScatter, piece(s.residual(), pieces));
     let mut last = 0;
     for _ in 0..pieces {
-        b.op(s.piece_of_linear(pieces, s.tokens, n, k));
-        reorder(b, s, s.residual());
-        let spec = Spec::Collective(op, piece(s.residual(), pieces));
-        last = tensor_collective(b, "TP reduce", spec, sms);
+        b.op(leaving_sms(s.stack.tensor_reduce_sms, product.clone()));
+        last = tensor_collective(b, "TP reduce", spec, 0);
     }
     b.wait(last);
 }
+
+/// Every rank sends the results of each piece to whom they belong while the product of the next one runs, its own
+/// piece last, and sums what has come (Transformer Engine, `ring_exchange`; PyTorch, `_fused_matmul_reduce_scatter`).
+fn reduced_in_ring(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
+    let (pieces, others) = (s.tp(), s.tp() - 1);
+    let product = s.piece_of_linear(pieces, s.tokens, n, k);
+    let spec = Spec::Collective(CollectiveOp::ReduceScatter, piece(s.residual(), others));
+    let mut last = 0;
+    for _ in 0..others {
+        b.op(product.clone());
+        last = tensor_collective(b, "TP reduce", spec, 0);
+    }
+    b.op(product);
+    b.wait(last);
+    b.op(stream(s.residual(), piece(s.residual(), pieces), 1));
+}
+
+/// Pieces into which Transformer Engine cuts a reduction in a `pipeline` (`num_splits`).
+const MOST_SPLITS: u64 = 4;
 
 /// Collects a gradient of the tensor-parallel region's output on all ranks (sequence parallel).
 fn gather_gradient(b: &mut Builder<'_, '_>, s: &Sizes<'_>) {
@@ -971,12 +1007,10 @@ fn gathered_gradient_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: 
         b.extend(s.input_gradient(s.tokens, n, k));
         return;
     }
-    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces));
-    let gathers: Vec<u32> = (0..pieces)
-        .map(|_| tensor_collective(b, "TP all-gather", spec, 0))
-        .collect();
-    for gather in gathers {
-        b.wait(gather);
+    for gather in gathered_pieces(b, s, 0) {
+        if let Some(gather) = gather {
+            b.wait(gather);
+        }
         if !parted {
             b.extend(s.quantize_gradient(s.tokens / pieces * k));
         }

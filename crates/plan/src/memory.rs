@@ -492,7 +492,19 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     // Of two passes woven into one, the forward one is a layer ahead.
     let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
     let ahead = if woven { layer } else { 0 };
-    logits.max(live) + ahead + on_the_way(s, chunks)
+    let put_off = if chunks.iter().any(|c| c.last) {
+        crate::compile::deferred_output_gradients(s) * put_off(s)
+    } else {
+        0
+    };
+    logits.max(live) + ahead + on_the_way(s, chunks) + put_off
+}
+
+/// What waits of one micro-batch for a weight gradient of the output layer that is put off: the gradient of the
+/// logits, and the layer's input.
+pub(crate) fn put_off(s: &Sizes<'_>) -> u64 {
+    let vocab = s.model.vocab.div_ceil(u64::from(s.plan.tensor));
+    2 * (s.tokens * vocab + s.own_tokens * s.model.hidden)
 }
 
 /// What a layer needs while its backward pass runs, beside what its forward pass left: all that it computes

@@ -154,6 +154,7 @@ fn the_power_limit_slows_attention_less_than_products() {
             k: 8192,
             batch: 1,
             pieces: 1,
+            sms_left: 0,
             precision: Precision::Bf16,
             output_bytes: 2,
         });
@@ -177,6 +178,7 @@ fn narrow_products_keep_a_higher_clock_where_they_draw_less() {
             k: 8192,
             batch: 1,
             pieces: 1,
+            sms_left: 0,
             precision,
             output_bytes: 2,
         };

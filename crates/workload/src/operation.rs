@@ -27,6 +27,8 @@ pub enum Operation {
         /// Equal pieces of a longer product, of which this is one, that are launched on several streams in turn:
         /// tiles of the next run on the SMs that the last wave of this one leaves. 1: it runs alone.
         pieces: u64,
+        /// SMs that the kernel leaves to communication beside it.
+        sms_left: u32,
         /// Format of both operands.
         precision: Precision,
         /// Bytes per element of the result that the kernel writes; a result that is accumulated

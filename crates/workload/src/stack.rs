@@ -367,6 +367,11 @@ pub struct SoftwareStack {
     pub activation_offload: ActivationOffload,
     /// Bytes per parameter that the parameter all-gather sends.
     pub parameter_gather_bytes: u64,
+    /// SMs that a product leaves to the tensor-parallel reduction of its pieces beside it (Transformer Engine,
+    /// `pipeline` with `set_sm_margin`: 16 where a configuration says nothing). 0: copy engines move the pieces
+    /// (`ring_exchange`).
+    #[serde(default)]
+    pub tensor_reduce_sms: u32,
     /// Size of one gradient bucket.
     pub bucket: Bytes,
     /// Where weights are kept and gathered in 8 bits, what stays in 16 (tables of the vocabulary) shares the
@@ -378,6 +383,12 @@ pub struct SoftwareStack {
     /// and data ranks before the next pass, which waits for them.
     #[serde(default)]
     pub compares_scales: bool,
+    /// Micro-batches, the first of a step, whose weight gradient of the output layer waits for the last backward
+    /// pass of the last stage, so that it is computed while the stages before still finish theirs (Megatron-Core,
+    /// `defer_embedding_wgrad_compute` with `wgrad_deferral_limit`). 0: none; plans without stages, passes that are
+    /// woven into one, zero-bubble schedules and ZeRO 3 compute it at once.
+    #[serde(default)]
+    pub deferred_output_gradients: u64,
     /// Passes through layers for which exchanged tokens stay in use after they are freed, where the exchange
     /// runs beside another micro-batch on a stream of its own: the host is ahead by as many.
     #[serde(default)]

@@ -181,6 +181,8 @@ struct Stage {
     order: Vec<Pass>,
     /// Bytes of logits of the chunk that ends the model.
     logits: Vec<u64>,
+    /// Micro-batches of which something stays to the end of the step, and how many bytes of each.
+    put_off: (u64, u64),
     /// Mean tokens at a rank's experts.
     tokens: u64,
     /// Where those differ from rank to rank, how many ranks there are; else 1.
@@ -202,6 +204,10 @@ impl Stage {
             layers,
             order: order[..places].to_vec(),
             logits: logits.collect(),
+            put_off: (
+                crate::compile::deferred_output_gradients(s),
+                crate::memory::put_off(s),
+            ),
             tokens: tokens_at_experts(s),
             expert_ranks: if varies(s) { s.plan.expert } else { 1 },
             draws: draws.clone(),
@@ -247,6 +253,7 @@ impl Stage {
             spread: self.spread(),
             allocator: Caching::new(self.policy, limit),
             held: BTreeMap::new(),
+            put_off: Vec::new(),
             bytes: Vec::new(),
             seen: Driver::default(),
             rank,
@@ -330,6 +337,8 @@ struct Player<'a> {
     allocator: Caching,
     /// By micro-batch and chunk: what each layer holds, and the logits.
     held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
+    /// What stays to the end of the step.
+    put_off: Vec<BlockId>,
     bytes: Vec<u64>,
     seen: Driver,
     rank: u32,
@@ -352,14 +361,14 @@ impl Player<'_> {
                 Pass::InputGradient { .. } => {}
                 Pass::Backward { micro_batch, chunk }
                 | Pass::WeightGradient { micro_batch, chunk } => {
-                    let mut walk = self.back(micro_batch, chunk);
+                    let mut walk = self.back(micro_batch, chunk)?;
                     self.finish(&mut walk)?;
                     self.held.remove(&(micro_batch, chunk));
                 }
                 Pass::Overlapped { forward, backward } => {
                     self.begin(forward.0, forward.1);
                     let mut f = Walk::new(forward.0, forward.1, true, 0);
-                    let mut b = self.back(backward.0, backward.1);
+                    let mut b = self.back(backward.0, backward.1)?;
                     while self.advance(&mut f)? | self.advance(&mut b)? {}
                     self.logits(forward.0, forward.1)?;
                     self.held.remove(&backward);
@@ -372,6 +381,9 @@ impl Player<'_> {
             for block in tensors.chain([logits]).flatten() {
                 self.allocator.give(block);
             }
+        }
+        for block in std::mem::take(&mut self.put_off) {
+            self.allocator.give(block);
         }
         self.allocator.settle(u64::MAX);
         Ok(())
@@ -398,17 +410,26 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Begins a backward pass, which gives the logits back.
-    fn back(&mut self, micro_batch: u32, chunk: u32) -> Walk {
+    /// Begins a backward pass, which gives the logits back, or their gradient at the end of the step.
+    fn back(&mut self, micro_batch: u32, chunk: u32) -> Result<Walk, Exhausted> {
         let held = self.held.get_mut(&(micro_batch, chunk));
         let mut layers = 0;
         if let Some((instances, logits)) = held {
             layers = instances.len();
             if let Some(logits) = logits.take() {
                 self.allocator.give(logits);
+                let (micro_batches, bytes) = self.stage.put_off;
+                if u64::from(micro_batch) < micro_batches {
+                    self.put_off.push(self.allocator.take(bytes, 0)?);
+                }
             }
         }
-        Walk::new(micro_batch, chunk, false, layers.saturating_sub(1))
+        Ok(Walk::new(
+            micro_batch,
+            chunk,
+            false,
+            layers.saturating_sub(1),
+        ))
     }
 
     /// Tokens at this rank's experts in the next pass through a layer; the same for the same rank and pass

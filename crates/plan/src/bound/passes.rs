@@ -48,7 +48,9 @@ pub(crate) struct Line {
 /// What a stage does after its last pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct StageEnd {
-    /// From the last pass on: what is left to reduce, the norm of the gradients, the optimizer,
+    /// Weight gradients that the passes put off, which need nothing but the kernels before.
+    pub put_off: u64,
+    /// From then on: what is left to reduce, the norm of the gradients, the optimizer,
     /// weights on their way back.
     pub rest: u64,
     /// It queues behind what data-parallel ranks said to each other in the passes.
@@ -191,7 +193,8 @@ impl Line {
         let ends = walk.stages.iter().zip(&self.ends);
         ends.map(|(stage, end)| {
             let queued = if end.queues { stage.data } else { 0 };
-            stage.data.max(stage.computed.max(queued) + end.rest)
+            let computed = stage.computed + end.put_off;
+            stage.data.max(computed.max(queued) + end.rest)
         })
         .max()
         .unwrap_or(0)

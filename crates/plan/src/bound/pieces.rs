@@ -277,12 +277,15 @@ fn pass_times(
     chunk: &Chunk,
     load: u64,
 ) -> PassTimes {
+    let defers = chunk.last && compiler.deferred_output_gradients() > 0;
+    let least_backward = Kind::backward(false, defers);
     let mut measured = |kind| {
         let run = compiler.run(ctx, chunk, kind);
         (leg(ctx, &run, load), queues(ctx, &run, load))
     };
     let (forward, forward_queue) = measured(Kind::Forward);
-    let (backward, backward_queue) = measured(Kind::Backward);
+    // The least of all micro-batches'.
+    let (backward, backward_queue) = measured(least_backward);
     let (input, input_queue) = measured(Kind::InputGradient);
     let (weight, weight_queue) = measured(Kind::WeightGradient);
     PassTimes {

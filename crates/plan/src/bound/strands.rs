@@ -6,7 +6,7 @@
 //! woven into one, in the order in which the program weaves them.
 
 use super::pieces::least;
-use crate::compile::{Compiler, Kind};
+use crate::compile::{Chunk, Compiler, Kind};
 use crate::program::{SEGMENT_LEVELS, Segment, Stream, Work};
 use crate::run::{Context, Run};
 use crate::schedule::Pass;
@@ -476,7 +476,12 @@ impl Strands {
         let apart = compiler.splits_gradients();
         let chunks = compiler.chunks().to_vec();
         let same = compiler.same().to_vec();
-        let of_chunk = |(position, chunk)| {
+        let deferred = compiler.deferred_output_gradients();
+        let all_deferred = compiler.defers_all_output_gradients();
+        let of_chunk = |(position, chunk): (usize, &Chunk)| {
+            // Of the micro-batches between, the least; the last one is known.
+            let all = chunk.last && all_deferred;
+            let some = chunk.last && deferred > 0;
             if same[position] as usize != position {
                 return Self::default();
             }
@@ -489,8 +494,8 @@ impl Strands {
             Self {
                 forward_first: strand(Kind::ForwardFirst, true),
                 forward: strand(Kind::Forward, gathers),
-                backward: strand(Kind::Backward, gathers),
-                backward_last: strand(Kind::BackwardLast, true),
+                backward: strand(Kind::backward(false, some), gathers),
+                backward_last: strand(Kind::backward(true, all), true),
                 input: strand(Kind::InputGradient, gathers && apart),
                 weight: strand(Kind::WeightGradient, gathers && apart),
                 weight_last: strand(Kind::WeightGradientLast, apart),

@@ -52,6 +52,7 @@ impl Product {
                 k,
                 batch,
                 pieces,
+                sms_left: _,
                 precision,
                 output_bytes,
             } => (

@@ -136,6 +136,7 @@ fn gemm(m: u64, n: u64, k: u64, precision: Precision) -> Operation {
         k,
         batch: 1,
         pieces: 1,
+        sms_left: 0,
         precision,
         output_bytes: 2,
     }
@@ -331,6 +332,7 @@ fn a_batch_takes_its_number_of_products() {
             k: 4096,
             batch,
             pieces: 1,
+            sms_left: 0,
             precision: Precision::Bf16,
             output_bytes: 2,
         };

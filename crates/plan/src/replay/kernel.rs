@@ -99,6 +99,7 @@ impl<'s> Table<'s> {
             k: edge,
             batch: 1,
             pieces: 1,
+            sms_left: 0,
             precision: self.setup.precision,
             output_bytes: 2,
         });

@@ -187,6 +187,7 @@ impl Kernels {
             k,
             batch: count,
             pieces: 1,
+            sms_left: 0,
             precision: Precision::Bf16,
             output_bytes: 2,
         };

@@ -309,6 +309,7 @@ impl Case<'_> {
             k,
             batch: 1,
             pieces: 1,
+            sms_left: 0,
             precision: self.format.math(),
             output_bytes: 2,
         };

@@ -325,6 +325,18 @@ fn stack(
     ] {
         *setting = said.unwrap_or(*setting);
     }
+    if stack.tensor_reduce_sms > 0
+        && stack.overlap.tensor
+        && run.plan.tensor > Some(1)
+        && !run.gpu.starts_with('H')
+    {
+        stack.tensor_reduce_sms = 0;
+        assumed.push(
+            "copy engines move the pieces of tensor-parallel reductions: the source's \
+             configurations of Blackwell"
+                .to_owned(),
+        );
+    }
     stack.cuda_graphs = declared.cuda_graphs.unwrap_or(stack.cuda_graphs);
     if declared.dispatcher == Some(ExpertDispatcher::DeepEp)
         && stack.dispatcher != ExpertDispatcher::DeepEp
