@@ -169,6 +169,8 @@ fn places<T: Copy>(
     found: impl Fn(PassTimes) -> T,
 ) -> Vec<T> {
     let per_stage = compiler.chunks_per_stage();
+    // Some micro-batches may not; that they all do is the least.
+    let defers = compiler.deferred_output_gradients() > 0;
     let mut known: Vec<((u32, u32), T)> = Vec::new();
     let mut places = Vec::with_capacity((compiler.stages() * per_stage) as usize);
     for stage in 0..compiler.stages() {
@@ -179,7 +181,7 @@ fn places<T: Copy>(
             let of_key = known.iter().find(|(of, _)| *of == key).map(|(_, of)| *of);
             places.push(of_key.unwrap_or_else(|| {
                 let chunk = &compiler.chunks()[same as usize];
-                let of = found(line.seats[seat as usize].of(chunk));
+                let of = found(line.seats[seat as usize].of(chunk, defers));
                 known.push((key, of));
                 of
             }));

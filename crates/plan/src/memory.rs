@@ -91,6 +91,8 @@ pub(crate) struct Held {
     widest: u64,
     activations: u64,
     buffers: u64,
+    /// What one micro-batch leaves for a weight gradient that may be put off.
+    put_off: u64,
     /// Parameters that are not trained.
     frozen: u64,
 }
@@ -109,6 +111,11 @@ impl Held {
             widest: widest.max().unwrap_or(0),
             activations: in_flight.peak(&bytes),
             buffers: buffers(s, chunks),
+            put_off: if chunks.iter().any(|c| c.last) {
+                put_off(s)
+            } else {
+                0
+            },
             frozen: encoder_of(s, chunks).map_or(0, Encoder::frozen),
         }
     }
@@ -140,7 +147,11 @@ impl Held {
                 s.stack.optimizer_bytes * (mine - s.stack.optimizer_on_host(mine)),
             ),
             activations: Bytes::new(self.activations),
-            buffers: Bytes::new(gathered + self.buffers),
+            buffers: Bytes::new(
+                gathered
+                    + self.buffers
+                    + crate::compile::deferred_output_gradients(s) * self.put_off,
+            ),
             reserved: s.stack.reserved_memory,
         }
     }
@@ -492,12 +503,7 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     // Of two passes woven into one, the forward one is a layer ahead.
     let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
     let ahead = if woven { layer } else { 0 };
-    let put_off = if chunks.iter().any(|c| c.last) {
-        crate::compile::deferred_output_gradients(s) * put_off(s)
-    } else {
-        0
-    };
-    logits.max(live) + ahead + on_the_way(s, chunks) + put_off
+    logits.max(live) + ahead + on_the_way(s, chunks)
 }
 
 /// What waits of one micro-batch for a weight gradient of the output layer that is put off: the gradient of the

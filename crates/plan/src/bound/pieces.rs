@@ -160,6 +160,8 @@ pub(crate) struct PieceTimes {
     layers: BTreeMap<LayerKindKey, PassTimes>,
     embedding: PassTimes,
     head: PassTimes,
+    /// The same where the weight gradient of the output layer is put off.
+    head_deferring: PassTimes,
     /// Times of the kernels that they are made of.
     pub kernels: Arc<KnownKernels>,
 }
@@ -201,13 +203,13 @@ impl PieceTimes {
         // Pieces are asked for, however layers are dealt out.
         let nowhere = Arc::new(ChunkLayout::of(Vec::new()));
         let mut compiler = Compiler::with_layout(setup, &placement, nowhere);
-        let mut times = |layers: Vec<(LayerKindKey, u64)>, first: bool, last: bool| {
+        let mut times = |layers: Vec<(LayerKindKey, u64)>, [first, last, defers]: [bool; 3]| {
             let chunk = Chunk {
                 layers,
                 first,
                 last,
             };
-            pass_times(&mut compiler, &mut ctx, &chunk, load)
+            pass_times(&mut compiler, &mut ctx, &chunk, load, defers)
         };
         let model = &setup.training.model;
         let mut layers = BTreeMap::new();
@@ -215,14 +217,15 @@ impl PieceTimes {
             let key = LayerKindKey::from(model.layer_kind(index));
             layers
                 .entry(key)
-                .or_insert_with(|| times(vec![(key, 1)], false, false));
+                .or_insert_with(|| times(vec![(key, 1)], [false; 3]));
         }
         // The gradients of the ends are reduced together with those of a layer beside them.
-        let mut end = |first| times(Vec::new(), first, !first).without_data();
+        let mut end = |of| times(Vec::new(), of).without_data();
         Self {
             layers,
-            embedding: end(true),
-            head: end(false),
+            embedding: end([true, false, false]),
+            head: end([false, true, false]),
+            head_deferring: end([false, true, true]),
             kernels: kernels.clone(),
         }
     }
@@ -242,8 +245,8 @@ impl PieceTimes {
         [both(&self.embedding), both(&self.head)]
     }
 
-    /// Least times of passes through a chunk.
-    pub fn of(&self, chunk: &Chunk) -> PassTimes {
+    /// Least times of passes through a chunk, which `defers` the weight gradient of the output layer if it has it.
+    pub fn of(&self, chunk: &Chunk, defers: bool) -> PassTimes {
         let mut sum = PassTimes::default();
         if chunk.first {
             sum = sum.then(self.embedding);
@@ -252,7 +255,11 @@ impl PieceTimes {
             sum = sum.then(self.layers[key].times(*count));
         }
         if chunk.last {
-            sum = sum.then(self.head);
+            sum = sum.then(if defers {
+                self.head_deferring
+            } else {
+                self.head
+            });
         }
         sum
     }
@@ -276,16 +283,14 @@ fn pass_times(
     ctx: &mut Context<'_>,
     chunk: &Chunk,
     load: u64,
+    defers: bool,
 ) -> PassTimes {
-    let defers = chunk.last && compiler.deferred_output_gradients() > 0;
-    let least_backward = Kind::backward(false, defers);
     let mut measured = |kind| {
         let run = compiler.run(ctx, chunk, kind);
         (leg(ctx, &run, load), queues(ctx, &run, load))
     };
     let (forward, forward_queue) = measured(Kind::Forward);
-    // The least of all micro-batches'.
-    let (backward, backward_queue) = measured(least_backward);
+    let (backward, backward_queue) = measured(Kind::backward(false, defers));
     let (input, input_queue) = measured(Kind::InputGradient);
     let (weight, weight_queue) = measured(Kind::WeightGradient);
     PassTimes {

@@ -34,6 +34,7 @@ fn values(findings: &mut Findings<'_>, setup: &Setup) {
     for (field, sms) in [
         ("communication_sms", stack.communication_sms),
         ("dispatch_sms", stack.dispatch_sms),
+        ("tensor_reduce_sms", stack.tensor_reduce_sms),
     ] {
         if sms >= accelerator.sms && accelerator.sms > 0 {
             let found = findings.at(
@@ -180,6 +181,12 @@ fn contradictions(findings: &mut Findings<'_>, setup: &Setup) {
             &["cuda_graphs", "dispatcher", "static_expert_shapes"],
             "`cuda_graphs: full` launches the whole step at once, and with `nccl_all_to_all` the host waits in every mixture layer for the counts of tokens",
             "set static_expert_shapes: true, dispatcher: hybrid_ep, or cuda_graphs: partial",
+        ),
+        (
+            stack.tensor_reduce_sms > 0 && !stack.overlap.tensor,
+            &["tensor_reduce_sms"],
+            "`tensor_reduce_sms` are left to pieces of a reduction beside a product, and without `overlap.tensor` it is not cut",
+            "set overlap.tensor: true, or leave tensor_reduce_sms out",
         ),
         (
             stack.optimizer_offload > 0.0 && stack.optimizer_bytes == 0,

@@ -136,6 +136,105 @@ fn parameters_of_large_buckets_are_less_hidden() {
     let hidden = |record: &Record| exposed(record, CommKind::Data);
     assert!(hidden(&layers) < hidden(&halves) && hidden(&halves) < hidden(&whole));
     assert!(layers.step_time < whole.step_time);
+/// Weight gradients of the output layer that wait cost nothing more, and run while the stages before the last drain;
+/// what they need of every micro-batch stays in memory.
+#[test]
+fn weight_gradients_of_the_output_layer_can_wait_for_the_flush() {
+    let mut at_once = pipelined(4, 16);
+    let t = &mut at_once.training;
+    t.parallelism.tensor = 2;
+    t.parallelism.sequence_parallel = true;
+    at_once.cluster = plain(8).cluster;
+    // The last stage is the longest, so all wait for it.
+    t.model.vocab = 64_000;
+    t.stack.overlap.pipeline = true;
+    let deferred = |count: u64| {
+        let mut setup = at_once.clone();
+        setup.training.stack.deferred_output_gradients = count;
+        setup
+    };
+    let on_last = |setup: &Setup| {
+        let plan = compile(setup).expect("a valid plan");
+        plan.facts.stages.last().expect("four").memory.buffers.get()
+    };
+    let (now, few, all, more) = (run(&at_once), deferred(3), deferred(16), deferred(1000));
+    let (three, sixteen) = (run(&few), run(&all));
+    let useful = |r: &Record| r.total().seconds(Cause::UsefulMath);
+    assert!((useful(&three) / useful(&now) - 1.0).abs() < 1e-9);
+    assert!((useful(&sixteen) / useful(&now) - 1.0).abs() < 1e-9);
+    // The stages before drain for some milliseconds: as much as that is gained, whatever waits beyond.
+    assert!(
+        three.step_time < now.step_time,
+        "{} {}",
+        three.step_time,
+        now.step_time
+    );
+    assert!(
+        sixteen.step_time < now.step_time,
+        "{} {}",
+        sixteen.step_time,
+        now.step_time
+    );
+    assert!(now.step_time.as_secs_f64() < 1.1 * sixteen.step_time.as_secs_f64());
+    assert_eq!(run(&more).step_time, sixteen.step_time);
+    // Gradient of the logits, and the sharded input, in 16 bits.
+    let each = 2 * (2048 * 64_000 / 2 + 2048 * 1024 / 2);
+    assert_eq!(on_last(&few) - on_last(&at_once), 3 * each);
+    assert_eq!(on_last(&all) - on_last(&at_once), 16 * each);
+    // Without stages there is no flush, and zero-bubble schedules put all weight gradients off themselves.
+    let mut one = plain(4);
+    let before = run(&one).step_time;
+    one.training.stack.deferred_output_gradients = 3;
+    assert_eq!(run(&one).step_time, before);
+    let mut zero = deferred(0);
+    zero.training.schedule = Schedule::ZeroBubbleH1;
+    let before = run(&zero).step_time;
+    zero.training.stack.deferred_output_gradients = 3;
+    assert_eq!(run(&zero).step_time, before);
+}
+
+/// Cut into pieces, tensor-parallel collectives move the same bytes beside the products; a pipeline's kernels
+/// take SMs from the products of the forward pass, a ring takes none.
+#[test]
+fn pieces_of_tensor_parallel_collectives_hide_beside_products() {
+    let mut whole = plain(8);
+    let t = &mut whole.training;
+    t.parallelism.tensor = 8;
+    t.parallelism.data = 1;
+    t.parallelism.sequence_parallel = true;
+    t.model.hidden = 8192;
+    t.model.ffn = 28_672;
+    t.sequence_length = 8192;
+    t.global_batch = 2;
+    t.stack.cuda_graphs = CudaGraphs::Full;
+    let mut ring = whole.clone();
+    ring.training.stack.overlap.tensor = true;
+    let pipeline = |sms: u32| {
+        let mut setup = ring.clone();
+        setup.training.stack.tensor_reduce_sms = sms;
+        run(&setup)
+    };
+    let (apart, beside) = (run(&whole), run(&ring));
+    let (little, much) = (pipeline(8), pipeline(32));
+    let moved = |r: &Record| sent(r, CommKind::Tensor) as f64;
+    for other in [&beside, &little, &much] {
+        assert!(
+            (moved(other) / moved(&apart) - 1.0).abs() < 0.01,
+            "{} {}",
+            moved(other),
+            moved(&apart)
+        );
+        let (bare, all) = (
+            exposed(other, CommKind::Tensor),
+            exposed(&apart, CommKind::Tensor),
+        );
+        assert!(bare < 0.8 * all, "{bare} of {all} s");
+        assert!(other.step_time < apart.step_time);
+    }
+    assert!(beside.step_time < much.step_time && little.step_time < much.step_time);
+    // Two of seven products of a layer's forward pass, a third of all, on 100 of 132 SMs.
+    let longer = much.step_time.as_secs_f64() / little.step_time.as_secs_f64() - 1.0;
+    assert!((0.01..0.1).contains(&longer), "{longer}");
 }
 
 /// Scales that all replicas compare after each pass cost the latency of an all-reduce over them, twice per
