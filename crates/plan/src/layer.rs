@@ -909,12 +909,16 @@ fn gathered_products(b: &mut Builder<'_, '_>, s: &Sizes<'_>, inputs: &[(u64, u64
 /// Begins to gather, whole or in pieces as they come round the ring; what the product of each piece waits for. A
 /// rank begins with its own piece, which is there.
 fn gathered_pieces(b: &mut Builder<'_, '_>, s: &Sizes<'_>, sms: u32) -> Vec<Option<u32>> {
-    let others = gather_pieces(s).max(2) - 1;
-    let spec = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), others));
-    let own = (gather_pieces(s) > 1).then_some(None);
-    let mut gathers: Vec<Option<u32>> = own.into_iter().collect();
-    for _ in 0..others {
-        gathers.push(Some(tensor_collective(b, "TP all-gather", spec, sms)));
+    let pieces = gather_pieces(s);
+    if pieces == 1 {
+        let whole = Spec::Collective(CollectiveOp::AllGather, s.gathered());
+        return vec![Some(tensor_collective(b, "TP all-gather", whole, sms))];
+    }
+    // Of all that a gather moves, each of the others' pieces is an equal part.
+    let one = Spec::Collective(CollectiveOp::AllGather, piece(s.gathered(), pieces - 1));
+    let mut gathers = vec![None];
+    for _ in 1..pieces {
+        gathers.push(Some(tensor_collective(b, "TP all-gather", one, sms)));
     }
     gathers
 }

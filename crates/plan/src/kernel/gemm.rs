@@ -25,6 +25,10 @@ const WITHIN_ONE_KERNEL: f64 = 4.0;
 /// The tile whose rate in a long loop the accelerator's efficiency describes.
 const LARGEST: (f64, f64) = (128.0, 256.0);
 
+/// Streams on which the pieces of a product run side by side (Transformer Engine, `NVTE_COMM_OVERLAP_MAX_STREAMS`):
+/// small ones leave SMs idle all the same.
+const COMPUTE_STREAMS: f64 = 3.0;
+
 /// Parts into which libraries split the reduced dimension.
 const SPLITS: [f64; 6] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0];
 
@@ -308,7 +312,8 @@ impl Tiling<'_> {
                 1.0
             } else {
                 waves + mechanism.wave_tail * (waves.ceil() - waves)
-            };
+            }
+            .max((product.pieces / COMPUTE_STREAMS).ceil());
             let mut time = waited * (k * per_k + overhead) / product.pieces;
             if split > 1.0 {
                 // Partial sums leave in fp32 and are read again, through the cache.
