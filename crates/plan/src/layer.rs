@@ -954,7 +954,7 @@ fn reduced_product(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
 fn reduced_in_pipeline(b: &mut Builder<'_, '_>, s: &Sizes<'_>, n: u64, k: u64) {
     let pieces = s.tp().min(MOST_SPLITS);
     let product = s.piece_of_linear(pieces, s.tokens, n, k);
-    let spec = Spec::Collective(CollectiveOp::ReduceScatter, piece(s.residual(), pieces));
+    let spec = Spec::OnSmsLeft(CollectiveOp::ReduceScatter, piece(s.residual(), pieces));
     let mut last = 0;
     for _ in 0..pieces {
         b.op(leaving_sms(s.stack.tensor_reduce_sms, product.clone()));

@@ -262,7 +262,9 @@ pub(crate) fn links(setup: &Setup, map: &ClusterMap, on_fabric: bool) -> Links {
 /// `hop` as its slowest hop.
 pub(crate) fn price_of(spec: &Spec, span: &GroupSpan, hop: &Path, links: &Links) -> Demand {
     match *spec {
-        Spec::Collective(op, bytes) => network::collective(op, bytes, span, links),
+        Spec::Collective(op, bytes) | Spec::OnSmsLeft(op, bytes) => {
+            network::collective(op, bytes, span, links)
+        }
         Spec::OwnersInTurn(bytes, owners) => {
             let one = network::collective(CollectiveOp::Broadcast, bytes, span, links);
             Demand {

@@ -22,6 +22,8 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) enum Spec {
     /// A collective over the communicator; the size as nccl-tests counts it.
     Collective(CollectiveOp, Bytes),
+    /// The same by a kernel on SMs that the products beside it leave to it.
+    OnSmsLeft(CollectiveOp, Bytes),
     /// One broadcast from each owner after the other, so many in all (or, the other way round, as
     /// many reductions to an owner); the size of one.
     OwnersInTurn(Bytes, u64),
@@ -51,7 +53,7 @@ impl Spec {
     fn carries(&self) -> PayloadKind {
         let buffer = |op, bytes| PayloadKind::Buffer(op, bytes);
         match *self {
-            Self::Collective(op, bytes) => match op {
+            Self::Collective(op, bytes) | Self::OnSmsLeft(op, bytes) => match op {
                 CollectiveOp::AllReduce => buffer(TraceOp::AllReduce, bytes),
                 CollectiveOp::AllGather => buffer(TraceOp::AllGather, bytes),
                 CollectiveOp::ReduceScatter => buffer(TraceOp::ReduceScatter, bytes),
@@ -280,7 +282,8 @@ impl<'a> Context<'a> {
             let mut demands = self.prices.demands(&spec, slot);
             let mut payload = Payload::plain(spec.carries());
             // Copies that run beside their product hold no SMs.
-            if matches!(spec, Spec::Collective(..) | Spec::OwnersInTurn(..)) && sms > 0 {
+            let holds = matches!(spec, Spec::Collective(..) | Spec::OwnersInTurn(..)) && sms > 0;
+            if holds || matches!(spec, Spec::OnSmsLeft(..)) {
                 payload.slowdown = slowdown(self.setup.training.stack.collective_slowdown);
                 slow_down(&mut demands, payload.slowdown);
             }

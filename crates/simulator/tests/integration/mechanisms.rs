@@ -136,6 +136,8 @@ fn parameters_of_large_buckets_are_less_hidden() {
     let hidden = |record: &Record| exposed(record, CommKind::Data);
     assert!(hidden(&layers) < hidden(&halves) && hidden(&halves) < hidden(&whole));
     assert!(layers.step_time < whole.step_time);
+}
+
 /// Weight gradients of the output layer that wait cost nothing more, and run while the stages before the last drain;
 /// what they need of every micro-batch stays in memory.
 #[test]
