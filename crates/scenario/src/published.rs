@@ -231,6 +231,9 @@ pub struct Declared {
     /// Tokens beyond an expert's capacity were dropped, so that shapes were static.
     #[serde(skip_serializing_if = "is_false")]
     pub token_drop: bool,
+    /// Micro-batches whose weight gradient of the output layer waited for the pipeline's flush.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deferred_output_gradients: Option<u64>,
     /// Embedding and loss count as a layer each when layers are spread over stages.
     #[serde(skip_serializing_if = "is_false")]
     pub ends_count_as_layers: bool,

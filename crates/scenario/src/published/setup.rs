@@ -344,6 +344,9 @@ fn stack(
         stack.dispatch_sms = DEEP_EP_SMS;
     }
     stack.dispatcher = declared.dispatcher.unwrap_or(stack.dispatcher);
+    stack.deferred_output_gradients = declared
+        .deferred_output_gradients
+        .unwrap_or(stack.deferred_output_gradients);
     if declared.token_drop {
         stack.static_expert_shapes = true;
         if stack.cuda_graphs == CudaGraphs::None {
