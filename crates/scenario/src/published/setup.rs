@@ -328,7 +328,7 @@ fn stack(
     if stack.tensor_reduce_sms > 0
         && stack.overlap.tensor
         && run.plan.tensor > Some(1)
-        && !run.gpu.starts_with('H')
+        && run.gpu.trim_start_matches('G').starts_with('B')
     {
         stack.tensor_reduce_sms = 0;
         assumed.push(
