@@ -64,6 +64,10 @@ pub(crate) struct Driver {
     pub asked: u64,
     /// Bytes that it got back.
     pub returned: u64,
+    /// Pieces of memory that it gave: segments, or pages of expandable ones.
+    pub mapped: u64,
+    /// Pieces that it got back.
+    pub unmapped: u64,
 }
 
 /// Free blocks, the smallest and lowest first.
@@ -229,7 +233,7 @@ impl Caching {
                 if block.before.is_none() && block.after.is_none() {
                     self.uncache(id);
                     self.unused.push(id);
-                    self.returned(block.size);
+                    self.returned(block.size, 1);
                 }
             }
         }
@@ -254,7 +258,7 @@ impl Caching {
         } else {
             size.next_multiple_of(PAGE)
         };
-        self.ask(segment)?;
+        self.ask(segment, 1)?;
         let id = self.insert(Block {
             size: segment,
             address: self.next_address,
@@ -290,7 +294,13 @@ impl Caching {
         let mapped = lacking
             .next_multiple_of(step)
             .min(self.blocks[id as usize].size);
-        self.ask(mapped)?;
+        if self.ask(mapped, mapped / step).is_none() {
+            // Pages that were there before one was lacking go back at once (`ExpandableSegment::map`).
+            let there = (self.limit - self.reserved) / step;
+            self.driver.mapped += there;
+            self.driver.unmapped += there;
+            return None;
+        }
         self.unmapped[pool].remove(&(self.blocks[id as usize].address, id));
         if self.blocks[id as usize].size > mapped {
             let rest = self.split(id, mapped);
@@ -333,7 +343,7 @@ impl Caching {
             let rest = self.split(middle, to - from);
             self.cache(rest);
         }
-        self.returned(to - from);
+        self.returned(to - from, (to - from) / step);
         self.blocks[middle as usize].state = State::Unmapped;
         for neighbour in [
             self.blocks[middle as usize].before,
@@ -354,19 +364,21 @@ impl Caching {
         self.unmapped[block.pool].insert((self.blocks[middle as usize].address, middle));
     }
 
-    fn ask(&mut self, bytes: u64) -> Option<()> {
+    fn ask(&mut self, bytes: u64, pieces: u64) -> Option<()> {
         if self.reserved + bytes > self.limit {
             return None;
         }
         self.reserved += bytes;
         self.peak_reserved = self.peak_reserved.max(self.reserved);
         self.driver.asked += bytes;
+        self.driver.mapped += pieces;
         Some(())
     }
 
-    fn returned(&mut self, bytes: u64) {
+    fn returned(&mut self, bytes: u64, pieces: u64) {
         self.reserved -= bytes;
         self.driver.returned += bytes;
+        self.driver.unmapped += pieces;
     }
 
     fn is(&self, id: u32, state: State) -> bool {

@@ -788,7 +788,9 @@ impl<'a> Compiler<'a> {
             .map(|((stage, order), facts)| {
                 let chunks = self.stage_chunks(stage);
                 let draws = &self.setup.token_draws;
-                Stalls::of_stage(&self.sizes, draws, (&chunks, order), facts, known)
+                let on_host =
+                    placement.stage_ranks_on_host(stage, self.setup.cluster.node.gpus_per_host);
+                Stalls::of_stage(&self.sizes, draws, on_host, (&chunks, order), facts, known)
             })
             .collect()
     }

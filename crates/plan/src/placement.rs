@@ -47,6 +47,15 @@ impl Placement {
         self.ranks() / self.parallelism.pipeline
     }
 
+    /// Ranks of a pipeline stage that sit on the host of its first, with so many GPUs on each host.
+    pub fn stage_ranks_on_host(&self, stage: u32, gpus: u32) -> u32 {
+        let host = self.at_stage_position(stage, 0) / gpus;
+        let ranks = host * gpus..((host + 1) * gpus).min(self.ranks());
+        ranks
+            .filter(|rank| self.coordinates(*rank).stage == stage)
+            .count() as u32
+    }
+
     /// Where `rank` is in the plan.
     pub fn coordinates(&self, rank: u32) -> Coordinates {
         let p = &self.parallelism;

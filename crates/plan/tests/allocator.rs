@@ -95,11 +95,30 @@ fn the_allocator_costs_time_close_to_the_limit_only() {
     assert_eq!(with_free(planned, 1e9), Pressure::default());
 }
 
+/// Processes of one host wait for each other at the driver: the more there are, the longer a step.
+#[test]
+fn processes_of_a_host_take_turns_at_the_driver() {
+    let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.recompute = Recompute::None;
+    let times = [1, 2, 4, 8].map(|gpus| {
+        near.cluster.node.gpus_per_host = gpus;
+        let pressure = with_free(near.clone(), 3e9);
+        (pressure.time.as_secs_f64(), pressure.flushes)
+    });
+    // They do the same, and only wait for it.
+    assert!(times.iter().all(|(_, flushes)| *flushes == times[0].1));
+    assert!(times.is_sorted_by(|a, b| a.0 < b.0), "{times:?}");
+    // Of one alone the slowest counts, so of eight that differ it is not eight times as much.
+    let ratio = times[3].0 / times[0].0;
+    assert!((1.5..8.0).contains(&ratio), "{times:?}");
+}
+
 /// What a plan that waits is told about expandable segments is what it comes to with them, which may be no gain.
 #[test]
 fn what_expandable_segments_would_save_is_what_they_save() {
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
     near.training.recompute = Recompute::None;
+    near.training.stack.allocator = AllocatorPolicy::Native;
     let (mut gains, mut none) = (0, 0);
     for free in [2e9, 3e9, 4e9, 5e9, 5.5e9, 6e9, 12e9] {
         let plan = compile(&with_memory(near.clone(), free)).expect("sound");
@@ -113,7 +132,6 @@ fn what_expandable_segments_would_save_is_what_they_save() {
                 .max()
                 .expect("a stage")
         };
-        eprintln!("{free} {} {}", longest(&plan), longest(&with));
         assert_eq!(with.facts.gain_of_expandable_segments(), None);
         match plan.facts.gain_of_expandable_segments() {
             Some((now, then)) => {

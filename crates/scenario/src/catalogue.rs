@@ -408,6 +408,9 @@ pub(crate) fn nearest(section: Section, name: &str) -> Vec<&'static str> {
     crate::suggest::near(name, names, 4)
 }
 
+/// No server in the catalogue has more accelerators on one host.
+const HOST_GPUS: u32 = 8;
+
 impl NodeText {
     /// The node, with its accelerator.
     pub(crate) fn with(self, name: String, accelerator: Accelerator) -> Node {
@@ -415,6 +418,9 @@ impl NodeText {
             name,
             accelerator,
             gpus: self.gpus,
+            gpus_per_host: self
+                .gpus_per_host
+                .map_or(self.gpus.min(HOST_GPUS), |gpus| gpus.get()),
             scale_up: self.scale_up,
             nic: self.nic,
             rack: self.rack,

@@ -808,6 +808,10 @@ pub(crate) struct NodeText {
     /// Accelerators per node.
     #[schemars(range(min = 1))]
     pub gpus: u32,
+    /// Accelerators whose processes share a host (one operating system, one driver), such as the 4 of a
+    /// compute tray; where it is left out all of a node, 8 at most.
+    #[serde(default)]
+    pub gpus_per_host: Option<std::num::NonZeroU32>,
     /// The network inside.
     pub scale_up: rackflow_topology::ScaleUp,
     /// The interfaces to the outside.

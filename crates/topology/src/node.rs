@@ -116,6 +116,8 @@ pub struct Node {
     pub accelerator: Accelerator,
     /// Accelerators per node.
     pub gpus: u32,
+    /// Accelerators whose processes share a host: one operating system, one driver.
+    pub gpus_per_host: u32,
     /// The network inside.
     pub scale_up: ScaleUp,
     /// The interfaces to the outside.

@@ -21,10 +21,20 @@ use rackflow_workload::{AllocatorPolicy, SoftwareStack};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Time to give memory back to the driver, or to ask for it, by the byte and both ways: 11 ms for each GB
-/// that goes back and is asked for again. 250 training steps take 65 s when the cache is emptied after each
-/// and 45 s when it never is; of 19.3 GB then 12.0 are left (huggingface/peft, pull request 2894; one GPU).
-const FEMTOS_PER_BYTE: u64 = 5_500;
+/// What the driver takes to give a piece of memory (a segment, or a page of an expandable one) and map it,
+/// in ps: mean of what pieces of 2 MiB take in servers, 164 us on an L40S (ovg-project/kvcached,
+/// `benchmarks/bench_map_parallelism`) and 231 us on an A100 (magnate3/linux-riscv-dev, `bench_vmm`), less
+/// what is for their bytes.
+const MAP: u64 = 192_000_000;
+/// Beside that for its bytes: pieces of 128 MiB take 545 us on that L40S.
+const MAP_FEMTOS_PER_BYTE: u64 = 2_900;
+/// To take one back, in ps: 26 us to unmap it on that A100 and 23 us to release the memory behind it
+/// (vAttention, arXiv 2405.04437, from memory, unverified).
+const UNMAP: u64 = 49_000_000;
+/// Tenths of [`MAP`] and [`UNMAP`] during which the driver serves no other process of the host. Four
+/// processes that map at once, each on a GPU of its own, take 3.0 to 3.6 times as long with pieces of 2 MiB
+/// and 1.9 times with pieces of 128 MiB (kvcached's benchmark): 3.6 and 1.8 so.
+const LOCKED_TENTHS: u64 = 9;
 
 /// One over the part of the memory that is comfort when it is free: of ten runs whose logs print both, none
 /// without an exchange on a stream of its own holds more than 7.6 % beyond its tensors (SimuMax on B200;
@@ -82,10 +92,12 @@ impl Stalls {
             && capacity.saturating_sub(memory).get() <= capacity.get() / COMFORT
     }
 
-    /// Of a stage that holds `chunks` and works in this order. What is `known` is not played again.
+    /// Of a stage that holds `chunks` and works in this order, with so many of its ranks on one host. What is
+    /// `known` is not played again.
     pub fn of_stage(
         s: &Sizes<'_>,
         draws: &TokenDraws,
+        on_host: u32,
         (chunks, order): (&[Chunk], &[Pass]),
         facts: &StageFacts,
         known: &KnownStalls,
@@ -93,7 +105,7 @@ impl Stalls {
         if !Self::may_be(s.stack, facts.memory.total(), facts.capacity) {
             return Self::default();
         }
-        let stage = Arc::new(Stage::new(s, draws, chunks, order));
+        let stage = Arc::new(Stage::new(s, draws, on_host, (chunks, order)));
         let roomy = known.roomy.get(stage.clone(), || stage.roomy());
         let Some(roomy) = *roomy else {
             return Self::default();
@@ -126,7 +138,7 @@ impl Stalls {
             if played.driver.flushes == 0 {
                 break;
             }
-            stalls.of_place = stage.by_place(&played.bytes);
+            stalls.of_place = stage.by_place(&played.waits);
             stalls.repeats_from = stalls.of_place.len() / 2;
             let counted = played.ranks * COUNTED;
             stalls.pressure.flushes = played.driver.flushes as f64 / counted as f64;
@@ -161,14 +173,43 @@ impl Roomy {
     }
 }
 
+/// How long the driver takes, in ps: with and without its lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Wait {
+    locked: u64,
+    beside: u64,
+}
+
+impl Wait {
+    fn of(before: Driver, after: Driver) -> Self {
+        let calls =
+            MAP * (after.mapped - before.mapped) + UNMAP * (after.unmapped - before.unmapped);
+        let locked = calls * LOCKED_TENTHS / 10;
+        let bytes = after.asked - before.asked;
+        Self {
+            locked,
+            beside: calls - locked + bytes * MAP_FEMTOS_PER_BYTE / 1_000,
+        }
+    }
+
+    /// Of processes of one host that ask at the same time: the last to be served.
+    fn of_host(&mut self, other: Self) {
+        self.locked += other.locked;
+        self.beside = self.beside.max(other.beside);
+    }
+
+    fn picos(self) -> u64 {
+        self.locked + self.beside
+    }
+}
+
 /// What one or several ranks did.
 #[derive(Default)]
 struct Played {
     allocated: u64,
     reserved: u64,
-    /// Bytes to and from the driver between one meeting and the next, most of any rank, over the counted
-    /// steps.
-    bytes: Vec<u64>,
+    /// Between one meeting and the next, over the counted steps.
+    waits: Vec<Wait>,
     driver: Driver,
     ranks: u64,
 }
@@ -187,11 +228,18 @@ struct Stage {
     tokens: u64,
     /// Where those differ from rank to rank, how many ranks there are; else 1.
     expert_ranks: u32,
+    /// Ranks of the stage on one host.
+    on_host: u32,
     draws: TokenDraws,
 }
 
 impl Stage {
-    fn new(s: &Sizes<'_>, draws: &TokenDraws, chunks: &[Chunk], order: &[Pass]) -> Self {
+    fn new(
+        s: &Sizes<'_>,
+        draws: &TokenDraws,
+        on_host: u32,
+        (chunks, order): (&[Chunk], &[Pass]),
+    ) -> Self {
         let layers: Vec<Vec<Layer>> = chunks.iter().map(|chunk| of_chunk(s, chunk)).collect();
         let longest = layers.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let places = (PASSES / longest).max(8).min(order.len());
@@ -210,6 +258,7 @@ impl Stage {
             ),
             tokens: tokens_at_experts(s),
             expert_ranks: if varies(s) { s.plan.expert } else { 1 },
+            on_host,
             draws: draws.clone(),
         }
     }
@@ -233,15 +282,31 @@ impl Stage {
     /// All ranks that differ.
     fn play_all(&self, limit: u64) -> Result<Played, Exhausted> {
         let mut all = Played::default();
-        for rank in 0..self.expert_ranks.min(TokenDraws::RANKS) {
-            let one = self.play(limit, rank)?;
-            all.bytes.resize(one.bytes.len(), 0);
-            for (most, bytes) in all.bytes.iter_mut().zip(one.bytes) {
-                *most = (*most).max(bytes);
+        let ranks = self.expert_ranks.min(TokenDraws::RANKS);
+        // Those of a host that differ, and how many there are of each.
+        let differ = ranks.min(self.on_host);
+        let alike = u64::from(self.on_host / differ);
+        for first in (0..ranks).step_by(differ as usize) {
+            let mut host: Vec<Wait> = Vec::new();
+            for rank in first..(first + differ).min(ranks) {
+                let one = self.play(limit, rank)?;
+                host.resize(one.waits.len(), Wait::default());
+                for (host, wait) in host.iter_mut().zip(one.waits) {
+                    host.of_host(Wait {
+                        locked: wait.locked * alike,
+                        ..wait
+                    });
+                }
+                all.driver.flushes += one.driver.flushes;
+                all.driver.asked += one.driver.asked;
+                all.ranks += 1;
             }
-            all.driver.flushes += one.driver.flushes;
-            all.driver.asked += one.driver.asked;
-            all.ranks += 1;
+            all.waits.resize(host.len(), Wait::default());
+            for (most, host) in all.waits.iter_mut().zip(host) {
+                if most.picos() < host.picos() {
+                    *most = host;
+                }
+            }
         }
         Ok(all)
     }
@@ -254,7 +319,7 @@ impl Stage {
             allocator: Caching::new(self.policy, limit),
             held: BTreeMap::new(),
             put_off: Vec::new(),
-            bytes: Vec::new(),
+            waits: Vec::new(),
             seen: Driver::default(),
             rank,
             drawn: 0,
@@ -263,7 +328,7 @@ impl Stage {
         let mut at_start = Driver::default();
         for step in 0..WARM_UP + COUNTED {
             if step == WARM_UP {
-                player.bytes.clear();
+                player.waits.clear();
                 at_start = player.allocator.driver();
             }
             player.step()?;
@@ -272,29 +337,30 @@ impl Stage {
         Ok(Played {
             allocated: player.allocator.peak_allocated(),
             reserved: player.allocator.peak_reserved(),
-            bytes: player.bytes,
+            waits: player.waits,
             driver: Driver {
                 flushes: driver.flushes - at_start.flushes,
                 asked: driver.asked - at_start.asked,
-                returned: driver.returned - at_start.returned,
+                ..driver
             },
             ranks: 1,
         })
     }
 
     /// Waiting before each place, on average over the counted steps.
-    fn by_place(&self, bytes: &[u64]) -> Vec<SimDuration> {
+    fn by_place(&self, waits: &[Wait]) -> Vec<SimDuration> {
         let meetings: Vec<usize> = self.order.iter().map(|pass| self.meetings(*pass)).collect();
         let of_step: usize = meetings.iter().sum();
         let mut from = 0;
         let of_place = meetings.iter().map(|count| {
             let steps = (0..COUNTED as usize).map(|step| step * of_step + from);
             let sum: u64 = steps
-                .filter_map(|start| bytes.get(start..start + count))
+                .filter_map(|start| waits.get(start..start + count))
                 .flatten()
+                .map(|wait| wait.picos())
                 .sum();
             from += count;
-            SimDuration::from_picos(sum * FEMTOS_PER_BYTE / 1_000 / COUNTED)
+            SimDuration::from_picos(sum / COUNTED)
         });
         of_place.collect()
     }
@@ -339,7 +405,7 @@ struct Player<'a> {
     held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
     /// What stays to the end of the step.
     put_off: Vec<BlockId>,
-    bytes: Vec<u64>,
+    waits: Vec<Wait>,
     seen: Driver,
     rank: u32,
     /// Draws that were used.
@@ -488,8 +554,7 @@ impl Player<'_> {
                 }
                 Event::Meet => {
                     let now = self.allocator.driver();
-                    let bytes = now.asked - self.seen.asked + now.returned - self.seen.returned;
-                    self.bytes.push(bytes);
+                    self.waits.push(Wait::of(self.seen, now));
                     self.seen = now;
                     if walk.at_end(events) {
                         self.passed += 1;
@@ -526,5 +591,62 @@ impl Walk {
 
     fn at_end(&self, events: &[Event]) -> bool {
         !events[self.event..].contains(&Event::Meet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds that each of some processes of a host waits while all map so many pieces at once.
+    fn mapping(processes: usize, pieces: u64, bytes: u64) -> f64 {
+        let driver = Driver {
+            asked: pieces * bytes,
+            mapped: pieces,
+            ..Driver::default()
+        };
+        let mut host = Wait::default();
+        for _ in 0..processes {
+            host.of_host(Wait::of(Driver::default(), driver));
+        }
+        host.picos() as f64 * 1e-12
+    }
+
+    /// One process maps 1,600 pieces of 2 MiB or 25 of 128 MiB on an L40S, two runs each (ovg-project/kvcached,
+    /// `benchmarks/bench_map_parallelism`), or 4,096 of 2 MiB on an A100 (magnate3/linux-riscv-dev,
+    /// `bench_vmm`).
+    #[test]
+    fn pieces_take_as_long_as_was_measured() {
+        const MIB: u64 = 1 << 20;
+        let measured = [
+            (1_600, 2 * MIB, 0.262, 0.25),
+            (1_600, 2 * MIB, 0.264, 0.25),
+            (4_096, 2 * MIB, 0.945, 0.16),
+            (25, 128 * MIB, 0.0142, 0.05),
+            (25, 128 * MIB, 0.0130, 0.15),
+        ];
+        for (pieces, bytes, seconds, within) in measured {
+            let ours = mapping(1, pieces, bytes);
+            let off = ours / seconds - 1.0;
+            assert!(off.abs() < within, "{pieces} {bytes}: {ours} {seconds}");
+        }
+    }
+
+    /// How much longer that takes when four processes do it at once, each on a GPU of its own (kvcached's
+    /// benchmark; two releases with pieces of 2 MiB).
+    #[test]
+    fn processes_wait_for_each_other_as_was_measured() {
+        const MIB: u64 = 1 << 20;
+        for (pieces, bytes, longer) in [
+            (1_600, 2 * MIB, 3.63),
+            (1_600, 2 * MIB, 3.04),
+            (25, 128 * MIB, 1.87),
+        ] {
+            let ours = mapping(4, pieces, bytes) / mapping(1, pieces, bytes);
+            assert!(
+                (ours / longer - 1.0_f64).abs() < 0.2,
+                "{bytes}: {ours} {longer}"
+            );
+        }
     }
 }

@@ -19,6 +19,8 @@ struct NodeEntry {
     rack: Rack,
     #[serde(default = "one")]
     host_slowdown: f64,
+    #[serde(default)]
+    gpus_per_host: Option<u32>,
     sources: BTreeMap<String, String>,
 }
 
@@ -62,6 +64,7 @@ fn read_nodes() -> BTreeMap<String, Node> {
             name: name.clone(),
             accelerator,
             gpus: entry.gpus,
+            gpus_per_host: entry.gpus_per_host.unwrap_or(entry.gpus.min(8)),
             scale_up: entry.scale_up,
             nic: entry.nic,
             rack: entry.rack,
