@@ -602,16 +602,28 @@ fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
         return vec![];
     }
     let shape = attention_shape(s);
-    let width = match s.model.attention {
-        Attention::Grouped { .. } => (shape.heads + shape.kv_heads) * shape.qk,
+    let (width, fused) = match s.model.attention {
+        Attention::Grouped { .. } => (
+            (shape.heads + shape.kv_heads) * shape.qk,
+            s.stack.fused_rope,
+        ),
         // The rotary part is small, but queries and keys are put together from two parts.
-        Attention::Latent { .. } => 2 * shape.heads * shape.qk,
+        Attention::Latent { .. } => (
+            2 * shape.heads * shape.qk,
+            s.stack.fused_latent_rope.unwrap_or(s.stack.fused_rope),
+        ),
     };
     let elements = s.tokens * width;
     let bytes = halves(elements);
     // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`).
-    if s.stack.fused_rope && !s.model.scaled_rope {
+    if fused && !s.model.scaled_rope {
         return vec![stream(bytes, bytes, 2)];
+    }
+    if let Attention::Latent {
+        qk_rope_head_dim, ..
+    } = s.model.attention
+    {
+        return latent_rope(s, qk_rope_head_dim, direction);
     }
     // Queries and keys each: times the cosine, one half negated, halves exchanged, times the sine over
     // views and repeated angles; the sum and putting the parts together over what lies side by side
@@ -625,6 +637,42 @@ fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
         strided(Bytes::new(elements * 7), Bytes::new(elements * 7), 8),
         stream(bytes * beside.0, bytes * beside.1, kernels),
     ]
+}
+
+/// Rotary embedding of latent attention in the framework's own kernels, `rotary` elements of each head: even
+/// and odd elements are parted first, then it goes as in other attention, and queries, keys and values
+/// are put together from views of what two products left (Megatron-Core, `multi_latent_attention.py`,
+/// `_apply_rotary_pos_emb_bshd` with `multi_latent_attention`). All heads share the rotary part of the keys, which
+/// is a kernel's work and no bytes to speak of.
+fn latent_rope(s: &Sizes<'_>, rotary: u64, direction: Direction) -> Vec<Operation> {
+    let shape = attention_shape(s);
+    let bytes = |per_head: u64| Bytes::new(s.tokens * shape.heads * per_head);
+    // Elements of one head of the queries, which the keys' own part and the rotary one make up too.
+    let (whole, own) = (shape.qk, shape.qk - rotary);
+    match direction {
+        // Even and odd parted (2, 2), cosine (2, 2), half negated (1, 1), halves exchanged (2, 2), sine (2, 2);
+        // queries and keys of two parts each, values from beside the keys. Side by side: the sum (4, 2) and a
+        // copy (2, 2). Cosines and sines of the angles are small.
+        Direction::Forward => vec![
+            strided(
+                bytes(9 * rotary + 2 * (whole + own + shape.v)),
+                bytes(9 * rotary + 2 * (2 * whole + shape.v)),
+                13,
+            ),
+            stream(bytes(6 * rotary), bytes(4 * rotary), 16),
+        ],
+        // Cosine, sine, half negated, halves joined (7, 7), even and odd put back (2, 2); gradients of the two
+        // products joined of theirs, those of the shared part summed over heads. Side by side: zeros that slices
+        // are put into (0, 6) and three sums (12, 6).
+        Direction::Backward => vec![
+            strided(
+                bytes(9 * rotary + 2 * (whole + own + shape.v + rotary)),
+                bytes(9 * rotary + 2 * (whole + own + shape.v)),
+                15,
+            ),
+            stream(bytes(12 * rotary), bytes(12 * rotary), 12),
+        ],
+    }
 }
 
 /// Bytes of the keys and values of one rank, which the context-parallel ring passes on.

@@ -290,6 +290,9 @@ pub struct SoftwareStack {
     pub fused_activation: bool,
     /// Rotary embedding is one kernel.
     pub fused_rope: bool,
+    /// The same of latent attention, whose kernel is another; left out: as `fused_rope`.
+    #[serde(default)]
+    pub fused_latent_rope: Option<bool>,
     /// Logits and cross-entropy are computed without keeping fp32 logits.
     pub fused_cross_entropy: bool,
     /// Quantisation to fp8/fp4 is fused into the kernel before.

@@ -24,7 +24,8 @@ use std::sync::Arc;
 /// What the driver takes to give a piece of memory (a segment, or a page of an expandable one) and map it,
 /// in ps: mean of what pieces of 2 MiB take in servers, 164 us on an L40S (ovg-project/kvcached,
 /// `benchmarks/bench_map_parallelism`) and 231 us on an A100 (magnate3/linux-riscv-dev, `bench_vmm`), less
-/// what is for their bytes.
+/// what is for their bytes. vAttention's table has less than half of it, on another A100 (arXiv 2405.04437, from
+/// memory, unverified).
 const MAP: u64 = 192_000_000;
 /// Beside that for its bytes: pieces of 128 MiB take 545 us on that L40S.
 const MAP_FEMTOS_PER_BYTE: u64 = 2_900;

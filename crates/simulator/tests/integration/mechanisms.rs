@@ -1,14 +1,15 @@
 //! Each mechanism moves the step in the direction that physics says.
 
 use crate::plans::{model, plain};
+use rackflow_plan::kernel::{KernelOptions, Load, cost_with};
 use rackflow_plan::{Cause, CommKind, Resource, SLOW_NODE, Setup, Straggler, compile};
 use rackflow_scenario::{Catalogue, published};
 use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use rackflow_workload::{
-    Attention, AttentionKernel, CudaGraphs, OffloadedInput, Recipe, Recompute, Routing, Schedule,
-    Zero,
+    Access, Attention, AttentionKernel, CudaGraphs, OffloadedInput, Operation, Recipe, Recompute,
+    Routing, Schedule, Zero,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -330,6 +331,94 @@ fn blocking_launches_add_the_hosts_time_to_the_kernels() {
     let (one, two) = (step(2, true) - free, step(4, true) - free);
     assert!(one > 10.0 * hidden.max(1e-6), "{one} s, hidden {hidden} s");
     assert!((two / one - 2.0).abs() < 0.01, "{two} s of {one} s");
+}
+
+/// Without its kernel, the rotary embedding of latent attention takes what its tensors take, counted one by
+/// one, in place of what the kernel does.
+#[test]
+fn rotary_parts_of_latent_attention_cost_their_copies() {
+    let (tokens, heads, own, rotary, value) = (4096, 32, 128, 64, 128);
+    let mut setup = plain(1);
+    let t = &mut setup.training;
+    t.sequence_length = tokens;
+    t.model.attention = Attention::Latent {
+        heads,
+        q_lora_rank: Some(512),
+        kv_lora_rank: 256,
+        qk_nope_head_dim: own,
+        qk_rope_head_dim: rotary,
+        v_head_dim: value,
+        latents: 1,
+        sparse: None,
+    };
+    t.stack.cuda_graphs = CudaGraphs::Full;
+    let passes = t.model.layers * t.global_batch;
+    let step = |fused: bool, latent: Option<bool>| {
+        let mut setup = setup.clone();
+        setup.training.stack.fused_rope = fused;
+        setup.training.stack.fused_latent_rope = latent;
+        run(&setup).step_time.as_secs_f64()
+    };
+    let apart = step(true, Some(false));
+    assert_eq!(apart, step(false, None), "left out, it is as `fused_rope`");
+    assert_eq!(step(true, None), step(false, Some(true)));
+
+    let accelerator = &setup.cluster.node.accelerator;
+    let seconds = |access, kernels: &[(u64, u64)], small: u32| {
+        let bytes = |elements: u64| Bytes::new(2 * tokens * heads * elements);
+        let op = Operation::Stream {
+            read: bytes(kernels.iter().map(|k| k.0).sum()),
+            write: bytes(kernels.iter().map(|k| k.1).sum()),
+            kernels: kernels.len() as u32 + small,
+            flops: 0.0,
+            access,
+        };
+        let options = KernelOptions {
+            attention: setup.training.stack.attention,
+            load: Load::Continuous,
+        };
+        let cost = cost_with(&op, accelerator, accelerator.sms, options);
+        cost.time.as_secs_f64()
+    };
+    // Elements of a head that each kernel reads and writes. Kernels of the rotary part of the keys, which all
+    // heads share, and of angles are as many and small.
+    let [all, half] = [(rotary, rotary), (rotary / 2, rotary / 2)];
+    let (whole, both) = (own + rotary, own + value);
+    let forward = [
+        all,
+        all,
+        half,
+        all,
+        all,
+        (whole, whole),
+        (own, whole),
+        (value, value),
+    ];
+    let backward = [
+        all,
+        all,
+        half,
+        all,
+        half,
+        half,
+        (whole, whole),
+        (both, both),
+        (rotary, 0),
+    ];
+    let sum = (2 * rotary, rotary);
+    let zeros = [(0, rotary); 3];
+    let beside = [sum, sum, sum, zeros[0], zeros[1], zeros[2]];
+    let counted = seconds(Access::Strided, &forward, 5)
+        + seconds(Access::Elementwise, &[sum, all], 14)
+        + seconds(Access::Strided, &backward, 6)
+        + seconds(Access::Elementwise, &beside, 6);
+    let kernel = 2.0 * seconds(Access::Elementwise, &[(whole, whole); 2], 0);
+    let expected = (counted - kernel) * passes as f64;
+    let found = apart - step(true, None);
+    assert!(
+        (found / expected - 1.0).abs() < 0.01,
+        "{found} s, counted {expected} s"
+    );
 }
 
 #[test]
