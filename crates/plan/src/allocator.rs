@@ -68,6 +68,8 @@ pub(crate) struct Driver {
     pub mapped: u64,
     /// Pieces that it got back.
     pub unmapped: u64,
+    /// Pieces that it gave and got back before they were mapped, since one more was lacking.
+    pub refused: u64,
 }
 
 /// Free blocks, the smallest and lowest first.
@@ -295,10 +297,8 @@ impl Caching {
             .next_multiple_of(step)
             .min(self.blocks[id as usize].size);
         if self.ask(mapped, mapped / step).is_none() {
-            // Pages that were there before one was lacking go back at once (`ExpandableSegment::map`).
-            let there = (self.limit - self.reserved) / step;
-            self.driver.mapped += there;
-            self.driver.unmapped += there;
+            // Pages that were there before one was lacking go back unmapped (`ExpandableSegment::map`).
+            self.driver.refused += (self.limit - self.reserved) / step;
             return None;
         }
         self.unmapped[pool].remove(&(self.blocks[id as usize].address, id));

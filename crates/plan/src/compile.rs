@@ -25,6 +25,7 @@ use rackflow_workload::{
     AllocatorPolicy, Attention, AttentionCount, Direction, FeedForward, LayerKind, Model,
     Operation, Recipe, Recompute, Schedule, Zero,
 };
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -783,13 +784,17 @@ impl<'a> Compiler<'a> {
         if !facts.iter().all(StageFacts::fits) {
             return vec![Stalls::default(); facts.len()];
         }
+        let hosts = OnceCell::new();
+        let host_of = |rank: u32| {
+            let hosts: &Vec<u32> = hosts.get_or_init(|| self.setup.host().host_of_gpus());
+            hosts[self.setup.gpu_of(rank) as usize]
+        };
         let stages = (0..self.stages()).zip(&orders).zip(&facts);
         stages
             .map(|((stage, order), facts)| {
                 let chunks = self.stage_chunks(stage);
                 let draws = &self.setup.token_draws;
-                let on_host =
-                    placement.stage_ranks_on_host(stage, self.setup.cluster.node.gpus_per_host);
+                let on_host = || placement.stage_ranks_on_host(stage, host_of);
                 Stalls::of_stage(&self.sizes, draws, on_host, (&chunks, order), facts, known)
             })
             .collect()

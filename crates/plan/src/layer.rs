@@ -615,15 +615,15 @@ fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
     };
     let elements = s.tokens * width;
     let bytes = halves(elements);
-    // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`).
-    if fused && !s.model.scaled_rope {
-        return vec![stream(bytes, bytes, 2)];
-    }
-    if let Attention::Latent {
-        qk_rope_head_dim, ..
-    } = s.model.attention
-    {
-        return latent_rope(s, qk_rope_head_dim, direction);
+    match s.model.attention {
+        Attention::Latent {
+            qk_rope_head_dim, ..
+        } if !fused => return latent_rope(s, qk_rope_head_dim, direction),
+        // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`); that of latent
+        // attention takes cosines and sines that hold it.
+        Attention::Grouped { .. } if s.model.scaled_rope => {}
+        _ if fused => return vec![stream(bytes, bytes, 2)],
+        _ => {}
     }
     // Queries and keys each: times the cosine, one half negated, halves exchanged, times the sine over
     // views and repeated angles; the sum and putting the parts together over what lies side by side

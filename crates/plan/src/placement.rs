@@ -47,13 +47,15 @@ impl Placement {
         self.ranks() / self.parallelism.pipeline
     }
 
-    /// Ranks of a pipeline stage that sit on the host of its first, with so many GPUs on each host.
-    pub fn stage_ranks_on_host(&self, stage: u32, gpus: u32) -> u32 {
-        let host = self.at_stage_position(stage, 0) / gpus;
-        let ranks = host * gpus..((host + 1) * gpus).min(self.ranks());
-        ranks
-            .filter(|rank| self.coordinates(*rank).stage == stage)
-            .count() as u32
+    /// Ranks of a pipeline stage on the host that holds most of them, from the host of every rank.
+    pub fn stage_ranks_on_host(&self, stage: u32, host_of: impl Fn(u32) -> u32) -> u32 {
+        let positions = 0..self.stage_ranks();
+        let mut hosts: Vec<u32> = positions
+            .map(|position| host_of(self.at_stage_position(stage, position)))
+            .collect();
+        hosts.sort_unstable();
+        let ranks = hosts.chunk_by(|a, b| a == b).map(<[u32]>::len);
+        ranks.max().unwrap_or(0) as u32
     }
 
     /// Where `rank` is in the plan.
@@ -255,6 +257,30 @@ mod tests {
             let placement = Placement::new(&parallelism(), order);
             for rank in 0..placement.ranks() {
                 assert_eq!(placement.rank(placement.coordinates(rank)), rank);
+            }
+        }
+    }
+
+    /// Whatever hosts the ranks sit on: no host has more of a stage, and one has as many.
+    #[test]
+    fn the_host_with_most_ranks_of_a_stage_counts() {
+        let hosts: [fn(u32) -> u32; 4] =
+            [|_| 7, |rank| rank, |rank| rank / 5, |rank| rank * rank % 11];
+        for order in [RankOrder::DataBeforePipeline, RankOrder::PipelineBeforeData] {
+            let placement = Placement::new(&parallelism(), order);
+            for (of, host_of) in hosts.iter().enumerate() {
+                for stage in 0..3 {
+                    let on = |host: u32| {
+                        let ranks = 0..placement.ranks();
+                        let there = ranks.filter(|rank| {
+                            host_of(*rank) == host && placement.coordinates(*rank).stage == stage
+                        });
+                        there.count() as u32
+                    };
+                    let most = (0..=placement.ranks()).map(on).max();
+                    let found = placement.stage_ranks_on_host(stage, host_of);
+                    assert_eq!(Some(found), most, "{order:?} {of} {stage}");
+                }
             }
         }
     }

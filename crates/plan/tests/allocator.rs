@@ -1,8 +1,9 @@
 //! What the simulated allocator holds and costs, beside what PyTorch's did.
 
-use rackflow_plan::{Pressure, Setup, compile};
+use rackflow_plan::{Pressure, Seats, Setup, compile};
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published;
+use rackflow_topology::{Node, Part};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{AllocatorPolicy, Recompute};
 
@@ -111,6 +112,81 @@ fn processes_of_a_host_take_turns_at_the_driver() {
     // Of one alone the slowest counts, so of eight that differ it is not eight times as much.
     let ratio = times[3].0 / times[0].0;
     assert!((1.5..8.0).contains(&ratio), "{times:?}");
+}
+
+/// The host is that of the GPU that a rank has, in its own part of the cluster.
+#[test]
+fn hosts_are_those_of_the_gpus_that_ranks_have() {
+    let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.recompute = Recompute::None;
+    let near = with_memory(near, 3e9);
+    let longest = |setup: &Setup| {
+        let plan = compile(setup).expect("sound");
+        let stages = plan.facts.stages.iter();
+        stages.map(|s| s.pressure.time).max().expect("a stage")
+    };
+    let of_hosts = [1, 4, 8].map(|gpus| {
+        let mut setup = near.clone();
+        setup.cluster.node.gpus_per_host = gpus;
+        longest(&setup)
+    });
+    assert!(of_hosts.is_sorted_by(|a, b| a < b), "{of_hosts:?}");
+
+    // Half of every node's GPUs, in a cluster twice as large.
+    let mut spread = near.clone();
+    let mut cluster = near.cluster.clone();
+    cluster.gpus *= 2;
+    let gpus = (0..near.cluster.gpus).map(|rank| rank / 4 * 8 + rank % 4);
+    spread.seats = Some(Seats {
+        cluster,
+        gpus: gpus.collect(),
+    });
+    assert_eq!(longest(&spread), of_hosts[1]);
+
+    // Two kinds that compute alike: the stage that waits is on the second.
+    let mut mixed = near.clone();
+    let mut of_one = near.cluster.node.clone();
+    of_one.gpus_per_host = 1;
+    let half = near.cluster.gpus / 2;
+    let parts = |nodes: [&Node; 2]| {
+        nodes.map(|node| Part {
+            node: node.clone(),
+            gpus: half,
+        })
+    };
+    let time = |parts: [Part; 2]| {
+        let mut setup = mixed.clone();
+        setup.cluster.node = parts[0].node.clone();
+        setup.cluster.parts = parts.to_vec();
+        longest(&setup)
+    };
+    let whole = near.cluster.node.clone();
+    let both = [[&whole, &of_one], [&of_one, &whole]].map(|nodes| time(parts(nodes)));
+    assert!(both.contains(&of_hosts[2]), "{both:?} {of_hosts:?}");
+    assert!(both.iter().any(|time| *time < of_hosts[2]), "{both:?}");
+    mixed.cluster.node.gpus_per_host = 8;
+    assert_eq!(longest(&mixed), of_hosts[2]);
+}
+
+/// Experts on five or twelve ranks, which hosts of eight do not divide: the more processes a host has, the
+/// longer they wait.
+#[test]
+fn all_processes_of_a_host_count_whatever_experts_divide() {
+    for (expert, experts) in [(5, 240), (12, 240)] {
+        let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+        near.training.recompute = Recompute::None;
+        let t = &mut near.training;
+        t.model.moe.as_mut().expect("a mixture").experts = experts;
+        t.parallelism.expert = expert;
+        t.parallelism.data = 60;
+        near.cluster.gpus = 60 * t.parallelism.pipeline;
+        t.global_batch = 60 * 32;
+        let times = [1, 2, 5, 8].map(|gpus| {
+            near.cluster.node.gpus_per_host = gpus;
+            with_free(near.clone(), 3e9).time
+        });
+        assert!(times.is_sorted_by(|a, b| a < b), "{expert}: {times:?}");
+    }
 }
 
 /// What a plan that waits is told about expandable segments is what it comes to with them, which may be no gain.

@@ -519,7 +519,8 @@ impl Findings<'_> {
 
     /// One node needs no fabric; more than one must say.
     pub fn default_fabric(&mut self, node: &Node, gpus: u32) -> Option<Fabric> {
-        if gpus > node.gpus {
+        // A node of none is refused where nodes are checked.
+        if gpus > node.gpus && node.gpus > 0 {
             let names: Vec<&str> = Catalogue::builtin().names(Section::Fabrics).collect();
             let message = format!(
                 "`fabric` is missing: {gpus} GPUs are more than one {} of {}",

@@ -6,6 +6,7 @@ use crate::wiring::Wiring;
 use rackflow_units::{Bandwidth, Bytes, Power, SimDuration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The scale-up network inside one NVLink domain (or xGMI mesh, or ICI slice).
@@ -188,17 +189,8 @@ impl Cluster {
     /// A node of each kind that computes differently, in the order of their first GPUs, and how many
     /// accelerators there are of it.
     pub fn kinds(&self) -> Vec<Part> {
-        let whole = [Part {
-            node: self.node.clone(),
-            gpus: self.gpus,
-        }];
-        let parts = if self.is_mixed() {
-            &self.parts[..]
-        } else {
-            &whole
-        };
         let mut kinds: Vec<Part> = Vec::new();
-        for part in parts {
+        for part in self.runs().iter() {
             match kinds
                 .iter_mut()
                 .find(|kind| kind.node.computes_as(&part.node))
@@ -208,6 +200,35 @@ impl Cluster {
             }
         }
         kinds
+    }
+
+    /// Nodes of one kind side by side, in the order of GPUs: one part where all are alike.
+    fn runs(&self) -> Cow<'_, [Part]> {
+        if self.is_mixed() {
+            return Cow::Borrowed(&self.parts);
+        }
+        Cow::Owned(vec![Part {
+            node: self.node.clone(),
+            gpus: self.gpus,
+        }])
+    }
+
+    /// The host of every GPU, counted over the cluster. No host spans two nodes; where hosts do not divide a
+    /// node, its last one is smaller.
+    pub fn host_of_gpus(&self) -> Vec<u32> {
+        let mut of_gpus = Vec::with_capacity(self.gpus as usize);
+        let mut hosts = 0;
+        for part in self.runs().iter() {
+            let in_node = part.node.gpus.max(1);
+            let in_host = part.node.gpus_per_host.max(1);
+            of_gpus.extend((0..part.gpus).map(|gpu| {
+                if (gpu % in_node).is_multiple_of(in_host) {
+                    hosts += 1;
+                }
+                hosts - 1
+            }));
+        }
+        of_gpus
     }
 
     /// Position in [`Cluster::kinds`] of every GPU; empty where there is one kind.

@@ -698,3 +698,39 @@ fn what_joins_one_kind_only_is_refused() {
         "{small:?}"
     );
 }
+
+proptest! {
+    /// Every GPU has a host; hosts are counted from the first GPU on, hold no more than they may, and end
+    /// where their node does.
+    #[test]
+    fn hosts_lie_within_nodes(
+        shapes in prop::collection::vec((1..20u32, 1..20u32, 1..5u32), 1..4),
+    ) {
+        let mut cluster = cluster("dgx-h100", 8, "rail-optimized");
+        let parts = shapes.iter().map(|(in_node, in_host, nodes)| {
+            let mut node = cluster.node.clone();
+            (node.gpus, node.gpus_per_host) = (*in_node, *in_host);
+            Part { node, gpus: in_node * nodes }
+        });
+        let parts: Vec<Part> = parts.collect();
+        cluster.node = parts[0].node.clone();
+        cluster.gpus = parts.iter().map(|part| part.gpus).sum();
+        if parts.len() > 1 {
+            cluster.parts = parts;
+        }
+        let hosts = cluster.host_of_gpus();
+        let mut expected = Vec::new();
+        let mut next = 0;
+        for (in_node, in_host, nodes) in shapes {
+            for _ in 0..nodes {
+                let mut left = in_node;
+                while left > 0 {
+                    let here = left.min(in_host);
+                    expected.extend(std::iter::repeat_n(next, here as usize));
+                    (left, next) = (left - here, next + 1);
+                }
+            }
+        }
+        prop_assert_eq!(hosts, expected);
+    }
+}

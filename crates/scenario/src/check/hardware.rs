@@ -57,6 +57,7 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
     let nic = &node.nic;
     let checks = [
         count(findings, &at("gpus"), node.gpus.into(), MOST_GPUS),
+        hosts(findings, &at("gpus_per_host"), node),
         count(
             findings,
             &at("scale_up.domain"),
@@ -121,6 +122,21 @@ fn node(findings: &mut Findings<'_>, node: &Node) -> bool {
         ),
     ];
     !checks.contains(&false)
+}
+
+/// Hosts divide a node. One that was changed from the catalogue may be smaller than its hosts were.
+fn hosts(findings: &mut Findings<'_>, path: &str, node: &Node) -> bool {
+    let right = node.gpus.is_multiple_of(node.gpus_per_host) || !findings.written(path);
+    if !right {
+        let message = format!(
+            "hosts of {} do not divide a node of {}",
+            node.gpus_per_host,
+            counted(node.gpus, "GPU")
+        );
+        let found = findings.at(path, message);
+        findings.report(found.hint(format!("write a divisor of {}, or leave it out", node.gpus)));
+    }
+    right
 }
 
 fn rate(findings: &mut Findings<'_>, path: &str, rate: Bandwidth) -> bool {
