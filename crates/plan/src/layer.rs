@@ -603,9 +603,11 @@ fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
     }
     let shape = attention_shape(s);
     let (width, fused) = match s.model.attention {
+        // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`); that of latent
+        // attention takes cosines and sines that hold it.
         Attention::Grouped { .. } => (
             (shape.heads + shape.kv_heads) * shape.qk,
-            s.stack.fused_rope,
+            s.stack.fused_rope && !s.model.scaled_rope,
         ),
         // The rotary part is small, but queries and keys are put together from two parts.
         Attention::Latent { .. } => (
@@ -615,15 +617,14 @@ fn rope(s: &Sizes<'_>, direction: Direction) -> Vec<Operation> {
     };
     let elements = s.tokens * width;
     let bytes = halves(elements);
-    match s.model.attention {
-        Attention::Latent {
-            qk_rope_head_dim, ..
-        } if !fused => return latent_rope(s, qk_rope_head_dim, direction),
-        // The fused kernel knows no scale of attention (Megatron-Core, `apply_rotary_pos_emb`); that of latent
-        // attention takes cosines and sines that hold it.
-        Attention::Grouped { .. } if s.model.scaled_rope => {}
-        _ if fused => return vec![stream(bytes, bytes, 2)],
-        _ => {}
+    if fused {
+        return vec![stream(bytes, bytes, 2)];
+    }
+    if let Attention::Latent {
+        qk_rope_head_dim, ..
+    } = s.model.attention
+    {
+        return latent_rope(s, qk_rope_head_dim, direction);
     }
     // Queries and keys each: times the cosine, one half negated, halves exchanged, times the sine over
     // views and repeated angles; the sum and putting the parts together over what lies side by side

@@ -21,20 +21,20 @@ use rackflow_workload::{AllocatorPolicy, SoftwareStack};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the driver takes to give a piece of memory (a segment, or a page of an expandable one) and map it,
-/// in ps: mean of what pieces of 2 MiB take in servers, 164 us on an L40S (ovg-project/kvcached,
+/// What the driver takes to give a piece of memory (a segment, or a page of an expandable one) and map it:
+/// mean of what pieces of 2 MiB take in servers, 164 us on an L40S (ovg-project/kvcached,
 /// `benchmarks/bench_map_parallelism`) and 231 us on an A100 (magnate3/linux-riscv-dev, `bench_vmm`), less
 /// what is for their bytes. vAttention's table has less than half of it, on another A100 (arXiv 2405.04437, from
 /// memory, unverified).
-const MAP: u64 = 192_000_000;
+const MAP: SimDuration = SimDuration::from_micros(192);
 /// Beside that for its bytes: pieces of 128 MiB take 545 us on that L40S.
 const MAP_FEMTOS_PER_BYTE: u64 = 2_900;
 /// Percent of [`MAP`] before a piece is mapped, while the memory itself is found: 193 of 231 us on that A100.
 const FOUND_PERCENT: u64 = 84;
-/// To take one back, in ps: 26 us to unmap it on that A100, and then as for one that was not mapped.
-const UNMAP: u64 = 26_000_000;
-/// To release the memory itself, in ps (vAttention, arXiv 2405.04437, from memory, unverified).
-const RELEASE: u64 = 23_000_000;
+/// To take one back: unmapped on that A100, and then as for one that was not mapped.
+const UNMAP: SimDuration = SimDuration::from_micros(26);
+/// To release the memory itself (vAttention, arXiv 2405.04437, from memory, unverified).
+const RELEASE: SimDuration = SimDuration::from_micros(23);
 /// Tenths of these times for each piece during which the driver serves no other process of the host. Four
 /// processes that map at once, each on a GPU of its own, take 3.0 to 3.6 times as long with pieces of 2 MiB
 /// and 1.9 times with pieces of 128 MiB (kvcached's benchmark): 3.6 and 1.9 so.
@@ -177,23 +177,23 @@ impl Roomy {
     }
 }
 
-/// How long the driver takes, in ps: with and without its lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How long the driver takes with and without its lock.
+#[derive(Debug, Clone, Copy, Default)]
 struct Wait {
-    locked: u64,
-    beside: u64,
+    locked: SimDuration,
+    beside: SimDuration,
 }
 
 impl Wait {
     fn of(before: Driver, after: Driver) -> Self {
         let calls = MAP * (after.mapped - before.mapped)
             + (UNMAP + RELEASE) * (after.unmapped - before.unmapped)
-            + (MAP * FOUND_PERCENT / 100 + RELEASE) * (after.refused - before.refused);
-        let locked = calls * LOCKED_TENTHS / 10;
+            + (MAP.scale(FOUND_PERCENT, 100) + RELEASE) * (after.refused - before.refused);
+        let locked = calls.scale(LOCKED_TENTHS, 10);
         let bytes = after.asked - before.asked;
         Self {
             locked,
-            beside: calls - locked + bytes * MAP_FEMTOS_PER_BYTE / 1_000,
+            beside: calls - locked + SimDuration::from_picos(bytes * MAP_FEMTOS_PER_BYTE / 1_000),
         }
     }
 
@@ -203,7 +203,7 @@ impl Wait {
         self.beside = self.beside.max(other.beside);
     }
 
-    fn picos(self) -> u64 {
+    fn total(self) -> SimDuration {
         self.locked + self.beside
     }
 }
@@ -309,7 +309,7 @@ impl Stage {
                 for wait in on_host.clone().filter_map(|one| one.waits.get(place)) {
                     host.of_host(*wait);
                 }
-                if most.picos() < host.picos() {
+                if most.total() < host.total() {
                     *most = host;
                 }
             }
@@ -357,13 +357,13 @@ impl Stage {
         let mut from = 0;
         let of_place = meetings.iter().map(|count| {
             let steps = (0..COUNTED as usize).map(|step| step * of_step + from);
-            let sum: u64 = steps
+            let sum: SimDuration = steps
                 .filter_map(|start| waits.get(start..start + count))
                 .flatten()
-                .map(|wait| wait.picos())
+                .map(|wait| wait.total())
                 .sum();
             from += count;
-            SimDuration::from_picos(sum / COUNTED)
+            sum.scale(1, COUNTED)
         });
         of_place.collect()
     }
@@ -612,7 +612,7 @@ mod tests {
         for _ in 0..processes {
             host.of_host(Wait::of(Driver::default(), driver));
         }
-        host.picos() as f64 * 1e-12
+        host.total().as_secs_f64()
     }
 
     /// One process maps 1,600 pieces of 2 MiB or 25 of 128 MiB on an L40S, two runs each (ovg-project/kvcached,
