@@ -22,8 +22,8 @@ use rackflow_network::{CollectiveOp, Demand};
 use rackflow_topology::{ByPrecision, ClusterMap, Part};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{
-    AllocatorPolicy, Attention, AttentionCount, Direction, FeedForward, LayerKind, Model,
-    Operation, Recipe, Recompute, Schedule, Zero,
+    Attention, AttentionCount, Direction, FeedForward, LayerKind, Model, Operation, Recipe,
+    Recompute, Schedule, Zero,
 };
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -148,23 +148,27 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     let mut plan = compile_over(setup, &host, &spans, &stalls, |plan| {
         crossing::blocks(plan, &host, crossing::wires(setup).as_ref())
     })?;
-    if let Some(expandable) = expandable(setup, &placement, &stalls) {
-        for (stage, of) in plan.facts.stages.iter_mut().zip(expandable) {
-            stage.pressure.expandable = Some(of.pressure.time);
+    if let Some(otherwise) = otherwise(setup, &placement, &stalls) {
+        for (stage, of) in plan.facts.stages.iter_mut().zip(otherwise) {
+            stage.pressure.otherwise = Some(of.pressure.time);
         }
     }
     Ok(plan)
 }
 
-/// What the stages would wait for an allocator with expandable segments, where it has none and some wait.
-fn expandable(setup: &Setup, placement: &Placement, stalls: &[Stalls]) -> Option<Vec<Stalls>> {
+/// What the stages would wait for an allocator with segments of the other kind, where some wait and all
+/// have place for them.
+fn otherwise(setup: &Setup, placement: &Placement, stalls: &[Stalls]) -> Option<Vec<Stalls>> {
+    let other = setup.training.stack.allocator.with_other_segments()?;
     let waits = |stalls: &Stalls| stalls.pressure.time > SimDuration::ZERO;
-    let is_native = setup.training.stack.allocator == AllocatorPolicy::Native;
-    (is_native && stalls.iter().any(waits)).then(|| {
-        let mut setup = setup.clone();
-        setup.training.stack.allocator = AllocatorPolicy::ExpandableSegments;
-        Compiler::new(&setup, placement).stalls(placement, &KnownStalls::default())
-    })
+    if !stalls.iter().any(waits) {
+        return None;
+    }
+    let mut setup = setup.clone();
+    setup.training.stack.allocator = other;
+    let other = Compiler::new(&setup, placement).stalls(placement, &KnownStalls::default());
+    let has_place = |stalls: &Stalls| stalls.pressure.lacking == Bytes::ZERO;
+    other.iter().all(has_place).then_some(other)
 }
 
 /// Compiles a setup that is sound, on a map of the whole cluster, over communicators that are known and

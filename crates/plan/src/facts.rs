@@ -5,7 +5,7 @@ use crate::memory::MemoryUse;
 use crate::setup::Straggler;
 use rackflow_topology::{Cluster, LinkFault};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
-use rackflow_workload::Training;
+use rackflow_workload::{AllocatorPolicy, Training};
 
 /// One pipeline stage.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,9 +31,9 @@ impl StageFacts {
         self.pressure.time > SimDuration::ZERO
     }
 
-    /// How long its passes would wait for the allocator were its segments expandable.
-    fn waits_if_expandable(&self) -> SimDuration {
-        self.pressure.expandable.unwrap_or(self.pressure.time)
+    /// How long its passes would wait for the allocator with segments of the other kind.
+    fn waits_otherwise(&self) -> SimDuration {
+        self.pressure.otherwise.unwrap_or(self.pressure.time)
     }
 
     /// Memory that is left.
@@ -43,14 +43,30 @@ impl StageFacts {
 }
 
 impl Facts {
-    /// The longest that a stage waits for the allocator, and the longest that one would wait were segments
-    /// expandable; `None` where that is no shorter by a hundredth.
-    pub fn gain_of_expandable_segments(&self) -> Option<(SimDuration, SimDuration)> {
+    /// What segments of the other kind would gain; `None` where that is less than a hundredth, or where they
+    /// would have no place.
+    pub fn gain_of_other_segments(&self) -> Option<OtherSegments> {
+        let allocator = self.training.stack.allocator.with_other_segments()?;
         let stages = || self.stages.iter();
         let now = stages().map(|stage| stage.pressure.time).max()?;
-        let then = stages().map(StageFacts::waits_if_expandable).max()?;
-        (then.scale(100, 99) < now).then_some((now, then))
+        let then = stages().map(StageFacts::waits_otherwise).max()?;
+        (then.scale(100, 99) < now).then_some(OtherSegments {
+            allocator,
+            now,
+            then,
+        })
     }
+}
+
+/// What segments of the other kind, expandable or not, would gain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherSegments {
+    /// The allocator that has them.
+    pub allocator: AllocatorPolicy,
+    /// The longest that a stage waits for the allocator now.
+    pub now: SimDuration,
+    /// The longest that one would wait then.
+    pub then: SimDuration,
 }
 
 /// What a kernel does, as far as pictures tell kernels apart.

@@ -35,7 +35,7 @@ pub use cause::{Accounts, Cause, CommKind};
 pub use compile::{KindPlan, Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
-pub use facts::{Facts, KernelFacts, KernelKind, StageFacts, Uplinks};
+pub use facts::{Facts, KernelFacts, KernelKind, OtherSegments, StageFacts, Uplinks};
 pub use memory::{ALLOCATOR_MARGIN, MemoryUse};
 pub use outlook::{
     Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, TrainingRun,

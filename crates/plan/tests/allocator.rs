@@ -195,7 +195,7 @@ fn what_expandable_segments_would_save_is_what_they_save() {
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
     near.training.recompute = Recompute::None;
     near.training.stack.allocator = AllocatorPolicy::Native;
-    let (mut gains, mut none) = (0, 0);
+    let (mut gains, mut none) = (Vec::new(), 0);
     for free in [2e9, 3e9, 4e9, 5e9, 5.5e9, 6e9, 12e9] {
         let plan = compile(&with_memory(near.clone(), free)).expect("sound");
         let mut grown = near.clone();
@@ -208,18 +208,31 @@ fn what_expandable_segments_would_save_is_what_they_save() {
                 .max()
                 .expect("a stage")
         };
-        assert_eq!(with.facts.gain_of_expandable_segments(), None);
-        match plan.facts.gain_of_expandable_segments() {
-            Some((now, then)) => {
-                assert_eq!((now, then), (longest(&plan), longest(&with)));
-                assert!(then < now);
-                gains += 1;
-            }
-            None => {
-                assert!(longest(&with).scale(100, 99) >= longest(&plan));
-                none += 1;
+        for (ours, other) in [(&plan, &with), (&with, &plan)] {
+            let has_place = other
+                .facts
+                .stages
+                .iter()
+                .all(|stage| stage.pressure.lacking == Bytes::ZERO);
+            match ours.facts.gain_of_other_segments() {
+                Some(gain) => {
+                    assert_eq!(gain.allocator, other.facts.training.stack.allocator);
+                    assert_eq!((gain.now, gain.then), (longest(ours), longest(other)));
+                    assert!(gain.then < gain.now && has_place);
+                    gains.push((free, gain.allocator));
+                }
+                None => {
+                    assert!(longest(other).scale(100, 99) >= longest(ours) || !has_place);
+                    none += 1;
+                }
             }
         }
     }
-    assert!(gains > 0 && none > 0, "{gains} gain and {none} do not");
+    assert!(none > 0);
+    for allocator in [AllocatorPolicy::Native, AllocatorPolicy::ExpandableSegments] {
+        assert!(
+            gains.iter().any(|(_, of)| *of == allocator),
+            "{allocator:?} gains nowhere: {gains:?}"
+        );
+    }
 }

@@ -8,10 +8,12 @@ use crate::causes::{explain, key};
 use crate::format::{count, number};
 use crate::report::Change;
 use crate::summarize::fraction;
-use rackflow_plan::{Accounts, Cause, CommKind, Facts};
+use rackflow_plan::{Accounts, Cause, CommKind, Facts, OtherSegments};
 use rackflow_topology::Level;
 use rackflow_units::{SimDuration, counted};
-use rackflow_workload::{AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero};
+use rackflow_workload::{
+    AllocatorPolicy, AttentionKernel, CudaGraphs, Recompute, Routing, Schedule, Zero,
+};
 
 /// Changes offered at most.
 const LIMIT: usize = 3;
@@ -256,24 +258,44 @@ fn recomputation(facts: &Facts) -> String {
 }
 
 /// "wait 500 ms in place of 2 s".
-pub(crate) fn wait_less(now: SimDuration, then: SimDuration) -> String {
-    match then {
+pub(crate) fn wait_less(gain: &OtherSegments) -> String {
+    match gain.then {
         SimDuration::ZERO => "not wait".to_owned(),
-        then => format!("wait {then} in place of {now}"),
+        then => format!("wait {then} in place of {}", gain.now),
+    }
+}
+
+/// The allocator as a stack names it.
+pub(crate) fn name_of(allocator: AllocatorPolicy) -> &'static str {
+    match allocator {
+        AllocatorPolicy::Native => "native",
+        AllocatorPolicy::ExpandableSegments => "expandable_segments",
+        AllocatorPolicy::Preallocated => "preallocated",
     }
 }
 
 fn allocator(facts: &Facts) -> String {
-    let expandable = match facts.gain_of_expandable_segments() {
-        Some((now, then)) => format!(
-            "Let segments grow (allocator: expandable_segments, which is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True): \
-             the fullest stage would {}. Or leave",
-            wait_less(now, then)
-        ),
+    let other = match facts.gain_of_other_segments() {
+        Some(gain) => {
+            let set = match gain.allocator {
+                AllocatorPolicy::ExpandableSegments => {
+                    "Let segments grow (allocator: expandable_segments, which is \
+                     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)"
+                }
+                _ => {
+                    "Give tensors segments of their own (allocator: native, which is \
+                     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False)"
+                }
+            };
+            format!(
+                "{set}: the fullest stage would {}. Or leave",
+                wait_less(&gain)
+            )
+        }
         None => "Leave".to_owned(),
     };
     format!(
-        "{expandable} more memory free: a smaller micro-batch, recomputation, or more ranks to shard over."
+        "{other} more memory free: a smaller micro-batch, recomputation, or more ranks to shard over."
     )
 }
 

@@ -289,7 +289,7 @@ impl PlanSearch {
         }
         out.push('\n');
         out.push_str(&faint(
-            "      step time   MFU bf16   memory   plan, and what it loses to the first\n",
+            "      step time   MFU bf16    memory   plan, and what it loses to the first\n",
         ));
         for (i, row) in self.best.iter().enumerate() {
             out.push_str(&line(&format!("{:>3}.", i + 1), row, style));
@@ -323,28 +323,34 @@ fn counts<K: Copy>(of: &BTreeMap<K, u64>, reason: impl Fn(K) -> &'static str) ->
     counts
 }
 
+/// Columns of a row before the plan, and those that the plan has.
+const FIGURES: usize = 39;
+const PLAN: usize = 120 - FIGURES;
+
 fn line(number_: &str, row: &PlanRow, style: &Style) -> String {
-    let mut out = format!(
-        "{number_:>4}  {:>9}   {:>6} %   {:>4} GB   {}\n",
+    let figures = format!(
+        "{number_:>4}  {:>9}   {:>6} %   {:>4} GB",
         seconds(row.step_time_s),
         percent(row.mfu_bf16_causal),
         number(row.memory_bytes as f64 / 1e9, 0),
-        style.paint(Ink::Strong, &row.shorthand()),
     );
-    if !row.why.is_empty() {
-        let reasons: Vec<String> = row
-            .why
-            .iter()
-            .map(|reason| format!("{} +{} %", reason.label, percent(reason.fraction)))
-            .collect();
-        out.push_str(&format!(
-            "{:37}{}\n",
-            "",
-            style.paint(
-                Ink::Faint,
-                &format!("{}: {}", pace(row.slower), reasons.join(", "))
-            )
-        ));
+    let reasons = row
+        .why
+        .iter()
+        .map(|reason| format!("{} +{} %", reason.label, percent(reason.fraction)));
+    let reasons: Vec<String> = reasons.collect();
+    let reasons = match reasons.is_empty() {
+        true => String::new(),
+        false => format!("{}: {}", pace(row.slower), reasons.join(", ")),
+    };
+    let plan = wrap(&row.shorthand(), PLAN).into_iter();
+    let plan = plan.map(|words| style.paint(Ink::Strong, &words));
+    let reasons = wrap(&reasons, PLAN).into_iter();
+    let reasons = reasons.map(|words| style.paint(Ink::Faint, &words));
+    let mut out = String::new();
+    for (i, words) in plan.chain(reasons).enumerate() {
+        let before = if i == 0 { &*figures } else { "" };
+        out.push_str(&format!("{before:FIGURES$}{words}\n"));
     }
     out
 }

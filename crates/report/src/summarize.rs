@@ -462,16 +462,18 @@ fn warnings(facts: &Facts) -> Vec<String> {
     let cost = if slowest.is_stalled() {
         let pressure = &slowest.pressure;
         format!(
-            "the allocator gives its cache back {:.1} times a step, for which the fullest stage waits {}",
+            "the ranks of a stage each give the allocator's cache back {:.1} times a step and wait for each other, \
+             which takes {}",
             pressure.flushes, pressure.time
         )
     } else {
         "with a little less the allocator would slow the step".to_owned()
     };
-    let way_out = match facts.gain_of_expandable_segments() {
-        Some((now, then)) => format!(
-            "; with allocator: expandable_segments it would {}; a smaller micro-batch or recomputation leave more",
-            advice::wait_less(now, then)
+    let way_out = match facts.gain_of_other_segments() {
+        Some(gain) => format!(
+            "; with allocator: {} it would {}; a smaller micro-batch or recomputation leave more",
+            advice::name_of(gain.allocator),
+            advice::wait_less(&gain)
         ),
         None => "; a smaller micro-batch or recomputation leave more".to_owned(),
     };

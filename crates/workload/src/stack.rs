@@ -90,6 +90,17 @@ pub enum AllocatorPolicy {
     Preallocated,
 }
 
+impl AllocatorPolicy {
+    /// The same allocator with segments of the other kind, expandable or not.
+    pub fn with_other_segments(self) -> Option<Self> {
+        match self {
+            Self::Native => Some(Self::ExpandableSegments),
+            Self::ExpandableSegments => Some(Self::Native),
+            Self::Preallocated => None,
+        }
+    }
+}
+
 /// What the stack issues beside computation. Whether it is hidden, the event loop decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

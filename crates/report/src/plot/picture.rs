@@ -263,7 +263,7 @@ impl Picture {
             "width=\"{}\" height=\"{}\" role=\"img\"",
             self.width, self.height
         );
-        let mut text = text.replacen(&drawn, &shown, 1);
+        let mut text = self.with_widths(&text.replacen(&drawn, &shown, 1));
         if let Some(end) = text.find('>') {
             let title = self
                 .title
@@ -274,6 +274,31 @@ impl Picture {
         }
         text.push('\n');
         text
+    }
+
+    /// An SVG of this picture whose words are as wide as they were laid out, in whichever typeface of
+    /// [`FAMILY`] its viewer has: DejaVu Sans is a fifth wider than Inter, and would leave the page.
+    fn with_widths(&self, svg: &str) -> String {
+        const TAG: &str = "<text ";
+        let mut text = String::with_capacity(svg.len() * 11 / 10);
+        let mut rest = svg;
+        for mark in &self.marks {
+            let Mark::Text {
+                words, size, bold, ..
+            } = mark
+            else {
+                continue;
+            };
+            let width = text_width(words, *size, *bold) * SVG_SCALE;
+            let Some(tag) = rest.find(TAG).filter(|_| width > 0.0) else {
+                continue;
+            };
+            let (before, after) = rest.split_at(tag + TAG.len());
+            text += before;
+            text += &format!("textLength=\"{width:.0}\" lengthAdjust=\"spacingAndGlyphs\" ");
+            rest = after;
+        }
+        text + rest
     }
 
     /// The picture as a PNG file, two pixels for one.
@@ -481,6 +506,29 @@ mod tests {
         let png = picture.png();
         assert_eq!(&png[1..4], b"PNG");
         assert_eq!(u32::from_be_bytes(png[16..20].try_into().unwrap()), 1920);
+    }
+
+    #[test]
+    fn words_of_an_svg_are_as_wide_as_they_were_laid_out() {
+        let mut picture = Picture::new(200.0, "A title", "of <text and more");
+        picture.words((9.0, 90.0), "", 11.0, style::TEXT, Anchor::Start, false);
+        picture.words((9.0, 99.0), "last", 11.0, style::TEXT, Anchor::End, true);
+        let svg = picture.svg();
+        let given = svg.split("<text textLength=\"").skip(1);
+        let given: Vec<f64> = given
+            .map(|tag| tag[..tag.find('"').unwrap()].parse().unwrap())
+            .collect();
+        let wide = |words: &str, size: f64, bold: bool| {
+            (text_width(words, size, bold) * SVG_SCALE).round()
+        };
+        let mut expected = vec![
+            wide("A title", size::TITLE, true),
+            wide("of <text and more", size::SUBTITLE, false),
+            wide("last", 11.0, true),
+        ];
+        // An empty text is drawn or not, as plotters likes.
+        expected.retain(|width| *width > 0.0);
+        assert_eq!(given, expected, "{svg}");
     }
 
     #[test]

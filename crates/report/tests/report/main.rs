@@ -321,32 +321,38 @@ fn several_seeds_are_summed_up_and_one_is_not() {
     assert_eq!((over.least_s, over.most_s), (2.0, 6.0));
 }
 
-/// Expandable segments are suggested where the play of the allocator shows that less is waited with them, with
-/// how much.
+/// Segments of the other kind are suggested where the play of the allocator shows that less is waited with
+/// them, with how much.
 #[test]
-fn expandable_segments_are_suggested_where_they_gain() {
-    let warned = |expandable: Option<SimDuration>| {
+fn segments_of_the_other_kind_are_suggested_where_they_gain() {
+    use rackflow_workload::AllocatorPolicy::{self, ExpandableSegments, Native, Preallocated};
+    let warned = |allocator: AllocatorPolicy, otherwise: Option<u64>| {
         let mut record = fixture::even();
+        record.facts.training.stack.allocator = allocator;
         let stage = &mut record.facts.stages[0];
         stage.capacity = stage.memory.total();
         stage.pressure.flushes = 4.0;
         stage.pressure.time = SimDuration::from_micros(2_000_000);
-        stage.pressure.expandable = expandable;
+        stage.pressure.otherwise = otherwise.map(SimDuration::from_micros);
         report(&record).warnings.join("\n")
     };
-    let gains = warned(Some(SimDuration::from_micros(500_000)));
-    assert!(
-        gains.contains("with allocator: expandable_segments it would wait 500 ms in place of 2 s"),
-        "{gains}"
-    );
-    let all = warned(Some(SimDuration::ZERO));
-    assert!(
-        all.contains("with allocator: expandable_segments it would not wait"),
-        "{all}"
-    );
-    for none in [Some(2_000_000), Some(2_500_000), Some(1_990_000), None] {
-        let text = warned(none.map(SimDuration::from_micros));
-        assert!(text.contains("a smaller micro-batch"), "{text}");
-        assert!(!text.contains("expandable_segments"), "{text}");
+    for (allocator, other) in [
+        (Native, "expandable_segments"),
+        (ExpandableSegments, "native"),
+    ] {
+        let gains = warned(allocator, Some(500_000));
+        let words = format!("with allocator: {other} it would wait 500 ms in place of 2 s");
+        assert!(gains.contains(&words), "{gains}");
+        let all = warned(allocator, Some(0));
+        assert!(
+            all.contains(&format!("with allocator: {other} it would not wait")),
+            "{all}"
+        );
+        for none in [Some(2_000_000), Some(2_500_000), Some(1_990_000), None] {
+            let text = warned(allocator, none);
+            assert!(text.contains("a smaller micro-batch"), "{text}");
+            assert!(!text.contains("with allocator:"), "{text}");
+        }
     }
+    assert!(!warned(Preallocated, Some(0)).contains("with allocator:"));
 }
