@@ -9,6 +9,7 @@
 //! the run declares about itself.
 
 mod habits;
+mod releases;
 pub mod serving;
 mod setup;
 mod survey;

@@ -1,6 +1,7 @@
 //! From a published run to a setup: what is known is taken, what is a habit is noted.
 
 use super::habits::{Habits, Interleaving, Models, habits};
+use super::releases::with_settings;
 use super::{PublishedModel, PublishedRun};
 use crate::{Catalogue, draws};
 use rackflow_plan::{Fidelity, Jitter, Setup};
@@ -55,6 +56,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
             detail: unread.clone(),
         });
     }
+    let run = &with_settings(run);
     let mut assumed = Vec::new();
     let habits = habits(run);
     let model = model(run, &habits, &mut assumed)?;
@@ -349,7 +351,7 @@ fn stack(
         .unwrap_or(stack.deferred_output_gradients);
     if declared.token_drop {
         stack.static_expert_shapes = true;
-        if stack.cuda_graphs == CudaGraphs::None {
+        if declared.cuda_graphs.is_none() && stack.cuda_graphs == CudaGraphs::None {
             stack.cuda_graphs = CudaGraphs::Partial;
         }
         assumed.push(

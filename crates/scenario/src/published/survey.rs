@@ -285,7 +285,7 @@ fn recipe_applies(row: &Value) -> bool {
 
 /// Transformer layers of each chunk in a layout such as `Et*2|(t*2|)*34,t*3|(t*2|)*3,tL`: `t` is a
 /// layer, `|` ends a chunk, `E`, `m` and `L` are embedding, prediction module and loss.
-fn layers_of_layout(layout: &str) -> Option<Vec<u64>> {
+pub(super) fn layers_of_layout(layout: &str) -> Option<Vec<u64>> {
     let expanded = expand(layout.trim_matches(['"', ' ']))?;
     let chunks: Vec<u64> = expanded
         .split('|')
