@@ -96,16 +96,16 @@ impl Stalls {
         }
     }
 
-    /// Whether a stage that needs so much of so much memory may wait: never while [`COMFORT`] of it is free.
+    /// Whether a stage that needs so much of so much memory may wait: never while [`COMFORT`] of it is free, or
+    /// [`COMFORT_OF_EXCHANGE`].
     pub fn may_be(stack: &SoftwareStack, memory: Bytes, capacity: Bytes) -> bool {
+        let holds_exchange = stack.overlap.expert && stack.exchange_held > 0;
+        let comfort = match holds_exchange {
+            true => COMFORT_OF_EXCHANGE,
+            false => COMFORT,
+        };
         stack.allocator != AllocatorPolicy::Preallocated
-            && capacity.saturating_sub(memory).get()
-                <= capacity.get()
-                    / (if stack.overlap.expert && stack.exchange_held > 0 {
-                        6
-                    } else {
-                        COMFORT
-                    })
+            && capacity.saturating_sub(memory).get() <= capacity.get() / comfort
     }
 
     /// Of a stage that holds `chunks` and works in this order, with so many of its ranks on one host. What is
