@@ -189,9 +189,10 @@ fn all_processes_of_a_host_count_whatever_experts_divide() {
     }
 }
 
-/// What a plan that waits is told about expandable segments is what it comes to with them, which may be no gain.
+/// What a plan that waits is told about segments of the other kind is what it comes to with them, which may be no
+/// gain, or need more memory than there is.
 #[test]
-fn what_expandable_segments_would_save_is_what_they_save() {
+fn what_other_segments_would_save_is_what_they_save() {
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
     near.training.recompute = Recompute::None;
     near.training.stack.allocator = AllocatorPolicy::Native;

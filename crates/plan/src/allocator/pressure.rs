@@ -44,8 +44,8 @@ const LOCKED_TENTHS: u64 = 9;
 /// without an exchange on a stream of its own holds more than 7.6 % beyond its tensors (SimuMax on B200;
 /// NVIDIA/Megatron-LM, pull request 6429). Set where DeepSeek-V3's replay, with a tenth free, would have waited.
 const COMFORT: u64 = 12;
-/// The same where exchanged tokens are held for a stream of their own: a run holds 14 % beyond its tensors so (the
-/// same pull request, 68,392 of 60,378 MiB).
+/// The same where exchanged tokens are held for a stream of their own: a run holds 13 % beyond its tensors so, a
+/// tenth of its memory (the same pull request, 68,392 of 60,378 MiB).
 const COMFORT_OF_EXCHANGE: u64 = 7;
 /// Passes through layers that are followed; the rest of a step goes on as the second half of these.
 const PASSES: usize = 128;

@@ -5,7 +5,8 @@ use super::{Declared, PublishedRun, survey};
 use serde::Deserialize;
 use std::sync::LazyLock;
 
-/// One line each: which rows, what their scripts set, and where that is read.
+/// One line each: which rows, what their scripts set, and where that is read. Models and accelerators of which no
+/// run ships are there for the rows of others (`rackflow validate training --data`).
 const SETTINGS: &str = include_str!("../../data/release_settings.jsonl");
 
 /// What one script sets.
@@ -59,15 +60,15 @@ impl Settings {
     }
 }
 
-/// The run with what its release set where it does not say itself. Recomputation that only another plan of the
-/// same model declares gives way.
-pub(super) fn with_settings(run: &PublishedRun) -> PublishedRun {
+/// The run with what its release set where it does not say itself, and where that is read. Recomputation that
+/// only another plan of the same model declares gives way.
+pub(super) fn with_settings(run: &PublishedRun) -> (PublishedRun, Option<&'static str>) {
     let mut run = run.clone();
     let Some(settings) = READ.iter().find(|settings| settings.is_of(&run)) else {
-        return run;
+        return (run, None);
     };
     let (ours, theirs) = (&mut run.declared, &settings.declared);
-    if ours.recompute.is_none() || ours.recompute_is_assumed {
+    if theirs.recompute.is_some() && (ours.recompute.is_none() || ours.recompute_is_assumed) {
         ours.recompute.clone_from(&theirs.recompute);
         ours.recompute_is_assumed = false;
     }
@@ -86,7 +87,7 @@ pub(super) fn with_settings(run: &PublishedRun) -> PublishedRun {
         let layers = layers.filter(|layers| layers.len() == chunks as usize);
         run.plan.layers_per_chunk = run.plan.layers_per_chunk.or(layers);
     }
-    run
+    (run, Some(&settings.from))
 }
 
 #[cfg(test)]
@@ -144,7 +145,8 @@ mod tests {
             .find(|run| run.id.starts_with("mb-25.11-pretrain-DeepSeekV3-B200"))
             .expect("the run ships");
         assert!(run.declared.recompute_is_assumed);
-        let filled = with_settings(run);
+        let (filled, from) = with_settings(run);
+        assert!(from.is_some_and(|from| from.contains("d19cb73")));
         assert!(!filled.declared.recompute_is_assumed);
         assert_ne!(filled.declared.recompute, run.declared.recompute);
         assert_eq!(
@@ -157,7 +159,7 @@ mod tests {
         told.declared.cuda_graphs = Some(CudaGraphs::Full);
         told.declared.dispatcher = Some(ExpertDispatcher::DeepEp);
         told.declared.expert = Some(true);
-        let filled = with_settings(&told).declared;
+        let filled = with_settings(&told).0.declared;
         assert_eq!(filled.gradient_reduce, Some(true));
         let said = |of: &Declared| {
             (
@@ -168,10 +170,39 @@ mod tests {
             )
         };
         assert_eq!(said(&filled), said(&told.declared));
-        // Another release, accelerator, precision or way with tokens is another script.
+        // Another release is another script.
         let mut other = run.clone();
         other.release = "26.02".to_owned();
-        assert_eq!(with_settings(&other), other);
+        assert_eq!(with_settings(&other), (other, None));
+    }
+
+    /// Scripts differ by accelerator, number format, and what becomes of tokens.
+    #[test]
+    fn a_script_is_of_its_accelerator_format_and_tokens() {
+        let runs = read(SHIPPED).expect("the shipped runs are well formed");
+        let run = runs
+            .iter()
+            .find(|run| run.id.starts_with("mb-25.09-pretrain-DeepSeekV3-B200"))
+            .expect("the run ships");
+        let filled = |gpu: &str, precision: &str, token_drop: bool| {
+            let mut run = run.clone();
+            run.gpu = gpu.to_owned();
+            run.precision = Some(precision.to_owned());
+            run.declared.recompute_is_assumed = true;
+            run.declared.token_drop = token_drop;
+            let (filled, from) = with_settings(&run);
+            (filled.declared, from)
+        };
+        let graphs = |gpu: &str, precision: &str| filled(gpu, precision, true).0.cuda_graphs;
+        assert_eq!(graphs("B200-SXM-180GB", "FP8"), Some(CudaGraphs::Partial));
+        assert_eq!(graphs("B200-SXM-180GB", "MXFP8"), Some(CudaGraphs::Partial));
+        assert_eq!(graphs("B200-SXM-180GB", "BF16"), Some(CudaGraphs::None));
+        assert_eq!(filled("B200-SXM-180GB", "NVFP4", true).1, None);
+        assert_eq!(filled("H200-SXM", "FP8", true).1, None);
+        let dropped = filled("GB200-NVL72", "BF16", true).0;
+        let kept = filled("GB200-NVL72", "BF16", false).0;
+        assert_eq!(dropped.cuda_graphs, Some(CudaGraphs::Partial), "not B200's");
+        assert_ne!(dropped.recompute, kept.recompute);
     }
 
     /// A layout is taken where the plan has as many chunks.
@@ -186,6 +217,7 @@ mod tests {
         run.gpu = "H100-SXM-80GB".to_owned();
         (run.plan.pipeline, run.plan.virtual_pipeline) = (Some(8), Some(4));
         let layers = with_settings(&run)
+            .0
             .plan
             .layers_per_chunk
             .expect("32 chunks");
@@ -194,6 +226,6 @@ mod tests {
             (32, 1, 2, 0)
         );
         run.plan.virtual_pipeline = Some(2);
-        assert_eq!(with_settings(&run).plan.layers_per_chunk, None);
+        assert_eq!(with_settings(&run).0.plan.layers_per_chunk, None);
     }
 }

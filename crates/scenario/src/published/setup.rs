@@ -56,8 +56,14 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
             detail: unread.clone(),
         });
     }
-    let run = &with_settings(run);
+    let (run, from) = with_settings(run);
+    let run = &run;
     let mut assumed = Vec::new();
+    if let Some(from) = from {
+        assumed.push(format!(
+            "dispatcher, graphs, overlap and recomputation as the release's own scripts set them: {from}"
+        ));
+    }
     let habits = habits(run);
     let model = model(run, &habits, &mut assumed)?;
     let gpus = run

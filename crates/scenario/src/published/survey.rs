@@ -529,7 +529,7 @@ fn read_recipe(row: &Value, declared: &mut Declared) {
     let setting = |name: &str| text(row, &["recipe", name]).filter(|value| value != "None");
     let applies = recipe_applies(row);
     let mixture = at(row, &["model", "experts"]).is_some();
-    // Dispatchers other than the plain all-to-all entered the performance recipes in 2026.
+    // The head's recipes say little about releases before 2026: `releases` has what those set.
     let older = text(row, &["software_epoch"])
         .and_then(|epoch| release(&epoch))
         .is_some_and(|r| r.as_str() < "26");
