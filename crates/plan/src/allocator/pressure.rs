@@ -614,18 +614,23 @@ impl Walk {
 mod tests {
     use super::*;
 
-    /// Seconds that each of some processes of a host waits while all map so many pieces at once.
+    /// Seconds that each of some processes of a host waits while all ask the same of the driver at once.
+    fn waiting(processes: usize, driver: Driver) -> f64 {
+        let mut host = Wait::default();
+        for _ in 0..processes {
+            host.of_host(Wait::of(Driver::default(), driver));
+        }
+        host.total().as_secs_f64()
+    }
+
+    /// The same while all map so many pieces.
     fn mapping(processes: usize, pieces: u64, bytes: u64) -> f64 {
         let driver = Driver {
             asked: pieces * bytes,
             mapped: pieces,
             ..Driver::default()
         };
-        let mut host = Wait::default();
-        for _ in 0..processes {
-            host.of_host(Wait::of(Driver::default(), driver));
-        }
-        host.total().as_secs_f64()
+        waiting(processes, driver)
     }
 
     /// One process maps 1,600 pieces of 2 MiB or 25 of 128 MiB on an L40S, two runs each (ovg-project/kvcached,
@@ -655,19 +660,13 @@ mod tests {
     #[test]
     fn pages_of_two_processes_take_between_one_and_two_as_was_measured() {
         const PAGE: u64 = 20 << 20;
-        let both_ways = |processes: usize| {
-            let driver = Driver {
-                asked: PAGE,
-                mapped: 1,
-                unmapped: 1,
-                ..Driver::default()
-            };
-            let mut host = Wait::default();
-            for _ in 0..processes {
-                host.of_host(Wait::of(Driver::default(), driver));
-            }
-            host.total().as_secs_f64()
+        let there_and_back = Driver {
+            asked: PAGE,
+            mapped: 1,
+            unmapped: 1,
+            ..Driver::default()
         };
+        let both_ways = |processes| waiting(processes, there_and_back);
         for measured in [272e-6 + 141e-6, 272e-6 + 162e-6] {
             assert!(both_ways(1) < measured, "{} {measured}", both_ways(1));
             assert!(measured < both_ways(2), "{measured} {}", both_ways(2));

@@ -96,6 +96,13 @@ mod tests {
     use crate::published::{SHIPPED, read};
     use rackflow_workload::{CudaGraphs, ExpertDispatcher, Recompute};
 
+    /// The run that ships whose name begins so.
+    fn shipped(name: &str) -> PublishedRun {
+        let runs = read(SHIPPED).expect("the shipped runs are well formed");
+        let run = runs.into_iter().find(|run| run.id.starts_with(name));
+        run.expect("the run ships")
+    }
+
     /// Each line is well formed, has a source, fills only what [`with_settings`] hands on, and is the only one
     /// for its rows.
     #[test]
@@ -139,11 +146,7 @@ mod tests {
 
     #[test]
     fn a_run_keeps_what_it_says_itself() {
-        let runs = read(SHIPPED).expect("the shipped runs are well formed");
-        let run = runs
-            .iter()
-            .find(|run| run.id.starts_with("mb-25.11-pretrain-DeepSeekV3-B200"))
-            .expect("the run ships");
+        let run = &shipped("mb-25.11-pretrain-DeepSeekV3-B200");
         assert!(run.declared.recompute_is_assumed);
         let (filled, from) = with_settings(run);
         assert!(from.is_some_and(|from| from.contains("d19cb73")));
@@ -179,11 +182,7 @@ mod tests {
     /// Scripts differ by accelerator, number format, and what becomes of tokens.
     #[test]
     fn a_script_is_of_its_accelerator_format_and_tokens() {
-        let runs = read(SHIPPED).expect("the shipped runs are well formed");
-        let run = runs
-            .iter()
-            .find(|run| run.id.starts_with("mb-25.09-pretrain-DeepSeekV3-B200"))
-            .expect("the run ships");
+        let run = shipped("mb-25.09-pretrain-DeepSeekV3-B200");
         let filled = |gpu: &str, precision: &str, token_drop: bool| {
             let mut run = run.clone();
             run.gpu = gpu.to_owned();
@@ -208,12 +207,7 @@ mod tests {
     /// A layout is taken where the plan has as many chunks.
     #[test]
     fn a_layout_needs_its_chunks() {
-        let runs = read(SHIPPED).expect("the shipped runs are well formed");
-        let mut run = runs
-            .iter()
-            .find(|run| run.id.starts_with("mb-25.11-pretrain-DeepSeekV3-B200"))
-            .expect("the run ships")
-            .clone();
+        let mut run = shipped("mb-25.11-pretrain-DeepSeekV3-B200");
         run.gpu = "H100-SXM-80GB".to_owned();
         (run.plan.pipeline, run.plan.virtual_pipeline) = (Some(8), Some(4));
         let layers = with_settings(&run)
