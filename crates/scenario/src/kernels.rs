@@ -51,8 +51,10 @@ pub enum Kind {
     MlaPrefill,
     /// The best of a library's decode attention over latents.
     MlaDecodeSummary,
-    /// Reading and writing of memory.
+    /// Reading and writing of memory by a benchmark with long arrays.
     HbmStream,
+    /// One kernel that reads and writes so many bytes.
+    Stream,
     /// Reading from the last-level cache.
     L2Bandwidth,
     /// Latencies of caches and memory.
@@ -84,6 +86,7 @@ impl Kind {
             Self::MlaPrefill => "mla_prefill",
             Self::MlaDecodeSummary => "mla_decode_summary",
             Self::HbmStream => "hbm_stream",
+            Self::Stream => "stream",
             Self::L2Bandwidth => "l2_bandwidth",
             Self::Latency => "latency",
             Self::Launch => "launch",
@@ -105,9 +108,12 @@ impl Kind {
             | Self::MlaDecode
             | Self::MlaPrefill
             | Self::MlaDecodeSummary => "attention",
-            Self::HbmStream | Self::L2Bandwidth | Self::Latency | Self::Launch | Self::Clock => {
-                "device"
-            }
+            Self::HbmStream
+            | Self::Stream
+            | Self::L2Bandwidth
+            | Self::Latency
+            | Self::Launch
+            | Self::Clock => "device",
         }
     }
 }
@@ -120,6 +126,23 @@ pub enum Pass {
     Forward,
     /// From the loss to the gradients.
     Backward,
+}
+
+/// What ran on the accelerator before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Before {
+    /// Nothing for long: milliseconds of this kernel.
+    #[default]
+    Burst,
+    /// Seconds or more of this kernel, which hold the accelerator at its power limit.
+    Continuous,
+}
+
+impl Before {
+    fn is_burst(&self) -> bool {
+        *self == Self::Burst
+    }
 }
 
 /// One published timing. What a source does not say is absent.
@@ -214,6 +237,15 @@ pub struct PublishedKernel {
     /// Which pass of a training step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pass: Option<Pass>,
+    /// What ran before.
+    #[serde(default, skip_serializing_if = "Before::is_burst")]
+    pub load: Before,
+    /// Bytes that a stream reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<u64>,
+    /// Bytes that it writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<u64>,
     /// Time [us].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub us: Option<f64>,
@@ -324,6 +356,56 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC{0,200}") {
             let _ = read(&text);
+        }
+    }
+
+    /// The one comparison of a row on H100.
+    fn compared(fields: &str) -> Comparison {
+        let row =
+            format!(r#"{{"id":"a","citation":"x","accelerator":"h100-sxm","us":1000.0,{fields}}}"#);
+        let rows = read(&row).unwrap();
+        let mut all = compare(&rows[0], Catalogue::builtin()).unwrap();
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    #[test]
+    fn seconds_of_a_kernel_are_held_against_continuous_load() {
+        let h100 = Catalogue::builtin().accelerator("h100-sxm").unwrap();
+        let gemm = r#""kind":"gemm","format":"bf16","m":8192,"n":8192,"k":8192"#;
+        let long = compared(&format!(r#"{gemm},"load":"continuous""#));
+        let left = compared(gemm).modelled / long.modelled;
+        let clock = h100.measured.continuous_clock;
+        assert!((left / clock - 1.0).abs() < 0.01, "{left} {clock}");
+        assert!(long.what.ends_with("continuous"), "{}", long.what);
+        // Its clock hardly falls, and never rises.
+        let attention = r#""kind":"attention_training","implementation":"cuDNN 9.19","batch":4,"heads":16,"kv_heads":16,"length":4096,"head_dim":128,"causal":true,"pass":"forward""#;
+        let long = compared(&format!(r#"{attention},"load":"continuous""#));
+        assert!(long.modelled >= compared(attention).modelled);
+    }
+
+    #[test]
+    fn a_stream_takes_as_long_as_its_bytes() {
+        let stream = |test: &str, read: u64, written: u64| {
+            let fields =
+                format!(r#""kind":"stream","test":"{test}","read":{read},"written":{written}"#);
+            compared(&fields).modelled
+        };
+        let gib = 1u64 << 30;
+        let (one, two) = (stream("copy", gib, gib), stream("copy", 2 * gib, 2 * gib));
+        assert!((two / one - 2.0).abs() < 0.01, "{one} {two}");
+        assert!(stream("sum", gib, 0) < one && one < stream("add", 2 * gib, gib));
+        assert!(stream("copy", 4096, 4096) > 1.0, "a kernel has a floor");
+        for lacks in [
+            r#""test":"copy","read":4096"#,
+            r#""test":"sort","read":4096,"written":4096"#,
+            r#""test":"copy","read":4096,"written":18446744073709551615"#,
+        ] {
+            let row = format!(
+                r#"{{"id":"a","kind":"stream","citation":"x","accelerator":"h100-sxm","us":1,{lacks}}}"#
+            );
+            let rows = read(&row).unwrap();
+            assert!(compare(&rows[0], Catalogue::builtin()).is_err(), "{lacks}");
         }
     }
 

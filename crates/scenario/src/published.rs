@@ -187,6 +187,9 @@ pub struct Declared {
     /// That recomputation belongs to the same model and hardware under another plan.
     #[serde(skip_serializing_if = "is_false")]
     pub recompute_is_assumed: bool,
+    /// The dispatcher belongs to the same model and hardware under another plan.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dispatcher_is_assumed: bool,
     /// A recomputation that is selective by operator (PyTorch), without a list of operators.
     #[serde(skip_serializing_if = "is_false")]
     pub recompute_by_operator: bool,

@@ -1,6 +1,6 @@
 //! One published timing beside the cost model.
 
-use super::{Kind, Pass, PublishedKernel};
+use super::{Before, Kind, Pass, PublishedKernel};
 use crate::Catalogue;
 use rackflow_plan::kernel::{
     self, DecodeAttention, Experts, Format, KernelOptions, LatentDecode, Launch, Library, Linear,
@@ -160,7 +160,8 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
         Kind::AttentionDecode | Kind::MlaDecode => case.decode()?,
         Kind::AttentionDecodeSummary => case.decode_summary(),
         Kind::MlaDecodeSummary => case.latent_summary(),
-        Kind::HbmStream => case.stream()?,
+        Kind::HbmStream => case.long_stream()?,
+        Kind::Stream => case.stream()?,
         Kind::L2Bandwidth => case.cache(),
         Kind::Launch => case.launch(),
         Kind::Clock => case.clock(),
@@ -185,6 +186,11 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
 
 /// Largest size that is priced: products of three fit 64 bits.
 const LARGEST: u64 = 1 << 21;
+
+/// The same of the bytes of a stream: more than any accelerator has.
+const LARGEST_STREAM: u64 = 1 << 42;
+/// From here on a stream is large: its time is not that of its start and end [B].
+const LONG_STREAM: f64 = 64e6;
 
 /// A size that the kind must have.
 fn need(value: Option<u64>, name: &str) -> Result<u64, LeftOut> {
@@ -313,7 +319,18 @@ impl Case<'_> {
             precision: self.format.math(),
             output_bytes: 2,
         };
-        seconds(kernel::cost(&op, acc, acc.sms))
+        seconds(kernel::cost_with(&op, acc, acc.sms, self.options()))
+    }
+
+    /// The load that the row names.
+    fn options(&self) -> KernelOptions {
+        KernelOptions {
+            load: match self.row.load {
+                Before::Burst => Load::Burst,
+                Before::Continuous => Load::Continuous,
+            },
+            ..KernelOptions::default()
+        }
     }
 
     fn gemm(&self) -> Result<Vec<Comparison>, LeftOut> {
@@ -323,9 +340,17 @@ impl Case<'_> {
         }
         let (m, n, k) = (need(row.m, "m")?, need(row.n, "n")?, need(row.k, "k")?);
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
-        let what = format!("{m} x {n} x {k}");
+        let what = format!("{m} x {n} x {k}{}", self.after());
         let large = m.min(n).min(k) >= 1024;
         Ok(self.timed(&what, large, self.product(m, n, k), flops, 0.0))
+    }
+
+    /// Words for a row under continuous load.
+    fn after(&self) -> &'static str {
+        match self.row.load {
+            Before::Burst => "",
+            Before::Continuous => ", continuous",
+        }
     }
 
     /// The best of many shapes, where the source does not say of which.
@@ -774,7 +799,7 @@ impl Case<'_> {
         };
         let options = KernelOptions {
             attention: kernel,
-            load: Load::Burst,
+            ..self.options()
         };
         let time = seconds(kernel::cost_with(
             &op,
@@ -788,16 +813,46 @@ impl Case<'_> {
             (false, _) => "no mask".to_owned(),
         };
         let what = format!(
-            "{implementation} {}, {batch} x {heads}/{kv_heads} heads of {head_dim} x {length}, {mask}",
+            "{implementation} {}, {batch} x {heads}/{kv_heads} heads of {head_dim} x {length}, {mask}{}",
             match pass {
                 Pass::Forward => "forward",
                 Pass::Backward => "backward",
-            }
+            },
+            self.after()
         );
         Ok(self.timed(&what, length >= 1024, time, op.tensor_flops(), 0.0))
     }
 
+    /// A kernel of a framework that reads and writes so many bytes.
     fn stream(&self) -> Result<Vec<Comparison>, LeftOut> {
+        let row = self.row;
+        let test = row.test.as_deref().unwrap_or("copy");
+        let access = match test {
+            "copy" | "add" | "sum" | "fill" | "adamw" => Access::Copy,
+            "silu" | "gelu_tanh" | "gelu_erf" | "rms_norm" | "layer_norm" => Access::Elementwise,
+            _ => return left_out("a test that the model lacks", test),
+        };
+        let (Some(read), Some(written)) = (row.read, row.written) else {
+            return left_out("a size is missing", "read, written");
+        };
+        if read.max(written) > LARGEST_STREAM {
+            return left_out("a size that no kernel has", test);
+        }
+        let op = Operation::Stream {
+            read: Bytes::new(read),
+            write: Bytes::new(written),
+            kernels: 1,
+            flops: 0.0,
+            access,
+        };
+        let time = seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms));
+        let what = format!("{test}, {read} B read, {written} B written");
+        let bytes = (read + written) as f64;
+        Ok(self.timed(&what, bytes >= LONG_STREAM, time, 0.0, bytes))
+    }
+
+    /// A benchmark of the memory.
+    fn long_stream(&self) -> Result<Vec<Comparison>, LeftOut> {
         let Some(measured) = self.row.tbps else {
             return left_out("nothing measured that the model states", "TB/s");
         };

@@ -60,8 +60,8 @@ impl Settings {
     }
 }
 
-/// The run with what its release set where it does not say itself, and where that is read. Recomputation that
-/// only another plan of the same model declares gives way.
+/// The run with what its release set where it does not say itself, and where that is read. Recomputation and a
+/// dispatcher that only another plan of the same model declares give way.
 pub(super) fn with_settings(run: &PublishedRun) -> (PublishedRun, Option<&'static str>) {
     let mut run = run.clone();
     let Some(settings) = READ.iter().find(|settings| settings.is_of(&run)) else {
@@ -80,7 +80,10 @@ pub(super) fn with_settings(run: &PublishedRun) -> (PublishedRun, Option<&'stati
         *ours = ours.or(theirs);
     }
     ours.cuda_graphs = ours.cuda_graphs.or(theirs.cuda_graphs);
-    ours.dispatcher = ours.dispatcher.or(theirs.dispatcher);
+    if theirs.dispatcher.is_some() && (ours.dispatcher.is_none() || ours.dispatcher_is_assumed) {
+        ours.dispatcher = theirs.dispatcher;
+        ours.dispatcher_is_assumed = false;
+    }
     if let Some(layout) = &settings.layout {
         let chunks = run.plan.pipeline.unwrap_or(1) * run.plan.virtual_pipeline.unwrap_or(1);
         let layers = survey::layers_of_layout(layout);
@@ -177,6 +180,23 @@ mod tests {
         let mut other = run.clone();
         other.release = "26.02".to_owned();
         assert_eq!(with_settings(&other), (other, None));
+    }
+
+    #[test]
+    fn a_dispatcher_of_another_plan_gives_way() {
+        let mut run = shipped("mb-26.02-pretrain-Qwen3_30B_a3B-H100");
+        assert_eq!(
+            (run.declared.dispatcher, run.declared.dispatcher_is_assumed),
+            (Some(ExpertDispatcher::HybridEp), true)
+        );
+        let filled = with_settings(&run).0.declared;
+        assert_eq!(
+            (filled.dispatcher, filled.dispatcher_is_assumed),
+            (Some(ExpertDispatcher::NcclAllToAll), false)
+        );
+        run.declared.dispatcher_is_assumed = false;
+        let kept = with_settings(&run).0.declared;
+        assert_eq!(kept.dispatcher, Some(ExpertDispatcher::HybridEp));
     }
 
     /// Scripts differ by accelerator, number format, and what becomes of tokens.

@@ -557,7 +557,9 @@ fn read_recipe(row: &Value, declared: &mut Declared) {
     // The library that moves tokens is a habit of the model's recipe on that hardware, whatever the plan.
     let backend = setting("model.moe_flex_dispatcher_backend");
     if let Some(backend) = &backend {
+        let told = declared.dispatcher.is_some();
         read_dispatcher_and_graphs(&backend.to_ascii_lowercase(), declared);
+        declared.dispatcher_is_assumed = declared.dispatcher.is_some() && !applies && !told;
     }
     if !applies {
         return;
