@@ -5,7 +5,7 @@
 //     ./driver_memory
 //
 // One JSON object a line, times in microseconds for each piece: "there" until it can be used, "back" until it is
-// gone. Processes share one GPU, each with a context of its own, and begin together.
+// gone. The GPU needs 75 GB that are free. Processes share it, each with a context of its own, and begin together.
 #include <cuda.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -63,7 +63,7 @@ static const char *const POLL =
 static void begin(void) {
     CUdevice device;
     CUcontext context;
-    alarm(60); // of which a process dies that waits for one that failed
+    alarm(60); // ends a process whose partner failed
     CHECK(cuInit(0));
     CHECK(cuDeviceGet(&device, 0));
     CHECK(cuDevicePrimaryCtxRetain(&context, device));
@@ -186,11 +186,16 @@ static void native(size_t bytes) {
     fflush(stdout);
 }
 
+static int failed;
+
 static void wait_for(int processes) {
     for (int i = 0; i < processes; i++) {
         int status;
         wait(&status);
-        if (status) fprintf(stderr, "a process failed\n");
+        if (status) {
+            fprintf(stderr, "a process failed\n");
+            failed = 1;
+        }
     }
 }
 
@@ -236,5 +241,5 @@ int main(void) {
         }
         wait_for(1);
     }
-    return 0;
+    return failed;
 }

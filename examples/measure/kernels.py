@@ -4,12 +4,16 @@
     python3 kernels.py h100-sxm rows.jsonl products streams
     rackflow validate kernels --data rows.jsonl --rows
 
-Needs PyTorch with CUDA; `sustained` also nvidia-ml-py. Data are random: zeros draw less power and run up to a
-tenth faster. Inputs rotate, so that the last-level cache holds none of them. Kernels are launched from a CUDA
-graph of some milliseconds, eight times, and the median counts: the GPU is warm then, but not at the clock that
-hours leave. `sustained` runs seconds of one kernel and says what is left of it.
+Needs PyTorch from 2.8 on with CUDA (run with 2.11), and nvidia-ml-py for `sustained`. What a GPU or a version lacks is
+named and left out.
+
+Data are random: zeros draw less power and run up to a tenth faster. Inputs of products and streams rotate, so that the last-level
+cache of an H100 holds none that is larger than some 10 MB. Kernels are launched from a CUDA graph of some milliseconds (backward: by the host), eight
+times, and the median counts: the GPU is warm then, but not at the clock that hours leave. `sustained` runs seconds of one
+kernel and says what is left of it.
 """
 
+import importlib.util
 import json
 import sys
 import threading
@@ -47,9 +51,14 @@ class Rows:
         """Adds a row with the time of `call(i)`, which works on the i-th of so many sets of inputs."""
         try:
             self.add(kind, timed(call, sets, graph), **fields)
-        except RuntimeError as error:
-            print(kind, fields, "was not timed:", str(error).split("\n")[0], file=sys.stderr)
-            torch.cuda.synchronize()
+        except (RuntimeError, AttributeError, TypeError) as error:
+            lacks(kind, fields, error)
+
+
+def lacks(kind, fields, error):
+    """Names what this GPU or this PyTorch cannot run."""
+    print(kind, fields, "was not timed:", str(error).split("\n")[0], file=sys.stderr)
+    torch.cuda.synchronize()
 
 
 def median(values):
@@ -77,7 +86,7 @@ def timed(call, sets, graph):
         about = between_events(lambda i: call(i % sets), 4)
         repeats = max(3, min(256, int(3000 / max(about, 1.0)) + 1))
         if not graph:
-            return median([between_events(lambda i: call(i % sets), repeats) for _ in range(8)][1:])
+            return median([between_events(lambda i: call(i % sets), repeats) for _ in range(9)][1:])
         recorded = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded, stream=side):
             for i in range(repeats):
@@ -92,6 +101,12 @@ def sets_for(size):
 
 def random(*shape):
     return torch.randn(*shape, device=DEVICE, dtype=BF16)
+
+
+def cudnn():
+    """The release that the model has measured and that is nearest below this one: 9.1, 9.13 or 9.19."""
+    minor = torch.backends.cudnn.version() // 100 % 100
+    return f"cuDNN 9.{max(known for known in (1, 13, 19) if known <= max(minor, 1))}"
 
 
 WIDTHS = [
@@ -112,12 +127,12 @@ def products(rows):
             x, w = [random(m, k) for _ in range(sets)], [random(n, k) for _ in range(sets)]
             out = [torch.empty(m, n, device=DEVICE, dtype=BF16) for _ in range(sets)]
             shape = {"format": "bf16", "m": m, "n": n, "k": k}
-            rows.time("gemm", lambda i: torch.mm(x[i], w[i].t(), out=out[i]), sets, **shape)
+            rows.time("gemm", lambda i: torch.mm(x[i], w[i].t(), out=out[i]), sets, note="forward", **shape)
             if (n, k) in MORE_ROWS and m in (4096, 8192):
                 wt = [one.t().contiguous() for one in w]
-                rows.time("gemm", lambda i: torch.mm(x[i], wt[i], out=out[i]), sets, **shape)
+                rows.time("gemm", lambda i: torch.mm(x[i], wt[i], out=out[i]), sets, note="input gradient", **shape)
                 xt = [one.t().contiguous() for one in x]
-                rows.time("gemm", lambda i: torch.mm(xt[i].t(), wt[i], out=out[i]), sets, **shape)
+                rows.time("gemm", lambda i: torch.mm(xt[i].t(), wt[i], out=out[i]), sets, note="weight gradient", **shape)
 
 
 def products_fp8(rows):
@@ -136,14 +151,15 @@ def products_fp8(rows):
                 )
 
             shape = {"m": m, "n": n, "k": k}
-            rows.time("gemm", product(one, one, True), sets, format="fp8", **shape)
+            rows.time("gemm", product(one, one, True), sets, format="fp8", note="a scale per tensor", **shape)
             if m == 8192:
-                rows.time("gemm", product(one, one, False), sets, format="fp8", **shape)
+                note = "a scale per tensor, sums in fp32"
+                rows.time("gemm", product(one, one, False), sets, format="fp8", note=note, **shape)
             if m in (4096, 8192):
                 by_row = torch.rand(m, 1, device=DEVICE), torch.rand(1, n, device=DEVICE)
-                rows.time("gemm", product(*by_row, True), sets, format="fp8", **shape)
+                rows.time("gemm", product(*by_row, True), sets, format="fp8", note="a scale per row", **shape)
                 by_block = torch.rand(k // 128, m, device=DEVICE).t(), torch.rand(n // 128, k // 128, device=DEVICE).t()
-                rows.time("gemm", product(*by_block, False), sets, format="fp8_block128", **shape)
+                rows.time("gemm", product(*by_block, False), sets, format="fp8_block128", note="a scale per block", **shape)
 
 
 def grouped(rows):
@@ -164,8 +180,7 @@ def attention(rows):
     shapes = [(16384 // s, 2048 // d, 2048 // d, s, d, d) for d in (64, 128) for s in (512, 1024, 2048, 4096, 8192, 16384)]
     shapes += [(1, 64, 8, 8192, 128, 128), (1, 32, 8, 8192, 128, 128), (2, 32, 8, 4096, 128, 128), (1, 16, 2, 16384, 128, 128)]
     shapes += [(2, 32, 32, 4096, 192, 128)]
-    cudnn = f"cuDNN {torch.backends.cudnn.version() // 10000}.{torch.backends.cudnn.version() // 100 % 100}"
-    for name, backend in ((cudnn, SDPBackend.CUDNN_ATTENTION), ("FA2", SDPBackend.FLASH_ATTENTION)):
+    for name, backend in ((cudnn(), SDPBackend.CUDNN_ATTENTION), ("FA2", SDPBackend.FLASH_ATTENTION)):
         for batch, heads, kv_heads, length, width, width_v in shapes:
             if name == "FA2" and (width != width_v or length < 2048):
                 continue
@@ -185,7 +200,11 @@ def attention(rows):
                 with sdpa_kernel(backend):
                     with torch.no_grad():
                         rows.time("attention_training", forward, **fields, **{"pass": "forward"})
-                    out = forward()
+                    try:
+                        out = forward()
+                    except (RuntimeError, TypeError) as error:
+                        lacks("attention_training", fields, error)
+                        continue
                     gradient = torch.randn_like(out)
 
                     def backward(_=0):
@@ -256,29 +275,33 @@ def sustained(rows):
     import pynvml
 
     pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-    log, done = [], threading.Event()
+    gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    log = []
 
     def watch():
-        while not done.is_set():
+        while True:
             clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
             log.append((time.time(), clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
             time.sleep(0.05)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
 
     def hold(kind, call, **fields):
-        torch.cuda.synchronize()
-        time.sleep(2.0)
-        per = max(1, int(50_000 / between_events(call, 2)))
-        spans, begun = [], time.time()
-        while time.time() - begun < 8.0:
-            spans.append(between_events(call, per))
+        try:
+            torch.cuda.synchronize()
+            time.sleep(2.0)
+            per = max(1, int(50_000 / between_events(call, 2)))
+            spans, begun = [], time.time()
+            while time.time() - begun < 8.0:
+                spans.append(between_events(call, per))
+        except (RuntimeError, AttributeError, TypeError) as error:
+            lacks(kind, fields, error)
+            return
+        at_first, later = min(spans[:2]), median(spans[len(spans) // 2 :])
         late = [entry for entry in log if entry[0] > begun + 4.0]
         clock, power = (sum(entry[i] for entry in late) / max(1, len(late)) for i in (1, 2))
-        print(f"{fields}: {spans[0]:.1f} us at first, {median(spans[len(spans) // 2 :]):.1f} later, {clock:.0f} MHz, {power:.0f} W")
-        rows.add(kind, median(spans[len(spans) // 2 :]), load="continuous", **fields)
+        print(f"{fields}: {at_first:.1f} us at first, {later:.1f} later, {clock:.0f} MHz, {power:.0f} W")
+        rows.add(kind, later, load="continuous", **fields)
 
     for m, n, k in ((8192, 8192, 8192), (8192, 28672, 4096), (8192, 4096, 14336)):
         x, w, out = random(m, k), random(n, k), torch.empty(m, n, device=DEVICE, dtype=BF16)
@@ -290,8 +313,7 @@ def sustained(rows):
 
     hold("gemm", in_fp8, format="fp8", m=8192, n=8192, k=8192)
     q, k, v = (random(4, 16, 4096, 128).requires_grad_() for _ in range(3))
-    cudnn = f"cuDNN {torch.backends.cudnn.version() // 10000}.{torch.backends.cudnn.version() // 100 % 100}"
-    fields = {"format": "bf16", "implementation": cudnn, "batch": 4, "heads": 16, "kv_heads": 16, "length": 4096}
+    fields = {"format": "bf16", "implementation": cudnn(), "batch": 4, "heads": 16, "kv_heads": 16, "length": 4096}
     fields |= {"head_dim": 128, "causal": True}
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
 
@@ -300,15 +322,17 @@ def sustained(rows):
 
         with torch.no_grad():
             hold("attention_training", forward, **fields, **{"pass": "forward"})
-        attended = forward()
+        try:
+            attended = forward()
+        except RuntimeError as error:
+            lacks("attention_training", fields, error)
+            return
         gradient = torch.randn_like(attended)
 
         def backward(_):
             return torch.autograd.grad(attended, (q, k, v), gradient, retain_graph=True)
 
         hold("attention_training", backward, **fields, **{"pass": "backward"})
-    done.set()
-    watcher.join()
 
 
 SECTIONS = {
@@ -320,8 +344,11 @@ SECTIONS = {
 def main():
     if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(SECTIONS):
         sys.exit(f"usage: kernels.py ACCELERATOR FILE [{' | '.join(SECTIONS)}]...")
+    names = sys.argv[3:] or list(SECTIONS)
+    if "sustained" in names and importlib.util.find_spec("pynvml") is None:
+        sys.exit("`sustained` needs pynvml: pip install nvidia-ml-py, or name the other sections")
     rows = Rows(sys.argv[1], sys.argv[2])
-    for name in sys.argv[3:] or SECTIONS:
+    for name in names:
         begun = time.time()
         SECTIONS[name](rows)
         torch.cuda.empty_cache()

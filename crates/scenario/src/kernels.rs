@@ -129,20 +129,13 @@ pub enum Pass {
 }
 
 /// What ran on the accelerator before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Before {
     /// Nothing for long: milliseconds of this kernel.
-    #[default]
     Burst,
     /// Seconds or more of this kernel, which hold the accelerator at its power limit.
     Continuous,
-}
-
-impl Before {
-    fn is_burst(&self) -> bool {
-        *self == Self::Burst
-    }
 }
 
 /// One published timing. What a source does not say is absent.
@@ -237,9 +230,9 @@ pub struct PublishedKernel {
     /// Which pass of a training step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pass: Option<Pass>,
-    /// What ran before.
-    #[serde(default, skip_serializing_if = "Before::is_burst")]
-    pub load: Before,
+    /// What ran before; absent, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<Before>,
     /// Bytes that a stream reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read: Option<u64>,
@@ -398,6 +391,9 @@ mod tests {
         assert!(stream("copy", 4096, 4096) > 1.0, "a kernel has a floor");
         for lacks in [
             r#""test":"copy","read":4096"#,
+            r#""test":"copy","read":0,"written":0"#,
+            r#""read":4096,"written":4096"#,
+            r#""test":"copy","read":4096,"written":4096,"load":"continuous""#,
             r#""test":"sort","read":4096,"written":4096"#,
             r#""test":"copy","read":4096,"written":18446744073709551615"#,
         ] {

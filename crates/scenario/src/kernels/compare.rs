@@ -33,6 +33,13 @@ pub struct Comparison {
     pub log_error: f64,
 }
 
+impl Comparison {
+    /// Whether the model's time is more than it can hold.
+    fn is_endless(&self) -> bool {
+        self.unit == "us" && self.modelled >= SimDuration::from_picos(u64::MAX).as_secs_f64() * 1e6
+    }
+}
+
 /// Why a row cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
@@ -147,6 +154,10 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
         library,
         source: source_of(row),
     };
+    let has_load = matches!(row.kind, Kind::Gemm | Kind::AttentionTraining);
+    if case.continuous() && (!has_load || row.library.is_some()) {
+        return left_out("a load that the model lacks", row.kind.name());
+    }
     let comparisons = match row.kind {
         Kind::Gemm => case.gemm()?,
         Kind::GemmMamf | Kind::GemmPeak => case.best_gemm()?,
@@ -180,6 +191,9 @@ pub fn compare(row: &PublishedKernel, catalogue: &Catalogue) -> Result<Vec<Compa
         .any(|comparison| !comparison.log_error.is_finite())
     {
         return left_out("a measurement that is not positive", row.kind.name());
+    }
+    if comparisons.iter().any(Comparison::is_endless) {
+        return left_out("a size that no kernel has", row.kind.name());
     }
     Ok(comparisons)
 }
@@ -325,9 +339,9 @@ impl Case<'_> {
     /// The load that the row names.
     fn options(&self) -> KernelOptions {
         KernelOptions {
-            load: match self.row.load {
-                Before::Burst => Load::Burst,
-                Before::Continuous => Load::Continuous,
+            load: match self.continuous() {
+                false => Load::Burst,
+                true => Load::Continuous,
             },
             ..KernelOptions::default()
         }
@@ -341,16 +355,21 @@ impl Case<'_> {
         let (m, n, k) = (need(row.m, "m")?, need(row.n, "n")?, need(row.k, "k")?);
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
         let what = format!("{m} x {n} x {k}{}", self.after());
-        let large = m.min(n).min(k) >= 1024;
+        // The target is one of bursts.
+        let large = m.min(n).min(k) >= 1024 && !self.continuous();
         Ok(self.timed(&what, large, self.product(m, n, k), flops, 0.0))
     }
 
     /// Words for a row under continuous load.
     fn after(&self) -> &'static str {
-        match self.row.load {
-            Before::Burst => "",
-            Before::Continuous => ", continuous",
+        match self.continuous() {
+            false => "",
+            true => ", continuous",
         }
+    }
+
+    fn continuous(&self) -> bool {
+        self.row.load == Some(Before::Continuous)
     }
 
     /// The best of many shapes, where the source does not say of which.
@@ -764,7 +783,7 @@ impl Case<'_> {
         let (batch, length) = (need(row.batch, "batch")?, need(row.length, "length")?);
         let (heads, kv_heads) = (need(row.heads, "heads")?, need(row.kv_heads, "kv_heads")?);
         let head_dim = need(row.head_dim, "head_dim")?;
-        let head_dim_v = row.head_dim_v.unwrap_or(head_dim);
+        let head_dim_v = need(row.head_dim_v.or(row.head_dim), "head_dim_v")?;
         let Some(pass) = row.pass else {
             return left_out("a size is missing", "pass");
         };
@@ -826,7 +845,7 @@ impl Case<'_> {
     /// A kernel of a framework that reads and writes so many bytes.
     fn stream(&self) -> Result<Vec<Comparison>, LeftOut> {
         let row = self.row;
-        let test = row.test.as_deref().unwrap_or("copy");
+        let test = row.test.as_deref().unwrap_or("none");
         let access = match test {
             "copy" | "add" | "sum" | "fill" | "adamw" => Access::Copy,
             "silu" | "gelu_tanh" | "gelu_erf" | "rms_norm" | "layer_norm" => Access::Elementwise,
@@ -835,7 +854,7 @@ impl Case<'_> {
         let (Some(read), Some(written)) = (row.read, row.written) else {
             return left_out("a size is missing", "read, written");
         };
-        if read.max(written) > LARGEST_STREAM {
+        if read.max(written) > LARGEST_STREAM || read.max(written) == 0 {
             return left_out("a size that no kernel has", test);
         }
         let op = Operation::Stream {
