@@ -18,6 +18,7 @@ use rackflow_simulator::collective::{
     TIMED_LAUNCH,
 };
 use rackflow_units::Bytes;
+use rackflow_units::counted;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -374,8 +375,8 @@ impl Comparisons {
         }
         let _ = writeln!(
             out,
-            "Compared: {} rows. Left out: {}.",
-            self.rows.len(),
+            "Compared: {}. Left out: {}.",
+            counted(self.rows.len() as u64, "row"),
             self.left_out.len()
         );
         for (reason, count) in self.reasons() {

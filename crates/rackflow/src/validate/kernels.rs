@@ -12,6 +12,7 @@ use super::{Options, ValidateError, Validation};
 use clap::Args;
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::kernels::{self, Comparison, Kind, PublishedKernel};
+use rackflow_units::counted;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -290,9 +291,10 @@ impl Comparisons {
         let rows = self.rows.iter().filter(|row| row.outcome.is_ok()).count();
         let _ = writeln!(
             out,
-            "Compared: {} figures of {rows} rows. Left out: {} rows.",
-            self.compared().count(),
-            left_out.values().sum::<usize>()
+            "Compared: {} of {}. Left out: {}.",
+            counted(self.compared().count() as u64, "figure"),
+            counted(rows as u64, "row"),
+            counted(left_out.values().sum::<usize>() as u64, "row")
         );
         for ((reason, detail), count) in left_out {
             let _ = writeln!(out, "  {count:>4}  {reason}: {detail}");

@@ -18,6 +18,7 @@ use clap::Args;
 use rackflow_plan::Setup;
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published::{self, PublishedRun, Quality};
+use rackflow_units::counted;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -448,8 +449,8 @@ impl Comparisons {
         }
         let _ = writeln!(
             out,
-            "Compared: {} rows. Left out: {}.",
-            self.rows.len(),
+            "Compared: {}. Left out: {}.",
+            counted(self.rows.len() as u64, "row"),
             self.left_out.len()
         );
         for (reason, count) in self.reasons() {
