@@ -156,18 +156,18 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
     Ok(plan)
 }
 
-/// What the stages would wait for an allocator with segments of the other kind, where some wait and all
-/// have place for them.
+/// What the stages would wait for an allocator with segments of the other kind, where some wait or have no
+/// place now, and all have place for them.
 fn otherwise(setup: &Setup, placement: &Placement, stalls: &[Stalls]) -> Option<Vec<Stalls>> {
     let other = setup.training.stack.allocator.with_other_segments()?;
+    let has_place = |stalls: &Stalls| stalls.pressure.lacking == Bytes::ZERO;
     let waits = |stalls: &Stalls| stalls.pressure.time > SimDuration::ZERO;
-    if !stalls.iter().any(waits) {
+    if !stalls.iter().any(|of| waits(of) || !has_place(of)) {
         return None;
     }
     let mut setup = setup.clone();
     setup.training.stack.allocator = other;
     let other = Compiler::new(&setup, placement).stalls(placement, &KnownStalls::default());
-    let has_place = |stalls: &Stalls| stalls.pressure.lacking == Bytes::ZERO;
     other.iter().all(has_place).then_some(other)
 }
 

@@ -36,6 +36,11 @@ impl StageFacts {
         self.pressure.otherwise.unwrap_or(self.pressure.time)
     }
 
+    /// Whether pieces of the allocator's segments leave no place for all tensors.
+    pub fn lacks_place(&self) -> bool {
+        self.pressure.lacking > Bytes::ZERO
+    }
+
     /// Memory that is left.
     pub fn free(&self) -> Bytes {
         self.capacity.saturating_sub(self.memory.total())
@@ -43,15 +48,18 @@ impl StageFacts {
 }
 
 impl Facts {
-    /// What segments of the other kind would gain; `None` where that is less than a hundredth, or where they
-    /// would have no place.
+    /// What segments of the other kind would gain: place that those of now lack, or time. `None` where they
+    /// would have no place, or those of now have it and wait no more than a hundredth longer.
     pub fn gain_of_other_segments(&self) -> Option<OtherSegments> {
         let allocator = self.training.stack.allocator.with_other_segments()?;
         let stages = || self.stages.iter();
         let now = stages().map(|stage| stage.pressure.time).max()?;
         let then = stages().map(StageFacts::waits_otherwise).max()?;
-        (then.scale(100, 99) < now).then_some(OtherSegments {
+        let gains_place =
+            stages().any(|stage| stage.lacks_place() && stage.pressure.otherwise.is_some());
+        (gains_place || then.scale(100, 99) < now).then_some(OtherSegments {
             allocator,
+            gains_place,
             now,
             then,
         })
@@ -63,6 +71,8 @@ impl Facts {
 pub struct OtherSegments {
     /// The allocator that has them.
     pub allocator: AllocatorPolicy,
+    /// Whether those of now leave no place on some stage.
+    pub gains_place: bool,
     /// The longest that a stage waits for the allocator now.
     pub now: SimDuration,
     /// The longest that one would wait then.

@@ -259,9 +259,11 @@ fn recomputation(facts: &Facts) -> String {
 
 /// "wait 500 ms in place of 2 s".
 pub(crate) fn wait_less(gain: &OtherSegments) -> String {
-    match gain.then {
-        SimDuration::ZERO => "not wait".to_owned(),
-        then => format!("wait {then} in place of {}", gain.now),
+    match (gain.gains_place, gain.then) {
+        (true, SimDuration::ZERO) => "have place and not wait".to_owned(),
+        (true, then) => format!("have place and wait {then}"),
+        (false, SimDuration::ZERO) => "not wait".to_owned(),
+        (false, then) => format!("wait {then} in place of {}", gain.now),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::report::{
 use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
+use rackflow_units::Bytes;
 use rackflow_workload::{Activation, Frozen, Recipe, Recompute, Schedule};
 use thiserror::Error;
 
@@ -453,13 +454,25 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 
 /// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
-    let near = |stage: &&StageFacts| stage.free() < ALLOCATOR_MARGIN || stage.is_stalled();
+    let near = |stage: &&StageFacts| {
+        stage.free() < ALLOCATOR_MARGIN || stage.is_stalled() || stage.lacks_place()
+    };
     let fullest = facts.stages.iter().filter(near).min_by_key(|s| s.free());
     let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);
     let (Some(fullest), Some(slowest)) = (fullest, slowest) else {
         return Vec::new();
     };
-    let cost = if slowest.is_stalled() {
+    let lacking = facts
+        .stages
+        .iter()
+        .map(|stage| stage.pressure.lacking)
+        .max();
+    let cost = if let Some(lacking) = lacking.filter(|lacking| *lacking > Bytes::ZERO) {
+        format!(
+            "segments that are partly in use leave no place for all tensors, so it may run out of memory; the step is \
+             that with {lacking} more"
+        )
+    } else if slowest.is_stalled() {
         let pressure = &slowest.pressure;
         format!(
             "the ranks of a stage each give the allocator's cache back {:.1} times a step and wait for each other, \

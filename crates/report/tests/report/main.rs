@@ -9,7 +9,7 @@ use rackflow_report::{
 };
 use rackflow_simulator::Record;
 use rackflow_topology::Level;
-use rackflow_units::SimDuration;
+use rackflow_units::{Bytes, SimDuration};
 
 fn report(record: &Record) -> Report {
     let published = Published {
@@ -355,4 +355,31 @@ fn segments_of_the_other_kind_are_suggested_where_they_gain() {
         }
     }
     assert!(!warned(Preallocated, Some(0)).contains("with allocator:"));
+}
+
+/// So they are where those of the plan leave no place, which is said.
+#[test]
+fn segments_of_the_other_kind_are_suggested_where_those_of_the_plan_leave_no_place() {
+    let warned = |lacking: u64, otherwise: Option<u64>| {
+        let mut record = fixture::even();
+        record.facts.training.stack.allocator = rackflow_workload::AllocatorPolicy::Native;
+        let stage = &mut record.facts.stages[0];
+        stage.capacity = stage.memory.total() + Bytes::new(1 << 40);
+        stage.pressure.lacking = Bytes::new(lacking);
+        stage.pressure.otherwise = otherwise.map(SimDuration::from_micros);
+        report(&record).warnings.join("\n")
+    };
+    let no_place = "leave no place for all tensors";
+    let fits = warned(512 << 20, Some(0));
+    assert!(fits.contains(no_place), "{fits}");
+    let words = "with allocator: expandable_segments it would have place and not wait";
+    assert!(fits.contains(words), "{fits}");
+    let slower = warned(512 << 20, Some(3_000));
+    assert!(slower.contains("have place and wait 3 ms"), "{slower}");
+    let neither = warned(512 << 20, None);
+    assert!(
+        neither.contains(no_place) && !neither.contains("with allocator:"),
+        "{neither}"
+    );
+    assert_eq!(warned(0, Some(0)), "");
 }
