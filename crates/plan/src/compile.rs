@@ -160,15 +160,15 @@ pub fn compile(setup: &Setup) -> Result<Plan, PlanError> {
 /// place now, and all have place for them.
 fn otherwise(setup: &Setup, placement: &Placement, stalls: &[Stalls]) -> Option<Vec<Stalls>> {
     let other = setup.training.stack.allocator.with_other_segments()?;
-    let has_place = |stalls: &Stalls| stalls.pressure.lacking == Bytes::ZERO;
+    let lacks_place = |stalls: &Stalls| stalls.pressure.lacks_place();
     let waits = |stalls: &Stalls| stalls.pressure.time > SimDuration::ZERO;
-    if !stalls.iter().any(|of| waits(of) || !has_place(of)) {
+    if !stalls.iter().any(|of| waits(of) || lacks_place(of)) {
         return None;
     }
     let mut setup = setup.clone();
     setup.training.stack.allocator = other;
     let other = Compiler::new(&setup, placement).stalls(placement, &KnownStalls::default());
-    other.iter().all(has_place).then_some(other)
+    (!other.iter().any(lacks_place)).then_some(other)
 }
 
 /// Compiles a setup that is sound, on a map of the whole cluster, over communicators that are known and

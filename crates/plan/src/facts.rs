@@ -36,11 +36,6 @@ impl StageFacts {
         self.pressure.otherwise.unwrap_or(self.pressure.time)
     }
 
-    /// Whether pieces of the allocator's segments leave no place for all tensors.
-    pub fn lacks_place(&self) -> bool {
-        self.pressure.lacking > Bytes::ZERO
-    }
-
     /// Memory that is left.
     pub fn free(&self) -> Bytes {
         self.capacity.saturating_sub(self.memory.total())
@@ -56,7 +51,7 @@ impl Facts {
         let now = stages().map(|stage| stage.pressure.time).max()?;
         let then = stages().map(StageFacts::waits_otherwise).max()?;
         let gains_place =
-            stages().any(|stage| stage.lacks_place() && stage.pressure.otherwise.is_some());
+            stages().any(|s| s.pressure.lacks_place() && s.pressure.otherwise.is_some());
         (gains_place || then.scale(100, 99) < now).then_some(OtherSegments {
             allocator,
             gains_place,

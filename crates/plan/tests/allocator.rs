@@ -212,7 +212,7 @@ fn what_other_segments_would_save_is_what_they_save() {
         for (ours, other) in [(&plan, &with), (&with, &plan)] {
             let lacks = |plan: &rackflow_plan::Plan| {
                 let mut stages = plan.facts.stages.iter();
-                stages.any(rackflow_plan::StageFacts::lacks_place)
+                stages.any(|stage| stage.pressure.lacks_place())
             };
             let has_place = !lacks(other);
             match ours.facts.gain_of_other_segments() {

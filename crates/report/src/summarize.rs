@@ -455,7 +455,7 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 /// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
     let near = |stage: &&StageFacts| {
-        stage.free() < ALLOCATOR_MARGIN || stage.is_stalled() || stage.lacks_place()
+        stage.free() < ALLOCATOR_MARGIN || stage.is_stalled() || stage.pressure.lacks_place()
     };
     let fullest = facts.stages.iter().filter(near).min_by_key(|s| s.free());
     let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);

@@ -74,6 +74,13 @@ pub struct Pressure {
     pub otherwise: Option<SimDuration>,
 }
 
+impl Pressure {
+    /// Whether pieces of the allocator's segments leave no place for all tensors.
+    pub fn lacks_place(&self) -> bool {
+        self.lacking > Bytes::ZERO
+    }
+}
+
 /// How long the passes of a stage wait for the allocator, by place in its order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Stalls {

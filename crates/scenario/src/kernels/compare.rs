@@ -36,7 +36,7 @@ pub struct Comparison {
 impl Comparison {
     /// Whether the model's time is more than it can hold.
     fn is_endless(&self) -> bool {
-        self.unit == "us" && self.modelled >= SimDuration::from_picos(u64::MAX).as_secs_f64() * 1e6
+        self.unit == "us" && self.modelled >= SimDuration::MAX.as_secs_f64() * 1e6
     }
 }
 
@@ -842,6 +842,18 @@ impl Case<'_> {
         Ok(self.timed(&what, length >= 1024, time, op.tensor_flops(), 0.0))
     }
 
+    /// Time of one kernel that reads and writes so many bytes [s].
+    fn streamed(&self, read: u64, written: u64, access: Access) -> f64 {
+        let op = Operation::Stream {
+            read: Bytes::new(read),
+            write: Bytes::new(written),
+            kernels: 1,
+            flops: 0.0,
+            access,
+        };
+        seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms))
+    }
+
     /// A kernel of a framework that reads and writes so many bytes.
     fn stream(&self) -> Result<Vec<Comparison>, LeftOut> {
         let row = self.row;
@@ -857,14 +869,7 @@ impl Case<'_> {
         if read.max(written) > LARGEST_STREAM || read.max(written) == 0 {
             return left_out("a size that no kernel has", test);
         }
-        let op = Operation::Stream {
-            read: Bytes::new(read),
-            write: Bytes::new(written),
-            kernels: 1,
-            flops: 0.0,
-            access,
-        };
-        let time = seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms));
+        let time = self.streamed(read, written, access);
         let what = format!("{test}, {read} B read, {written} B written");
         let bytes = (read + written) as f64;
         Ok(self.timed(&what, bytes >= LONG_STREAM, time, 0.0, bytes))
@@ -889,14 +894,7 @@ impl Case<'_> {
             "dot" | "read" => (2 * array, 0),
             _ => return left_out("a test that the model lacks", test),
         };
-        let op = Operation::Stream {
-            read: Bytes::new(read),
-            write: Bytes::new(written),
-            kernels: 1,
-            flops: 0.0,
-            access: Access::Copy,
-        };
-        let time = seconds(kernel::cost(&op, self.accelerator, self.accelerator.sms));
+        let time = self.streamed(read, written, Access::Copy);
         let rate = (read + written) as f64 / time / 1e12;
         Ok(vec![self.comparison(
             test.to_owned(),

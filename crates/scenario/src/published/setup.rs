@@ -61,7 +61,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
     let mut assumed = Vec::new();
     if let Some(from) = from {
         assumed.push(format!(
-            "dispatcher, graphs, overlap and recomputation as the release's own scripts set them: {from}"
+            "dispatcher, graphs, overlap and recomputation as scripts of the release set them: {from}"
         ));
     }
     let habits = habits(run);

@@ -639,6 +639,33 @@ fn measured(row: &Value) -> Measurement {
 mod tests {
     use super::*;
 
+    /// A dispatcher of the head's recipe is that of the row where both have the same plan, or where the row
+    /// names it too.
+    #[test]
+    fn a_dispatcher_of_another_plan_is_assumed() {
+        let read = |expert: u64, notes: &str| {
+            let row = serde_json::json!({
+                "model": { "experts": 128 },
+                "parallel": { "tp": 1, "pp": 2, "ep": expert },
+                "batch": { "mbs": 1 },
+                "notes": notes,
+                "recipe": {
+                    "function": "f",
+                    "model.pipeline_model_parallel_size": "2",
+                    "model.expert_model_parallel_size": "16",
+                    "train.micro_batch_size": "1",
+                    "model.moe_flex_dispatcher_backend": "hybridep",
+                },
+            });
+            declared(&row, &PublishedPlan::default())
+        };
+        for (expert, notes, assumed) in [(16, "", false), (8, "", true), (8, "hybridep", false)] {
+            let declared = read(expert, notes);
+            assert_eq!(declared.dispatcher, Some(ExpertDispatcher::HybridEp));
+            assert_eq!(declared.dispatcher_is_assumed, assumed, "{expert} {notes}");
+        }
+    }
+
     #[test]
     fn layouts_are_counted() {
         let check = |layout: &str, expected: Option<(usize, u64)>| {
