@@ -614,13 +614,7 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
         sum.dense += s.encoder.as_ref().map_or(0, |encoder| encoder.trained());
     }
     if chunk.last {
-        let output = if s.model.tied_embeddings && !chunk.first {
-            // The last stage keeps its own copy of the tied table.
-            s.model.embedding_parameters()
-        } else {
-            s.model.output_parameters()
-        };
-        sum.dense += output / tp;
+        sum.dense += last_tables(s, chunk);
         if let Some(mtp) = &s.model.mtp {
             for _ in 0..mtp.modules {
                 sum = sum + mtp_parameters(s);
@@ -643,6 +637,33 @@ fn output_parameters(s: &Sizes<'_>) -> u64 {
     s.model.output_parameters() / u64::from(s.plan.tensor)
 }
 
+/// One rank's part of the table of tokens that the last stage keeps beside the first one's: tied embeddings make
+/// the logits with it, and prediction modules look the next tokens up (Megatron-Core, `GPTModel`: there is an embedding
+/// where `pre_process or mtp_process`). DualPipe has both ends of the model on one rank.
+pub(crate) fn table_copy(s: &Sizes<'_>) -> u64 {
+    let apart = s.plan.pipeline > 1 && s.training.schedule != Schedule::Dualpipe;
+    if apart && (s.model.tied_embeddings || s.model.mtp.is_some()) {
+        s.model.table_parameters() / u64::from(s.plan.tensor)
+    } else {
+        0
+    }
+}
+
+/// One rank's part of the table that makes logits on a stage of its own.
+fn logits_table(s: &Sizes<'_>) -> u64 {
+    if s.model.tied_embeddings {
+        table_copy(s)
+    } else {
+        output_parameters(s)
+    }
+}
+
+/// One rank's part of the tables behind the last layer.
+fn last_tables(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+    let copy = if chunk.first { 0 } else { table_copy(s) };
+    output_parameters(s) + copy
+}
+
 /// One rank's part of the tables of the vocabulary that a chunk has.
 fn table_parameters(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     let embedding = if chunk.first {
@@ -650,8 +671,8 @@ fn table_parameters(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
     } else {
         0
     };
-    let output = if chunk.last { output_parameters(s) } else { 0 };
-    embedding + output
+    let last = if chunk.last { last_tables(s, chunk) } else { 0 };
+    embedding + last
 }
 
 /// Micro-batches whose weight gradient of the output layer the last stage puts off to its end.
@@ -1072,19 +1093,15 @@ impl<'a> Compiler<'a> {
         }
         if chunk.last {
             if !wide_first {
-                gather_table(ctx, &mut run, output_parameters(&s));
+                gather_table(ctx, &mut run, last_tables(&s, chunk));
             }
             let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
             run.append(&head);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
                 let gathered = gather(ctx, &mut run, mtp_parameters(&s), vec![]);
                 run.exits.extend(gathered);
-                run.append(&layer::mtp_projection(
-                    ctx,
-                    &s,
-                    Direction::Forward,
-                    Gradients::Both,
-                ));
+                run.append(&layer::embedding(ctx, &s, Direction::Forward));
+                run.append(&layer::mtp_projection(ctx, &s, false));
                 run.append(&layer::forward(ctx, &s, s.model.mtp_layer_kind(), false));
                 run.append(&head);
             }
@@ -1114,18 +1131,18 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
             for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
                 run.append(&head);
-                run.append(&layer::backward(
-                    ctx,
-                    &s,
-                    s.model.mtp_layer_kind(),
-                    gradients,
-                ));
-                run.append(&layer::mtp_projection(
-                    ctx,
-                    &s,
-                    Direction::Backward,
-                    gradients,
-                ));
+                // `recompute_method: block` leaves them out (Megatron-Core, `MultiTokenPredictionLayer`).
+                let again =
+                    s.training.recompute == Recompute::Full && gradients != Gradients::Weight;
+                if again {
+                    run.append(&layer::mtp_projection(ctx, &s, true));
+                }
+                let kind = s.model.mtp_layer_kind();
+                run.append(&layer::recomputed_backward(ctx, &s, kind, gradients, again));
+                run.append(&layer::mtp_projection_backward(ctx, &s, gradients));
+                if gradients != Gradients::Weight {
+                    run.append(&layer::embedding(ctx, &s, Direction::Backward));
+                }
                 if reduces {
                     bucket.parameters = bucket.parameters + mtp_parameters(&s);
                 }
@@ -1137,7 +1154,8 @@ impl<'a> Compiler<'a> {
                 run.append(&head);
             }
             if reduces && !self.wide_parameters_last() {
-                bucket.parameters.dense += self.output_parameters_in_time();
+                bucket.parameters.dense +=
+                    last_tables(&s, chunk) - self.output_parameters_put_off();
             }
         }
         let recomputed = recomputed_layers(&s, chunk);
@@ -1197,7 +1215,7 @@ impl<'a> Compiler<'a> {
         if reduces && self.wide_parameters_last() {
             bucket.parameters.dense += table_parameters(&s, chunk);
             if chunk.last {
-                bucket.parameters.dense -= output_parameters(&s) - self.output_parameters_in_time();
+                bucket.parameters.dense -= self.output_parameters_put_off();
             }
         } else if reduces && chunk.first {
             bucket.parameters.dense += embedding_parameters(&s);
@@ -1635,7 +1653,7 @@ impl<'a> Compiler<'a> {
         let mut run = Run::default();
         let mut parameters = chunk_parameters(&self.sizes, chunk);
         if chunk.last {
-            parameters.dense -= output_parameters(&self.sizes) - self.output_parameters_in_time();
+            parameters.dense -= self.output_parameters_put_off();
         }
         self.reduce_gradients(ctx, &mut run, parameters);
         run
@@ -1651,11 +1669,11 @@ impl<'a> Compiler<'a> {
         self.deferred_output_gradients() == self.setup.training.micro_batches()
     }
 
-    /// Parameters of the output layer whose gradients are there when the last backward pass is done.
-    fn output_parameters_in_time(&self) -> u64 {
+    /// Parameters of the output layer whose gradients are not there yet when the last backward pass is done.
+    fn output_parameters_put_off(&self) -> u64 {
         match self.deferred_output_gradients() {
-            0 => output_parameters(&self.sizes),
-            _ => 0,
+            0 => 0,
+            _ => logits_table(&self.sizes),
         }
     }
 
@@ -1672,7 +1690,7 @@ impl<'a> Compiler<'a> {
             run.append(&one);
         }
         if s.stack.overlap.gradient_reduce {
-            let parameters = RankParameters::dense(output_parameters(s));
+            let parameters = RankParameters::dense(logits_table(s));
             self.reduce_gradients(ctx, &mut run, parameters);
         }
         Some(run)
@@ -1717,6 +1735,7 @@ impl<'a> Compiler<'a> {
         if let Some(last) = last {
             b.wait(last);
         }
+        self.sum_table_gradients(&mut b, chunks);
         b.label("optimizer");
         let mut run = match chunks {
             [first, others @ ..] if self.gathers_beside_optimizer() => {
@@ -1748,6 +1767,39 @@ impl<'a> Compiler<'a> {
             self.gather_parameters(ctx, &mut run, parameters, deps);
         }
         run
+    }
+
+    /// The first and the last stage add up what they have of the gradient of a table that both keep: all of it on each
+    /// rank (Megatron-Core, `_allreduce_word_embedding_grads`), or its shard where gradients are sharded. Between two, an
+    /// all-reduce is a message each way. The norm comes after it there, so the host waits for it as well.
+    fn sum_table_gradients(&self, b: &mut Builder<'_, '_>, chunks: &[Chunk]) {
+        let s = &self.sizes;
+        let copy = match self.zero() {
+            Zero::Stage2 | Zero::Stage3 => table_copy(s).div_ceil(u64::from(self.shard)),
+            _ => table_copy(s),
+        };
+        if copy == 0 {
+            return;
+        }
+        let (peer, sends, receives) = if chunks.iter().any(|chunk| chunk.first) {
+            // Around the pipeline: the last stage is the one before the first.
+            let streams = (Stream::SendGradient, Stream::ReceiveActivation);
+            (Peer::Previous, streams.0, streams.1)
+        } else if chunks.iter().any(|chunk| chunk.last) {
+            (Peer::Next, Stream::SendActivation, Stream::ReceiveGradient)
+        } else {
+            return;
+        };
+        let bytes = Bytes::new(copy * s.stack.gradient_bytes);
+        let (label, sms) = ("table gradient reduce", s.stack.communication_sms);
+        let message = Spec::Message(bytes);
+        let sent = b.message(label, message, sms, sends, |id| Work::Send(peer, id));
+        let received = b.message(label, message, sms, receives, |id| Work::Receive(peer, id));
+        if self.has_replicas() {
+            b.host_waits(received);
+        }
+        b.wait(sent);
+        b.wait(received);
     }
 
     /// Time of the host's part of the update: gradients come down, states are read and written in

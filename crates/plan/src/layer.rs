@@ -263,6 +263,19 @@ impl<'a> Sizes<'a> {
         })
     }
 
+    /// Elements of this rank's part of the table of tokens.
+    fn table(&self) -> u64 {
+        self.model.table_parameters() / self.tp()
+    }
+
+    /// Adding the gradient of the table of tokens into its buffer, which no product does.
+    fn accumulate_table(&self) -> Operation {
+        let (table, kept) = (self.table(), self.stack.gradient_bytes);
+        let (read, write) = (table * (2 + kept), table * kept);
+        self.accumulate(table)
+            .unwrap_or_else(|| stream(Bytes::new(read), Bytes::new(write), 1))
+    }
+
     /// Converting `elements` activations to the GEMM's format, row- and column-wise.
     fn quantize(&self, elements: u64) -> Vec<Operation> {
         if !self.stack.fused_quantization {
@@ -1981,7 +1994,7 @@ pub(crate) fn gather_message(ctx: &mut Context<'_>, s: &Sizes<'_>) -> Run {
     b.finish()
 }
 
-/// Token embedding on the first stage.
+/// Token embedding on the first stage, and in front of a prediction module.
 pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Direction) -> Run {
     let mut b = Builder::new(ctx);
     b.label("embedding");
@@ -1999,8 +2012,11 @@ pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Directi
         }
         Direction::Backward => {
             gather_gradient(&mut b, s);
-            // Rows are added into the fp32 gradient of the table.
+            // Rows are added into a gradient of the whole table, which is zero before and is added into its
+            // buffer after (PyTorch, `embedding_dense_backward`; Megatron-Core's hook, `main_grad.add_`).
+            b.op(copied(Bytes::ZERO, halves(s.table()), 1));
             b.op(stream(x * 3, x * 2, 3));
+            b.op(s.accumulate_table());
         }
     }
     b.finish()
@@ -2079,33 +2095,35 @@ pub(crate) fn head(
     b.finish()
 }
 
-/// The projection in front of a multi-token-prediction module: two norms, then 2h to h.
-pub(crate) fn mtp_projection(
+/// The projection in front of a multi-token-prediction module: two norms, then 2h to h. `recompute`: for the second time.
+pub(crate) fn mtp_projection(ctx: &mut Context<'_>, s: &Sizes<'_>, recompute: bool) -> Run {
+    let mut b = Builder::new(ctx);
+    b.recompute(recompute);
+    b.label("MTP projection");
+    let h = s.model.hidden;
+    b.extend(norm_forward(s));
+    b.extend(norm_forward(s));
+    b.op(s.linear(s.own_tokens, h, 2 * h));
+    b.finish()
+}
+
+/// The same backward.
+pub(crate) fn mtp_projection_backward(
     ctx: &mut Context<'_>,
     s: &Sizes<'_>,
-    direction: Direction,
     gradients: Gradients,
 ) -> Run {
     let mut b = Builder::new(ctx);
     b.label("MTP projection");
     let h = s.model.hidden;
     let own = s.own_tokens;
-    match direction {
-        Direction::Forward => {
-            b.extend(norm_forward(s));
-            b.extend(norm_forward(s));
-            b.op(s.linear(own, h, 2 * h));
-        }
-        Direction::Backward => {
-            if gradients.input() {
-                b.extend(s.input_gradient(own, 2 * h, h));
-                b.extend(norm_backward(s));
-                b.extend(norm_backward(s));
-            }
-            if gradients.weight() {
-                b.extend(s.weight_gradient(own, h, 2 * h));
-            }
-        }
+    if gradients.input() {
+        b.extend(s.input_gradient(own, 2 * h, h));
+        b.extend(norm_backward(s));
+        b.extend(norm_backward(s));
+    }
+    if gradients.weight() {
+        b.extend(s.weight_gradient(own, h, 2 * h));
     }
     b.finish()
 }

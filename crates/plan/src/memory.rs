@@ -204,14 +204,33 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
             kept -= (leaves - first) * layer_offload(s, key.kind(), false);
         }
     }
-    let mtp = match (&s.model.mtp, chunk.last) {
-        (Some(mtp), true) => mtp.modules * layer_activations(s, s.model.mtp_layer_kind()),
-        _ => 0,
+    let mtp = if chunk.last {
+        modules_activations(s)
+    } else {
+        0
     };
     let vision = encoder_of(s, std::slice::from_ref(chunk))
         .map_or(0, |encoder| encoder.activations(layer_activations));
     // The final norm's input and output.
     kept + mtp + vision + if chunk.last { 2 * input } else { 0 }
+}
+
+/// Activations that prediction modules leave for their backward pass: of each the embedding of the next token, both hidden
+/// states side by side as its projection reads them, its layer's, and its final norm's input and output.
+fn modules_activations(s: &Sizes<'_>) -> u64 {
+    let Some(mtp) = &s.model.mtp else {
+        return 0;
+    };
+    let hidden = s.own_tokens * s.model.hidden;
+    let one = match s.training.recompute {
+        // What is checkpointed keeps the hidden states of a token and of the next one.
+        Recompute::Full => (2 * 2 + 4) * hidden,
+        _ => {
+            let operand = s.training.recipe.gemm().bits().div_ceil(8);
+            (2 + 2 * operand + 4) * hidden + layer_activations(s, s.model.mtp_layer_kind())
+        }
+    };
+    mtp.modules * one
 }
 
 /// The vision encoder, where one of these chunks has it.
@@ -471,30 +490,41 @@ fn keep_feed_forward(
     }
 }
 
-/// Bytes of the logits of one micro-batch.
-pub(crate) fn logits(s: &Sizes<'_>) -> u64 {
-    let bytes = match s.stack.loss_bytes {
-        Some(bytes) => bytes,
-        None if s.stack.fused_cross_entropy => 4,
-        None => 10,
-    };
-    s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor)) * bytes
+/// Tensors as large as the logits of one micro-batch while its losses are computed [bytes]: in 16 bits, and beside them
+/// in 32. Prediction modules have theirs before (Megatron-Core, `GPTModel._postprocess`), and keep what their backward pass
+/// needs: exponentials in fp32, or their gradient in 16 bits in the place of the logits where one kernel makes it.
+pub(crate) fn logits(s: &Sizes<'_>) -> Vec<u64> {
+    let fused = s.stack.fused_cross_entropy;
+    let bytes = s.stack.loss_bytes.unwrap_or(if fused { 4 } else { 10 });
+    let kept = if bytes > 4 { 4 } else { bytes.min(2) };
+    let modules = s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules);
+    let narrow = bytes.min(2);
+    let wide = (bytes - narrow) / 4;
+    let rest = (bytes - narrow) % 4;
+    let each = (0..modules).map(|_| kept).chain([narrow]);
+    let each = each.chain((0..wide).map(|_| 4)).chain([rest]);
+    let count = s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor));
+    each.filter(|bytes| *bytes > 0)
+        .map(|bytes| bytes * count)
+        .collect()
 }
 
 /// Logits of one micro-batch, and what a layer needs while it is being computed.
 fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let logits = if chunks.iter().any(|c| c.last) {
-        logits(s)
+        logits(s).iter().sum()
     } else {
         0
     };
     let layers = chunks.iter().flat_map(|chunk| &chunk.layers);
-    let of_layers = layers
-        .clone()
-        .map(|(key, _)| layer_activations(s, key.kind()));
-    let layer = of_layers.max().unwrap_or(0);
-    let of_layers = layers.map(|(key, _)| running(s, key.kind()));
-    let live = of_layers.max().unwrap_or(0);
+    let of_modules = chunks
+        .iter()
+        .filter(|chunk| chunk.last && s.model.mtp.is_some())
+        .map(|_| s.model.mtp_layer_kind());
+    let kinds = layers.map(|(key, _)| key.kind()).chain(of_modules);
+    let layer = kinds.clone().map(|kind| layer_activations(s, kind));
+    let layer = layer.max().unwrap_or(0);
+    let live = kinds.map(|kind| running(s, kind)).max().unwrap_or(0);
     // What one layer of an encoder makes and nobody keeps.
     let of_encoder = encoder_of(s, chunks)
         .filter(|encoder| !encoder.trains() || encoder.recomputes_layers())
@@ -503,7 +533,24 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     // Of two passes woven into one, the forward one is a layer ahead.
     let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
     let ahead = if woven { layer } else { 0 };
-    logits.max(live) + ahead + on_the_way(s, chunks)
+    let table = chunks.iter().map(|chunk| table_gradient(s, chunk));
+    let table = table.max().unwrap_or(0);
+    logits.max(live).max(table) + ahead + on_the_way(s, chunks)
+}
+
+/// Bytes of a gradient of this rank's part of the table of tokens, in 16 bits.
+pub(crate) fn whole_table(s: &Sizes<'_>) -> u64 {
+    2 * s.model.table_parameters() / u64::from(s.plan.tensor)
+}
+
+/// The gradient of the whole table of tokens, which a backward pass through a look-up makes before it is added
+/// into its buffer: what is more than the activations that the pass has freed by then.
+fn table_gradient(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
+    let gradient = whole_table(s);
+    let of_first = chunk.first.then(|| chunk_activations(s, chunk));
+    let of_modules = (chunk.last && s.model.mtp.is_some()).then(|| modules_activations(s));
+    let freed = of_first.into_iter().chain(of_modules).min();
+    freed.map_or(0, |freed| gradient.saturating_sub(freed))
 }
 
 /// What waits of one micro-batch for a weight gradient of the output layer that is put off: the gradient of the

@@ -729,12 +729,33 @@ impl<'c, 'a> Builder<'c, 'a> {
     ) -> u32 {
         self.close();
         let id = self.ctx.transfer(label, kind, Some(slot), spec, sms);
+        self.beside(Work::Collective(slot, id), stream)
+    }
+
+    /// Sends or receives a message after everything computed so far; nothing waits for it yet.
+    pub fn message(
+        &mut self,
+        label: &'static str,
+        spec: Spec,
+        sms: u32,
+        stream: Stream,
+        work: impl FnOnce(TransferId) -> Work,
+    ) -> u32 {
+        self.close();
+        let id = self
+            .ctx
+            .transfer(label, CommKind::Pipeline, None, spec, sms);
+        self.beside(work(id), stream)
+    }
+
+    /// A node beside the computation, after everything computed so far.
+    fn beside(&mut self, work: Work, stream: Stream) -> u32 {
         let last = self.run.last_compute();
         let mut deps: Vec<u32> = last.into_iter().collect();
         // A wait that no computation has taken up yet holds for this communication as well.
         deps.extend_from_slice(&self.waits);
         self.run.nodes.push(Node {
-            work: Work::Collective(slot, id),
+            work,
             stream,
             deps,
             entry: last.is_none(),

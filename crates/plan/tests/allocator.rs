@@ -63,14 +63,24 @@ fn no_more_is_held_beyond_tensors_than_was_printed() {
     }
 }
 
-/// With the exchange of tokens on a stream of its own, blocks are free later: 6 GB more were held.
+/// With the exchange of tokens on a stream of its own, blocks are free later: 6 GB more were held. Of which stage that
+/// was printed is not said; the two fullest are the third, with most experts, and the last.
 #[test]
 fn blocks_that_another_stream_reads_are_held_longer() {
-    let beside = with_free(setup("pr6429-dsv3-14L-overlap-rc"), 3e9);
-    let alone = with_free(setup("pr6429-dsv3-14L-nooverlap-rc"), 3e9);
+    let held = |id: &str| {
+        let plan = compile(&with_memory(setup(id), 3e9)).expect("sound");
+        let stages = plan.facts.stages.iter().rev().take(2);
+        let held: Vec<f64> = stages
+            .map(|stage| stage.pressure.fragmentation.as_f64())
+            .collect();
+        held
+    };
+    let beside = held("pr6429-dsv3-14L-overlap-rc");
+    let alone = held("pr6429-dsv3-14L-nooverlap-rc");
     let printed = mib((68_392.0 - 60_378.0) - (62_570.0 - 60_154.0));
-    let more = beside.fragmentation.as_f64() - alone.fragmentation.as_f64();
-    assert!((more / printed - 1.0).abs() < 0.15, "{more} of {printed}");
+    let [last, third] = [0, 1].map(|stage| (beside[stage] - alone[stage]) / printed);
+    assert!((third - 1.0).abs() < 0.15, "{third}");
+    assert!((1.0..1.4).contains(&last), "{last}");
 }
 
 /// Nothing with room; near the limit the more the less is free, without recomputation of that run; nothing

@@ -217,6 +217,11 @@ impl Model {
             .saturating_mul(self.hidden)
     }
 
+    /// Table of tokens, without learned positions.
+    pub fn table_parameters(&self) -> u64 {
+        product([self.vocab, self.hidden])
+    }
+
     /// Output matrix; 0 where it shares the token table.
     pub fn output_parameters(&self) -> u64 {
         if self.tied_embeddings {

@@ -5,7 +5,7 @@
 
 use crate::compile::{Chunk, layer_parameters};
 use crate::layer::Sizes;
-use crate::memory::{Kept, kept, layer_offload};
+use crate::memory::{Kept, kept, layer_offload, whole_table};
 use rackflow_workload::{FeedForward, LayerKind, Recompute, Zero};
 
 /// Computation, the exchange of tokens and of sharded parameters have a stream each.
@@ -334,7 +334,29 @@ impl Layer {
     }
 }
 
-/// Layers of a chunk in the order of the model.
+impl Layer {
+    /// A look-up in the table of tokens, whose gradient is as large as the table until it is added into its buffer.
+    fn look_up(s: &Sizes<'_>) -> Self {
+        let mut layer = Self::default();
+        layer.looks_up(s);
+        layer
+    }
+
+    /// The same in front of what is here.
+    fn looks_up(&mut self, s: &Sizes<'_>) {
+        let mut backward = Writer {
+            events: std::mem::take(&mut self.backward),
+            slots: self.slots,
+        };
+        let gradient = backward.take(Size::fixed(whole_table(s)), COMPUTE);
+        backward.give(gradient);
+        self.slots = backward.slots;
+        self.backward = backward.events;
+    }
+}
+
+/// Layers of a chunk in the order of the model, with the look-up before the first and the prediction modules after
+/// the last.
 pub(super) fn of_chunk(s: &Sizes<'_>, chunk: &Chunk) -> Vec<Layer> {
     let recomputed = match s.training.recompute {
         Recompute::Full => chunk.len(),
@@ -343,9 +365,21 @@ pub(super) fn of_chunk(s: &Sizes<'_>, chunk: &Chunk) -> Vec<Layer> {
     };
     let away = s.stack.activation_offload.layers(chunk.len(), chunk.last);
     let layers = chunk.kinds().enumerate();
-    layers
-        .map(|(i, kind)| Layer::new(s, kind, (i as u64) < recomputed, (i as u64) < away))
-        .collect()
+    let layers =
+        layers.map(|(i, kind)| Layer::new(s, kind, (i as u64) < recomputed, (i as u64) < away));
+    let first = chunk.first.then(|| Layer::look_up(s));
+    let modules = match &s.model.mtp {
+        Some(mtp) if chunk.last => mtp.modules,
+        _ => 0,
+    };
+    let module = || {
+        let again = s.training.recompute == Recompute::Full;
+        let mut layer = Layer::new(s, s.model.mtp_layer_kind(), again, false);
+        layer.looks_up(s);
+        layer
+    };
+    let modules = (0..modules).map(|_| module());
+    first.into_iter().chain(layers).chain(modules).collect()
 }
 
 /// Tokens that one rank's experts get of one micro-batch of each rank, on average.

@@ -247,8 +247,8 @@ struct Stage {
     policy: AllocatorPolicy,
     layers: Vec<Vec<Layer>>,
     order: Vec<Pass>,
-    /// Bytes of logits of the chunk that ends the model.
-    logits: Vec<u64>,
+    /// Tensors of logits of the chunk that ends the model, in bytes.
+    logits: Vec<Vec<u64>>,
     /// Micro-batches of which something stays to the end of the step, and how many bytes of each.
     put_off: (u64, u64),
     /// Mean tokens at a rank's experts.
@@ -272,7 +272,7 @@ impl Stage {
         let places = (PASSES / longest).max(8).min(order.len());
         let logits = chunks.iter().map(|chunk| match chunk.last {
             true => crate::memory::logits(s),
-            false => 0,
+            false => Vec::new(),
         });
         Self {
             policy: s.stack.allocator,
@@ -425,7 +425,7 @@ struct Player<'a> {
     spread: f64,
     allocator: Caching,
     /// By micro-batch and chunk: what each layer holds, and the logits.
-    held: BTreeMap<(u32, u32), (Vec<Instance>, Option<BlockId>)>,
+    held: BTreeMap<(u32, u32), (Vec<Instance>, Vec<BlockId>)>,
     /// What stays to the end of the step.
     put_off: Vec<BlockId>,
     waits: Vec<Wait>,
@@ -467,7 +467,7 @@ impl Player<'_> {
         // What is still in flight where the order was cut.
         for (_, (layers, logits)) in std::mem::take(&mut self.held) {
             let tensors = layers.into_iter().flat_map(|instance| instance.slots);
-            for block in tensors.chain([logits]).flatten() {
+            for block in tensors.flatten().chain(logits) {
                 self.allocator.give(block);
             }
         }
@@ -485,15 +485,15 @@ impl Player<'_> {
             tokens: self.tokens(),
         });
         let instances = instances.collect();
-        self.held.insert((micro_batch, chunk), (instances, None));
+        self.held
+            .insert((micro_batch, chunk), (instances, Vec::new()));
     }
 
     fn logits(&mut self, micro_batch: u32, chunk: u32) -> Result<(), Exhausted> {
-        let bytes = self.stage.logits[chunk as usize];
-        if bytes > 0 {
-            let block = self.allocator.take(bytes, 0)?;
+        for bytes in &self.stage.logits[chunk as usize] {
+            let block = self.allocator.take(*bytes, 0)?;
             if let Some(held) = self.held.get_mut(&(micro_batch, chunk)) {
-                held.1 = Some(block);
+                held.1.push(block);
             }
         }
         Ok(())
@@ -505,8 +505,11 @@ impl Player<'_> {
         let mut layers = 0;
         if let Some((instances, logits)) = held {
             layers = instances.len();
-            if let Some(logits) = logits.take() {
-                self.allocator.give(logits);
+            let logits = std::mem::take(logits);
+            if !logits.is_empty() {
+                for block in logits {
+                    self.allocator.give(block);
+                }
                 let (micro_batches, bytes) = self.stage.put_off;
                 if u64::from(micro_batch) < micro_batches {
                     self.put_off.push(self.allocator.take(bytes, 0)?);

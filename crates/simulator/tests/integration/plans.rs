@@ -7,8 +7,8 @@ use rackflow_topology::{Cluster, Fabric, FatTree, Routing as LinkRouting};
 use rackflow_units::SimDuration;
 use rackflow_workload::{
     ActivationOffload, Attention, CudaGraphs, ExpertDispatcher, Frozen, Images, MoE, Model,
-    OffloadedInput, Overlap, Parallelism, Projector, Recipe, Recompute, Routing, Schedule,
-    SoftwareStack, Training, VisionEncoder, Zero,
+    MultiTokenPrediction, OffloadedInput, Overlap, Parallelism, Projector, Recipe, Recompute,
+    Routing, Schedule, SoftwareStack, Training, VisionEncoder, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -104,6 +104,22 @@ pub fn seen() -> impl Strategy<Value = Option<(VisionEncoder, Images)>> {
     let some = (any::<bool>(), 1..5u64, frozen)
         .prop_map(|(windowed, count, frozen)| Some((encoder(windowed), images(count, frozen))));
     prop_oneof![2 => Just(None), 1 => some]
+}
+
+/// Whether the model makes its logits with the table of tokens, and how many prediction modules it has: mostly none.
+pub fn ends() -> impl Strategy<Value = (bool, u64)> {
+    prop_oneof![
+        3 => Just((false, 0)),
+        1 => Just((true, 0)),
+        1 => Just((false, 1)),
+        1 => Just((true, 2)),
+    ]
+}
+
+/// With such ends of the model.
+pub fn with_ends(setup: &mut Setup, (tied, modules): (bool, u64)) {
+    setup.training.model.tied_embeddings = tied;
+    setup.training.model.mtp = (modules > 0).then_some(MultiTokenPrediction { modules });
 }
 
 /// With these images, and the encoder that takes them.
@@ -303,7 +319,7 @@ prop_compose! {
             1 => Just(Jitter { gpu: 0.02, kernel: 0.0, slow_nodes: 0.0 }),
             1 => Just(Jitter { gpu: 0.01, kernel: 0.05, slow_nodes: 0.3 }),
         ],
-        (seed, seen) in (any::<u64>(), seen()),
+        (seed, seen, ends) in (any::<u64>(), seen(), ends()),
     ) -> Setup {
         let (tensor, context, pipeline) = (1 << split[0].min(2), 1 << split[1].min(1), 1 << split[2].min(2));
         let mut data = 1u32 << split[3].min(3);
@@ -367,6 +383,7 @@ prop_compose! {
             zero: Zero::try_from(zero).expect("0 to 3"),
             zero_group: (shard > 0 && ranks >= 1 << shard).then(|| ranks >> shard),
         };
+        with_ends(&mut setup, ends);
         setup
     }
 }

@@ -1,7 +1,9 @@
 //! The planner against trying everything.
 
 use crate::mixed::{node, slower};
-use crate::plans::{cluster, encoder, images, model, plain, seen, setups, with_images};
+use crate::plans::{
+    cluster, encoder, ends, images, model, plain, seen, setups, with_ends, with_images,
+};
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
 use rackflow_simulator::{Reordered, Simulator, improve, planner, search, simulate};
@@ -124,10 +126,10 @@ fn mixed_setups() -> impl Strategy<Value = Setup> {
         any::<bool>(),
         any::<bool>(),
         0..3_usize,
-        (any::<u64>(), seen()),
+        (any::<u64>(), seen(), ends()),
     )
         .prop_map(
-            |((kinds, twice), moe, stages_first, routing, (seed, seen))| {
+            |((kinds, twice), moe, stages_first, routing, (seed, seen, ends))| {
                 let node_of = |kind: i32| match kind {
                     0 => node("dgx-h100"),
                     1 => slower(node("dgx-h100")),
@@ -157,6 +159,7 @@ fn mixed_setups() -> impl Strategy<Value = Setup> {
                 }
                 setup.training.model = model(7, moe);
                 with_images(&mut setup, seen);
+                with_ends(&mut setup, ends);
                 setup.training.parallelism.data = setup.cluster.gpus;
                 setup.training.global_batch = u64::from(setup.cluster.gpus) * 2;
                 if moe && routing > 0 {
