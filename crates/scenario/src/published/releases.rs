@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(said(&filled), said(&told.declared));
         // Another release is another script.
         let mut other = run.clone();
-        other.release = "26.02".to_owned();
+        other.release = "26.08".to_owned();
         assert_eq!(with_settings(&other), (other, None));
     }
 

@@ -8,6 +8,7 @@ use super::{
     Declared, Latent, Measurement, PublishedBatch, PublishedModel, PublishedPlan, PublishedRun,
     Quality,
 };
+use crate::Catalogue;
 use rackflow_workload::{
     Activation, CudaGraphs, ExpertDispatcher, MoE, MultiTokenPrediction, Recompute,
 };
@@ -195,20 +196,57 @@ fn model(row: &Value) -> PublishedModel {
         window: field("sliding_window"),
         full_every: field("sliding_every"),
         moe,
-        mtp: mtp(row),
+        mtp: mtp(row, &name),
         name,
     }
 }
 
-/// Multi-token prediction is said in the notes, or by a FLOP count that includes it.
-fn mtp(row: &Value) -> Option<MultiTokenPrediction> {
+/// Multi-token prediction is said in the notes or by the definition of the FLOPs; or the FLOPs of a token, which its rates
+/// print, are nearer to those with a module than to those without, of a model that the catalogue knows with one.
+fn mtp(row: &Value, name: &str) -> Option<MultiTokenPrediction> {
     let notes = text(row, &["notes"]).unwrap_or_default();
     let flops = text(row, &["flops_definition"]).unwrap_or_default();
     if notes.contains("w/o MTP") || notes.contains("without MTP") {
         return None;
     }
     let said = notes.contains("w/ MTP") || notes.contains("with MTP") || flops.contains("MTP");
-    said.then_some(MultiTokenPrediction { modules: 1 })
+    (said || counts_modules(row, name)).then_some(MultiTokenPrediction { modules: 1 })
+}
+
+/// Whether what a run computes for each token, in its own count, contains a prediction module: one layer, a projection of
+/// two hidden states, and logits.
+fn counts_modules(row: &Value, name: &str) -> bool {
+    let printed = || {
+        let flops = real(row, &["measured", "tflops_per_gpu"])? * 1e12;
+        let tokens = real(row, &["measured", "tokens_per_s_per_gpu"])?;
+        Some(flops / tokens)
+    };
+    let known = Catalogue::builtin()
+        .model(name)
+        .and_then(|model| model.mtp.as_ref());
+    let (Some(printed), true) = (printed(), known.is_some()) else {
+        return false;
+    };
+    let field = |name: &str| whole(row, &["model", name]).map(|n| n as f64);
+    let (Some(layers), Some(hidden), Some(vocab)) =
+        (field("layers"), field("hidden"), field("vocab"))
+    else {
+        return false;
+    };
+    let logits = 6.0 * hidden * vocab;
+    // Causal attention, or the whole square.
+    let counts = ["flops_per_token_causal", "flops_per_token_noncausal"];
+    let counts = counts
+        .into_iter()
+        .filter_map(|count| real(row, &["derived", count]));
+    let both = counts.flat_map(|without| {
+        let module = (without - logits) / layers + 12.0 * hidden * hidden + logits;
+        [(without, false), (without + module, true)]
+    });
+    let off = |count: f64| (count / printed).ln().abs();
+    let nearest = both.min_by(|a, b| off(a.0).total_cmp(&off(b.0)));
+    // What is further off counts something else: recomputation, say.
+    nearest.is_some_and(|(count, module)| module && off(count) < 0.02)
 }
 
 fn plan(row: &Value) -> PublishedPlan {
@@ -664,6 +702,33 @@ mod tests {
             assert_eq!(declared.dispatcher, Some(ExpertDispatcher::HybridEp));
             assert_eq!(declared.dispatcher_is_assumed, assumed, "{expert} {notes}");
         }
+    }
+
+    /// The rates of three releases of Megatron-Bridge on B200, of which two say whether a module was trained along.
+    #[test]
+    fn printed_rates_say_whether_prediction_modules_were_trained() {
+        let read = |name: &str, tokens: f64, tflops: f64, notes: &str| {
+            let row = serde_json::json!({
+                "model": { "name": name, "layers": 61, "hidden": 7168, "vocab": 129_280 },
+                "measured": { "tokens_per_s_per_gpu": tokens, "tflops_per_gpu": tflops },
+                "derived": { "flops_per_token_causal": 250.45e9, "flops_per_token_noncausal": 281.15e9 },
+                "notes": notes,
+            });
+            model(&row).mtp.is_some()
+        };
+        assert!(read("deepseek-v3", 2139.0, 557.0, "variant: w/ MTP"));
+        assert!(!read("deepseek-v3", 3139.0, 782.0, "variant: w/o MTP"));
+        // Neither says it, and both print which.
+        assert!(read("deepseek-v3", 3328.0, 864.0, ""));
+        assert!(!read("deepseek-v3", 3139.0, 782.0, ""));
+        // The whole square is a tenth more, and no module.
+        assert!(!read("deepseek-v3", 1000.0, 281.5, ""));
+        assert!(read("deepseek-v3", 1000.0, 292.0, ""));
+        // Far from both, something else is counted.
+        assert!(!read("deepseek-v3", 1000.0, 325.0, ""));
+        // A model without modules, and rates that are none.
+        assert!(!read("llama3-405b", 3328.0, 864.0, ""));
+        assert!(!read("deepseek-v3", 0.0, 0.0, ""));
     }
 
     #[test]
