@@ -615,10 +615,8 @@ pub(crate) fn chunk_parameters(s: &Sizes<'_>, chunk: &Chunk) -> RankParameters {
     }
     if chunk.last {
         sum.dense += last_tables(s, chunk);
-        if let Some(mtp) = &s.model.mtp {
-            for _ in 0..mtp.modules {
-                sum = sum + mtp_parameters(s);
-            }
+        for _ in 0..s.model.prediction_modules() {
+            sum = sum + mtp_parameters(s);
         }
     }
     sum
@@ -643,7 +641,7 @@ fn output_parameters(s: &Sizes<'_>) -> u64 {
 pub(crate) fn table_copy(s: &Sizes<'_>) -> u64 {
     let apart = s.plan.pipeline > 1 && s.training.schedule != Schedule::Dualpipe;
     if apart && (s.model.tied_embeddings || s.model.mtp.is_some()) {
-        s.model.table_parameters() / u64::from(s.plan.tensor)
+        s.table()
     } else {
         0
     }
@@ -1097,7 +1095,7 @@ impl<'a> Compiler<'a> {
             }
             let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
             run.append(&head);
-            for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
+            for _ in 0..s.model.prediction_modules() {
                 let gathered = gather(ctx, &mut run, mtp_parameters(&s), vec![]);
                 run.exits.extend(gathered);
                 run.append(&layer::embedding(ctx, &s, Direction::Forward));
@@ -1129,11 +1127,9 @@ impl<'a> Compiler<'a> {
         }
         if chunk.last {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
-            for _ in 0..s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules) {
+            for _ in 0..s.model.prediction_modules() {
                 run.append(&head);
-                // `recompute_method: block` leaves them out (Megatron-Core, `MultiTokenPredictionLayer`).
-                let again =
-                    s.training.recompute == Recompute::Full && gradients != Gradients::Weight;
+                let again = s.recomputes_modules() && gradients != Gradients::Weight;
                 if again {
                     run.append(&layer::mtp_projection(ctx, &s, true));
                 }
@@ -1783,8 +1779,11 @@ impl<'a> Compiler<'a> {
         }
         let (peer, sends, receives) = if chunks.iter().any(|chunk| chunk.first) {
             // Around the pipeline: the last stage is the one before the first.
-            let streams = (Stream::SendGradient, Stream::ReceiveActivation);
-            (Peer::Previous, streams.0, streams.1)
+            (
+                Peer::Previous,
+                Stream::SendGradient,
+                Stream::ReceiveActivation,
+            )
         } else if chunks.iter().any(|chunk| chunk.last) {
             (Peer::Next, Stream::SendActivation, Stream::ReceiveGradient)
         } else {

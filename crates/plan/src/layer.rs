@@ -263,8 +263,14 @@ impl<'a> Sizes<'a> {
         })
     }
 
+    /// Whether prediction modules are computed again: `recompute_method: block` leaves them out (Megatron-Core,
+    /// `MultiTokenPredictionLayer`).
+    pub fn recomputes_modules(&self) -> bool {
+        self.training.recompute == Recompute::Full
+    }
+
     /// Elements of this rank's part of the table of tokens.
-    fn table(&self) -> u64 {
+    pub fn table(&self) -> u64 {
         self.model.table_parameters() / self.tp()
     }
 

@@ -218,19 +218,19 @@ pub(crate) fn chunk_activations(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
 /// Activations that prediction modules leave for their backward pass: of each the embedding of the next token, both hidden
 /// states side by side as its projection reads them, its layer's, and its final norm's input and output.
 fn modules_activations(s: &Sizes<'_>) -> u64 {
-    let Some(mtp) = &s.model.mtp else {
+    let modules = s.model.prediction_modules();
+    if modules == 0 {
         return 0;
-    };
+    }
     let hidden = s.own_tokens * s.model.hidden;
-    let one = match s.training.recompute {
+    let before_norm = if s.recomputes_modules() {
         // What is checkpointed keeps the hidden states of a token and of the next one.
-        Recompute::Full => (2 * 2 + 4) * hidden,
-        _ => {
-            let operand = s.training.recipe.gemm().bits().div_ceil(8);
-            (2 + 2 * operand + 4) * hidden + layer_activations(s, s.model.mtp_layer_kind())
-        }
+        4 * hidden
+    } else {
+        let operand = s.training.recipe.gemm().bits().div_ceil(8);
+        (2 + 2 * operand) * hidden + layer_activations(s, s.model.mtp_layer_kind())
     };
-    mtp.modules * one
+    modules * (before_norm + 4 * hidden)
 }
 
 /// The vision encoder, where one of these chunks has it.
@@ -493,26 +493,25 @@ fn keep_feed_forward(
 /// Tensors as large as the logits of one micro-batch while its losses are computed [bytes]: in 16 bits, and beside them
 /// in 32. Prediction modules have theirs before (Megatron-Core, `GPTModel._postprocess`), and keep what their backward pass
 /// needs: exponentials in fp32, or their gradient in 16 bits in the place of the logits where one kernel makes it.
-pub(crate) fn logits(s: &Sizes<'_>) -> Vec<u64> {
+pub(crate) fn logits(s: &Sizes<'_>) -> impl Iterator<Item = u64> + use<> {
     let fused = s.stack.fused_cross_entropy;
     let bytes = s.stack.loss_bytes.unwrap_or(if fused { 4 } else { 10 });
     let kept = if bytes > 4 { 4 } else { bytes.min(2) };
-    let modules = s.model.mtp.as_ref().map_or(0, |mtp| mtp.modules);
+    let modules = s.model.prediction_modules();
     let narrow = bytes.min(2);
     let wide = (bytes - narrow) / 4;
     let rest = (bytes - narrow) % 4;
-    let each = (0..modules).map(|_| kept).chain([narrow]);
+    let each = (0..modules).map(move |_| kept).chain([narrow]);
     let each = each.chain((0..wide).map(|_| 4)).chain([rest]);
     let count = s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor));
     each.filter(|bytes| *bytes > 0)
-        .map(|bytes| bytes * count)
-        .collect()
+        .map(move |bytes| bytes * count)
 }
 
 /// Logits of one micro-batch, and what a layer needs while it is being computed.
 fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let logits = if chunks.iter().any(|c| c.last) {
-        logits(s).iter().sum()
+        logits(s).sum()
     } else {
         0
     };
@@ -538,15 +537,10 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     logits.max(live).max(table) + ahead + on_the_way(s, chunks)
 }
 
-/// Bytes of a gradient of this rank's part of the table of tokens, in 16 bits.
-pub(crate) fn whole_table(s: &Sizes<'_>) -> u64 {
-    2 * s.model.table_parameters() / u64::from(s.plan.tensor)
-}
-
-/// The gradient of the whole table of tokens, which a backward pass through a look-up makes before it is added
+/// The gradient of the whole table of tokens in 16 bits, which a backward pass through a look-up makes before it is added
 /// into its buffer: what is more than the activations that the pass has freed by then.
 fn table_gradient(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
-    let gradient = whole_table(s);
+    let gradient = 2 * s.table();
     let of_first = chunk.first.then(|| chunk_activations(s, chunk));
     let of_modules = (chunk.last && s.model.mtp.is_some()).then(|| modules_activations(s));
     let freed = of_first.into_iter().chain(of_modules).min();

@@ -217,6 +217,11 @@ impl Model {
             .saturating_mul(self.hidden)
     }
 
+    /// Prediction modules that are trained along.
+    pub fn prediction_modules(&self) -> u64 {
+        self.mtp.as_ref().map_or(0, |mtp| mtp.modules)
+    }
+
     /// Table of tokens, without learned positions.
     pub fn table_parameters(&self) -> u64 {
         product([self.vocab, self.hidden])

@@ -5,7 +5,7 @@
 
 use crate::compile::{Chunk, layer_parameters};
 use crate::layer::Sizes;
-use crate::memory::{Kept, kept, layer_offload, whole_table};
+use crate::memory::{Kept, kept, layer_offload};
 use rackflow_workload::{FeedForward, LayerKind, Recompute, Zero};
 
 /// Computation, the exchange of tokens and of sharded parameters have a stream each.
@@ -332,9 +332,7 @@ impl Layer {
             backward: backward.events,
         }
     }
-}
 
-impl Layer {
     /// A look-up in the table of tokens, whose gradient is as large as the table until it is added into its buffer.
     fn look_up(s: &Sizes<'_>) -> Self {
         let mut layer = Self::default();
@@ -348,7 +346,7 @@ impl Layer {
             events: std::mem::take(&mut self.backward),
             slots: self.slots,
         };
-        let gradient = backward.take(Size::fixed(whole_table(s)), COMPUTE);
+        let gradient = backward.take(Size::fixed(2 * s.table()), COMPUTE);
         backward.give(gradient);
         self.slots = backward.slots;
         self.backward = backward.events;
@@ -368,17 +366,15 @@ pub(super) fn of_chunk(s: &Sizes<'_>, chunk: &Chunk) -> Vec<Layer> {
     let layers =
         layers.map(|(i, kind)| Layer::new(s, kind, (i as u64) < recomputed, (i as u64) < away));
     let first = chunk.first.then(|| Layer::look_up(s));
-    let modules = match &s.model.mtp {
-        Some(mtp) if chunk.last => mtp.modules,
-        _ => 0,
+    let modules = match chunk.last {
+        true => s.model.prediction_modules(),
+        false => 0,
     };
-    let module = || {
-        let again = s.training.recompute == Recompute::Full;
-        let mut layer = Layer::new(s, s.model.mtp_layer_kind(), again, false);
+    let modules = (0..modules).map(|_| {
+        let mut layer = Layer::new(s, s.model.mtp_layer_kind(), s.recomputes_modules(), false);
         layer.looks_up(s);
         layer
-    };
-    let modules = (0..modules).map(|_| module());
+    });
     first.into_iter().chain(layers).chain(modules).collect()
 }
 

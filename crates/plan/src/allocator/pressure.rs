@@ -271,7 +271,7 @@ impl Stage {
         let longest = layers.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let places = (PASSES / longest).max(8).min(order.len());
         let logits = chunks.iter().map(|chunk| match chunk.last {
-            true => crate::memory::logits(s),
+            true => crate::memory::logits(s).collect(),
             false => Vec::new(),
         });
         Self {
