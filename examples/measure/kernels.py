@@ -248,26 +248,44 @@ def streams(rows):
 
 
 def tokens(rows):
-    """What PyTorch's own kernels take to route tokens to experts and back. The model has no such kernels."""
+    """What PyTorch's own kernels take to route tokens to experts and back. The model has no rows for what finds the
+    experts."""
     for count, hidden, top_k, experts in ((4096, 2048, 8, 128), (8192, 2048, 8, 128), (4096, 7168, 8, 256)):
         x, moved = random(count, hidden), random(count * top_k, hidden)
-        target = torch.zeros(count, hidden, device=DEVICE, dtype=BF16)
         origin = torch.randperm(count * top_k, device=DEVICE) // top_k
         wide = origin.unsqueeze(1).expand(count * top_k, hidden)
         scores = torch.randn(count, experts, device=DEVICE)
         choice = torch.topk(scores, top_k, dim=1).indices
         capacity = count * top_k // experts
+        senders = 8
+        chunks = [count * top_k // experts] * experts
+        order = [sender * experts // senders + local for local in range(experts // senders) for sender in range(senders)]
+        boxes = moved.view(senders, experts // senders, -1)
         one, all_ = 2 * count * hidden, 2 * count * hidden * top_k
+
+        def zeros():
+            return torch.zeros(count, hidden, device=DEVICE, dtype=BF16)
+
+        def split_cat(_):
+            parts = torch.split(moved, chunks)
+            return torch.cat([parts[i] for i in order])
+
         for test, call, read, written in (
             ("index_select", lambda _: x.index_select(0, origin), one, all_),
-            ("scatter_add", lambda _: target.scatter_add_(0, wide, moved), all_, one),
-            ("index_add", lambda _: target.index_add_(0, origin, moved), all_, one),
+            ("gather", lambda _: x.gather(0, wide), one, all_),
+            ("scatter_add", lambda _: zeros().scatter_add_(0, wide, moved), all_, one),
+            ("index_add", lambda _: zeros().index_add_(0, origin, moved), all_, one),
+            ("split_cat", split_cat, all_, all_),
+            ("transpose_chunks", lambda _: boxes.transpose(0, 1).contiguous(), all_, all_),
             ("topk", lambda _: torch.topk(scores, top_k, dim=1), 4 * count * experts, 12 * count * top_k),
             ("topk of tokens", lambda _: torch.topk(scores, capacity, dim=0, sorted=False), 4 * count * experts, 12 * count * top_k),
             ("sort of tokens", lambda _: torch.sort(scores, dim=0, descending=True), 4 * count * experts, 12 * count * experts),
             ("argsort", lambda _: torch.argsort(choice.view(-1), stable=True), 8 * count * top_k, 8 * count * top_k),
         ):  # fmt: skip
             rows.time("stream", call, test=test, read=read, written=written)
+    for elements in (1 << 24, 1 << 28):
+        kept, added = torch.zeros(elements, device=DEVICE), random(elements)
+        rows.time("stream", lambda _: kept.add_(added), test="add_mixed", read=6 * elements, written=4 * elements)
 
 
 def sustained(rows):

@@ -21,14 +21,6 @@ pub enum ExchangeStyle {
     },
 }
 
-/// Part of the bytes to near peers for which an exchange of tokens by a plain all-to-all keeps the NICs
-/// idle as if they crossed them. The library's benchmark on two nodes shows all of them (1: 48.5 GB/s on
-/// 16 H100, nccl-tests issue 267), a schedule that overlaps its rounds none of them. Inside training three
-/// sources ask for different parts: none for DeepSeek-V3 with 14 layers on 64 H100 (NVIDIA/Megatron-LM, pull
-/// requests 6311 and 6429), 0.4 for Qwen3-30B-A3B on 16 (Megatron-Bridge 067f987, skills/nemo-mbridge-perf-moe-comm-overlap)
-/// and 0.5 for Qwen3-235B-A22B on 256 (its releases 25.09 to 26.04.01). This leaves the least squares of the three.
-const NEAR_HOLDS_NICS: f64 = 0.3;
-
 /// Expected number of distinct bins, of `bins` equal ones, that hold at least one of `chosen`
 /// different items drawn from `items` spread evenly over them.
 pub(crate) fn distinct_bins(items: f64, bins: f64, chosen: u64) -> f64 {
@@ -157,19 +149,12 @@ pub fn expert_exchange(exchange: TokenExchange, group: &GroupSpan, links: &Links
     if !relayed {
         latency += links.peers(u64::from(group.ranks) - 1);
     }
-    // What a plain all-to-all sends to near peers keeps the NICs waiting for part of its time.
-    let taken = if across && !relayed && links.pairs_near_and_far() {
-        let near = top_k as f64 * (1.0 - 1.0 / n) - copies_nic;
-        volume(copies_nic + NEAR_HOLDS_NICS * near)
-    } else {
-        nic
-    };
     let nic_rate = if relayed {
         links.nic_relay_rate(protocol)
     } else {
         links.nic_rate(protocol)
     };
-    let nic_time = nic_rate.time_to_send(taken);
+    let nic_time = nic_rate.time_to_send(nic);
     let crossing = Crossing::pairs(group);
     let [over_leaf, over_pod] = crossing.millionths();
     let nvlink_time = nvlink_rate.time_to_send(nvlink);

@@ -287,7 +287,7 @@ impl<'a> Context<'a> {
                 payload.slowdown = slowdown(self.setup.training.stack.collective_slowdown);
                 slow_down(&mut demands, payload.slowdown);
             }
-            if matches!(spec, Spec::Exchange { dispatcher, .. } if dispatcher.relays()) {
+            if matches!(spec, Spec::Exchange { .. }) {
                 let overhead = self.setup.training.stack.dispatch_overhead;
                 payload.overhead = overhead;
                 let across = demands

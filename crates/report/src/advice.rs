@@ -168,6 +168,7 @@ fn shape(facts: &Facts) -> String {
 
 fn memory_bound(facts: &Facts) -> String {
     let stack = &facts.training.stack;
+    let relays = stack.dispatcher.relays() && facts.training.parallelism.expert > 1;
     let unfused: Vec<&str> = [
         (stack.fused_norms, "norms"),
         (stack.fused_activation, "the activation function"),
@@ -180,6 +181,10 @@ fn memory_bound(facts: &Facts) -> String {
         (
             stack.fused_router || facts.training.model.moe.is_none(),
             "the router",
+        ),
+        (
+            stack.fused_permutation || facts.training.model.moe.is_none() || relays,
+            "the permutation of tokens",
         ),
         (stack.attention != AttentionKernel::Unfused, "attention"),
     ]

@@ -105,8 +105,19 @@ pub enum Access {
     Softmax,
     /// The same in a chain of framework kernels in fp32.
     SoftmaxChain,
-    /// Whole rows to and from places that an index names: tokens to their experts.
+    /// Element by element over operands of two widths, which a framework's kernel does not load as vectors:
+    /// a gradient in 16 bits added to its buffer in 32.
+    Mixed,
+    /// Whole rows from places that an index names, by a framework's kernel for any index.
     Rows,
+    /// Whole rows added to places that an index names, element by element with atomic additions
+    /// (PyTorch, `scatter_add_`).
+    ScatterAdd,
+    /// The same by the kernel for whole rows, the gradient of taking them (PyTorch, `index_add_`).
+    IndexAdd,
+    /// Maps of small integers that say where rows go: counted and sorted for each token (Transformer Engine,
+    /// `make_row_id_map`).
+    Maps,
     /// One framework kernel for each step, over views whose elements do not lie side by side, or whose
     /// operands are repeated: such kernels find the place of every element anew.
     Strided,

@@ -286,9 +286,8 @@ pub struct SoftwareStack {
     /// the exchange of tokens between experts.
     #[serde(default = "inside_training")]
     pub collective_slowdown: f64,
-    /// Time of a dispatch or combine by DeepEP or HybridEP across domains inside training beyond
-    /// what the library's own benchmark takes, whatever its size: preparing, copies between
-    /// buffers, ranks that come late.
+    /// Time of a dispatch or combine across domains inside training beyond what its bytes take, whatever its size:
+    /// preparing, copies between buffers, ranks that come late. Not of gathering all tokens, which is a collective.
     #[serde(default)]
     pub dispatch_overhead: SimDuration,
     /// What is launched by graph.
@@ -308,8 +307,18 @@ pub struct SoftwareStack {
     pub fused_cross_entropy: bool,
     /// Quantisation to fp8/fp4 is fused into the kernel before.
     pub fused_quantization: bool,
-    /// The router's top-k, score and permutation map are one kernel.
+    /// The router's top-k and scores are one kernel.
     pub fused_router: bool,
+    /// Tokens are put in the order of their experts, and back, by kernels made for it; else by the
+    /// framework's: rows taken by an index and added with atomic additions, chunks split and put together
+    /// again. Not where DeepEP or HybridEP take them to other ranks, which do so themselves.
+    #[serde(default = "yes")]
+    pub fused_permutation: bool,
+    /// Formats of 8 and fewer bits need each expert's rows in multiples of 16 or 32: a kernel of its own copies
+    /// them there, and one back, each way. DeepEP and HybridEP pad as they take tokens to other ranks, and experts
+    /// with a fixed number of rows need no padding.
+    #[serde(default)]
+    pub pads_experts: bool,
     /// Weight gradients are accumulated by the GEMM that computes them, not by a kernel after it.
     #[serde(default = "yes")]
     pub fused_gradient_accumulation: bool,

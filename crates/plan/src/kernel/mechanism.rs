@@ -50,8 +50,16 @@ pub struct Mechanism {
     pub softmax_bytes_per_sm_clock: f64,
     /// The same of the loss as a chain of framework kernels.
     pub softmax_chain_bytes_per_sm_clock: f64,
-    /// The same of kernels that move whole rows by an index.
+    /// The same of a framework's kernels over operands of two widths.
+    pub mixed_bytes_per_sm_clock: f64,
+    /// The same of a framework's kernels that take whole rows by an index.
     pub row_bytes_per_sm_clock: f64,
+    /// The same of those that add to such rows element by element.
+    pub scatter_add_bytes_per_sm_clock: f64,
+    /// The same of those that add to them row by row.
+    pub index_add_bytes_per_sm_clock: f64,
+    /// The same of kernels that make maps of rows; an entry counts four bytes read and four written.
+    pub map_bytes_per_sm_clock: f64,
     /// The same of a framework's own kernels over views with strides or repeated operands.
     pub strided_bytes_per_sm_clock: f64,
     /// The same of a compiler's kernels that write the transpose of what they read.
@@ -93,7 +101,11 @@ pub const MECHANISM: Mechanism = Mechanism {
     elementwise_bytes_per_sm_clock: 22.5,
     softmax_bytes_per_sm_clock: 12.8,
     softmax_chain_bytes_per_sm_clock: 9.5,
-    row_bytes_per_sm_clock: 6.5,
+    mixed_bytes_per_sm_clock: 12.0,
+    row_bytes_per_sm_clock: 12.0,
+    scatter_add_bytes_per_sm_clock: 2.5,
+    index_add_bytes_per_sm_clock: 1.2,
+    map_bytes_per_sm_clock: 0.4,
     strided_bytes_per_sm_clock: 5.0,
     transposed_bytes_per_sm_clock: 3.0,
     accumulate_exposed: 0.3,

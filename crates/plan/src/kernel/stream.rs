@@ -40,7 +40,11 @@ fn asked(access: Access, device: &Device<'_>) -> f64 {
         Access::Elementwise => mechanism.elementwise_bytes_per_sm_clock,
         Access::Softmax => mechanism.softmax_bytes_per_sm_clock,
         Access::SoftmaxChain => mechanism.softmax_chain_bytes_per_sm_clock,
+        Access::Mixed => mechanism.mixed_bytes_per_sm_clock,
         Access::Rows => mechanism.row_bytes_per_sm_clock,
+        Access::ScatterAdd => mechanism.scatter_add_bytes_per_sm_clock,
+        Access::IndexAdd => mechanism.index_add_bytes_per_sm_clock,
+        Access::Maps => mechanism.map_bytes_per_sm_clock,
         Access::Strided => mechanism.strided_bytes_per_sm_clock,
         Access::Transposed => mechanism.transposed_bytes_per_sm_clock,
     };

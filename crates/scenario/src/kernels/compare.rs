@@ -861,6 +861,16 @@ impl Case<'_> {
         let access = match test {
             "copy" | "add" | "sum" | "fill" | "adamw" => Access::Copy,
             "silu" | "gelu_tanh" | "gelu_erf" | "rms_norm" | "layer_norm" => Access::Elementwise,
+            // Kernels made for it (Transformer Engine), and a framework's copy of whole chunks.
+            "permute" | "unpermute" | "unpermute_backward" | "sort_chunks" | "split_cat" => {
+                Access::Elementwise
+            }
+            "transpose_chunks" => Access::Strided,
+            "index_select" | "gather" => Access::Rows,
+            "scatter_add" => Access::ScatterAdd,
+            "index_add" => Access::IndexAdd,
+            "add_mixed" => Access::Mixed,
+            "cross_entropy" => Access::Softmax,
             _ => return left_out("a test that the model lacks", test),
         };
         let (Some(read), Some(written)) = (row.read, row.written) else {
@@ -869,7 +879,11 @@ impl Case<'_> {
         if read.max(written) > LARGEST_STREAM || read.max(written) == 0 {
             return left_out("a size that no kernel has", test);
         }
-        let time = self.streamed(read, written, access);
+        let mut time = self.streamed(read, written, access);
+        if matches!(access, Access::ScatterAdd | Access::IndexAdd) {
+            // What is added to was filled with zeros before, by a kernel of its own.
+            time += self.streamed(0, written, Access::Copy);
+        }
         let what = format!("{test}, {read} B read, {written} B written");
         let bytes = (read + written) as f64;
         Ok(self.timed(&what, bytes >= LONG_STREAM, time, 0.0, bytes))

@@ -8,8 +8,8 @@ use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use rackflow_workload::{
-    Access, Attention, AttentionKernel, CudaGraphs, OffloadedInput, Operation, Recipe, Recompute,
-    Routing, Schedule, Zero,
+    Access, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher, OffloadedInput, Operation,
+    Recipe, Recompute, Routing, Schedule, SoftwareStack, Zero,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -976,4 +976,267 @@ fn whole_layers_are_computed_again_in_prediction_modules_too() {
     );
     let some = Recompute::FullLayers(2);
     assert_eq!(again(some.clone(), 1), again(some, 0));
+}
+
+/// Mixtures on one node, whose host takes no time.
+fn exchanging(gpus: u32, expert: u32) -> Setup {
+    let mut setup = plain(gpus);
+    let t = &mut setup.training;
+    t.model = model(8, true);
+    t.parallelism.expert = expert;
+    t.stack.dispatcher = ExpertDispatcher::NcclAllToAll;
+    t.stack.cuda_graphs = CudaGraphs::Full;
+    t.stack.weighted_activation = true;
+    t.stack.fused_router = true;
+    t.stack.fused_permutation = true;
+    t.stack.pads_experts = false;
+    setup
+}
+
+/// Bytes that a rank's own tokens are, and their copies for all experts that they chose.
+fn own_and_copies(setup: &Setup) -> (u64, u64) {
+    let t = &setup.training;
+    let moe = t.model.moe.as_ref().expect("a mixture");
+    let own = 2 * t.sequence_length * t.micro_batch * t.model.hidden;
+    (own, own * moe.top_k)
+}
+
+/// Passes through a mixture layer that a rank makes in a step, each way.
+fn mixture_passes(setup: &Setup) -> f64 {
+    let t = &setup.training;
+    let moe = t.model.moe.as_ref().expect("a mixture");
+    let layers = t.model.layers - moe.first_dense_layers;
+    (layers * t.global_batch / u64::from(t.parallelism.data)) as f64
+}
+
+/// Time of kernels that read and write so many bytes [s].
+fn streamed(setup: &Setup, access: Access, read: u64, write: u64, kernels: u32) -> f64 {
+    let accelerator = &setup.cluster.node.accelerator;
+    let op = Operation::Stream {
+        read: Bytes::new(read),
+        write: Bytes::new(write),
+        kernels,
+        flops: 0.0,
+        access,
+    };
+    let options = KernelOptions {
+        attention: setup.training.stack.attention,
+        load: Load::Continuous,
+    };
+    let cost = cost_with(&op, accelerator, accelerator.sms, options);
+    cost.time.as_secs_f64()
+}
+
+fn seconds_of(setup: &Setup, change: impl Fn(&mut SoftwareStack)) -> f64 {
+    let mut setup = setup.clone();
+    change(&mut setup.training.stack);
+    run(&setup).step_time.as_secs_f64()
+}
+
+/// Without kernels made for it, tokens are put in the order of their experts by the framework's: rows are taken by
+/// an index, and added with atomics, whose gradients are each other's. The maps of the sorts go.
+#[test]
+fn permutation_by_the_frameworks_kernels_costs_their_time() {
+    let setup = exchanging(1, 1);
+    let (own, copies) = own_and_copies(&setup);
+    let time = |access, read, write, kernels| streamed(&setup, access, read, write, kernels);
+    for weighted in [true, false] {
+        let step = |fused| {
+            seconds_of(&setup, |stack| {
+                stack.weighted_activation = weighted;
+                stack.fused_permutation = fused;
+            })
+        };
+        let moe = setup.training.model.moe.as_ref().expect("a mixture");
+        let map = 4 * setup.training.sequence_length * moe.experts.next_power_of_two();
+        let rows = copies / (2 * setup.training.model.hidden);
+        // Forward: copies are taken and summed into zeros, and two sorts lose their maps. Backward: the gradients of both.
+        let framework = time(Access::Maps, map, map, 6)
+            + 2.0 * time(Access::Rows, own, copies, 1)
+            + 2.0 * time(Access::Copy, 0, own, 1)
+            + time(Access::ScatterAdd, copies, own, 1)
+            + time(Access::IndexAdd, copies, own, 1);
+        let made_for_it = time(Access::Maps, map, map, 3)
+            + 2.0 * time(Access::Elementwise, own, copies, 1)
+            + 2.0 * time(Access::Elementwise, copies, own, 1)
+            + 2.0 * time(Access::Maps, 48 * rows, 48 * rows, 1);
+        // Weights apart: times the copies; their gradients one product and one sum, the copies' another product.
+        let weights = if weighted {
+            0.0
+        } else {
+            time(Access::Elementwise, copies, copies, 1)
+                + time(Access::Elementwise, copies, copies, 1)
+                + time(Access::Elementwise, 2 * copies, copies, 1)
+                + time(Access::Elementwise, copies, 0, 1)
+                - (time(Access::Elementwise, own + copies, copies, 1)
+                    - time(Access::Elementwise, own, copies, 1))
+        };
+        let expected = (framework - made_for_it + weights) * mixture_passes(&setup);
+        let found = step(false) - step(true);
+        assert!(
+            (found / expected - 1.0).abs() < 0.02,
+            "weighted: {weighted}: {found} and not {expected}"
+        );
+    }
+}
+
+/// What arrives is sorted by local expert only where a rank has several; a fixed number of rows for each needs no map, but a
+/// transposed copy.
+#[test]
+fn what_arrives_is_sorted_where_a_rank_has_several_experts() {
+    let several = exchanging(8, 4);
+    let mut one = exchanging(8, 8);
+    one.training.model.moe.as_mut().expect("a mixture").experts = 8;
+    let alone = exchanging(8, 1);
+    for (setup, local, senders) in [(&several, 4, 4), (&one, 1, 8), (&alone, 16, 1)] {
+        let (_, copies) = own_and_copies(setup);
+        let tokens = setup.training.sequence_length * setup.training.micro_batch;
+        let moe = setup.training.model.moe.as_ref().expect("a mixture");
+        assert_eq!(
+            moe.experts,
+            local * u64::from(setup.training.parallelism.expert)
+        );
+        let rows = copies / (2 * setup.training.model.hidden);
+        let time = |access, read, write, kernels| streamed(setup, access, read, write, kernels);
+        let fixed = seconds_of(setup, |stack| stack.static_expert_shapes = true);
+        let counted = seconds_of(setup, |_| ());
+        let search = time(
+            Access::Maps,
+            4 * tokens * moe.experts,
+            4 * tokens * moe.experts,
+            0,
+        );
+        let sorted = if local > 1 {
+            let transposed = if senders > 1 {
+                4.0 * time(Access::Strided, copies, copies, 1)
+            } else {
+                0.0
+            };
+            transposed
+                - 4.0 * time(Access::Elementwise, copies, copies, 1)
+                - 2.0 * time(Access::Maps, 48 * rows, 48 * rows, 1)
+        } else {
+            0.0
+        };
+        let expected = (search + sorted) * mixture_passes(setup);
+        let found = fixed - counted;
+        // What the counts took is gone: a small all-gather in each forward pass, 20 to 60 us, where there is anyone to tell.
+        let counts = (expected - found) / mixture_passes(setup);
+        let range = if senders > 1 {
+            1e-6..80e-6
+        } else {
+            -1e-7..1e-7
+        };
+        assert!(
+            range.contains(&counts),
+            "{local} experts: {expected}, {found}: {counts}"
+        );
+    }
+}
+
+/// A permutation by kernels made for it is three launches for its map and one, a sort one and one for its map. The framework's
+/// take more for the map.
+#[test]
+fn a_host_launches_what_permutes() {
+    let mut setup = exchanging(1, 1);
+    setup.training.stack.cuda_graphs = CudaGraphs::None;
+    let step = |launch: u64, fused| {
+        seconds_of(&setup, |stack| {
+            stack.launch = SimDuration::from_micros(launch);
+            stack.fused_permutation = fused;
+        })
+    };
+    // So slow a host bounds every kernel; a launch more costs a launch.
+    let launches = |fused| (step(4000, fused) - step(2000, fused)) / 2e-3;
+    let more = (launches(false) - launches(true)) / mixture_passes(&setup);
+    // Three more for the map, one more to clear each sum, less one map of each sort of the forward pass.
+    assert!((more - (3.0 + 2.0 - 2.0)).abs() < 0.01, "{more}");
+}
+
+/// Rows of narrow formats are padded and taken back by kernels of their own only around a plain all-to-all, where their
+/// number is not fixed and the stack does so.
+#[test]
+fn rows_of_narrow_formats_are_padded_around_a_plain_all_to_all() {
+    let mut setup = exchanging(8, 4);
+    setup.training.recipe = Recipe::Fp8;
+    let (_, copies) = own_and_copies(&setup);
+    let cost = |setup: &Setup, change: &dyn Fn(&mut SoftwareStack)| {
+        let step = |pads| {
+            seconds_of(setup, |stack| {
+                change(stack);
+                stack.pads_experts = pads;
+            })
+        };
+        step(true) - step(false)
+    };
+    let passes = 4.0 * streamed(&setup, Access::Elementwise, copies, copies, 1);
+    let expected = passes * mixture_passes(&setup);
+    let found = cost(&setup, &|_| ());
+    assert!(
+        (found / expected - 1.0).abs() < 0.02,
+        "{found} and not {expected}"
+    );
+    assert_eq!(cost(&setup, &|s| s.static_expert_shapes = true), 0.0);
+    for dispatcher in [ExpertDispatcher::DeepEp, ExpertDispatcher::HybridEp] {
+        assert_eq!(cost(&setup, &|s| s.dispatcher = dispatcher), 0.0);
+    }
+    setup.training.recipe = Recipe::Bf16;
+    assert_eq!(cost(&setup, &|_| ()), 0.0);
+}
+
+/// Weights that go to the experts' activation travel with the tokens of a plain all-to-all, four bytes for each copy, and
+/// their gradients back; a library sends them with the tokens.
+#[test]
+fn weights_of_a_plain_all_to_all_travel_on_their_own() {
+    let setup = exchanging(8, 8);
+    let bytes = |dispatcher, weighted| {
+        let mut setup = setup.clone();
+        setup.training.stack.dispatcher = dispatcher;
+        setup.training.stack.weighted_activation = weighted;
+        sent(&run(&setup), CommKind::Expert)
+    };
+    let plain = ExpertDispatcher::NcclAllToAll;
+    let (_, copies) = own_and_copies(&setup);
+    let rows = copies / (2 * setup.training.model.hidden);
+    // Seven of eight leave a rank.
+    let expected = 8.0 * 2.0 * 4.0 * rows as f64 * 7.0 / 8.0 * mixture_passes(&setup);
+    let found = (bytes(plain, true) - bytes(plain, false)) as f64;
+    assert!(
+        (found / expected - 1.0).abs() < 0.01,
+        "{found} and not {expected}"
+    );
+    for library in [ExpertDispatcher::DeepEp, ExpertDispatcher::HybridEp] {
+        assert_eq!(bytes(library, true), bytes(library, false));
+    }
+}
+
+/// What a dispatch or combine takes beyond its bytes is paid between domains, by whichever dispatcher, four times in each
+/// layer.
+#[test]
+fn an_exchange_between_domains_takes_longer_than_its_bytes() {
+    let overhead = SimDuration::from_micros(350);
+    for dispatcher in [
+        ExpertDispatcher::NcclAllToAll,
+        ExpertDispatcher::DeepEp,
+        ExpertDispatcher::HybridEp,
+    ] {
+        for (gpus, expert, across) in [(8, 8, 0.0), (16, 16, 4.0)] {
+            let mut setup = exchanging(gpus, expert);
+            setup
+                .training
+                .model
+                .moe
+                .as_mut()
+                .expect("a mixture")
+                .experts = 16;
+            setup.training.stack.dispatcher = dispatcher;
+            let step = |time| seconds_of(&setup, |stack| stack.dispatch_overhead = time);
+            let found = step(overhead) - step(SimDuration::ZERO);
+            let expected = across * overhead.as_secs_f64() * mixture_passes(&setup);
+            assert!(
+                (found - expected).abs() <= 0.001 * expected,
+                "{dispatcher:?} over {gpus}: {found} and not {expected}"
+            );
+        }
+    }
 }

@@ -303,7 +303,7 @@ prop_compose! {
         micro_per_stage in 1..4u64,
         (moe, order, zero, shard) in (any::<bool>(), any::<bool>(), 0..4u8, 0..3u32),
         overlap in overlaps(),
-        dispatcher in dispatchers(),
+        (dispatcher, tokens) in (dispatchers(), any::<[bool; 3]>()),
         schedule in schedules(),
         recompute in recomputes(),
         load in routings(),
@@ -365,6 +365,12 @@ prop_compose! {
         t.stack.tensor_reduce_sms = [0, 0, 20][seed as usize % 3];
         t.stack.parameter_gather_bytes = if scatters { 1 } else { 2 };
         t.stack.dispatcher = dispatcher;
+        t.stack.dispatch_overhead = SimDuration::from_micros(30);
+        [
+            t.stack.weighted_activation,
+            t.stack.fused_permutation,
+            t.stack.static_expert_shapes,
+        ] = tokens;
         t.stack.cuda_graphs = [CudaGraphs::None, CudaGraphs::Partial, CudaGraphs::Full][usize::from(graphs)];
         t.sequence_length = 1024;
         t.global_batch = micro_batches * u64::from(data);
