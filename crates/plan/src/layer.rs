@@ -80,11 +80,6 @@ impl<'a> Sizes<'a> {
         self.stack.overlap.expert && self.plan.expert > 1
     }
 
-    /// Whether a library takes tokens to their experts itself, without copies in the order of experts before.
-    fn relays_tokens(&self) -> bool {
-        self.plan.expert > 1 && self.stack.dispatcher.relays()
-    }
-
     pub fn tp(&self) -> u64 {
         u64::from(self.plan.tensor)
     }
@@ -1579,7 +1574,7 @@ fn maps(entries: u64, kernels: u32) -> Operation {
 
 /// Copying tokens into the order of their experts.
 fn permute(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
-    if s.relays_tokens() {
+    if s.training.relays_tokens() {
         // The library reads the tokens itself; only the map is made.
         let kernels = if s.stack.fused_router { 1 } else { 4 };
         let map = Bytes::new(s.own_tokens * moe.top_k * 16);
@@ -1600,7 +1595,7 @@ fn permute(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
 /// applied to the sum.
 fn unpermute_backward(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
     let (one, copies) = token_bytes(s, moe);
-    if s.relays_tokens() {
+    if s.training.relays_tokens() {
         return vec![stream(one * 2, one, 2)];
     }
     let weighted_here = !s.stack.weighted_activation;
@@ -1618,7 +1613,7 @@ fn unpermute_backward(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
 /// The sum of the gradients of a token's copies, and a pass that adds it to what else reaches the token.
 fn permute_backward(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
     let (one, copies) = token_bytes(s, moe);
-    if s.relays_tokens() {
+    if s.training.relays_tokens() {
         return vec![stream(one * 2, one, 1)];
     }
     let mut ops = summed(s, one, copies, Access::IndexAdd);
@@ -1641,7 +1636,7 @@ fn summed(s: &Sizes<'_>, one: Bytes, copies: Bytes, access: Access) -> Vec<Opera
 /// Weighting and summing the copies of each token, and a pass that adds what else the layer gives.
 fn unpermute(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
     let (one, copies) = token_bytes(s, moe);
-    if s.relays_tokens() {
+    if s.training.relays_tokens() {
         // The library already summed them.
         return vec![stream(one * 2, one, 1)];
     }
@@ -1658,7 +1653,7 @@ fn unpermute(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
 /// the map of the forward pass serves both.
 fn sort_received(s: &Sizes<'_>, e: &Experts, direction: Direction) -> Vec<Operation> {
     let all = halves(e.tokens * s.model.hidden);
-    if s.relays_tokens() {
+    if s.training.relays_tokens() {
         // The libraries' own kernels permute (DeepEP's hybrid-ep branch, `dispatch_with_permute`), and what follows
         // DeepEP does so as fast.
         let kernels = if s.stack.fused_router { 1 } else { 3 };
@@ -1691,7 +1686,7 @@ fn pad_experts(s: &Sizes<'_>, e: &Experts) -> Option<Operation> {
     let pads = s.stack.pads_experts
         && s.quantized()
         && !s.stack.static_expert_shapes
-        && !s.relays_tokens();
+        && !s.training.relays_tokens();
     let all = halves(e.tokens * s.model.hidden);
     pads.then(|| stream(all, all, 1))
 }
@@ -1716,7 +1711,7 @@ fn router_ops(s: &Sizes<'_>, moe: &MoE) -> Vec<Operation> {
     ];
     // A token's best experts, and an expert's best tokens where it takes no more, are found by sorting kernels; their
     // launches are among those above.
-    let chosen_by_experts = s.stack.static_expert_shapes && !s.relays_tokens();
+    let chosen_by_experts = s.stack.static_expert_shapes && !s.training.relays_tokens();
     let sorts = u64::from(!s.stack.fused_router) + u64::from(chosen_by_experts);
     if sorts > 0 {
         ops.push(maps(s.own_tokens * moe.experts * sorts, 0));

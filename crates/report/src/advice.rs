@@ -168,7 +168,6 @@ fn shape(facts: &Facts) -> String {
 
 fn memory_bound(facts: &Facts) -> String {
     let stack = &facts.training.stack;
-    let relays = stack.dispatcher.relays() && facts.training.parallelism.expert > 1;
     let unfused: Vec<&str> = [
         (stack.fused_norms, "norms"),
         (stack.fused_activation, "the activation function"),
@@ -183,7 +182,9 @@ fn memory_bound(facts: &Facts) -> String {
             "the router",
         ),
         (
-            stack.fused_permutation || facts.training.model.moe.is_none() || relays,
+            stack.fused_permutation
+                || facts.training.model.moe.is_none()
+                || facts.training.relays_tokens(),
             "the permutation of tokens",
         ),
         (stack.attention != AttentionKernel::Unfused, "attention"),

@@ -223,6 +223,11 @@ pub struct Training {
 }
 
 impl Training {
+    /// Whether a library takes tokens to experts on other ranks itself, without copies in the order of experts before.
+    pub fn relays_tokens(&self) -> bool {
+        self.parallelism.expert > 1 && self.stack.dispatcher.relays()
+    }
+
     /// Micro-batches per data-parallel rank and step.
     pub fn micro_batches(&self) -> u64 {
         self.global_batch / (u64::from(self.parallelism.data) * self.micro_batch)

@@ -363,22 +363,11 @@ fn rotary_parts_of_latent_attention_cost_their_copies() {
     assert_eq!(apart, step(false, None), "left out, it is as `fused_rope`");
     assert_eq!(step(true, None), step(false, Some(true)));
 
-    let accelerator = &setup.cluster.node.accelerator;
     let seconds = |access, kernels: &[(u64, u64)], small: u32| {
-        let bytes = |elements: u64| Bytes::new(2 * tokens * heads * elements);
-        let op = Operation::Stream {
-            read: bytes(kernels.iter().map(|k| k.0).sum()),
-            write: bytes(kernels.iter().map(|k| k.1).sum()),
-            kernels: kernels.len() as u32 + small,
-            flops: 0.0,
-            access,
-        };
-        let options = KernelOptions {
-            attention: setup.training.stack.attention,
-            load: Load::Continuous,
-        };
-        let cost = cost_with(&op, accelerator, accelerator.sms, options);
-        cost.time.as_secs_f64()
+        let bytes = |elements: u64| 2 * tokens * heads * elements;
+        let read = bytes(kernels.iter().map(|k| k.0).sum());
+        let write = bytes(kernels.iter().map(|k| k.1).sum());
+        streamed(&setup, access, read, write, kernels.len() as u32 + small)
     };
     // Elements of a head that each kernel reads and writes. Kernels of the rotary part of the keys, which all
     // heads share, and of angles are as many and small.
