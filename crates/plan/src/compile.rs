@@ -697,7 +697,8 @@ pub(crate) fn stage_parameters(s: &Sizes<'_>, chunks: &[Chunk]) -> RankParameter
 /// One prediction module: a layer and the projection in front of it.
 fn mtp_parameters(s: &Sizes<'_>) -> RankParameters {
     let mut parameters = layer_parameters(s, s.model.mtp_layer_kind());
-    parameters.dense += 2 * s.model.hidden * s.model.hidden;
+    let (n, k) = layer::mtp_weight(s);
+    parameters.dense += n * k;
     parameters
 }
 
@@ -1129,6 +1130,11 @@ impl<'a> Compiler<'a> {
             let head = layer::head(ctx, &s, Direction::Backward, gradients);
             for _ in 0..s.model.prediction_modules() {
                 run.append(&head);
+                if gradients.weight()
+                    && let Some(sum) = layer::sum_dummies(ctx, &s)
+                {
+                    run.append(&sum);
+                }
                 let again = s.recomputes_modules() && gradients != Gradients::Weight;
                 if again {
                     run.append(&layer::mtp_projection(ctx, &s, true));

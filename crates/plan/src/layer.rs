@@ -32,7 +32,7 @@ impl Gradients {
     fn input(self) -> bool {
         self != Self::Weight
     }
-    fn weight(self) -> bool {
+    pub fn weight(self) -> bool {
         self != Self::Input
     }
 }
@@ -267,6 +267,16 @@ impl<'a> Sizes<'a> {
     /// `MultiTokenPredictionLayer`).
     pub fn recomputes_modules(&self) -> bool {
         self.training.recompute == Recompute::Full
+    }
+
+    /// Whether autograd is given gradients that nobody reads, since products have added them already.
+    pub fn keeps_dummy_gradients(&self) -> bool {
+        self.stack.dummy_gradients && self.stack.fused_gradient_accumulation
+    }
+
+    /// The weight that makes logits, as this rank holds it: rows and columns.
+    pub fn output_weight(&self) -> (u64, u64) {
+        (self.model.vocab.div_ceil(self.tp()), self.model.hidden)
     }
 
     /// Elements of this rank's part of the table of tokens.
@@ -1329,6 +1339,46 @@ fn up_width(s: &Sizes<'_>, width: u64) -> u64 {
     if s.model.gated { 2 * width } else { width }
 }
 
+/// The weights of attention as one rank holds them, rows and columns: those that make its inputs, and the one behind it.
+pub(crate) fn attention_weights(s: &Sizes<'_>) -> (Products, (u64, u64)) {
+    let shape = attention_shape(s);
+    let (mut inputs, latents) = projections(s);
+    inputs.extend(latents);
+    (inputs, (s.model.hidden, shape.heads * shape.v))
+}
+
+/// Those of a layer's network, of all routed experts once: those before the activation function, and behind it.
+pub(crate) fn network_weights(s: &Sizes<'_>, kind: LayerKind) -> (Products, Products) {
+    let widths = match (kind.feed_forward, &s.model.moe) {
+        (FeedForward::MoE, Some(moe)) => [
+            moe.expert_ffn / u64::from(s.plan.expert_tensor),
+            moe.shared_ffn / s.tp(),
+        ],
+        _ => [s.model.ffn / s.tp(), 0],
+    };
+    let widths = || widths.into_iter().filter(|width| *width > 0);
+    let before = widths().flat_map(|width| up_products(s, width)).collect();
+    (
+        before,
+        widths().map(|width| (s.model.hidden, width)).collect(),
+    )
+}
+
+/// The weights of a layer that products multiply, as one rank holds them: rows and columns, once for all routed experts.
+pub(crate) fn weights(s: &Sizes<'_>, kind: LayerKind) -> Products {
+    let (mut weights, behind) = attention_weights(s);
+    let (up, down) = network_weights(s, kind);
+    weights.push(behind);
+    weights.extend(up);
+    weights.extend(down);
+    weights
+}
+
+/// The projection in front of a prediction module: rows and columns.
+pub(crate) fn mtp_weight(s: &Sizes<'_>) -> (u64, u64) {
+    (s.model.hidden, 2 * s.model.hidden)
+}
+
 /// The products before the activation function of a dense network.
 fn up_products(s: &Sizes<'_>, width: u64) -> Products {
     let h = s.model.hidden;
@@ -2160,8 +2210,7 @@ pub(crate) fn head(
     gradients: Gradients,
 ) -> Run {
     let mut b = Builder::new(ctx);
-    let h = s.model.hidden;
-    let vocab = s.model.vocab.div_ceil(s.tp());
+    let (vocab, h) = s.output_weight();
     let logits = s.tokens * vocab;
     // Bytes per logit: cast to fp32, maximum, exponentials and their sum, loss.
     let (read, write, kernels, access) = if s.stack.fused_cross_entropy {
@@ -2225,15 +2274,24 @@ pub(crate) fn head(
     b.finish()
 }
 
+/// Adding up the gradients that nobody reads of an output layer with one more use. Both are one tensor, read once.
+pub(crate) fn sum_dummies(ctx: &mut Context<'_>, s: &Sizes<'_>) -> Option<Run> {
+    let sum = Bytes::new(crate::memory::summed_dummy(s)?);
+    let mut b = Builder::new(ctx);
+    b.label("logits backward");
+    b.op(stream(sum, sum, 1));
+    Some(b.finish())
+}
+
 /// The projection in front of a multi-token-prediction module: two norms, then 2h to h. `recompute`: for the second time.
 pub(crate) fn mtp_projection(ctx: &mut Context<'_>, s: &Sizes<'_>, recompute: bool) -> Run {
     let mut b = Builder::new(ctx);
     b.recompute(recompute);
     b.label("MTP projection");
-    let h = s.model.hidden;
+    let (n, k) = mtp_weight(s);
     b.extend(norm_forward(s));
     b.extend(norm_forward(s));
-    b.op(s.linear(s.own_tokens, h, 2 * h));
+    b.op(s.linear(s.own_tokens, n, k));
     b.finish()
 }
 
@@ -2245,15 +2303,15 @@ pub(crate) fn mtp_projection_backward(
 ) -> Run {
     let mut b = Builder::new(ctx);
     b.label("MTP projection");
-    let h = s.model.hidden;
+    let (n, k) = mtp_weight(s);
     let own = s.own_tokens;
     if gradients.input() {
-        b.extend(s.input_gradient(own, 2 * h, h));
+        b.extend(s.input_gradient(own, k, n));
         b.extend(norm_backward(s));
         b.extend(norm_backward(s));
     }
     if gradients.weight() {
-        b.extend(s.weight_gradient(own, h, 2 * h));
+        b.extend(s.weight_gradient(own, n, k));
     }
     b.finish()
 }

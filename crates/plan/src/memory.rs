@@ -95,6 +95,8 @@ pub(crate) struct Held {
     put_off: u64,
     /// Parameters that are not trained.
     frozen: u64,
+    /// Gradients that nobody reads.
+    dummies: u64,
 }
 
 impl Held {
@@ -117,6 +119,7 @@ impl Held {
                 0
             },
             frozen: encoder_of(s, chunks).map_or(0, Encoder::frozen),
+            dummies: dummy_gradients(s, chunks),
         }
     }
 
@@ -141,7 +144,8 @@ impl Held {
             ),
             gradients: Bytes::new(
                 s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }
-                    + produced(s, all),
+                    + produced(s, all)
+                    + self.dummies,
             ),
             optimizer: Bytes::new(
                 s.stack.optimizer_bytes * (mine - s.stack.optimizer_on_host(mine)),
@@ -167,6 +171,37 @@ fn produced(s: &Sizes<'_>, parameters: u64) -> u64 {
     } else {
         0
     }
+}
+
+/// One tensor in 16 bits for each shape of weight whose gradient a product adds into its buffer: autograd must be given
+/// a gradient so that the framework's hooks run, and each shape's serves all weights of that shape (Transformer Engine,
+/// `get_dummy_wgrad`; Megatron-Core, `LinearWithGradAccumulationAndAsyncCommunication`).
+pub(crate) fn dummy_gradients(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
+    if !s.keeps_dummy_gradients() {
+        return 0;
+    }
+    let layers = chunks.iter().flat_map(|chunk| &chunk.layers);
+    let of_layers = layers.map(|(key, _)| crate::layer::weights(s, key.kind()));
+    let mut shapes: Vec<(u64, u64)> = of_layers.flatten().collect();
+    if chunks.iter().any(|chunk| chunk.last) {
+        shapes.push(s.output_weight());
+        if s.model.mtp.is_some() {
+            shapes.extend(crate::layer::weights(s, s.model.mtp_layer_kind()));
+            shapes.push(crate::layer::mtp_weight(s));
+        }
+    }
+    shapes.extend(encoder_of(s, chunks).into_iter().flat_map(Encoder::weights));
+    shapes.sort_unstable();
+    shapes.dedup();
+    shapes.iter().map(|(n, k)| 2 * n * k).sum()
+}
+
+/// The sum of the dummy gradients that an output layer gets from the losses of prediction modules and its own: a tensor
+/// beside the kept one, which others hold and so nothing may be added into (PyTorch, `InputBuffer`).
+pub(crate) fn summed_dummy(s: &Sizes<'_>) -> Option<u64> {
+    let (n, k) = s.output_weight();
+    let sums = s.keeps_dummy_gradients() && s.model.prediction_modules() > 0;
+    sums.then_some(2 * n * k)
 }
 
 fn recomputes(recompute: &Recompute, activation: Activation) -> bool {
@@ -473,6 +508,11 @@ fn keep_feed_forward(
                 moe.shared_ffn,
                 recomputes(recompute, Activation::Swiglu),
             );
+            if weaves_layers(s) && moe.shared_ffn > 0 {
+                // Its output waits for the experts' in a node of its own, which the backward pass ends
+                // (Megatron-Core, `TransformerLayerNode.detach`).
+                kept.rest += s.own_tokens * s.model.hidden * 2;
+            }
             kept.expert_first = first;
             kept.network = second + shared.0 + shared.1;
         }
@@ -503,15 +543,22 @@ pub(crate) fn logits(s: &Sizes<'_>) -> impl Iterator<Item = u64> + use<> {
     let rest = (bytes - narrow) % 4;
     let each = (0..modules).map(move |_| kept).chain([narrow]);
     let each = each.chain((0..wide).map(|_| 4)).chain([rest]);
-    let count = s.tokens * s.model.vocab.div_ceil(u64::from(s.plan.tensor));
+    let count = s.tokens * s.output_weight().0;
     each.filter(|bytes| *bytes > 0)
         .map(move |bytes| bytes * count)
+}
+
+/// Whether layers of one micro-batch's forward pass and of another's backward pass take turns as Megatron-Core's do.
+fn weaves_layers(s: &Sizes<'_>) -> bool {
+    s.weaves_passes() && s.training.schedule != Schedule::Dualpipe
 }
 
 /// Logits of one micro-batch, and what a layer needs while it is being computed.
 fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let logits = if chunks.iter().any(|c| c.last) {
-        logits(s).sum()
+        let gradient = 2 * s.tokens * s.output_weight().0;
+        let of_gradients = summed_dummy(s).map_or(0, |sum| sum + gradient);
+        logits(s).sum::<u64>().max(of_gradients)
     } else {
         0
     };
@@ -530,11 +577,11 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
         .map_or(0, |encoder| encoder.live(layer_activations));
     let live = live.max(of_encoder);
     // Of two passes woven into one, the forward one is a layer ahead.
-    let woven = s.weaves_passes() && s.training.schedule != Schedule::Dualpipe;
-    let ahead = if woven { layer } else { 0 };
+    let ahead = if weaves_layers(s) { layer } else { 0 };
     let table = chunks.iter().map(|chunk| table_gradient(s, chunk));
     let table = table.max().unwrap_or(0);
-    logits.max(live).max(table) + ahead + on_the_way(s, chunks)
+    // Losses are computed when both are through.
+    logits.max((live + ahead).max(table)) + on_the_way(s, chunks)
 }
 
 /// The gradient of the whole table of tokens in 16 bits, which a backward pass through a look-up makes before it is added
@@ -550,7 +597,7 @@ fn table_gradient(s: &Sizes<'_>, chunk: &Chunk) -> u64 {
 /// What waits of one micro-batch for a weight gradient of the output layer that is put off: the gradient of the
 /// logits, and the layer's input.
 pub(crate) fn put_off(s: &Sizes<'_>) -> u64 {
-    let vocab = s.model.vocab.div_ceil(u64::from(s.plan.tensor));
+    let (vocab, _) = s.output_weight();
     2 * (s.tokens * vocab + s.own_tokens * s.model.hidden)
 }
 
@@ -751,12 +798,12 @@ fn tries(setup: &Setup) -> Vec<(String, Setup)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rackflow_scenario::Catalogue;
     use rackflow_workload::{Model, Parallelism, Routing, Training};
 
-    fn training(tensor: u32, sequence_parallel: bool) -> Training {
+    pub(crate) fn gpt3(tensor: u32, sequence_parallel: bool) -> Training {
         let catalogue = Catalogue::builtin();
         let stack = catalogue
             .stack("megatron-lm-2022")
@@ -804,18 +851,15 @@ mod tests {
     fn a_layer_keeps_what_korthikanti_counts() {
         let (s, b, h, a, t) = (2048, 2, 12288, 96, 8);
         let unit = s * b * h;
-        assert_eq!(layer(&training(1, false)), unit * 34 + 5 * a * s * s * b);
+        assert_eq!(layer(&gpt3(1, false)), unit * 34 + 5 * a * s * s * b);
         assert_eq!(
-            layer(&training(8, false)),
+            layer(&gpt3(8, false)),
             unit * 10 + unit * 24 / t + 5 * a * s * s * b / t
         );
-        assert_eq!(
-            layer(&training(8, true)),
-            (unit * 34 + 5 * a * s * s * b) / t
-        );
+        assert_eq!(layer(&gpt3(8, true)), (unit * 34 + 5 * a * s * s * b) / t);
         let selective = Training {
             recompute: Recompute::Selective,
-            ..training(8, true)
+            ..gpt3(8, true)
         };
         assert_eq!(layer(&selective), unit * 34 / t);
     }
@@ -826,12 +870,12 @@ mod tests {
     fn every_second_product_is_kept() {
         let operators = Training {
             recompute: Recompute::Operators,
-            ..training(1, false)
+            ..gpt3(1, false)
         };
         assert_eq!(layer(&operators), 2048 * 2 * 12288 * 18);
         let s = Sizes::new(&operators);
         let kind = operators.model.layer_kind(0);
-        let whole = layer(&training(1, false));
+        let whole = layer(&gpt3(1, false));
         let beside = 4 * s.tokens * s.model.hidden * 2;
         assert_eq!(running(&s, kind), whole - layer(&operators) + beside);
     }
@@ -869,7 +913,7 @@ mod tests {
     /// Gradients that a kernel of its own adds into wider ones are kept twice, unless ZeRO frees them.
     #[test]
     fn gradients_apart_are_kept_in_both_formats() {
-        let mut training = training(1, false);
+        let mut training = gpt3(1, false);
         training.stack.fused_gradient_accumulation = false;
         let extra = |training: &Training| produced(&Sizes::new(training), 100);
         for (bytes, zero, expected) in [
@@ -885,5 +929,92 @@ mod tests {
         training.parallelism.zero = Zero::Stage0;
         training.stack.fused_gradient_accumulation = true;
         assert_eq!(extra(&training), 0);
+    }
+
+    pub(crate) fn deepseek_v3() -> Training {
+        let mut training = gpt3(1, false);
+        training.model = Catalogue::builtin()
+            .model("deepseek-v3")
+            .expect("in the catalogue")
+            .clone();
+        training.parallelism.expert = 16;
+        training
+    }
+
+    /// A chunk of so many layers like the model's last.
+    pub(crate) fn chunk(training: &Training, layers: u64, last: bool) -> Chunk {
+        let kind = training.model.layer_kind(training.model.layers - 1);
+        Chunk {
+            layers: vec![(kind.into(), layers)],
+            first: false,
+            last,
+        }
+    }
+
+    fn dummies(training: &Training, layers: u64, last: bool) -> u64 {
+        dummy_gradients(&Sizes::new(training), &[chunk(training, layers, last)])
+    }
+
+    /// However many layers have a shape, one gradient that nobody reads is kept of it: of GPT-3 over four ranks that of
+    /// queries, keys and values, of attention's result, and one for both products of the network, which are square.
+    #[test]
+    fn one_dummy_gradient_is_kept_of_each_shape() {
+        let mut training = gpt3(4, true);
+        training.stack.dummy_gradients = true;
+        let (h, vocab) = (12288, training.model.vocab);
+        let layer = 2 * (3 * h / 4 * h + h * h / 4 + h * h);
+        for layers in [1, 7] {
+            assert_eq!(dummies(&training, layers, false), layer);
+            let output = 2 * vocab.div_ceil(4) * h;
+            assert_eq!(dummies(&training, layers, true), layer + output);
+        }
+        let without: [fn(&mut Training); 2] = [
+            |t| t.stack.dummy_gradients = false,
+            |t| t.stack.fused_gradient_accumulation = false,
+        ];
+        for change in without {
+            let mut changed = training.clone();
+            change(&mut changed);
+            assert_eq!(dummies(&changed, 7, true), 0);
+        }
+    }
+
+    /// All experts share theirs, the shared one too where it is as wide; prediction modules have the layer's, that of their
+    /// projection, and a second one of the output layer while both of its uses are added up.
+    #[test]
+    fn experts_share_dummy_gradients_and_modules_add_theirs() {
+        let mut training = deepseek_v3();
+        training.stack.dummy_gradients = true;
+        let h = 7168;
+        let attention = 1536 * h + 576 * h + 24576 * 1536 + 32768 * 512 + h * 16384;
+        let layer = 2 * (attention + 4096 * h + h * 2048);
+        let (output, projection) = (2 * 129_280 * h, 4 * h * h);
+        assert_eq!(dummies(&training, 2, false), layer);
+        assert_eq!(dummies(&training, 2, true), layer + output + projection);
+        assert_eq!(summed_dummy(&Sizes::new(&training)), Some(output));
+        training.model.mtp = None;
+        assert_eq!(dummies(&training, 2, true), layer + output);
+        assert_eq!(summed_dummy(&Sizes::new(&training)), None);
+    }
+
+    /// Of woven passes the forward one is a layer ahead; losses are computed when both are through.
+    #[test]
+    fn a_layer_ahead_is_not_held_beside_the_losses() {
+        let mut training = deepseek_v3();
+        training.stack.loss_bytes = Some(10);
+        let of = |training: &Training, last: bool| {
+            buffers(&Sizes::new(training), &[chunk(training, 2, last)])
+        };
+        let alone = [false, true].map(|last| of(&training, last));
+        training.stack.overlap.expert = true;
+        let woven = [false, true].map(|last| of(&training, last));
+        assert!(alone[1] > alone[0], "losses are the most: {alone:?}");
+        assert_eq!(woven[0], alone[0] + layer_activations_of_last(&training));
+        assert_eq!(woven[1], alone[1].max(woven[0]));
+    }
+
+    fn layer_activations_of_last(training: &Training) -> u64 {
+        let kind = training.model.layer_kind(training.model.layers - 1);
+        layer_activations(&Sizes::new(training), kind)
     }
 }

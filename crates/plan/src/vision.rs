@@ -146,6 +146,17 @@ impl Encoder {
         links.into_iter().enumerate().map(cut).collect()
     }
 
+    /// The weights that products multiply and training changes, as one rank holds them: rows and columns. That of the
+    /// patches is no linear layer's.
+    pub fn weights(&self) -> Vec<(u64, u64)> {
+        let sizes = self.sizes();
+        let kinds = self.training.model.layer_kinds().into_iter();
+        let kinds = kinds.filter(|_| self.trains());
+        let of_layers = kinds.flat_map(|(kind, _)| crate::layer::weights(&sizes, kind));
+        let links = self.links().into_iter().filter(|_| self.trains_projector());
+        of_layers.chain(links.map(|(n, k, _)| (n, k))).collect()
+    }
+
     /// Columns of the last layer are cut, so that results are gathered.
     fn gathers_columns(&self) -> bool {
         self.tp() > 1 && self.vision.projector.widths.len().is_multiple_of(2)

@@ -64,23 +64,41 @@ fn no_more_is_held_beyond_tensors_than_was_printed() {
 }
 
 /// With the exchange of tokens on a stream of its own, blocks are free later: 6 GB more were held. Of which stage that
-/// was printed is not said; the two fullest are the third, with most experts, and the last.
+/// was printed is not said; with recomputation it is the last whose tensors are as many as were printed.
 #[test]
 fn blocks_that_another_stream_reads_are_held_longer() {
     let held = |id: &str| {
         let plan = compile(&with_memory(setup(id), 3e9)).expect("sound");
-        let stages = plan.facts.stages.iter().rev().take(2);
-        let held: Vec<f64> = stages
-            .map(|stage| stage.pressure.fragmentation.as_f64())
-            .collect();
-        held
+        let last = plan.facts.stages.last().expect("a stage");
+        let fullest = plan.facts.stages.iter().map(|s| s.memory.total()).max();
+        assert_eq!(fullest, Some(last.memory.total()));
+        last.pressure.fragmentation.as_f64()
     };
     let beside = held("pr6429-dsv3-14L-overlap-rc");
     let alone = held("pr6429-dsv3-14L-nooverlap-rc");
     let printed = mib((68_392.0 - 60_378.0) - (62_570.0 - 60_154.0));
-    let [last, third] = [0, 1].map(|stage| (beside[stage] - alone[stage]) / printed);
-    assert!((third - 1.0).abs() < 0.15, "{third}");
-    assert!((1.0..1.4).contains(&last), "{last}");
+    let found = (beside - alone) / printed;
+    assert!((found - 1.0).abs() < 0.15, "{found}");
+}
+
+/// Most tensors that runs of Megatron-Core had at once, by PyTorch's counter (SimuMax on B200; NVIDIA/Megatron-LM, pull
+/// requests 6311 and 6429): dense models and mixtures over tensor, pipeline, context and expert ranks.
+#[test]
+fn tensors_take_what_was_printed() {
+    let runs = published::read(published::SHIPPED).expect("well formed");
+    let printed = runs.iter().filter(|run| run.measured.memory_is_allocated);
+    let mut plans = 0;
+    for run in printed {
+        let setup = setup(&run.id);
+        let plan = compile(&setup).expect("sound");
+        let stages = plan.facts.stages.iter();
+        let tensors = stages.map(|s| s.memory.total().saturating_sub(s.memory.reserved));
+        let tensors = tensors.max().expect("a stage").as_f64();
+        let off = tensors / run.measured.memory.expect("printed") - 1.0;
+        assert!(off.abs() < 0.015, "{}: {off}", run.id);
+        plans += 1;
+    }
+    assert_eq!(plans, 26);
 }
 
 /// Nothing with room; near the limit the more the less is free, without recomputation of that run; nothing

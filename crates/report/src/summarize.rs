@@ -454,10 +454,14 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 
 /// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
-    let near = |stage: &&StageFacts| {
+    let near = |stage: &StageFacts| {
         stage.free() < ALLOCATOR_MARGIN || stage.is_stalled() || stage.pressure.lacks_place()
     };
-    let fullest = facts.stages.iter().filter(near).min_by_key(|s| s.free());
+    if !facts.stages.iter().any(near) {
+        return Vec::new();
+    }
+    // Another stage may wait than the one with least free.
+    let fullest = facts.stages.iter().min_by_key(|s| s.free());
     let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);
     let (Some(fullest), Some(slowest)) = (fullest, slowest) else {
         return Vec::new();
@@ -647,4 +651,40 @@ fn check_run(run: &RunRecord) -> Result<(), ReportError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackflow_scenario::{Catalogue, published};
+    use rackflow_units::SimDuration;
+
+    /// The warning tells what is free where least is, though another stage may wait.
+    #[test]
+    fn a_stage_that_waits_is_not_called_the_fullest() {
+        let runs = published::read(published::SHIPPED).expect("well formed");
+        let run = runs
+            .iter()
+            .find(|run| run.id == "pr6429-dsv3-14L-nooverlap-rc")
+            .expect("shipped");
+        let setup = published::setup(run, Catalogue::builtin()).expect("a whole plan");
+        let mut facts = rackflow_plan::compile(&setup).expect("sound").facts;
+        assert!(warnings(&facts).is_empty());
+        let gigabytes = |n: u64| Bytes::new(n * 1_000_000_000);
+        for (stage, free) in facts.stages.iter_mut().zip([7, 5, 6, 8]) {
+            stage.capacity = stage.memory.total() + gigabytes(free);
+        }
+        assert!(warnings(&facts).is_empty());
+        facts.stages[2].pressure.time = SimDuration::from_micros(2_000_000);
+        facts.stages[2].pressure.flushes = 3.0;
+        let [warning] = &warnings(&facts)[..] else {
+            panic!("one warning");
+        };
+        let free = gigabytes(5);
+        assert!(
+            warning.starts_with(&format!("{free} free on the fullest GPU")),
+            "{warning}"
+        );
+        assert!(warning.contains("back 3.0 times a step"), "{warning}");
+    }
 }

@@ -322,6 +322,10 @@ pub struct SoftwareStack {
     /// Weight gradients are accumulated by the GEMM that computes them, not by a kernel after it.
     #[serde(default = "yes")]
     pub fused_gradient_accumulation: bool,
+    /// For each weight whose gradient the GEMM accumulates, autograd is given a tensor of its shape in 16 bits that
+    /// nobody reads. One of each shape is kept for good, and two uses of one weight add theirs up.
+    #[serde(default)]
+    pub dummy_gradients: bool,
     /// Recomputing a layer stops where the backward pass has all that it needs: the last product of
     /// a dense layer is not computed again, since nothing keeps its result.
     #[serde(default)]

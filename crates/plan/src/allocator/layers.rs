@@ -4,7 +4,7 @@
 //! within a pass only, of the same sizes. Small tensors are left out.
 
 use crate::compile::{Chunk, layer_parameters};
-use crate::layer::Sizes;
+use crate::layer::{Sizes, attention_weights, mtp_weight, network_weights};
 use crate::memory::{Kept, kept, layer_offload};
 use rackflow_workload::{FeedForward, LayerKind, Recompute, Zero};
 
@@ -58,6 +58,8 @@ pub(super) enum Event {
     /// It is given back, but another stream may still read it (`record_stream`): it is free once the device
     /// has come as far, so many passes through layers later.
     GiveLater(u16, u64),
+    /// A tensor of these rows and columns in 16 bits is taken, unless one is held, and held for good.
+    Keep(u64, u64),
     /// The ranks of the group meet in a collective.
     Meet,
 }
@@ -96,6 +98,14 @@ impl Writer {
             0 => Event::Give(slot),
             _ => Event::GiveLater(slot, passes),
         });
+    }
+
+    /// The gradients that nobody reads of these weights.
+    fn keep(&mut self, s: &Sizes<'_>, weights: impl IntoIterator<Item = (u64, u64)>) {
+        if s.keeps_dummy_gradients() {
+            let keep = |(n, k)| Event::Keep(n, k);
+            self.events.extend(weights.into_iter().map(keep));
+        }
     }
 
     fn meet(&mut self) {
@@ -244,6 +254,7 @@ impl<'a> Tensors<'a> {
             w.give(before);
             slot
         };
+        let (up, down) = network_weights(self.s, self.kind);
         match self.kind.feed_forward {
             FeedForward::MoE => {
                 let tokens = self.tokens().max(1);
@@ -260,8 +271,10 @@ impl<'a> Tensors<'a> {
                 let gates = if self.s.model.gated { 2 } else { 1 };
                 let half = Size::per_token(all.expert_first / tokens / gates);
                 let second = passing(w, half, sorted);
+                w.keep(self.s, down);
                 let first = passing(w, first, second);
                 let input = passing(w, hidden, first);
+                w.keep(self.s, up);
                 let back = passing(w, hidden, input);
                 w.meet();
                 let combined = w.take(sent, exchange);
@@ -273,12 +286,16 @@ impl<'a> Tensors<'a> {
             }
             FeedForward::Dense => {
                 let second = w.take(Size::fixed(all.network / 3), COMPUTE);
+                w.keep(self.s, down);
                 let first = passing(w, Size::fixed(all.network * 2 / 3), second);
                 let input = passing(w, self.output, first);
+                w.keep(self.s, up);
                 w.give(input);
             }
         }
         let out = w.take(Size::fixed(all.attention_output), COMPUTE);
+        let (inputs, behind) = attention_weights(self.s);
+        w.keep(self.s, [behind]);
         let third = Size::fixed(all.attention_input / 3);
         let parts = [(); 3].map(|()| w.take(third, COMPUTE));
         w.give(out);
@@ -286,6 +303,7 @@ impl<'a> Tensors<'a> {
         for part in parts {
             w.give(part);
         }
+        w.keep(self.s, inputs);
         w.give(whole);
         let weights = w.take(self.gathered, COMPUTE);
         for slot in stays {
@@ -340,6 +358,13 @@ impl Layer {
         layer
     }
 
+    /// The projection of a prediction module in front of what is here.
+    fn projects(&mut self, s: &Sizes<'_>) {
+        let mut backward = Writer::default();
+        backward.keep(s, [mtp_weight(s)]);
+        self.backward.extend(backward.events);
+    }
+
     /// The same in front of what is here.
     fn looks_up(&mut self, s: &Sizes<'_>) {
         let mut backward = Writer {
@@ -372,6 +397,7 @@ pub(super) fn of_chunk(s: &Sizes<'_>, chunk: &Chunk) -> Vec<Layer> {
     };
     let modules = (0..modules).map(|_| {
         let mut layer = Layer::new(s, s.model.mtp_layer_kind(), s.recomputes_modules(), false);
+        layer.projects(s);
         layer.looks_up(s);
         layer
     });
@@ -387,4 +413,39 @@ pub(super) fn tokens_at_experts(s: &Sizes<'_>) -> u64 {
 /// Whether the experts' tokens differ in number from micro-batch to micro-batch.
 pub(super) fn varies(s: &Sizes<'_>) -> bool {
     s.model.moe.is_some() && s.plan.expert > 1 && !s.stack.static_expert_shapes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::dummy_gradients;
+    use crate::memory::tests::{chunk, deepseek_v3, gpt3};
+    use std::collections::BTreeSet;
+
+    /// What is played as kept for good is what memory counts.
+    #[test]
+    fn as_many_dummy_gradients_are_played_as_are_counted() {
+        for mut training in [gpt3(4, true), deepseek_v3()] {
+            training.stack.dummy_gradients = true;
+            for (layers, last, recompute) in [
+                (1, false, Recompute::None),
+                (3, true, Recompute::None),
+                (2, true, Recompute::Full),
+            ] {
+                training.recompute = recompute;
+                let s = Sizes::new(&training);
+                let chunk = chunk(&training, layers, last);
+                let layers = of_chunk(&s, &chunk);
+                let events = layers.iter().flat_map(|layer| &layer.backward);
+                let kept = events.filter_map(|event| match *event {
+                    Event::Keep(n, k) => Some((n, k)),
+                    _ => None,
+                });
+                let mut kept: BTreeSet<(u64, u64)> = kept.collect();
+                kept.extend(last.then(|| s.output_weight()));
+                let played: u64 = kept.iter().map(|(n, k)| 2 * n * k).sum();
+                assert_eq!(played, dummy_gradients(&s, &[chunk]));
+            }
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::schedule::Pass;
 use crate::setup::TokenDraws;
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{AllocatorPolicy, SoftwareStack};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What the driver takes to give a piece of memory (a segment, or a page of an expandable one) and map it:
@@ -249,6 +249,10 @@ struct Stage {
     order: Vec<Pass>,
     /// Tensors of logits of the chunk that ends the model, in bytes.
     logits: Vec<Vec<u64>>,
+    /// The gradient of the output layer that nobody reads, as rows and columns, where there is one.
+    output_dummy: Option<(u64, u64)>,
+    /// The sum of those of two uses [bytes]; 0: there is none.
+    summed_dummy: u64,
     /// Micro-batches of which something stays to the end of the step, and how many bytes of each.
     put_off: (u64, u64),
     /// Mean tokens at a rank's experts.
@@ -279,6 +283,8 @@ impl Stage {
             layers,
             order: order[..places].to_vec(),
             logits: logits.collect(),
+            output_dummy: s.keeps_dummy_gradients().then(|| s.output_weight()),
+            summed_dummy: crate::memory::summed_dummy(s).unwrap_or(0),
             put_off: (
                 crate::compile::deferred_output_gradients(s),
                 crate::memory::put_off(s),
@@ -345,6 +351,7 @@ impl Stage {
             allocator: Caching::new(self.policy, limit),
             held: BTreeMap::new(),
             put_off: Vec::new(),
+            kept: BTreeSet::new(),
             waits: Vec::new(),
             seen: Driver::default(),
             rank,
@@ -428,6 +435,8 @@ struct Player<'a> {
     held: BTreeMap<(u32, u32), (Vec<Instance>, Vec<BlockId>)>,
     /// What stays to the end of the step.
     put_off: Vec<BlockId>,
+    /// Rows and columns of tensors that are held for good.
+    kept: BTreeSet<(u64, u64)>,
     waits: Vec<Wait>,
     seen: Driver,
     rank: u32,
@@ -478,6 +487,14 @@ impl Player<'_> {
         Ok(())
     }
 
+    /// Takes a tensor of these rows and columns that is never given back, unless it is held.
+    fn keep(&mut self, (rows, columns): (u64, u64)) -> Result<(), Exhausted> {
+        if self.kept.insert((rows, columns)) {
+            self.allocator.take(2 * rows * columns, 0)?;
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, micro_batch: u32, chunk: u32) {
         let stage = self.stage;
         let instances = stage.layers[chunk as usize].iter().map(|layer| Instance {
@@ -509,6 +526,13 @@ impl Player<'_> {
             if !logits.is_empty() {
                 for block in logits {
                     self.allocator.give(block);
+                }
+                if let Some(output) = self.stage.output_dummy {
+                    self.keep(output)?;
+                }
+                if self.stage.summed_dummy > 0 {
+                    let sum = self.allocator.take(self.stage.summed_dummy, 0)?;
+                    self.allocator.give(sum);
                 }
                 let (micro_batches, bytes) = self.stage.put_off;
                 if u64::from(micro_batch) < micro_batches {
@@ -578,6 +602,7 @@ impl Player<'_> {
                         self.allocator.give_later(block, self.passed + passes);
                     }
                 }
+                Event::Keep(rows, columns) => self.keep((rows, columns))?,
                 Event::Meet => {
                     let now = self.allocator.driver();
                     self.waits.push(Wait::of(self.seen, now));

@@ -657,10 +657,12 @@ fn read_notes(notes: &str, declared: &mut Declared) {
 fn measured(row: &Value) -> Measurement {
     const GB: f64 = 1e9;
     const GIB: f64 = (1_u64 << 30) as f64;
+    // Megatron's logs count so.
+    const MB: f64 = (1_u64 << 20) as f64;
     let field = |name: &str| real(row, &["measured", name]);
     let allocated = field("peak_alloc_GiB")
         .map(|n| n * GIB)
-        .or_else(|| field("mem_MB_max_allocated").map(|n| n * 1e6));
+        .or_else(|| field("mem_MB_max_allocated").map(|n| n * MB));
     let reserved = field("reserved_GiB")
         .or_else(|| field("mem_GiB"))
         .map(|n| n * GIB)
@@ -668,8 +670,9 @@ fn measured(row: &Value) -> Measurement {
     Measurement {
         step_time_s: real(row, &["derived", "step_time_s"]).or_else(|| field("step_time_s")),
         tflops_per_gpu: field("tflops_per_gpu"),
-        memory: reserved.or(allocated),
-        memory_is_allocated: reserved.is_none() && allocated.is_some(),
+        // Tensors are what is counted best: the rest is what the allocator keeps and the driver takes.
+        memory: allocated.or(reserved),
+        memory_is_allocated: allocated.is_some(),
     }
 }
 

@@ -967,6 +967,29 @@ fn whole_layers_are_computed_again_in_prediction_modules_too() {
     assert_eq!(again(some.clone(), 1), again(some, 0));
 }
 
+/// Autograd adds up the gradients that nobody reads where prediction modules use the output layer too: both are one tensor,
+/// read once and written to another.
+#[test]
+fn two_uses_of_an_output_layer_add_up_gradients_that_nobody_reads() {
+    let mut setup = plain(1);
+    setup.training.stack.cuda_graphs = CudaGraphs::Full;
+    setup.training.stack.fused_gradient_accumulation = true;
+    let t = &setup.training;
+    let output = 2 * t.model.vocab * t.model.hidden;
+    let micro_batches = t.global_batch as f64;
+    for modules in [0, 1, 3] {
+        plans::with_ends(&mut setup, (false, modules));
+        let step = |dummies| seconds_of(&setup, |stack| stack.dummy_gradients = dummies);
+        let sum = streamed(&setup, Access::Elementwise, output, output, 1);
+        let expected = modules as f64 * micro_batches * sum;
+        let found = step(true) - step(false);
+        assert!(
+            (found - expected).abs() <= 0.02 * expected,
+            "{modules}: {found} and not {expected}"
+        );
+    }
+}
+
 /// Mixtures on one node, whose host takes no time.
 fn exchanging(gpus: u32, expert: u32) -> Setup {
     let mut setup = plain(gpus);

@@ -361,6 +361,8 @@ prop_compose! {
         t.stack.wide_parameters_last = scatters;
         t.stack.compares_scales = scatters;
         t.recipe = if scatters { Recipe::Fp8Delayed } else { Recipe::Bf16 };
+        t.stack.dummy_gradients = seed.is_multiple_of(2);
+        t.stack.fused_gradient_accumulation |= t.stack.dummy_gradients;
         t.stack.deferred_output_gradients = [0, 1, 3, 100][seed as usize % 4];
         t.stack.tensor_reduce_sms = [0, 0, 20][seed as usize % 3];
         t.stack.parameter_gather_bytes = if scatters { 1 } else { 2 };
