@@ -1094,7 +1094,7 @@ impl<'a> Compiler<'a> {
             if !wide_first {
                 gather_table(ctx, &mut run, last_tables(&s, chunk));
             }
-            let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both);
+            let head = layer::head(ctx, &s, Direction::Forward, Gradients::Both, 0);
             run.append(&head);
             for _ in 0..s.model.prediction_modules() {
                 let gathered = gather(ctx, &mut run, mtp_parameters(&s), vec![]);
@@ -1127,14 +1127,10 @@ impl<'a> Compiler<'a> {
             run.append(&layer::gather_message(ctx, &s));
         }
         if chunk.last {
-            let head = layer::head(ctx, &s, Direction::Backward, gradients);
-            for _ in 0..s.model.prediction_modules() {
+            let modules = s.model.prediction_modules();
+            for uses in 0..modules {
+                let head = layer::head(ctx, &s, Direction::Backward, gradients, uses);
                 run.append(&head);
-                if gradients.weight()
-                    && let Some(sum) = layer::sum_dummies(ctx, &s)
-                {
-                    run.append(&sum);
-                }
                 let again = s.recomputes_modules() && gradients != Gradients::Weight;
                 if again {
                     run.append(&layer::mtp_projection(ctx, &s, true));
@@ -1150,9 +1146,10 @@ impl<'a> Compiler<'a> {
                 }
             }
             if kind.defers() {
-                let inputs = layer::head(ctx, &s, Direction::Backward, Gradients::Input);
+                let inputs = layer::head(ctx, &s, Direction::Backward, Gradients::Input, 0);
                 run.append(&inputs);
             } else {
+                let head = layer::head(ctx, &s, Direction::Backward, gradients, modules);
                 run.append(&head);
             }
             if reduces && !self.wide_parameters_last() {
@@ -1686,7 +1683,7 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let s = &self.sizes;
-        let one = layer::head(ctx, s, Direction::Backward, Gradients::Weight);
+        let one = layer::head(ctx, s, Direction::Backward, Gradients::Weight, 0);
         let mut run = Run::default();
         for _ in 0..count {
             run.append(&one);

@@ -13,7 +13,7 @@ use rackflow_network::{CollectiveOp, ExchangeWay};
 use rackflow_units::{Bytes, Precision, SimDuration};
 use rackflow_workload::{
     Access, Activation, Attention, CudaGraphs, Direction, ExpertDispatcher, FeedForward, LayerKind,
-    MoE, Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training,
+    MoE, Model, Operation, Parallelism, Recipe, Recompute, SoftwareStack, Training, Zero,
 };
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Gradients {
     fn input(self) -> bool {
         self != Self::Weight
     }
-    pub fn weight(self) -> bool {
+    fn weight(self) -> bool {
         self != Self::Input
     }
 }
@@ -269,8 +269,14 @@ impl<'a> Sizes<'a> {
         self.training.recompute == Recompute::Full
     }
 
-    /// Whether autograd is given gradients that nobody reads, since products have added them already.
+    /// Whether autograd is given gradients that nobody reads, since products have added them already. Where ZeRO shards
+    /// parameters they do not: recipes with FSDP turn that off (Megatron-Bridge, `gradient_accumulation_fusion`).
     pub fn keeps_dummy_gradients(&self) -> bool {
+        self.may_keep_dummy_gradients() && self.plan.zero < Zero::Stage3
+    }
+
+    /// The same whatever ZeRO shards.
+    pub fn may_keep_dummy_gradients(&self) -> bool {
         self.stack.dummy_gradients && self.stack.fused_gradient_accumulation
     }
 
@@ -2202,12 +2208,20 @@ pub(crate) fn embedding(ctx: &mut Context<'_>, s: &Sizes<'_>, direction: Directi
     b.finish()
 }
 
-/// Final norm, logits and loss on the last stage.
+/// Adding to the gradients that nobody reads of an output layer the one of one more use, after so many. The first two are one
+/// tensor, read once, and their sum is another; what follows is added into that.
+fn sum_dummy(s: &Sizes<'_>, uses: u64) -> Option<Operation> {
+    let sum = Bytes::new(crate::memory::summed_dummy(s)?);
+    (s.keeps_dummy_gradients() && uses > 0).then(|| stream(sum * uses.min(2), sum, 1))
+}
+
+/// Final norm, logits and loss on the last stage; `uses`: of the output layer for which autograd has a gradient already.
 pub(crate) fn head(
     ctx: &mut Context<'_>,
     s: &Sizes<'_>,
     direction: Direction,
     gradients: Gradients,
+    uses: u64,
 ) -> Run {
     let mut b = Builder::new(ctx);
     let (vocab, h) = s.output_weight();
@@ -2250,6 +2264,7 @@ pub(crate) fn head(
                 s.gradient_output_bytes(),
             )];
             weight.extend(s.accumulate(vocab * h));
+            weight.extend(sum_dummy(s, uses));
             if gradients == Gradients::Weight {
                 b.extend(weight);
                 return b.finish();
@@ -2272,15 +2287,6 @@ pub(crate) fn head(
         }
     }
     b.finish()
-}
-
-/// Adding up the gradients that nobody reads of an output layer with one more use. Both are one tensor, read once.
-pub(crate) fn sum_dummies(ctx: &mut Context<'_>, s: &Sizes<'_>) -> Option<Run> {
-    let sum = Bytes::new(crate::memory::summed_dummy(s)?);
-    let mut b = Builder::new(ctx);
-    b.label("logits backward");
-    b.op(stream(sum, sum, 1));
-    Some(b.finish())
 }
 
 /// The projection in front of a multi-token-prediction module: two norms, then 2h to h. `recompute`: for the second time.

@@ -90,7 +90,8 @@ pub(crate) struct Held {
     /// Parameters of the largest layer.
     widest: u64,
     activations: u64,
-    buffers: u64,
+    /// Without and with the sum of gradients that nobody reads.
+    buffers: [u64; 2],
     /// What one micro-batch leaves for a weight gradient that may be put off.
     put_off: u64,
     /// Parameters that are not trained.
@@ -112,7 +113,7 @@ impl Held {
             parameters: stage_parameters(s, chunks),
             widest: widest.max().unwrap_or(0),
             activations: in_flight.peak(&bytes),
-            buffers: buffers(s, chunks),
+            buffers: [None, summed_dummy(s)].map(|sum| buffers(s, chunks, sum)),
             put_off: if chunks.iter().any(|c| c.last) {
                 put_off(s)
             } else {
@@ -129,6 +130,7 @@ impl Held {
         let all = self.parameters.dense + self.parameters.expert;
         let expert_data = placement.group_size(crate::program::GroupSlot::ExpertData);
         let mine = sharded_parameters(zero, self.parameters, placement.shard_size(), expert_data);
+        let with_dummies = s.keeps_dummy_gradients();
         let gathered = if zero == Zero::Stage3 {
             2 * self.widest * 2
         } else {
@@ -145,7 +147,7 @@ impl Held {
             gradients: Bytes::new(
                 s.stack.gradient_bytes * if zero >= Zero::Stage2 { mine } else { all }
                     + produced(s, all)
-                    + self.dummies,
+                    + self.dummies * u64::from(with_dummies),
             ),
             optimizer: Bytes::new(
                 s.stack.optimizer_bytes * (mine - s.stack.optimizer_on_host(mine)),
@@ -153,7 +155,7 @@ impl Held {
             activations: Bytes::new(self.activations),
             buffers: Bytes::new(
                 gathered
-                    + self.buffers
+                    + self.buffers[usize::from(with_dummies)]
                     + crate::compile::deferred_output_gradients(s) * self.put_off,
             ),
             reserved: s.stack.reserved_memory,
@@ -177,7 +179,7 @@ fn produced(s: &Sizes<'_>, parameters: u64) -> u64 {
 /// a gradient so that the framework's hooks run, and each shape's serves all weights of that shape (Transformer Engine,
 /// `get_dummy_wgrad`; Megatron-Core, `LinearWithGradAccumulationAndAsyncCommunication`).
 pub(crate) fn dummy_gradients(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
-    if !s.keeps_dummy_gradients() {
+    if !s.may_keep_dummy_gradients() {
         return 0;
     }
     let layers = chunks.iter().flat_map(|chunk| &chunk.layers);
@@ -200,7 +202,7 @@ pub(crate) fn dummy_gradients(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
 /// beside the kept one, which others hold and so nothing may be added into (PyTorch, `InputBuffer`).
 pub(crate) fn summed_dummy(s: &Sizes<'_>) -> Option<u64> {
     let (n, k) = s.output_weight();
-    let sums = s.keeps_dummy_gradients() && s.model.prediction_modules() > 0;
+    let sums = s.may_keep_dummy_gradients() && s.model.prediction_modules() > 0;
     sums.then_some(2 * n * k)
 }
 
@@ -293,6 +295,8 @@ pub(crate) struct Kept {
     pub expert_first: u64,
     /// Output of the experts' activation function, and the pair of a dense network or shared expert.
     pub network: u64,
+    /// The shared expert's output, until the experts' are combined with it.
+    pub shared: u64,
 }
 
 impl Kept {
@@ -305,6 +309,7 @@ impl Kept {
             + self.received
             + self.expert_first
             + self.network
+            + self.shared
     }
 
     /// Input of one module.
@@ -511,7 +516,7 @@ fn keep_feed_forward(
             if weaves_layers(s) && moe.shared_ffn > 0 {
                 // Its output waits for the experts' in a node of its own, which the backward pass ends
                 // (Megatron-Core, `TransformerLayerNode.detach`).
-                kept.rest += s.own_tokens * s.model.hidden * 2;
+                kept.shared = s.own_tokens * s.model.hidden * 2;
             }
             kept.expert_first = first;
             kept.network = second + shared.0 + shared.1;
@@ -553,11 +558,11 @@ fn weaves_layers(s: &Sizes<'_>) -> bool {
     s.weaves_passes() && s.training.schedule != Schedule::Dualpipe
 }
 
-/// Logits of one micro-batch, and what a layer needs while it is being computed.
-fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
+/// Logits of one micro-batch, the `sum` of gradients that nobody reads, and what a layer needs while it is being computed.
+fn buffers(s: &Sizes<'_>, chunks: &[Chunk], sum: Option<u64>) -> u64 {
     let logits = if chunks.iter().any(|c| c.last) {
         let gradient = 2 * s.tokens * s.output_weight().0;
-        let of_gradients = summed_dummy(s).map_or(0, |sum| sum + gradient);
+        let of_gradients = sum.map_or(0, |sum| sum + gradient);
         logits(s).sum::<u64>().max(of_gradients)
     } else {
         0
@@ -580,7 +585,7 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
     let ahead = if weaves_layers(s) { layer } else { 0 };
     let table = chunks.iter().map(|chunk| table_gradient(s, chunk));
     let table = table.max().unwrap_or(0);
-    // Losses are computed when both are through.
+    // Losses are computed when both passes are through their layers, and a first look-up's gradient after that.
     logits.max((live + ahead).max(table)) + on_the_way(s, chunks)
 }
 
@@ -1003,7 +1008,7 @@ pub(crate) mod tests {
         let mut training = deepseek_v3();
         training.stack.loss_bytes = Some(10);
         let of = |training: &Training, last: bool| {
-            buffers(&Sizes::new(training), &[chunk(training, 2, last)])
+            buffers(&Sizes::new(training), &[chunk(training, 2, last)], None)
         };
         let alone = [false, true].map(|last| of(&training, last));
         training.stack.overlap.expert = true;

@@ -87,7 +87,7 @@ fn blocks_that_another_stream_reads_are_held_longer() {
 fn tensors_take_what_was_printed() {
     let runs = published::read(published::SHIPPED).expect("well formed");
     let printed = runs.iter().filter(|run| run.measured.memory_is_allocated);
-    let mut plans = 0;
+    let mut count = 0;
     for run in printed {
         let setup = setup(&run.id);
         let plan = compile(&setup).expect("sound");
@@ -96,9 +96,9 @@ fn tensors_take_what_was_printed() {
         let tensors = tensors.max().expect("a stage").as_f64();
         let off = tensors / run.measured.memory.expect("printed") - 1.0;
         assert!(off.abs() < 0.015, "{}: {off}", run.id);
-        plans += 1;
+        count += 1;
     }
-    assert_eq!(plans, 26);
+    assert_eq!(count, 26);
 }
 
 /// Nothing with room; near the limit the more the less is free, without recomputation of that run; nothing

@@ -323,7 +323,7 @@ pub struct SoftwareStack {
     #[serde(default = "yes")]
     pub fused_gradient_accumulation: bool,
     /// For each weight whose gradient the GEMM accumulates, autograd is given a tensor of its shape in 16 bits that
-    /// nobody reads. One of each shape is kept for good, and two uses of one weight add theirs up.
+    /// nobody reads. One of each shape is kept for good, and prediction modules and the logits add up those of the output layer.
     #[serde(default)]
     pub dummy_gradients: bool,
     /// Recomputing a layer stops where the backward pass has all that it needs: the last product of

@@ -249,8 +249,9 @@ struct Stage {
     order: Vec<Pass>,
     /// Tensors of logits of the chunk that ends the model, in bytes.
     logits: Vec<Vec<u64>>,
-    /// The gradient of the output layer that nobody reads, as rows and columns, where there is one.
-    output_dummy: Option<(u64, u64)>,
+    /// The chunk that ends the model and the gradient of its output layer that nobody reads, as rows and columns, where there
+    /// is one.
+    output_dummy: Option<(u32, (u64, u64))>,
     /// The sum of those of two uses [bytes]; 0: there is none.
     summed_dummy: u64,
     /// Micro-batches of which something stays to the end of the step, and how many bytes of each.
@@ -283,8 +284,13 @@ impl Stage {
             layers,
             order: order[..places].to_vec(),
             logits: logits.collect(),
-            output_dummy: s.keeps_dummy_gradients().then(|| s.output_weight()),
-            summed_dummy: crate::memory::summed_dummy(s).unwrap_or(0),
+            output_dummy: chunks
+                .iter()
+                .position(|chunk| chunk.last && s.keeps_dummy_gradients())
+                .map(|last| (last as u32, s.output_weight())),
+            summed_dummy: crate::memory::summed_dummy(s)
+                .filter(|_| s.keeps_dummy_gradients())
+                .unwrap_or(0),
             put_off: (
                 crate::compile::deferred_output_gradients(s),
                 crate::memory::put_off(s),
@@ -343,9 +349,9 @@ impl Stage {
         Ok(all)
     }
 
-    /// Some steps of one rank.
-    fn play(&self, limit: u64, rank: u32) -> Result<Played, Exhausted> {
-        let mut player = Player {
+    /// One rank before its first step.
+    fn player(&self, limit: u64, rank: u32) -> Player<'_> {
+        Player {
             stage: self,
             spread: self.spread(),
             allocator: Caching::new(self.policy, limit),
@@ -357,7 +363,12 @@ impl Stage {
             rank,
             drawn: 0,
             passed: 0,
-        };
+        }
+    }
+
+    /// Some steps of one rank.
+    fn play(&self, limit: u64, rank: u32) -> Result<Played, Exhausted> {
+        let mut player = self.player(limit, rank);
         let mut at_start = Driver::default();
         for step in 0..WARM_UP + COUNTED {
             if step == WARM_UP {
@@ -527,17 +538,19 @@ impl Player<'_> {
                 for block in logits {
                     self.allocator.give(block);
                 }
-                if let Some(output) = self.stage.output_dummy {
-                    self.keep(output)?;
-                }
-                if self.stage.summed_dummy > 0 {
-                    let sum = self.allocator.take(self.stage.summed_dummy, 0)?;
-                    self.allocator.give(sum);
-                }
                 let (micro_batches, bytes) = self.stage.put_off;
                 if u64::from(micro_batch) < micro_batches {
                     self.put_off.push(self.allocator.take(bytes, 0)?);
                 }
+            }
+        }
+        if let Some((last, output)) = self.stage.output_dummy
+            && last == chunk
+        {
+            self.keep(output)?;
+            if self.stage.summed_dummy > 0 {
+                let sum = self.allocator.take(self.stage.summed_dummy, 0)?;
+                self.allocator.give(sum);
             }
         }
         Ok(Walk::new(
@@ -648,6 +661,43 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::dummy_gradients;
+    use crate::memory::tests::{chunk, deepseek_v3, gpt3};
+
+    /// After any number of steps nothing is held but gradients that nobody reads, as many as memory counts: one of each shape,
+    /// that of the output layer on the stage that has it.
+    #[test]
+    fn gradients_that_nobody_reads_are_all_that_steps_leave() {
+        let order = [0, 1].map(|micro_batch| {
+            let chunk = 0;
+            [
+                Pass::Forward { micro_batch, chunk },
+                Pass::Backward { micro_batch, chunk },
+            ]
+        });
+        let draws = TokenDraws::new(|_| || 0.0);
+        for mut training in [gpt3(4, true), deepseek_v3()] {
+            for (dummies, last, layers) in [(true, false, 1), (true, true, 3), (false, true, 3)] {
+                training.stack.dummy_gradients = dummies;
+                let s = Sizes::new(&training);
+                let chunks = [chunk(&training, layers, last)];
+                let stage = Stage::new(&s, &draws, 1, (&chunks, order.as_flattened()));
+                let mut player = stage.player(u64::MAX / 2, 0);
+                for _ in 0..3 {
+                    player.step().expect("there is room");
+                    let counted = dummy_gradients(&s, &chunks);
+                    // A block may have up to 1 MiB more than was asked for.
+                    let more = (player.kept.len() as u64) << 20;
+                    let left = player.allocator.allocated;
+                    assert!(
+                        (counted..=counted + more).contains(&left),
+                        "{left} {counted}"
+                    );
+                    assert_eq!(counted > 0, dummies);
+                }
+            }
+        }
+    }
 
     /// Seconds that each of some processes of a host waits while all ask the same of the driver at once.
     fn waiting(processes: usize, driver: Driver) -> f64 {
