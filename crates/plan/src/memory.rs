@@ -805,6 +805,7 @@ fn tries(setup: &Setup) -> Vec<(String, Setup)> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::setup::RankOrder;
     use rackflow_scenario::Catalogue;
     use rackflow_workload::{Model, Parallelism, Routing, Training};
 
@@ -1000,6 +1001,41 @@ pub(crate) mod tests {
         training.model.mtp = None;
         assert_eq!(dummies(&training, 2, true), layer + output);
         assert_eq!(summed_dummy(&Sizes::new(&training)), None);
+    }
+
+    /// With sharded parameters neither they nor their sum are there, though what a stage holds is found once for all that
+    /// ZeRO may shard.
+    #[test]
+    fn no_dummy_gradients_are_kept_of_sharded_parameters() {
+        let mut training = deepseek_v3();
+        // Little else is in the buffers.
+        training.sequence_length = 128;
+        training.parallelism.data = training.parallelism.expert;
+        let order = {
+            let (micro_batch, chunk) = (0, 0);
+            [
+                Pass::Forward { micro_batch, chunk },
+                Pass::Backward { micro_batch, chunk },
+            ]
+        };
+        let more = |training: &mut Training, zero| {
+            training.parallelism.zero = zero;
+            let [without, with] = [false, true].map(|dummies| {
+                training.stack.dummy_gradients = dummies;
+                let placement =
+                    Placement::new(&training.parallelism, RankOrder::DataBeforePipeline);
+                let chunks = [chunk(training, 2, true)];
+                of_stage(&Sizes::new(training), &placement, &chunks, &order)
+            });
+            (
+                (with.gradients - without.gradients).get(),
+                (with.buffers - without.buffers).get(),
+            )
+        };
+        let (gradients, buffers) = more(&mut training, Zero::Stage1);
+        assert_eq!(gradients, dummies(&training, 2, true));
+        assert!(buffers > 0, "the sum of two is more than the losses");
+        assert_eq!(more(&mut training, Zero::Stage3), (0, 0));
     }
 
     /// Of woven passes the forward one is a layer ahead; losses are computed when both are through.
