@@ -96,6 +96,15 @@ pub(crate) struct Caching {
     driver: Driver,
 }
 
+/// What an expandable segment of a pool grows by.
+fn page_of(pool: usize) -> u64 {
+    if pool.is_multiple_of(2) {
+        SMALL_SEGMENT
+    } else {
+        LARGE_SEGMENT
+    }
+}
+
 /// Length of an expandable segment: more than any GPU has, in whole pages.
 const SPAN: u64 = LARGE_SEGMENT << 22;
 
@@ -156,10 +165,13 @@ impl Caching {
         let pool = 2 * stream + usize::from(!small);
         let found = match self.find(size, pool) {
             Some(found) => found,
-            None => {
-                self.flush();
-                self.find(size, pool).ok_or(Exhausted)?
-            }
+            None => match self.ask_for(size, pool) {
+                Some(given) => given,
+                None => {
+                    self.flush();
+                    self.ask_for(size, pool).ok_or(Exhausted)?
+                }
+            },
         };
         self.uncache(found);
         self.blocks[found as usize].state = State::Live;
@@ -204,7 +216,8 @@ impl Caching {
         self.pending = pending;
     }
 
-    fn free(&mut self, id: u32) {
+    /// Makes one cached block of this one and its cached neighbours.
+    fn free(&mut self, id: u32) -> u32 {
         let Block { before, after, .. } = self.blocks[id as usize];
         let mut id = id;
         if let Some(before) = before.filter(|b| self.is(*b, State::Cached)) {
@@ -217,6 +230,7 @@ impl Caching {
             self.merge(id, after);
         }
         self.cache(id);
+        id
     }
 
     /// Waits for the device and gives all that is cached back to the driver: whole segments, or, of
@@ -241,13 +255,35 @@ impl Caching {
         }
     }
 
-    /// The smallest cached block that fits, or a new one of the driver.
-    fn find(&mut self, size: u64, pool: usize) -> Option<u32> {
-        let fits = self.cached[pool].range((size, 0, 0)..).next();
-        match fits {
-            Some((_, _, id)) => Some(*id),
-            None if self.expandable => self.grow(size, pool),
-            None => self.segment(size, pool),
+    /// The cached block for a request: the smallest that fits. Of an expandable segment a block counts as large as it could
+    /// grow, so a block before a hole gives way to the next larger ones as long as each could grow less
+    /// (`get_free_block`).
+    fn find(&self, size: u64, pool: usize) -> Option<u32> {
+        let mut fitting = self.cached[pool].range((size, 0, 0)..);
+        let (_, _, mut found) = *fitting.next()?;
+        if self.expandable {
+            for (_, _, next) in fitting {
+                if self.could_grow_to(*next) >= self.could_grow_to(found) {
+                    break;
+                }
+                found = *next;
+            }
+        }
+        Some(found)
+    }
+
+    fn could_grow_to(&self, id: u32) -> u64 {
+        let Block { size, after, .. } = self.blocks[id as usize];
+        let hole = after.filter(|b| self.is(*b, State::Unmapped));
+        size + hole.map_or(0, |b| self.blocks[b as usize].size)
+    }
+
+    /// A cached block that holds a request, with memory that the driver gives now.
+    fn ask_for(&mut self, size: u64, pool: usize) -> Option<u32> {
+        if self.expandable {
+            self.grow(size, pool)
+        } else {
+            self.segment(size, pool)
         }
     }
 
@@ -275,59 +311,64 @@ impl Caching {
         Some(id)
     }
 
-    /// Maps memory behind the lowest addresses that hold a request together with what is free before them.
+    /// Maps memory behind the lowest addresses where a request fits between what is in use, cached blocks among them
+    /// (`try_allocate_expandable_block`).
     fn grow(&mut self, size: u64, pool: usize) -> Option<u32> {
-        let step = if pool.is_multiple_of(2) {
-            SMALL_SEGMENT
-        } else {
-            LARGE_SEGMENT
-        };
-        let free_before = |id: u32| {
+        let holes = self.unmapped[pool].iter().map(|(_, id)| *id);
+        let mut starts = holes.map(|id| {
             let before = self.blocks[id as usize].before;
-            before.filter(|b| self.is(*b, State::Cached))
-        };
-        let fits = |id: &u32| {
-            let before = free_before(*id).map_or(0, |b| self.blocks[b as usize].size);
-            before + self.blocks[*id as usize].size >= size
-        };
-        let id = self.unmapped[pool].iter().map(|(_, id)| *id).find(fits)?;
-        let before = free_before(id);
-        let lacking = size - before.map_or(0, |b| self.blocks[b as usize].size);
-        let mapped = lacking
-            .next_multiple_of(step)
-            .min(self.blocks[id as usize].size);
+            before.filter(|b| self.is(*b, State::Cached)).unwrap_or(id)
+        });
+        let mut id = starts.find(|start| self.has_place(*start, size))?;
+        if self.is(id, State::Unmapped) {
+            id = self.map(id, size)?;
+        }
+        loop {
+            let Block {
+                size: now, after, ..
+            } = self.blocks[id as usize];
+            if now >= size {
+                return Some(id);
+            }
+            // What follows is a hole, or it would have been merged.
+            id = self.map(after?, size - now)?;
+        }
+    }
+
+    /// Whether a request fits from this block on, before one that is in use.
+    fn has_place(&self, start: u32, size: u64) -> bool {
+        let mut bytes = 0;
+        let mut next = Some(start);
+        while let Some(id) = next.filter(|id| bytes < size && !self.is(*id, State::Live)) {
+            bytes += self.blocks[id as usize].size;
+            next = self.blocks[id as usize].after;
+        }
+        bytes >= size
+    }
+
+    /// Maps so many bytes of a hole, from its start, or all of it if it has less, and returns the cached block that they are in.
+    fn map(&mut self, id: u32, size: u64) -> Option<u32> {
+        let hole = self.blocks[id as usize];
+        let step = page_of(hole.pool);
+        let mapped = size.next_multiple_of(step).min(hole.size);
         if self.ask(mapped, mapped / step).is_none() {
             // Pages that were there before one was lacking go back unmapped (`ExpandableSegment::map`).
             self.driver.refused += (self.limit - self.reserved) / step;
             return None;
         }
-        self.unmapped[pool].remove(&(self.blocks[id as usize].address, id));
-        if self.blocks[id as usize].size > mapped {
+        self.unmapped[hole.pool].remove(&(hole.address, id));
+        if hole.size > mapped {
             let rest = self.split(id, mapped);
             self.blocks[rest as usize].state = State::Unmapped;
-            self.unmapped[pool].insert((self.blocks[rest as usize].address, rest));
+            self.unmapped[hole.pool].insert((self.blocks[rest as usize].address, rest));
         }
-        self.blocks[id as usize].state = State::Cached;
-        let id = match before {
-            Some(before) => {
-                self.uncache(before);
-                self.merge(before, id);
-                before
-            }
-            None => id,
-        };
-        self.cache(id);
-        Some(id)
+        Some(self.free(id))
     }
 
     /// Takes the memory from behind the whole pages of a cached block.
     fn unmap(&mut self, id: u32) {
         let block = self.blocks[id as usize];
-        let step = if block.pool.is_multiple_of(2) {
-            SMALL_SEGMENT
-        } else {
-            LARGE_SEGMENT
-        };
+        let step = page_of(block.pool);
         let from = block.address.next_multiple_of(step);
         let to = (block.address + block.size) / step * step;
         if from >= to {

@@ -6,7 +6,7 @@
 use crate::compile::{Chunk, layer_parameters};
 use crate::layer::{Sizes, attention_weights, mtp_weight, network_weights};
 use crate::memory::{Kept, kept, layer_offload};
-use rackflow_workload::{FeedForward, LayerKind, Recompute, Zero};
+use rackflow_workload::{Attention, FeedForward, LayerKind, Recompute, Zero};
 
 /// Computation, the exchange of tokens and of sharded parameters have a stream each.
 const COMPUTE: usize = 0;
@@ -113,6 +113,16 @@ impl Writer {
     }
 }
 
+/// When the backward pass is through with a tensor that a forward pass left: autograd lets go of what a function saved as soon
+/// as it has gone backward.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Attention,
+    /// The weight gradients of the feed-forward network.
+    Network,
+    End,
+}
+
 /// Sizes of a layer's tensors, whether they are kept or not.
 struct Tensors<'a> {
     s: &'a Sizes<'a>,
@@ -156,38 +166,63 @@ impl<'a> Tensors<'a> {
     }
 
     /// The forward pass, all but the residual stream; slots that stay for the backward pass.
-    fn forward(&self, w: &mut Writer) -> Vec<u16> {
+    fn forward(&self, w: &mut Writer) -> Vec<(u16, Until)> {
         let (all, kept) = (&self.all, &self.kept);
         let mut stays = Vec::new();
         let mut passing = Vec::new();
         let parameters = w.take(self.gathered, SHARDS);
-        let mut sort = |slot: u16, keeps: bool| {
+        let mut sort = |slot: u16, keeps: bool, until: Until| {
             if keeps {
-                stays.push(slot);
+                stays.push((slot, until));
             } else {
                 passing.push(slot);
             }
         };
-        sort(w.take(Size::fixed(all.norm), COMPUTE), kept.norm > 0);
-        sort(w.take(Size::fixed(all.rest), COMPUTE), kept.rest > 0);
-        // Queries, keys and values are one tensor before they are three.
-        let whole = w.take(Size::fixed(all.attention_input), COMPUTE);
-        for _ in 0..3 {
-            let third = Size::fixed(all.attention_input / 3);
-            sort(w.take(third, COMPUTE), kept.attention_input > 0);
+        sort(
+            w.take(Size::fixed(all.norm), COMPUTE),
+            kept.norm > 0,
+            Until::End,
+        );
+        sort(
+            w.take(Size::fixed(all.rest), COMPUTE),
+            kept.rest > 0,
+            Until::End,
+        );
+        let (raw, ready) = self.attention_inputs();
+        let raw: Vec<u16> = raw.iter().map(|size| w.take(*size, COMPUTE)).collect();
+        for size in ready {
+            sort(
+                w.take(size, COMPUTE),
+                kept.attention_input > 0,
+                Until::Attention,
+            );
         }
-        w.give(whole);
+        for slot in raw {
+            w.give(slot);
+        }
         let output = Size::fixed(all.attention_output);
-        sort(w.take(output, COMPUTE), kept.attention_output > 0);
+        sort(
+            w.take(output, COMPUTE),
+            kept.attention_output > 0,
+            Until::End,
+        );
         let projected = w.take(self.output, COMPUTE);
-        sort(w.take(Size::fixed(all.residual), COMPUTE), true);
+        sort(w.take(Size::fixed(all.residual), COMPUTE), true, Until::End);
         w.give(projected);
-        sort(w.take(Size::fixed(all.norm), COMPUTE), kept.norm > 0);
+        sort(
+            w.take(Size::fixed(all.norm), COMPUTE),
+            kept.norm > 0,
+            Until::End,
+        );
         match self.kind.feed_forward {
             FeedForward::MoE => self.experts(w, &mut sort),
             FeedForward::Dense => {
                 for part in [all.network * 2 / 3, all.network / 3] {
-                    sort(w.take(Size::fixed(part), COMPUTE), kept.network > 0);
+                    sort(
+                        w.take(Size::fixed(part), COMPUTE),
+                        kept.network > 0,
+                        Until::Network,
+                    );
                 }
                 let out = w.take(self.output, COMPUTE);
                 w.give(out);
@@ -201,7 +236,7 @@ impl<'a> Tensors<'a> {
         stays
     }
 
-    fn experts(&self, w: &mut Writer, sort: &mut impl FnMut(u16, bool)) {
+    fn experts(&self, w: &mut Writer, sort: &mut impl FnMut(u16, bool, Until)) {
         let (all, kept) = (&self.all, &self.kept);
         let tokens = self.tokens().max(1);
         let (sent, hidden) = self.exchanged();
@@ -213,27 +248,39 @@ impl<'a> Tensors<'a> {
         let activated = all.expert_first / gates;
         let shared = Size::fixed(all.network.saturating_sub(activated));
         let shared = w.take(shared, COMPUTE);
-        sort(shared, kept.network > 0);
-        sort(w.take(Size::fixed(all.shared), COMPUTE), kept.shared > 0);
+        sort(shared, kept.network > 0, Until::End);
+        sort(
+            w.take(Size::fixed(all.shared), COMPUTE),
+            kept.shared > 0,
+            Until::End,
+        );
         let permuted = w.take(sent, COMPUTE);
         w.meet();
         let received = w.take(hidden, exchange);
-        sort(permuted, copies && kept.received > 0);
+        if copies && kept.received > 0 {
+            sort(permuted, true, Until::End);
+        } else {
+            w.later(permuted, late);
+        }
         w.meet();
         let sorted = w.take(hidden, COMPUTE);
         w.later(received, late);
-        sort(sorted, kept.received > 0);
+        sort(sorted, kept.received > 0, Until::Network);
         let first = Size::per_token(all.expert_first / tokens);
-        sort(w.take(first, COMPUTE), kept.expert_first > 0);
+        sort(
+            w.take(first, COMPUTE),
+            kept.expert_first > 0,
+            Until::Network,
+        );
         let second = Size::per_token(activated / tokens);
-        sort(w.take(second, COMPUTE), kept.network > 0);
+        sort(w.take(second, COMPUTE), kept.network > 0, Until::Network);
         let out = w.take(hidden, COMPUTE);
         let back = w.take(hidden, COMPUTE);
         w.give(out);
         w.meet();
         let combined = w.take(sent, exchange);
         w.later(back, late);
-        sort(combined, copies && kept.received > 0);
+        sort(combined, copies && kept.received > 0, Until::End);
         w.meet();
         let out = w.take(self.output, COMPUTE);
         w.give(out);
@@ -245,8 +292,43 @@ impl<'a> Tensors<'a> {
         (Size::fixed(self.tokens() * hidden), Size::per_token(hidden))
     }
 
+    /// Queries, keys and values as products give them, and as attention takes them.
+    fn attention_inputs(&self) -> (Vec<Size>, [Size; 3]) {
+        let all = self.all.attention_input;
+        match self.s.model.attention {
+            Attention::Latent {
+                qk_nope_head_dim,
+                qk_rope_head_dim,
+                v_head_dim,
+                ..
+            } => {
+                let qk = qk_nope_head_dim + qk_rope_head_dim;
+                let of = |part: u64| Size::fixed(all / (2 * qk + v_head_dim) * part);
+                (
+                    vec![of(qk), of(qk_nope_head_dim + v_head_dim)],
+                    [of(qk), of(qk), of(v_head_dim)],
+                )
+            }
+            Attention::Grouped {
+                heads, kv_heads, ..
+            } => {
+                let tp = u64::from(self.s.plan.tensor);
+                let (q, kv) = (heads / tp, (kv_heads / tp).max(1));
+                let of = |part: u64| Size::fixed(all / (q + 2 * kv) * part);
+                (vec![Size::fixed(all)], [of(q), of(kv), of(kv)])
+            }
+        }
+    }
+
     /// Gradients on their way back through a layer that left `stays`.
-    fn backward(&self, w: &mut Writer, stays: &[u16]) {
+    fn backward(&self, w: &mut Writer, stays: &[(u16, Until)]) {
+        let done = |w: &mut Writer, now: Until| {
+            for (slot, until) in stays {
+                if *until == now {
+                    w.give(*slot);
+                }
+            }
+        };
         let all = &self.all;
         let parameters = w.take(self.gathered, SHARDS);
         let gradient = w.take(self.output, COMPUTE);
@@ -261,23 +343,38 @@ impl<'a> Tensors<'a> {
                 let tokens = self.tokens().max(1);
                 let (sent, hidden) = self.exchanged();
                 let (exchange, late) = self.exchange;
-                let out = w.take(sent, COMPUTE);
+                // The exchange's stream undoes the permutation as well, so nobody else reads what it sends.
+                let out = w.take(sent, exchange);
                 w.meet();
                 let received = w.take(hidden, exchange);
-                w.later(out, late);
+                w.give(out);
                 w.meet();
                 let sorted = w.take(hidden, COMPUTE);
                 w.later(received, late);
                 let first = Size::per_token(all.expert_first / tokens);
                 let gates = if self.s.model.gated { 2 } else { 1 };
                 let half = Size::per_token(all.expert_first / tokens / gates);
-                let second = passing(w, half, sorted);
+                // Where weight gradients run beside the exchange, what they read waits for them.
+                let late_weights = self.s.stack.overlap.expert;
+                let second = w.take(half, COMPUTE);
+                if !late_weights {
+                    w.give(sorted);
+                }
                 w.keep(self.s, down);
                 let first = passing(w, first, second);
-                let input = passing(w, hidden, first);
+                let input = w.take(hidden, COMPUTE);
+                if !late_weights {
+                    w.give(first);
+                    done(w, Until::Network);
+                }
                 w.keep(self.s, up);
                 let back = passing(w, hidden, input);
                 w.meet();
+                if late_weights {
+                    w.give(sorted);
+                    w.give(first);
+                    done(w, Until::Network);
+                }
                 let combined = w.take(sent, exchange);
                 w.later(back, late);
                 w.meet();
@@ -292,24 +389,26 @@ impl<'a> Tensors<'a> {
                 let input = passing(w, self.output, first);
                 w.keep(self.s, up);
                 w.give(input);
+                done(w, Until::Network);
             }
         }
         let out = w.take(Size::fixed(all.attention_output), COMPUTE);
         let (inputs, behind) = attention_weights(self.s);
         w.keep(self.s, [behind]);
-        let third = Size::fixed(all.attention_input / 3);
-        let parts = [(); 3].map(|()| w.take(third, COMPUTE));
+        let (raw, ready) = self.attention_inputs();
+        let parts = ready.map(|size| w.take(size, COMPUTE));
         w.give(out);
-        let whole = w.take(Size::fixed(all.attention_input), COMPUTE);
+        done(w, Until::Attention);
+        let raw: Vec<u16> = raw.iter().map(|size| w.take(*size, COMPUTE)).collect();
         for part in parts {
             w.give(part);
         }
         w.keep(self.s, inputs);
-        w.give(whole);
-        let weights = w.take(self.gathered, COMPUTE);
-        for slot in stays {
-            w.give(*slot);
+        for slot in raw {
+            w.give(slot);
         }
+        let weights = w.take(self.gathered, COMPUTE);
+        done(w, Until::End);
         w.give(gradient);
         w.later(weights, GATHERED);
         w.later(parameters, GATHERED);
@@ -330,7 +429,8 @@ impl Layer {
         };
         let input = s.own_tokens * s.model.hidden * 2;
         let held = Size::fixed(if leaves >= input { 0 } else { input });
-        let residual = forward.take(held, COMPUTE);
+        // What the exchange gives back becomes the next layer's input on its stream.
+        let residual = forward.take(held, tensors.exchange.0);
         let mut stays = tensors.forward(&mut forward);
         let mut backward = Writer {
             slots: forward.slots,
@@ -338,7 +438,7 @@ impl Layer {
         };
         if again || leaves > 0 {
             // Computed again, or copied back: in both cases it is taken when the backward pass begins.
-            for slot in std::mem::take(&mut stays) {
+            for (slot, _) in std::mem::take(&mut stays) {
                 forward.give(slot);
             }
             stays = tensors.forward(&mut backward);
@@ -414,4 +514,72 @@ pub(super) fn tokens_at_experts(s: &Sizes<'_>) -> u64 {
 /// Whether the experts' tokens differ in number from micro-batch to micro-batch.
 pub(super) fn varies(s: &Sizes<'_>) -> bool {
     s.model.moe.is_some() && s.plan.expert > 1 && !s.stack.static_expert_shapes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::tests::{deepseek_v3, gpt3};
+
+    /// Plays a part of a pass over the bytes that its slots hold.
+    fn play(events: &[Event], held: &mut [u64]) {
+        for event in events {
+            match *event {
+                Event::Take { slot, size, .. } => {
+                    assert_eq!(held[usize::from(slot)], 0, "a slot is taken twice");
+                    held[usize::from(slot)] = size.bytes(1_000);
+                }
+                Event::Give(slot) | Event::GiveLater(slot, _) => held[usize::from(slot)] = 0,
+                Event::Keep(..) | Event::Meet => {}
+            }
+        }
+    }
+
+    /// Attention takes what memory counts of it. Products give as many bytes, or an eighth less where the heads of a latent
+    /// attention share a third of their keys.
+    #[test]
+    fn attention_takes_what_memory_counts() {
+        for (training, eighths) in [(gpt3(4, true), 8), (deepseek_v3(), 7)] {
+            let s = Sizes::new(&training);
+            let tensors = Tensors::new(&s, s.model.layer_kind(0));
+            let (raw, ready) = tensors.attention_inputs();
+            let counted = tensors.all.attention_input;
+            let sum = |sizes: &[Size]| sizes.iter().map(|size| size.bytes(0)).sum::<u64>();
+            assert_eq!(sum(&ready), counted);
+            assert_eq!(8 * sum(&raw), eighths * counted);
+        }
+    }
+
+    /// What a forward pass leaves goes in the course of the backward pass. What experts' weight gradients read goes with the
+    /// experts, or waits for the next exchange where the exchange runs beside computation.
+    #[test]
+    fn a_backward_pass_lets_go_of_what_is_done() {
+        let mut training = deepseek_v3();
+        for overlaps in [false, true] {
+            training.stack.overlap.expert = overlaps;
+            let s = Sizes::new(&training);
+            let kind = s.model.layer_kind(s.model.layers - 1);
+            let layer = Layer::new(&s, kind, false, false);
+            let mut held = vec![0; layer.slots.into()];
+            play(&layer.forward, &mut held);
+            let left = held.clone();
+            let mut still = Vec::new();
+            for part in layer
+                .backward
+                .split_inclusive(|event| *event == Event::Meet)
+            {
+                play(part, &mut held);
+                let kept = left.iter().zip(&held).filter(|(before, now)| before == now);
+                still.push(kept.map(|(_, now)| now).sum::<u64>());
+            }
+            let all: u64 = left.iter().sum();
+            // To the gradients' exchange, back from it, through the experts, the exchange, the rest of the layer, and its input.
+            let experts = all - still[3];
+            assert!(experts > 0);
+            let waits = if overlaps { all } else { all - experts };
+            let input = 2 * s.own_tokens * s.model.hidden;
+            assert_eq!(still, [all, all, waits, all - experts, input, 0]);
+            assert!(held.iter().all(|bytes| *bytes == 0));
+        }
+    }
 }

@@ -102,6 +102,177 @@ impl Slow {
     }
 }
 
+/// Expandable segments over lists that are searched from end to end: by pool, pieces of addresses from zero on.
+struct SlowExpandable {
+    limit: u64,
+    pools: Vec<Vec<(u64, Part)>>,
+    flushes: u64,
+    refused: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Of(u32),
+    Cached,
+    Hole,
+}
+
+impl SlowExpandable {
+    fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            pools: vec![vec![(SPAN, Part::Hole)]; 2 * STREAMS],
+            flushes: 0,
+            refused: 0,
+        }
+    }
+
+    fn sum(&self, counts: impl Fn(Part) -> bool) -> u64 {
+        let pieces = self.pools.iter().flatten();
+        pieces
+            .filter(|(_, part)| counts(*part))
+            .map(|(bytes, _)| bytes)
+            .sum()
+    }
+
+    fn reserved(&self) -> u64 {
+        self.sum(|part| part != Part::Hole)
+    }
+
+    /// Neighbours of one kind are one piece.
+    fn tidy(&mut self, pool: usize) {
+        let mut tidy: Vec<(u64, Part)> = Vec::new();
+        for (bytes, part) in self.pools[pool].drain(..) {
+            match tidy.last_mut() {
+                Some(last) if last.1 == part && !matches!(part, Part::Of(_)) => last.0 += bytes,
+                _ => tidy.push((bytes, part)),
+            }
+        }
+        self.pools[pool] = tidy;
+    }
+
+    /// Of the cached pieces that are large enough, smallest and lowest first: the first whose follower could not
+    /// grow less.
+    fn cached(&self, size: u64, pool: usize) -> Option<usize> {
+        let pieces = &self.pools[pool];
+        let mut fitting: Vec<usize> = (0..pieces.len())
+            .filter(|i| pieces[*i].1 == Part::Cached && pieces[*i].0 >= size)
+            .collect();
+        fitting.sort_by_key(|i| (pieces[*i].0, *i));
+        let grown = |i: usize| match pieces.get(i + 1) {
+            Some((hole, Part::Hole)) => pieces[i].0 + hole,
+            _ => pieces[i].0,
+        };
+        let mut next = fitting.windows(2);
+        match next.find(|two| grown(two[1]) >= grown(two[0])) {
+            Some(two) => Some(two[0]),
+            None => fitting.last().copied(),
+        }
+    }
+
+    /// Bytes from the piece `from` on to the next one in use.
+    fn place(&self, from: usize, pool: usize) -> u64 {
+        let pieces = self.pools[pool][from..].iter();
+        let free = pieces.take_while(|(_, part)| !matches!(part, Part::Of(_)));
+        free.map(|(bytes, _)| bytes).sum()
+    }
+
+    fn grow(&mut self, size: u64, pool: usize) -> Option<usize> {
+        let page = if pool.is_multiple_of(2) {
+            2 * MIB
+        } else {
+            20 * MIB
+        };
+        let pieces = &self.pools[pool];
+        let holes = (0..pieces.len()).filter(|i| pieces[*i].1 == Part::Hole);
+        let mut starts = holes.map(|i| match i.checked_sub(1).map(|i| pieces[i].1) {
+            Some(Part::Cached) => i - 1,
+            _ => i,
+        });
+        let start = starts.find(|start| self.place(*start, pool) >= size)?;
+        loop {
+            let (bytes, part) = self.pools[pool][start];
+            if part == Part::Cached && bytes >= size {
+                return Some(start);
+            }
+            let (hole, lacking) = match part {
+                Part::Cached => (start + 1, size - bytes),
+                _ => (start, size),
+            };
+            let all = self.pools[pool][hole].0;
+            let mapped = (lacking.div_ceil(page) * page).min(all);
+            let left = self.limit - self.reserved();
+            if mapped > left {
+                self.refused += left / page;
+                return None;
+            }
+            let rest = (all - mapped, Part::Hole);
+            self.pools[pool].splice(hole..=hole, [(mapped, Part::Cached), rest]);
+            self.pools[pool].retain(|(bytes, _)| *bytes > 0);
+            self.tidy(pool);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flushes += 1;
+        for pool in 0..self.pools.len() {
+            let page = if pool.is_multiple_of(2) {
+                2 * MIB
+            } else {
+                20 * MIB
+            };
+            let mut at = 0;
+            let mut after = Vec::new();
+            for (bytes, part) in &self.pools[pool] {
+                let (from, to) = (at, at + bytes);
+                at = to;
+                let (first, last) = (from.div_ceil(page) * page, to / page * page);
+                if *part != Part::Cached || first >= last {
+                    after.push((*bytes, *part));
+                    continue;
+                }
+                after.extend([
+                    (first - from, Part::Cached),
+                    (last - first, Part::Hole),
+                    (to - last, Part::Cached),
+                ]);
+            }
+            after.retain(|(bytes, _)| *bytes > 0);
+            self.pools[pool] = after;
+            self.tidy(pool);
+        }
+    }
+
+    fn take(&mut self, bytes: u64, stream: usize, whose: u32) -> bool {
+        let size = bytes.max(1).div_ceil(512) * 512;
+        let pool = stream * 2 + usize::from(size > MIB);
+        let found = self.cached(size, pool).or_else(|| {
+            self.grow(size, pool).or_else(|| {
+                self.flush();
+                self.grow(size, pool)
+            })
+        });
+        let Some(found) = found else {
+            return false;
+        };
+        let rest = (self.pools[pool][found].0 - size, Part::Cached);
+        self.pools[pool].splice(found..=found, [(size, Part::Of(whose)), rest]);
+        self.pools[pool].retain(|(bytes, _)| *bytes > 0);
+        true
+    }
+
+    fn give(&mut self, whose: u32) {
+        for pool in 0..self.pools.len() {
+            for piece in &mut self.pools[pool] {
+                if piece.1 == Part::Of(whose) {
+                    piece.1 = Part::Cached;
+                }
+            }
+            self.tidy(pool);
+        }
+    }
+}
+
 /// Requests as a step makes them: tiny, small, under and over the exact size; which of the live ones goes.
 fn requests() -> impl Strategy<Value = Vec<(u64, usize, Option<prop::sample::Index>)>> {
     let bytes = prop_oneof![
@@ -142,6 +313,42 @@ proptest! {
             prop_assert_eq!(fast.reserved, slow.reserved());
             prop_assert_eq!(fast.allocated, slow.allocated());
             prop_assert_eq!(fast.driver.flushes, slow.flushes);
+        }
+    }
+
+    /// The same of expandable segments; the blocks that are in use stand at the same addresses as well.
+    #[test]
+    fn expandable_is_what_a_slow_allocator_does(requests in requests(), limit in 100u64..400) {
+        let limit = limit * MIB;
+        let mut fast = Caching::new(AllocatorPolicy::ExpandableSegments, limit);
+        let mut slow = SlowExpandable::new(limit);
+        let mut live: Vec<(u32, BlockId)> = Vec::new();
+        for (name, (bytes, stream, gone)) in requests.into_iter().enumerate() {
+            let taken = fast.take(bytes, stream);
+            prop_assert_eq!(taken.is_ok(), slow.take(bytes, stream, name as u32));
+            if let Ok(block) = taken {
+                live.push((name as u32, block));
+            }
+            if let (Some(gone), false) = (gone, live.is_empty()) {
+                let (name, block) = live.swap_remove(gone.index(live.len()));
+                fast.give(block);
+                slow.give(name);
+            }
+            prop_assert_eq!(fast.reserved, slow.reserved());
+            prop_assert_eq!(fast.allocated, slow.sum(|part| matches!(part, Part::Of(_))));
+            prop_assert_eq!(fast.driver.flushes, slow.flushes);
+            prop_assert_eq!(fast.driver.refused, slow.refused);
+            let mut standing = Vec::new();
+            for (pool, pieces) in slow.pools.iter().enumerate() {
+                let mut at = SPAN * pool as u64;
+                for (bytes, part) in pieces {
+                    if matches!(part, Part::Of(_)) {
+                        standing.push((at, *bytes));
+                    }
+                    at += bytes;
+                }
+            }
+            prop_assert_eq!(fast.live(), standing);
         }
     }
 
@@ -211,6 +418,41 @@ fn pieces_of_a_segment_serve_no_larger_request() {
         assert_eq!(allocator.driver.flushes, retries, "{policy:?}");
         allocator.give(kept);
     }
+}
+
+/// After its cache went back, a segment has holes between blocks in use. A request goes to the lowest place that is large
+/// enough, over a hole, the rest of a page behind it and what follows.
+#[test]
+fn a_request_may_span_holes_and_what_is_cached_between_them() {
+    let mut allocator = Caching::new(AllocatorPolicy::ExpandableSegments, 120 * MIB);
+    let mut take = |size: u64| allocator.take(size * MIB, 0).expect("there is room");
+    let [first, _, third, _, _] = [30, 10, 45, 10, 25].map(&mut take);
+    allocator.give(first);
+    allocator.give(third);
+    allocator.flush();
+    // Of 0 to 30 a page is gone, of 40 to 85 two are: 40 to 80.
+    assert_eq!(allocator.reserved, 60 * MIB);
+    let again = allocator.take(44 * MIB, 0).expect("there is room");
+    assert_eq!(allocator.blocks[again.0 as usize].address, SPAN + 40 * MIB);
+    assert_eq!(allocator.reserved, 100 * MIB);
+    assert_eq!(allocator.driver.flushes, 1);
+}
+
+/// A block that could grow over the hole behind it is left for a larger one that could not.
+#[test]
+fn a_block_before_a_hole_gives_way_to_one_that_cannot_grow() {
+    let mut allocator = Caching::new(AllocatorPolicy::ExpandableSegments, 400 * MIB);
+    let mut take = |size: u64| allocator.take(size * MIB, 0).expect("there is room");
+    let [_, before, hole, _, larger, _] = [20, 5, 55, 20, 20, 20].map(&mut take);
+    allocator.give(hole);
+    allocator.flush();
+    // 25 to 40 is cached, 40 to 80 is a hole.
+    allocator.give(before);
+    allocator.give(larger);
+    let found = allocator.take(18 * MIB, 0).expect("there is room");
+    assert_eq!(allocator.blocks[found.0 as usize].address, SPAN + 100 * MIB);
+    let found = allocator.take(18 * MIB, 0).expect("there is room");
+    assert_eq!(allocator.blocks[found.0 as usize].address, SPAN + 20 * MIB);
 }
 
 /// PyTorch's cross-entropy of an fp32 copy, op by op: the gradient of the log-probabilities takes the place of
