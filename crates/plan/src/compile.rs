@@ -13,7 +13,7 @@ use crate::program::{
     GroupSlot, PassKind, PassMark, Peer, Program, Segment, SegmentId, Stream, Task, Transfer,
     TransferId, Work,
 };
-use crate::run::{Builder, Context, Run, SegmentFlops, Spec, on_host};
+use crate::run::{Builder, Context, Node, Run, SegmentFlops, Spec, on_host};
 use crate::schedule::{self, Pass, Shape};
 use crate::setup::Setup;
 use crate::split;
@@ -936,7 +936,10 @@ impl<'a> Compiler<'a> {
     pub fn weave(&mut self, ctx: &Context<'_>, f: &Rc<Run>, b: &Rc<Run>) -> Rc<[bool]> {
         let key = [Rc::as_ptr(f), Rc::as_ptr(b)];
         let known = self.weaves.entry(key);
-        known.or_insert_with(|| weave(ctx, f, b).into()).clone()
+        let duration = |node: &Node| alone(ctx, node);
+        known
+            .or_insert_with(|| weave(duration, f, b).into())
+            .clone()
     }
 
     /// What one stage sends to the next of a micro-batch.
@@ -2319,9 +2322,9 @@ impl Emitter {
 }
 
 /// Weaves two runs into one, so that the communication of one runs beside the computation of the
-/// other: whichever can compute first goes first, as far as durations alone tell. Returns whose node
-/// comes next, true for the forward run's.
-fn weave(ctx: &Context<'_>, f: &Run, b: &Run) -> Vec<bool> {
+/// other: whichever can compute first goes first, as far as durations alone tell, and the one that is less far with its
+/// communications where both can. Returns whose node comes next, true for the forward run's.
+fn weave(duration: impl Fn(&Node) -> SimDuration, f: &Run, b: &Run) -> Vec<bool> {
     let mut threads = [Thread::new(f), Thread::new(b)];
     let mut order = Vec::with_capacity(f.nodes.len() + b.nodes.len());
     let mut clock = Clock::default();
@@ -2333,13 +2336,13 @@ fn weave(ctx: &Context<'_>, f: &Run, b: &Run) -> Vec<bool> {
             (_, true) => true,
             _ => {
                 let (f_ready, b_ready) = (clock.ready(f), clock.ready(b));
-                f_ready < b_ready || (f_ready == b_ready && f.progress() <= b.progress())
+                f_ready < b_ready || (f_ready == b_ready && f.is_not_ahead_of(b))
             }
         };
         let thread = &mut threads[usize::from(!forward_first)];
         let unit = thread.unit();
         order.extend(std::iter::repeat_n(forward_first, unit));
-        clock.advance(ctx, thread, unit);
+        clock.advance(&duration, thread, unit);
     }
 }
 
@@ -2348,13 +2351,17 @@ struct Thread<'r> {
     run: &'r Run,
     /// When each node would end that is placed.
     ends: Vec<u64>,
+    /// How many communications are placed, and are there.
+    communications: [usize; 2],
 }
 
 impl<'r> Thread<'r> {
     fn new(run: &'r Run) -> Self {
+        let communicates = |node: &&Node| node.stream != Stream::Compute;
         Self {
             run,
             ends: Vec::with_capacity(run.nodes.len()),
+            communications: [0, run.nodes.iter().filter(communicates).count()],
         }
     }
 
@@ -2362,8 +2369,12 @@ impl<'r> Thread<'r> {
         self.ends.len() == self.run.nodes.len()
     }
 
-    fn progress(&self) -> f64 {
-        self.ends.len() as f64 / self.run.nodes.len().max(1) as f64
+    /// Whether no larger part of its communications is placed than of the other's, so that both come to their exchanges in
+    /// turns, however many kernels lie between them.
+    fn is_not_ahead_of(&self, other: &Self) -> bool {
+        let [placed, all] = self.communications;
+        let [others_placed, others_all] = other.communications;
+        placed * others_all <= others_placed * all
     }
 
     /// How many nodes are one computation with the communication that follows it.
@@ -2394,26 +2405,94 @@ impl Clock {
     }
 
     /// Takes up the next nodes.
-    fn advance(&mut self, ctx: &Context<'_>, thread: &mut Thread<'_>, count: usize) {
+    fn advance(
+        &mut self,
+        duration: impl Fn(&Node) -> SimDuration,
+        thread: &mut Thread<'_>,
+        count: usize,
+    ) {
         let placed = thread.ends.len();
         for node in &thread.run.nodes[placed..placed + count] {
             let deps = node.deps.iter().map(|dep| thread.ends[*dep as usize]);
             let ready = deps.max().unwrap_or(0);
             let free = &mut self.free[node.stream as usize];
-            let duration = match node.work {
-                Work::Compute(id) => ctx.segments[id.0 as usize].time[0],
-                Work::Collective(_, id) => {
-                    let demands = &ctx.demands[id.0 as usize];
-                    demands.first().map_or(SimDuration::ZERO, Demand::duration)
-                }
-                Work::Copy(id) => {
-                    let demands = &ctx.demands[id.0 as usize];
-                    demands.first().map_or(SimDuration::ZERO, Demand::duration)
-                }
-                Work::Send(..) | Work::Receive(..) => SimDuration::ZERO,
-            };
-            *free = ready.max(*free) + duration.as_picos();
+            *free = ready.max(*free) + duration(node).as_picos();
             thread.ends.push(*free);
+            thread.communications[0] += usize::from(node.stream != Stream::Compute);
+        }
+    }
+}
+
+/// What a node takes on an idle GPU and idle links; messages are taken as there.
+fn alone(ctx: &Context<'_>, node: &Node) -> SimDuration {
+    match node.work {
+        Work::Compute(id) => ctx.segments[id.0 as usize].time[0],
+        Work::Collective(_, id) | Work::Copy(id) => {
+            let demands = &ctx.demands[id.0 as usize];
+            demands.first().map_or(SimDuration::ZERO, Demand::duration)
+        }
+        Work::Send(..) | Work::Receive(..) => SimDuration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pass of layers, each with experts between two exchanges; so many kernels of no length before each computation.
+    fn pass(layers: u32, small: usize) -> Run {
+        let mut run = Run::default();
+        let node = |work, stream, deps| Node {
+            work,
+            stream,
+            deps,
+            entry: false,
+            host_waits: false,
+        };
+        for part in 0..2 * layers {
+            for _ in 0..small {
+                let work = Work::Compute(SegmentId(0));
+                run.nodes.push(node(work, Stream::Compute, vec![]));
+            }
+            let exchanged = run.nodes.iter().rposition(|n| n.stream == Stream::Expert);
+            let deps = exchanged.map(|i| i as u32).into_iter().collect();
+            let work = Work::Compute(SegmentId(1 + part % 2));
+            run.nodes.push(node(work, Stream::Compute, deps));
+            let computed = run.nodes.len() as u32 - 1;
+            let work = Work::Collective(GroupSlot::Expert, TransferId(0));
+            run.nodes.push(node(work, Stream::Expert, vec![computed]));
+        }
+        run
+    }
+
+    /// Whose computations and exchanges follow each other, but for small kernels.
+    fn order(f: &Run, b: &Run) -> String {
+        let micros = |node: &Node| match node.work {
+            Work::Compute(id) => SimDuration::from_micros([0, 200, 300][id.0 as usize]),
+            _ => SimDuration::from_micros(150),
+        };
+        let woven = weave(micros, f, b);
+        let mut nodes = [f.nodes.iter(), b.nodes.iter()];
+        let of = woven.iter().map(|forward| {
+            let node = nodes[usize::from(!forward)].next();
+            let node = node.expect("as many as there are");
+            let small = matches!(node.work, Work::Compute(SegmentId(0)));
+            let letter = if *forward { 'f' } else { 'b' };
+            (!small).then_some(letter)
+        });
+        of.flatten().collect()
+    }
+
+    /// Two like passes take turns, and kernels of no length change nothing, in whichever pass they are.
+    #[test]
+    fn small_kernels_do_not_change_how_passes_are_woven() {
+        for layers in 1..5 {
+            let plain = order(&pass(layers, 0), &pass(layers, 0));
+            assert_eq!(plain, "ffbb".repeat(2 * layers as usize));
+            for (forward, backward) in [(1, 0), (0, 1), (3, 0), (0, 5), (2, 2)] {
+                let other = order(&pass(layers, forward), &pass(layers, backward));
+                assert_eq!(other, plain, "{forward} {backward}");
+            }
         }
     }
 }

@@ -117,9 +117,11 @@ impl Writer {
 /// as it has gone backward.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
-    Attention,
-    /// The weight gradients of the feed-forward network.
+    /// Weight gradients of experts, or of a dense network.
     Network,
+    /// The router, and all else of the second half of the layer.
+    SecondHalf,
+    Attention,
     End,
 }
 
@@ -201,28 +203,33 @@ impl<'a> Tensors<'a> {
             w.give(slot);
         }
         let output = Size::fixed(all.attention_output);
-        sort(
-            w.take(output, COMPUTE),
-            kept.attention_output > 0,
-            Until::End,
-        );
+        // The projection's weight gradient reads it.
+        let until = if self.late_weights() {
+            Until::End
+        } else {
+            Until::Attention
+        };
+        sort(w.take(output, COMPUTE), kept.attention_output > 0, until);
         let projected = w.take(self.output, COMPUTE);
-        sort(w.take(Size::fixed(all.residual), COMPUTE), true, Until::End);
+        sort(
+            w.take(Size::fixed(all.residual), COMPUTE),
+            true,
+            Until::SecondHalf,
+        );
         w.give(projected);
         sort(
             w.take(Size::fixed(all.norm), COMPUTE),
             kept.norm > 0,
-            Until::End,
+            Until::SecondHalf,
         );
         match self.kind.feed_forward {
             FeedForward::MoE => self.experts(w, &mut sort),
             FeedForward::Dense => {
-                for part in [all.network * 2 / 3, all.network / 3] {
-                    sort(
-                        w.take(Size::fixed(part), COMPUTE),
-                        kept.network > 0,
-                        Until::Network,
-                    );
+                let [first, second] = self.network_parts();
+                let keeps = [kept.network >= first, kept.network == all.network];
+                for (part, keeps) in [first, second].into_iter().zip(keeps) {
+                    let slot = w.take(Size::fixed(part), COMPUTE);
+                    sort(slot, keeps && part > 0, Until::Network);
                 }
                 let out = w.take(self.output, COMPUTE);
                 w.give(out);
@@ -244,21 +251,25 @@ impl<'a> Tensors<'a> {
         // Around a plain all-to-all tokens are kept as sent, and the experts' outputs as they came back.
         let copies = all.received > hidden.bytes(tokens);
         // The activation's output is counted with the shared expert's.
-        let gates = if self.s.model.gated { 2 } else { 1 };
-        let activated = all.expert_first / gates;
-        let shared = Size::fixed(all.network.saturating_sub(activated));
-        let shared = w.take(shared, COMPUTE);
-        sort(shared, kept.network > 0, Until::End);
+        let activated = self.activated();
+        let shared = all.network.saturating_sub(activated);
+        let stays = kept.network.min(shared);
+        sort(w.take(Size::fixed(stays), COMPUTE), true, Until::Network);
+        sort(
+            w.take(Size::fixed(shared - stays), COMPUTE),
+            false,
+            Until::Network,
+        );
         sort(
             w.take(Size::fixed(all.shared), COMPUTE),
             kept.shared > 0,
-            Until::End,
+            Until::SecondHalf,
         );
         let permuted = w.take(sent, COMPUTE);
         w.meet();
         let received = w.take(hidden, exchange);
         if copies && kept.received > 0 {
-            sort(permuted, true, Until::End);
+            sort(permuted, true, Until::SecondHalf);
         } else {
             w.later(permuted, late);
         }
@@ -273,17 +284,46 @@ impl<'a> Tensors<'a> {
             Until::Network,
         );
         let second = Size::per_token(activated / tokens);
-        sort(w.take(second, COMPUTE), kept.network > 0, Until::Network);
+        sort(
+            w.take(second, COMPUTE),
+            kept.network > shared,
+            Until::Network,
+        );
         let out = w.take(hidden, COMPUTE);
         let back = w.take(hidden, COMPUTE);
         w.give(out);
         w.meet();
         let combined = w.take(sent, exchange);
         w.later(back, late);
-        sort(combined, copies && kept.received > 0, Until::End);
+        sort(combined, copies && kept.received > 0, Until::SecondHalf);
         w.meet();
-        let out = w.take(self.output, COMPUTE);
+        let out = w.take(self.output, exchange);
         w.give(out);
+    }
+
+    /// Whether weight gradients are put off until the exchange runs.
+    fn late_weights(&self) -> bool {
+        self.s.stack.overlap.expert
+    }
+
+    /// Bytes of an operand of a product, and widths that the first product of a network has.
+    fn operand_and_gates(&self) -> (u64, u64) {
+        let operand = self.s.training.recipe.gemm().bits().div_ceil(8);
+        let gates = if self.s.model.gated { 2 } else { 1 };
+        (operand, gates)
+    }
+
+    /// What the experts' activation function gives.
+    fn activated(&self) -> u64 {
+        let (operand, gates) = self.operand_and_gates();
+        self.all.expert_first / (2 * gates) * operand
+    }
+
+    /// Output of a dense network's first product, and of its activation function.
+    fn network_parts(&self) -> [u64; 2] {
+        let (operand, gates) = self.operand_and_gates();
+        let second = self.all.network / (2 * gates + operand) * operand;
+        [self.all.network - second, second]
     }
 
     /// Tokens as they are sent, always as many, and as they are received.
@@ -355,7 +395,7 @@ impl<'a> Tensors<'a> {
                 let gates = if self.s.model.gated { 2 } else { 1 };
                 let half = Size::per_token(all.expert_first / tokens / gates);
                 // Where weight gradients run beside the exchange, what they read waits for them.
-                let late_weights = self.s.stack.overlap.expert;
+                let late_weights = self.late_weights();
                 let second = w.take(half, COMPUTE);
                 if !late_weights {
                     w.give(sorted);
@@ -383,15 +423,17 @@ impl<'a> Tensors<'a> {
                 w.give(out);
             }
             FeedForward::Dense => {
-                let second = w.take(Size::fixed(all.network / 3), COMPUTE);
+                let [first, second] = self.network_parts();
+                let second = w.take(Size::fixed(second), COMPUTE);
                 w.keep(self.s, down);
-                let first = passing(w, Size::fixed(all.network * 2 / 3), second);
+                let first = passing(w, Size::fixed(first), second);
                 let input = passing(w, self.output, first);
                 w.keep(self.s, up);
                 w.give(input);
                 done(w, Until::Network);
             }
         }
+        done(w, Until::SecondHalf);
         let out = w.take(Size::fixed(all.attention_output), COMPUTE);
         let (inputs, behind) = attention_weights(self.s);
         w.keep(self.s, [behind]);
@@ -417,8 +459,13 @@ impl<'a> Tensors<'a> {
 }
 
 impl Layer {
-    /// A layer of this plan; `again`: all of it is recomputed; `away`: what it keeps leaves for the host.
-    pub fn new(s: &Sizes<'_>, kind: LayerKind, again: bool, away: bool) -> Self {
+    /// A layer of this plan; `again`: all of it is recomputed; `away`: what it keeps leaves for the host; `behind_experts`: its input
+    /// comes from a layer with experts.
+    pub fn new(
+        s: &Sizes<'_>,
+        kind: LayerKind,
+        (again, away, behind_experts): (bool, bool, bool),
+    ) -> Self {
         let tensors = Tensors::new(s, kind);
         let mut forward = Writer::default();
         // The residual stream is what any layer keeps; what lies with the host is not held.
@@ -429,8 +476,13 @@ impl Layer {
         };
         let input = s.own_tokens * s.model.hidden * 2;
         let held = Size::fixed(if leaves >= input { 0 } else { input });
-        // What the exchange gives back becomes the next layer's input on its stream.
-        let residual = forward.take(held, tensors.exchange.0);
+        // The exchange's stream puts together what it gives back, and that is the next layer's input.
+        let stream = if behind_experts {
+            tensors.exchange.0
+        } else {
+            COMPUTE
+        };
+        let residual = forward.take(held, stream);
         let mut stays = tensors.forward(&mut forward);
         let mut backward = Writer {
             slots: forward.slots,
@@ -488,16 +540,22 @@ pub(super) fn of_chunk(s: &Sizes<'_>, chunk: &Chunk) -> Vec<Layer> {
         _ => 0,
     };
     let away = s.stack.activation_offload.layers(chunk.len(), chunk.last);
-    let layers = chunk.kinds().enumerate();
-    let layers =
-        layers.map(|(i, kind)| Layer::new(s, kind, (i as u64) < recomputed, (i as u64) < away));
+    let mut behind_experts = false;
+    let layers = chunk.kinds().enumerate().map(|(i, kind)| {
+        let i = i as u64;
+        let layer = Layer::new(s, kind, (i < recomputed, i < away, behind_experts));
+        behind_experts = kind.feed_forward == FeedForward::MoE;
+        layer
+    });
+    let layers: Vec<Layer> = layers.collect();
     let first = chunk.first.then(|| Layer::look_up(s));
     let modules = match chunk.last {
         true => s.model.prediction_modules(),
         false => 0,
     };
     let modules = (0..modules).map(|_| {
-        let mut layer = Layer::new(s, s.model.mtp_layer_kind(), s.recomputes_modules(), false);
+        let how = (s.recomputes_modules(), false, false);
+        let mut layer = Layer::new(s, s.model.mtp_layer_kind(), how);
         layer.projects(s);
         layer.looks_up(s);
         layer
@@ -559,7 +617,7 @@ mod tests {
             training.stack.overlap.expert = overlaps;
             let s = Sizes::new(&training);
             let kind = s.model.layer_kind(s.model.layers - 1);
-            let layer = Layer::new(&s, kind, false, false);
+            let layer = Layer::new(&s, kind, (false, false, false));
             let mut held = vec![0; layer.slots.into()];
             play(&layer.forward, &mut held);
             let left = held.clone();
