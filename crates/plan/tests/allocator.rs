@@ -63,22 +63,29 @@ fn no_more_is_held_beyond_tensors_than_was_printed() {
     }
 }
 
-/// With the exchange of tokens on a stream of its own, blocks are free later: 6 GB more were held. Of which stage that
-/// was printed is not said; with recomputation it is the last whose tensors are as many as were printed.
+/// With the exchange of tokens on a stream of its own, blocks are free later: 5.9 GB more were held. Of which stage that
+/// was printed is not said; with recomputation it is the last whose tensors are as many as were printed. No other whole
+/// number of passes comes nearer to it than the stack's three.
 #[test]
 fn blocks_that_another_stream_reads_are_held_longer() {
-    let held = |id: &str| {
-        let plan = compile(&with_memory(setup(id), 3e9)).expect("sound");
+    let held = |id: &str, passes: u64| {
+        let mut setup = setup(id);
+        assert_eq!(setup.training.stack.exchange_held, 3);
+        setup.training.stack.exchange_held = passes;
+        let plan = compile(&with_memory(setup, 3e9)).expect("sound");
         let last = plan.facts.stages.last().expect("a stage");
         let fullest = plan.facts.stages.iter().map(|s| s.memory.total()).max();
         assert_eq!(fullest, Some(last.memory.total()));
         last.pressure.fragmentation.as_f64()
     };
-    let beside = held("pr6429-dsv3-14L-overlap-rc");
-    let alone = held("pr6429-dsv3-14L-nooverlap-rc");
     let printed = mib((68_392.0 - 60_378.0) - (62_570.0 - 60_154.0));
-    let found = (beside - alone) / printed;
-    assert!((found - 1.0).abs() < 0.15, "{found}");
+    let [two, three, four] = [2, 3, 4].map(|passes| {
+        let beside = held("pr6429-dsv3-14L-overlap-rc", passes);
+        let alone = held("pr6429-dsv3-14L-nooverlap-rc", passes);
+        ((beside - alone) / printed - 1.0).abs()
+    });
+    assert!(three < 0.2, "{three}");
+    assert!(three < two && three < four, "{two} {three} {four}");
 }
 
 /// Most tensors that runs of Megatron-Core had at once, by PyTorch's counter (SimuMax on B200; NVIDIA/Megatron-LM, pull
