@@ -125,6 +125,31 @@ enum Until {
     End,
 }
 
+/// What a forward pass took: slots that stay for the backward pass, and those that go with its end.
+#[derive(Default)]
+struct Taken {
+    stays: Vec<(u16, Until)>,
+    passing: Vec<u16>,
+}
+
+impl Taken {
+    fn sort(&mut self, slot: u16, keeps: bool, until: Until) {
+        if keeps {
+            self.stays.push((slot, until));
+        } else {
+            self.passing.push(slot);
+        }
+    }
+
+    /// Takes tensors of so many bytes, of which so many stay.
+    fn take(&mut self, w: &mut Writer, all: u64, kept: u64, until: Until) {
+        let kept = kept.min(all);
+        for (bytes, keeps) in [(kept, true), (all - kept, false)] {
+            self.sort(w.take(Size::fixed(bytes), COMPUTE), keeps, until);
+        }
+    }
+}
+
 /// Sizes of a layer's tensors, whether they are kept or not.
 struct Tensors<'a> {
     s: &'a Sizes<'a>,
@@ -170,80 +195,50 @@ impl<'a> Tensors<'a> {
     /// The forward pass, all but the residual stream; slots that stay for the backward pass.
     fn forward(&self, w: &mut Writer) -> Vec<(u16, Until)> {
         let (all, kept) = (&self.all, &self.kept);
-        let mut stays = Vec::new();
-        let mut passing = Vec::new();
+        let mut taken = Taken::default();
         let parameters = w.take(self.gathered, SHARDS);
-        let mut sort = |slot: u16, keeps: bool, until: Until| {
-            if keeps {
-                stays.push((slot, until));
-            } else {
-                passing.push(slot);
-            }
-        };
-        sort(
-            w.take(Size::fixed(all.norm), COMPUTE),
-            kept.norm > 0,
-            Until::End,
-        );
-        sort(
-            w.take(Size::fixed(all.rest), COMPUTE),
-            kept.rest > 0,
-            Until::End,
-        );
+        taken.take(w, all.norm, kept.norm, Until::End);
+        taken.take(w, all.rest, kept.rest, Until::End);
         let (raw, ready) = self.attention_inputs();
         let raw: Vec<u16> = raw.iter().map(|size| w.take(*size, COMPUTE)).collect();
         for size in ready {
-            sort(
-                w.take(size, COMPUTE),
-                kept.attention_input > 0,
-                Until::Attention,
-            );
+            let keeps = kept.attention_input > 0;
+            taken.sort(w.take(size, COMPUTE), keeps, Until::Attention);
         }
         for slot in raw {
             w.give(slot);
         }
-        let output = Size::fixed(all.attention_output);
         // The projection's weight gradient reads it.
         let until = if self.late_weights() {
             Until::End
         } else {
             Until::Attention
         };
-        sort(w.take(output, COMPUTE), kept.attention_output > 0, until);
+        taken.take(w, all.attention_output, kept.attention_output, until);
         let projected = w.take(self.output, COMPUTE);
-        sort(
-            w.take(Size::fixed(all.residual), COMPUTE),
-            true,
-            Until::SecondHalf,
-        );
+        taken.take(w, all.residual, all.residual, Until::SecondHalf);
         w.give(projected);
-        sort(
-            w.take(Size::fixed(all.norm), COMPUTE),
-            kept.norm > 0,
-            Until::SecondHalf,
-        );
+        taken.take(w, all.norm, kept.norm, Until::SecondHalf);
         match self.kind.feed_forward {
-            FeedForward::MoE => self.experts(w, &mut sort),
+            FeedForward::MoE => self.experts(w, &mut taken),
             FeedForward::Dense => {
-                let [first, second] = self.network_parts();
-                let keeps = [kept.network >= first, kept.network == all.network];
-                for (part, keeps) in [first, second].into_iter().zip(keeps) {
-                    let slot = w.take(Size::fixed(part), COMPUTE);
-                    sort(slot, keeps && part > 0, Until::Network);
-                }
+                let first = self.first_of_network();
+                taken.take(w, first, kept.network, Until::Network);
+                let second = kept.network.saturating_sub(first);
+                taken.take(w, all.network - first, second, Until::Network);
                 let out = w.take(self.output, COMPUTE);
                 w.give(out);
             }
         }
-        for slot in passing {
+        for slot in taken.passing {
             w.give(slot);
         }
         w.later(parameters, GATHERED);
         w.meet();
-        stays
+        taken.stays
     }
 
-    fn experts(&self, w: &mut Writer, sort: &mut impl FnMut(u16, bool, Until)) {
+    fn experts(&self, w: &mut Writer, taken: &mut Taken) {
         let (all, kept) = (&self.all, &self.kept);
         let tokens = self.tokens().max(1);
         let (sent, hidden) = self.exchanged();
@@ -253,49 +248,32 @@ impl<'a> Tensors<'a> {
         // The activation's output is counted with the shared expert's.
         let activated = self.activated();
         let shared = all.network.saturating_sub(activated);
-        let stays = kept.network.min(shared);
-        sort(w.take(Size::fixed(stays), COMPUTE), true, Until::Network);
-        sort(
-            w.take(Size::fixed(shared - stays), COMPUTE),
-            false,
-            Until::Network,
-        );
-        sort(
-            w.take(Size::fixed(all.shared), COMPUTE),
-            kept.shared > 0,
-            Until::SecondHalf,
-        );
+        taken.take(w, shared, kept.network, Until::Network);
+        taken.take(w, all.shared, kept.shared, Until::SecondHalf);
         let permuted = w.take(sent, COMPUTE);
         w.meet();
         let received = w.take(hidden, exchange);
         if copies && kept.received > 0 {
-            sort(permuted, true, Until::SecondHalf);
+            taken.sort(permuted, true, Until::SecondHalf);
         } else {
             w.later(permuted, late);
         }
         w.meet();
         let sorted = w.take(hidden, COMPUTE);
         w.later(received, late);
-        sort(sorted, kept.received > 0, Until::Network);
-        let first = Size::per_token(all.expert_first / tokens);
-        sort(
-            w.take(first, COMPUTE),
-            kept.expert_first > 0,
-            Until::Network,
-        );
-        let second = Size::per_token(activated / tokens);
-        sort(
-            w.take(second, COMPUTE),
-            kept.network > shared,
-            Until::Network,
-        );
+        taken.sort(sorted, kept.received > 0, Until::Network);
+        let first = w.take(Size::per_token(all.expert_first / tokens), COMPUTE);
+        taken.sort(first, kept.expert_first > 0, Until::Network);
+        let second = w.take(Size::per_token(activated / tokens), COMPUTE);
+        taken.sort(second, kept.network > shared, Until::Network);
         let out = w.take(hidden, COMPUTE);
         let back = w.take(hidden, COMPUTE);
         w.give(out);
         w.meet();
         let combined = w.take(sent, exchange);
         w.later(back, late);
-        sort(combined, copies && kept.received > 0, Until::SecondHalf);
+        let keeps = copies && kept.received > 0;
+        taken.sort(combined, keeps, Until::SecondHalf);
         w.meet();
         let out = w.take(self.output, exchange);
         w.give(out);
@@ -306,24 +284,25 @@ impl<'a> Tensors<'a> {
         self.s.stack.overlap.expert
     }
 
-    /// Bytes of an operand of a product, and widths that the first product of a network has.
-    fn operand_and_gates(&self) -> (u64, u64) {
-        let operand = self.s.training.recipe.gemm().bits().div_ceil(8);
-        let gates = if self.s.model.gated { 2 } else { 1 };
-        (operand, gates)
+    /// Bytes of an operand of a product.
+    fn operand(&self) -> u64 {
+        self.s.training.recipe.gemm().bits().div_ceil(8)
+    }
+
+    /// Widths that the first product of a network has.
+    fn gates(&self) -> u64 {
+        if self.s.model.gated { 2 } else { 1 }
     }
 
     /// What the experts' activation function gives.
     fn activated(&self) -> u64 {
-        let (operand, gates) = self.operand_and_gates();
-        self.all.expert_first / (2 * gates) * operand
+        self.all.expert_first / (2 * self.gates()) * self.operand()
     }
 
-    /// Output of a dense network's first product, and of its activation function.
-    fn network_parts(&self) -> [u64; 2] {
-        let (operand, gates) = self.operand_and_gates();
-        let second = self.all.network / (2 * gates + operand) * operand;
-        [self.all.network - second, second]
+    /// Output of a dense network's first product.
+    fn first_of_network(&self) -> u64 {
+        let both = 2 * self.gates() + self.operand();
+        self.all.network / both * 2 * self.gates()
     }
 
     /// Tokens as they are sent, always as many, and as they are received.
@@ -392,8 +371,7 @@ impl<'a> Tensors<'a> {
                 let sorted = w.take(hidden, COMPUTE);
                 w.later(received, late);
                 let first = Size::per_token(all.expert_first / tokens);
-                let gates = if self.s.model.gated { 2 } else { 1 };
-                let half = Size::per_token(all.expert_first / tokens / gates);
+                let half = Size::per_token(all.expert_first / tokens / self.gates());
                 // Where weight gradients run beside the exchange, what they read waits for them.
                 let late_weights = self.late_weights();
                 let second = w.take(half, COMPUTE);
@@ -423,8 +401,8 @@ impl<'a> Tensors<'a> {
                 w.give(out);
             }
             FeedForward::Dense => {
-                let [first, second] = self.network_parts();
-                let second = w.take(Size::fixed(second), COMPUTE);
+                let first = self.first_of_network();
+                let second = w.take(Size::fixed(first / self.gates()), COMPUTE);
                 w.keep(self.s, down);
                 let first = passing(w, Size::fixed(first), second);
                 let input = passing(w, self.output, first);

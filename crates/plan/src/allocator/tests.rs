@@ -18,7 +18,43 @@ impl Caching {
 /// Bytes of a piece of a segment, and whose they are.
 type Piece = (u64, Option<u32>);
 
-/// The same rules over lists that are searched from end to end: segments as pools and pieces.
+/// The same rules over lists that are searched from end to end.
+trait Oracle {
+    fn take(&mut self, bytes: u64, stream: usize, whose: u32) -> bool;
+    fn give(&mut self, whose: u32);
+    /// Bytes that the driver gave, bytes in use, and flushes.
+    fn counts(&self) -> [u64; 3];
+}
+
+/// Both do the same with the same requests, after each of which `also` is looked at.
+fn agree<S: Oracle>(
+    policy: AllocatorPolicy,
+    limit: u64,
+    mut slow: S,
+    requests: Requests,
+    also: impl Fn(&Caching, &S) -> Result<(), TestCaseError>,
+) -> Result<(), TestCaseError> {
+    let mut fast = Caching::new(policy, limit);
+    let mut live: Vec<(u32, BlockId)> = Vec::new();
+    for (name, (bytes, stream, gone)) in requests.into_iter().enumerate() {
+        let taken = fast.take(bytes, stream);
+        prop_assert_eq!(taken.is_ok(), slow.take(bytes, stream, name as u32));
+        if let Ok(block) = taken {
+            live.push((name as u32, block));
+        }
+        if let (Some(gone), false) = (gone, live.is_empty()) {
+            let (name, block) = live.swap_remove(gone.index(live.len()));
+            fast.give(block);
+            slow.give(name);
+        }
+        let counts = [fast.reserved, fast.allocated, fast.driver.flushes];
+        prop_assert_eq!(counts, slow.counts());
+        also(&fast, &slow)?;
+    }
+    Ok(())
+}
+
+/// Segments as pools and pieces.
 struct Slow {
     limit: u64,
     segments: Vec<(usize, Vec<Piece>)>,
@@ -50,6 +86,12 @@ impl Slow {
             }
         }
         best.map(|(_, segment, piece)| (segment, piece))
+    }
+}
+
+impl Oracle for Slow {
+    fn counts(&self) -> [u64; 3] {
+        [self.reserved(), self.allocated(), self.flushes]
     }
 
     fn take(&mut self, bytes: u64, stream: usize, whose: u32) -> bool {
@@ -243,6 +285,28 @@ impl SlowExpandable {
         }
     }
 
+    /// Blocks in use as (address, size).
+    fn live(&self) -> Vec<(u64, u64)> {
+        let mut live = Vec::new();
+        for (pool, pieces) in self.pools.iter().enumerate() {
+            let mut at = SPAN * pool as u64;
+            for (bytes, part) in pieces {
+                if matches!(part, Part::Of(_)) {
+                    live.push((at, *bytes));
+                }
+                at += bytes;
+            }
+        }
+        live
+    }
+}
+
+impl Oracle for SlowExpandable {
+    fn counts(&self) -> [u64; 3] {
+        let used = self.sum(|part| matches!(part, Part::Of(_)));
+        [self.reserved(), used, self.flushes]
+    }
+
     fn take(&mut self, bytes: u64, stream: usize, whose: u32) -> bool {
         let size = bytes.max(1).div_ceil(512) * 512;
         let pool = stream * 2 + usize::from(size > MIB);
@@ -273,8 +337,11 @@ impl SlowExpandable {
     }
 }
 
+/// Bytes and stream of a request, and which of the live blocks goes then.
+type Requests = Vec<(u64, usize, Option<prop::sample::Index>)>;
+
 /// Requests as a step makes them: tiny, small, under and over the exact size; which of the live ones goes.
-fn requests() -> impl Strategy<Value = Vec<(u64, usize, Option<prop::sample::Index>)>> {
+fn requests() -> impl Strategy<Value = Requests> {
     let bytes = prop_oneof![
         1u64..5_000,
         100_000u64..3_000_000,
@@ -296,60 +363,20 @@ proptest! {
     #[test]
     fn native_is_what_a_slow_allocator_does(requests in requests(), limit in 100u64..400) {
         let limit = limit * MIB;
-        let mut fast = Caching::new(AllocatorPolicy::Native, limit);
-        let mut slow = Slow { limit, segments: Vec::new(), flushes: 0 };
-        let mut live: Vec<(u32, BlockId)> = Vec::new();
-        for (name, (bytes, stream, gone)) in requests.into_iter().enumerate() {
-            let taken = fast.take(bytes, stream);
-            prop_assert_eq!(taken.is_ok(), slow.take(bytes, stream, name as u32));
-            if let Ok(block) = taken {
-                live.push((name as u32, block));
-            }
-            if let (Some(gone), false) = (gone, live.is_empty()) {
-                let (name, block) = live.swap_remove(gone.index(live.len()));
-                fast.give(block);
-                slow.give(name);
-            }
-            prop_assert_eq!(fast.reserved, slow.reserved());
-            prop_assert_eq!(fast.allocated, slow.allocated());
-            prop_assert_eq!(fast.driver.flushes, slow.flushes);
-        }
+        let slow = Slow { limit, segments: Vec::new(), flushes: 0 };
+        agree(AllocatorPolicy::Native, limit, slow, requests, |_, _| Ok(()))?;
     }
 
     /// The same of expandable segments; the blocks that are in use stand at the same addresses as well.
     #[test]
     fn expandable_is_what_a_slow_allocator_does(requests in requests(), limit in 100u64..400) {
         let limit = limit * MIB;
-        let mut fast = Caching::new(AllocatorPolicy::ExpandableSegments, limit);
-        let mut slow = SlowExpandable::new(limit);
-        let mut live: Vec<(u32, BlockId)> = Vec::new();
-        for (name, (bytes, stream, gone)) in requests.into_iter().enumerate() {
-            let taken = fast.take(bytes, stream);
-            prop_assert_eq!(taken.is_ok(), slow.take(bytes, stream, name as u32));
-            if let Ok(block) = taken {
-                live.push((name as u32, block));
-            }
-            if let (Some(gone), false) = (gone, live.is_empty()) {
-                let (name, block) = live.swap_remove(gone.index(live.len()));
-                fast.give(block);
-                slow.give(name);
-            }
-            prop_assert_eq!(fast.reserved, slow.reserved());
-            prop_assert_eq!(fast.allocated, slow.sum(|part| matches!(part, Part::Of(_))));
-            prop_assert_eq!(fast.driver.flushes, slow.flushes);
+        let slow = SlowExpandable::new(limit);
+        agree(AllocatorPolicy::ExpandableSegments, limit, slow, requests, |fast, slow| {
             prop_assert_eq!(fast.driver.refused, slow.refused);
-            let mut standing = Vec::new();
-            for (pool, pieces) in slow.pools.iter().enumerate() {
-                let mut at = SPAN * pool as u64;
-                for (bytes, part) in pieces {
-                    if matches!(part, Part::Of(_)) {
-                        standing.push((at, *bytes));
-                    }
-                    at += bytes;
-                }
-            }
-            prop_assert_eq!(fast.live(), standing);
-        }
+            prop_assert_eq!(fast.live(), slow.live());
+            Ok(())
+        })?;
     }
 
     /// Whatever is asked for: live blocks never overlap, the driver gives no more than it has and no less
