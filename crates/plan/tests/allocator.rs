@@ -36,31 +36,80 @@ fn mib(printed: f64) -> f64 {
     printed * f64::from(1 << 20)
 }
 
-/// Runs whose logs have both (SimuMax on B200; NVIDIA/Megatron-LM, pull request 6429): small tensors,
-/// workspaces and what the first step left are in what is printed and not in ours.
-#[test]
-fn no_more_is_held_beyond_tensors_than_was_printed() {
-    let printed = [
-        ("simumax-llama3_70b_l12_tp1_pp2_dp4_mbc4_cef", 70.88, 66.55),
-        ("simumax-llama3_70b_tp2_pp1_dp4_l12_mbc4_cef", 62.53, 60.68),
-        ("simumax-llama3_70b_l12_tp4_pp1_dp2_mbc4_cef", 40.18, 39.07),
-        ("simumax-llama3_70b_l12_tp8_pp1_dp1_mbc4_cef", 29.12, 28.29),
+/// Runs whose logs have both what was reserved and what tensors held at most [bytes], without an exchange on a stream of its own
+/// (SimuMax on B200; NVIDIA/Megatron-LM, pull request 6429).
+fn printed_peaks() -> [(&'static str, f64, f64); 7] {
+    let gib = |printed: f64| mib(1024.0 * printed);
+    [
+        (
+            "simumax-llama3_70b_l12_tp1_pp2_dp4_mbc4_cef",
+            gib(70.88),
+            gib(66.55),
+        ),
+        (
+            "simumax-llama3_70b_tp2_pp1_dp4_l12_mbc4_cef",
+            gib(62.53),
+            gib(60.68),
+        ),
+        (
+            "simumax-llama3_70b_l12_tp4_pp1_dp2_mbc4_cef",
+            gib(40.18),
+            gib(39.07),
+        ),
+        (
+            "simumax-llama3_70b_l12_tp8_pp1_dp1_mbc4_cef",
+            gib(29.12),
+            gib(28.29),
+        ),
         (
             "simumax-deepseekv2_tp1_ep8_pp1_dp8_l4_mbc4_cef",
-            48.79,
-            45.63,
+            gib(48.79),
+            gib(45.63),
         ),
         (
             "simumax-deepseekv2_tp1_ep4_pp2_dp4_l4_mbc4_cef",
-            47.05,
-            44.7,
+            gib(47.05),
+            gib(44.7),
         ),
-    ];
-    for (id, reserved, allocated) in printed {
-        let printed = mib(1024.0 * (reserved - allocated));
-        let held = with_free(setup(id), 3e9).fragmentation.as_f64();
-        assert!(held < printed, "{id}: {held} of {printed}");
-    }
+        ("pr6429-dsv3-14L-nooverlap-rc", mib(62_570.0), mib(60_154.0)),
+    ]
+}
+
+/// Small tensors, workspaces and what the first step left are in what is printed and not in what is played. In the mean they are the
+/// part of the tensors that Megatron-Core's stacks name, and nowhere is more played than was held.
+#[test]
+fn what_is_not_played_is_the_slack_of_the_stacks() {
+    let stack = setup("pr6429-dsv3-14L-overlap-rc").training.stack;
+    let slack = stack.allocator_slack;
+    let parts = printed_peaks().map(|(id, reserved, allocated)| {
+        let mut setup = setup(id);
+        setup.training.stack.allocator_slack = 0.0;
+        let played = with_free(setup, 3e9).fragmentation.as_f64();
+        let part = (reserved - allocated - played) / allocated;
+        assert!((0.6..1.5).contains(&(part / slack)), "{id}: {part}");
+        part
+    });
+    let mean = parts.iter().sum::<f64>() / parts.len() as f64;
+    assert!((mean / slack - 1.0).abs() < 0.05, "{mean}");
+}
+
+/// What the slack takes is not free for the pieces that are played.
+#[test]
+fn slack_is_as_if_so_much_less_were_there() {
+    let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.recompute = Recompute::None;
+    near.training.stack.allocator_slack = 0.0;
+    let plan = compile(&near).expect("sound");
+    let fullest = plan.facts.stages.iter().max_by_key(|s| s.memory.total());
+    let memory = fullest.expect("a stage").memory;
+    let tensors = memory.total().saturating_sub(memory.reserved).as_f64();
+    let without = with_free(near.clone(), 4e9 - 0.02 * tensors);
+    near.training.stack.allocator_slack = 0.02;
+    let with = with_free(near, 4e9);
+    assert!(with.flushes > 1.0);
+    assert_eq!((with.flushes, with.asked), (without.flushes, without.asked));
+    let more = with.fragmentation.as_f64() - without.fragmentation.as_f64();
+    assert!((more / (0.02 * tensors) - 1.0).abs() < 1e-6, "{more}");
 }
 
 /// With the exchange of tokens on a stream of its own, blocks are free later: 5.9 GB more were held. Of which stage that
@@ -109,10 +158,11 @@ fn tensors_take_what_was_printed() {
 }
 
 /// Nothing with room; near the limit the more the less is free, without recomputation of that run; nothing
-/// where every place is known beforehand.
+/// where every place is known beforehand. All that is free is for the pieces.
 #[test]
 fn the_allocator_costs_time_close_to_the_limit_only() {
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.stack.allocator_slack = 0.0;
     near.training.recompute = Recompute::None;
     let time = |free: f64| with_free(near.clone(), free).time;
     let comfortable = with_free(near.clone(), 16e9);
@@ -231,6 +281,7 @@ fn what_other_segments_would_save_is_what_they_save() {
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
     near.training.recompute = Recompute::None;
     near.training.stack.allocator = AllocatorPolicy::Native;
+    near.training.stack.allocator_slack = 0.0;
     let (mut gains, mut none, mut places) = (Vec::new(), 0, 0);
     for free in [1e9, 2e9, 3e9, 4e9, 5e9, 5.5e9, 6e9, 12e9] {
         let plan = compile(&with_memory(near.clone(), free)).expect("sound");

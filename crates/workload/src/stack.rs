@@ -427,7 +427,12 @@ pub struct SoftwareStack {
     /// Who hands out memory, and so what happens close to its limit.
     #[serde(default)]
     pub allocator: AllocatorPolicy,
-    /// Memory that the framework holds besides tensors: context, NCCL buffers, fragmentation.
+    /// What the allocator holds beyond the pieces that are played close to the limit of memory (small tensors, workspaces,
+    /// temporaries of the optimizer), over the tensors. 0: `reserved_memory` has it.
+    #[serde(default)]
+    pub allocator_slack: f64,
+    /// Memory that the framework holds besides tensors: context, NCCL buffers, and fragmentation where `allocator_slack`
+    /// does not say it.
     pub reserved_memory: Bytes,
     /// Source of each value, by field name; `"*"` covers the fields that are not named.
     #[serde(default)]

@@ -133,14 +133,18 @@ impl Stalls {
         let Some(roomy) = *roomy else {
             return Self::default();
         };
-        let free = facts.free().get();
+        let slack = slack(s.stack, facts);
+        let free = facts.free().saturating_sub(slack).get();
         // Beyond the first rank, each needs a little more or less.
-        if free > 2 * roomy.fragmentation() + MORE {
-            return Self::nothing_but(roomy.fragmentation());
-        }
-        let key = (stage.clone(), order.len(), free);
-        let found = || Self::near_limit(&stage, order.len(), roomy, free);
-        Self::clone(&known.near_limit.get(key, found))
+        let mut stalls = if free > 2 * roomy.fragmentation() + MORE {
+            Self::nothing_but(roomy.fragmentation())
+        } else {
+            let key = (stage.clone(), order.len(), free);
+            let found = || Self::near_limit(&stage, order.len(), roomy, free);
+            Self::clone(&known.near_limit.get(key, found))
+        };
+        stalls.pressure.fragmentation += slack;
+        stalls
     }
 
     fn nothing_but(fragmentation: u64) -> Self {
@@ -174,6 +178,12 @@ impl Stalls {
         }
         stalls
     }
+}
+
+/// What the allocator of a stage holds beyond the pieces that are played.
+fn slack(stack: &SoftwareStack, facts: &StageFacts) -> Bytes {
+    let tensors = facts.memory.total().saturating_sub(facts.memory.reserved);
+    Bytes::new((stack.allocator_slack * tensors.as_f64()) as u64)
 }
 
 /// Stages that were played. Plans share them that hold the same layers in the same order: those of both

@@ -103,6 +103,7 @@ fn values(findings: &mut Findings<'_>, setup: &Setup) {
     for (field, value) in [
         ("optimizer_offload", stack.optimizer_offload),
         ("mixture_launch_router", stack.mixture_launch_router),
+        ("allocator_slack", stack.allocator_slack),
         (
             "activation_offload.fraction",
             stack.activation_offload.fraction,
