@@ -40,6 +40,11 @@ impl StageFacts {
     pub fn free(&self) -> Bytes {
         self.capacity.saturating_sub(self.memory.total())
     }
+
+    /// What of that is left beside what the allocator is known to hold beyond the tensors.
+    pub fn free_for_pieces(&self) -> Bytes {
+        self.free().saturating_sub(self.pressure.slack)
+    }
 }
 
 impl Facts {

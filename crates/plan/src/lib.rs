@@ -15,6 +15,7 @@ pub mod kernel;
 mod known;
 mod layer;
 mod memory;
+mod normal;
 mod outlook;
 mod placement;
 mod price;

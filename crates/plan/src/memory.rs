@@ -132,7 +132,12 @@ impl Held {
         let mine = sharded_parameters(zero, self.parameters, placement.shard_size(), expert_data);
         let with_dummies = s.keeps_dummy_gradients();
         let gathered = if zero == Zero::Stage3 {
-            2 * self.widest * 2
+            let gradients = if s.stack.keeps_gather_buffers {
+                s.stack.gradient_bytes
+            } else {
+                0
+            };
+            2 * self.widest * (2 + gradients)
         } else {
             0
         };
@@ -585,8 +590,9 @@ fn buffers(s: &Sizes<'_>, chunks: &[Chunk], sum: Option<u64>) -> u64 {
     let ahead = if weaves_layers(s) { layer } else { 0 };
     let table = chunks.iter().map(|chunk| table_gradient(s, chunk));
     let table = table.max().unwrap_or(0);
+    let away = on_the_way(s, chunks);
     // Losses are computed when both passes are through their layers, and a first look-up's gradient after that.
-    logits.max((live + ahead).max(table)) + on_the_way(s, chunks)
+    (logits + away.beside_losses).max((live + ahead).max(table) + away.beside_layers)
 }
 
 /// The gradient of the whole table of tokens in 16 bits, which a backward pass through a look-up makes before it is added
@@ -624,20 +630,41 @@ fn running(s: &Sizes<'_>, kind: LayerKind) -> u64 {
     again + (4 * s.tokens + 2 * at_experts) * s.model.hidden * 2
 }
 
-/// Activations that have not left for the host yet or are back already: of one layer each way.
-fn on_the_way(s: &Sizes<'_>, chunks: &[Chunk]) -> u64 {
+/// Activations that have not left for the host yet or are back already [bytes].
+struct OnTheWay {
+    beside_losses: u64,
+    beside_layers: u64,
+}
+
+/// Of one layer each way while layers are computed. Nothing comes back before losses are computed, and all has left where at
+/// least two layers stay behind those that leave.
+fn on_the_way(s: &Sizes<'_>, chunks: &[Chunk]) -> OnTheWay {
     let offload = &s.stack.activation_offload;
     let again = matches!(
         s.training.recompute,
         Recompute::Full | Recompute::FullLayers(_)
     );
-    let largest = chunks
-        .iter()
-        .filter(|chunk| offload.layers(chunk.len(), chunk.last) > 0)
-        .flat_map(Chunk::kinds)
-        .map(|kind| layer_offload(s, kind, again))
-        .max();
-    2 * largest.unwrap_or(0)
+    let leaving = |chunk: &&Chunk| offload.layers(chunk.len(), chunk.last) > 0;
+    let largest = |chunk: &Chunk| {
+        let kinds = chunk.kinds();
+        kinds
+            .map(|kind| layer_offload(s, kind, again))
+            .max()
+            .unwrap_or(0)
+    };
+    let late = chunks.iter().filter(leaving).filter(|chunk| {
+        let stay = chunk.len() - offload.layers(chunk.len(), chunk.last);
+        chunks.len() > 1 || stay < 2
+    });
+    OnTheWay {
+        beside_losses: late.map(largest).max().unwrap_or(0),
+        beside_layers: 2 * chunks
+            .iter()
+            .filter(leaving)
+            .map(largest)
+            .max()
+            .unwrap_or(0),
+    }
 }
 
 /// Holds the fullest stage against the memory of one GPU.
@@ -1052,6 +1079,52 @@ pub(crate) mod tests {
         assert!(alone[1] > alone[0], "losses are the most: {alone:?}");
         assert_eq!(woven[0], alone[0] + layer_activations_of_last(&training));
         assert_eq!(woven[1], alone[1].max(woven[0]));
+    }
+
+    /// While layers are computed one is on its way each way; while losses are, at most one has not left, and none where two
+    /// layers stay or nothing leaves.
+    #[test]
+    fn layers_on_their_way_are_not_all_held_beside_the_losses() {
+        let mut training = deepseek_v3();
+        let way = |training: &Training, chunks: &[Chunk]| {
+            let OnTheWay {
+                beside_losses,
+                beside_layers,
+            } = on_the_way(&Sizes::new(training), chunks);
+            (beside_losses, beside_layers)
+        };
+        let last = chunk(&training, 4, true);
+        assert_eq!(way(&training, std::slice::from_ref(&last)), (0, 0));
+        training.stack.activation_offload.inputs = vec![OffloadedInput::Layer];
+        let layer = layer_activations_of_last(&training);
+        // All but the last leave.
+        let all = way(&training, std::slice::from_ref(&last));
+        assert_eq!(all, (layer, 2 * layer));
+        training.stack.activation_offload.fraction = 0.6;
+        let some = way(&training, std::slice::from_ref(&last));
+        assert_eq!(some, (0, 2 * layer));
+        // Of another chunk some may still be on their way.
+        let two = [chunk(&training, 4, false), last];
+        assert_eq!(way(&training, &two), (layer, 2 * layer));
+    }
+
+    /// Buffers that are kept hold the gradients of two layers beside their parameters.
+    #[test]
+    fn kept_buffers_hold_gradients_of_two_layers_as_well() {
+        let mut training = gpt3(1, false);
+        training.parallelism.zero = Zero::Stage3;
+        let of = |training: &Training| {
+            let chunks = [chunk(training, 4, false)];
+            let placement = Placement::new(&training.parallelism, RankOrder::DataBeforePipeline);
+            of_stage(&Sizes::new(training), &placement, &chunks, &[]).buffers
+        };
+        let without = of(&training);
+        training.stack.keeps_gather_buffers = true;
+        let s = Sizes::new(&training);
+        let kind = training.model.layer_kind(training.model.layers - 1);
+        let parameters = crate::compile::layer_parameters(&s, kind);
+        let layer = (parameters.dense + parameters.expert) * training.stack.gradient_bytes;
+        assert_eq!(of(&training), without + Bytes::new(2 * layer));
     }
 
     fn layer_activations_of_last(training: &Training) -> u64 {

@@ -36,80 +36,133 @@ fn mib(printed: f64) -> f64 {
     printed * f64::from(1 << 20)
 }
 
-/// Runs whose logs have both what was reserved and what tensors held at most [bytes], without an exchange on a stream of its own
-/// (SimuMax on B200; NVIDIA/Megatron-LM, pull request 6429).
-fn printed_peaks() -> [(&'static str, f64, f64); 7] {
-    let gib = |printed: f64| mib(1024.0 * printed);
-    [
-        (
-            "simumax-llama3_70b_l12_tp1_pp2_dp4_mbc4_cef",
-            gib(70.88),
-            gib(66.55),
-        ),
-        (
-            "simumax-llama3_70b_tp2_pp1_dp4_l12_mbc4_cef",
-            gib(62.53),
-            gib(60.68),
-        ),
-        (
-            "simumax-llama3_70b_l12_tp4_pp1_dp2_mbc4_cef",
-            gib(40.18),
-            gib(39.07),
-        ),
-        (
-            "simumax-llama3_70b_l12_tp8_pp1_dp1_mbc4_cef",
-            gib(29.12),
-            gib(28.29),
-        ),
-        (
-            "simumax-deepseekv2_tp1_ep8_pp1_dp8_l4_mbc4_cef",
-            gib(48.79),
-            gib(45.63),
-        ),
-        (
-            "simumax-deepseekv2_tp1_ep4_pp2_dp4_l4_mbc4_cef",
-            gib(47.05),
-            gib(44.7),
-        ),
-        ("pr6429-dsv3-14L-nooverlap-rc", mib(62_570.0), mib(60_154.0)),
-    ]
+/// Runs whose summary has both peaks of each rank, what was reserved and what tensors held [MiB], without an exchange on a stream of
+/// its own: those of the ranks of the fullest stage (SimuMax on B200); and of one whose pull request has one peak
+/// of each (NVIDIA/Megatron-LM, 6429).
+const PEAKS: [(&str, &[f64], f64); 9] = [
+    (
+        "simumax-llama3_70b_l12_tp1_pp2_dp4_mbc4_cef",
+        &[70_730.0, 71_592.0, 72_586.0, 70_896.0],
+        68_147.3,
+    ),
+    (
+        "simumax-llama3_70b_tp2_pp1_dp4_l12_mbc4_cef",
+        &[
+            63_914.0, 63_914.0, 63_560.0, 63_560.0, 63_776.0, 63_776.0, 64_026.0, 64_026.0,
+        ],
+        62_136.3,
+    ),
+    (
+        "simumax-llama3_70b_l12_tp4_pp1_dp2_mbc4_cef",
+        &[
+            41_076.0, 41_048.0, 41_048.0, 41_048.0, 41_080.0, 41_140.0, 41_080.0, 41_140.0,
+        ],
+        40_009.8,
+    ),
+    (
+        "simumax-llama3_70b_l12_tp8_pp1_dp1_mbc4_cef",
+        &[29_816.0; 8],
+        28_965.4,
+    ),
+    (
+        "simumax-deepseekv2_tp1_ep8_pp1_dp8_l4_mbc4_cef",
+        &[
+            49_942.0, 49_942.0, 49_846.0, 49_818.0, 49_962.0, 49_816.0, 49_942.0, 49_942.0,
+        ],
+        46_726.9,
+    ),
+    (
+        "simumax-deepseekv2_tp1_ep4_pp2_dp4_l4_mbc4_cef",
+        &[48_176.0, 48_176.0, 48_094.0, 48_152.0],
+        45_774.8,
+    ),
+    (
+        "simumax-llama3_70b_l12_tp2_cp4_pp1_dp1_seq32768_mbc4_cef",
+        &[
+            71_928.0, 71_928.0, 71_792.0, 71_792.0, 71_798.0, 71_798.0, 72_020.0, 72_020.0,
+        ],
+        70_070.5,
+    ),
+    (
+        "simumax-llama3_70b_l12_tp1_cp8_pp1_dp1_seq32768_mbc4_cef",
+        &[
+            112_310.0, 111_466.0, 111_094.0, 111_232.0, 110_008.0, 110_988.0, 111_242.0, 114_626.0,
+        ],
+        107_015.6,
+    ),
+    ("pr6429-dsv3-14L-nooverlap-rc", &[62_570.0], 60_154.0),
+];
+
+fn mean(of: &[f64]) -> f64 {
+    of.iter().sum::<f64>() / of.len() as f64
 }
 
 /// Small tensors, workspaces and what the first step left are in what is printed and not in what is played. In the mean they are the
 /// part of the tensors that Megatron-Core's stacks name, and nowhere is more played than was held.
 #[test]
 fn what_is_not_played_is_the_slack_of_the_stacks() {
-    let stack = setup("pr6429-dsv3-14L-overlap-rc").training.stack;
-    let slack = stack.allocator_slack;
-    let parts = printed_peaks().map(|(id, reserved, allocated)| {
+    let slack = setup("pr6429-dsv3-14L-overlap-rc")
+        .training
+        .stack
+        .allocator_slack;
+    let parts = PEAKS.map(|(id, reserved, allocated)| {
         let mut setup = setup(id);
         setup.training.stack.allocator_slack = 0.0;
         let played = with_free(setup, 3e9).fragmentation.as_f64();
-        let part = (reserved - allocated - played) / allocated;
-        assert!((0.6..1.5).contains(&(part / slack)), "{id}: {part}");
+        let part = (mib(mean(reserved) - allocated) - played) / mib(allocated);
+        assert!((0.7..1.6).contains(&(part / slack)), "{id}: {part}");
         part
     });
-    let mean = parts.iter().sum::<f64>() / parts.len() as f64;
-    assert!((mean / slack - 1.0).abs() < 0.05, "{mean}");
+    assert!((mean(&parts) / slack - 1.0).abs() < 0.02, "{parts:?}");
 }
 
-/// What the slack takes is not free for the pieces that are played.
+/// Ranks of a stage do not hold equally much beyond their tensors: by a fifth of the slack, as a root of the mean square over the
+/// runs. Played so, a stage waits longer than if all were alike, since those with the least room hold up the others.
 #[test]
-fn slack_is_as_if_so_much_less_were_there() {
+fn ranks_with_less_room_hold_up_the_others() {
+    let slack = setup("pr6429-dsv3-14L-overlap-rc")
+        .training
+        .stack
+        .allocator_slack;
+    let squares: Vec<f64> = PEAKS[..8]
+        .iter()
+        .map(|(_, reserved, allocated)| {
+            let middle = mean(reserved);
+            let square: Vec<f64> = reserved.iter().map(|r| (r - middle).powi(2)).collect();
+            mean(&square) / allocated.powi(2)
+        })
+        .collect();
+    let deviation = mean(&squares).sqrt() / slack;
+    assert!((deviation / 0.21 - 1.0).abs() < 0.1, "{deviation}");
     let mut near = setup("pr6429-dsv3-14L-overlap-rc");
     near.training.recompute = Recompute::None;
+    let tensors = {
+        let plan = compile(&near).expect("sound");
+        let fullest = plan.facts.stages.iter().max_by_key(|s| s.memory.total());
+        let memory = fullest.expect("a stage").memory;
+        memory.total().saturating_sub(memory.reserved).as_f64()
+    };
+    let apart = with_free(near.clone(), 4e9 + slack * tensors).time;
     near.training.stack.allocator_slack = 0.0;
-    let plan = compile(&near).expect("sound");
-    let fullest = plan.facts.stages.iter().max_by_key(|s| s.memory.total());
-    let memory = fullest.expect("a stage").memory;
-    let tensors = memory.total().saturating_sub(memory.reserved).as_f64();
-    let without = with_free(near.clone(), 4e9 - 0.02 * tensors);
-    near.training.stack.allocator_slack = 0.02;
-    let with = with_free(near, 4e9);
-    assert!(with.flushes > 1.0);
-    assert_eq!((with.flushes, with.asked), (without.flushes, without.asked));
-    let more = with.fragmentation.as_f64() - without.fragmentation.as_f64();
-    assert!((more / (0.02 * tensors) - 1.0).abs() < 1e-6, "{more}");
+    let alike = with_free(near, 4e9).time;
+    assert!(apart > alike, "{apart:?} {alike:?}");
+}
+
+/// What is not played and finds no place is lacking, whatever pieces take.
+#[test]
+fn slack_beyond_what_is_free_is_lacking() {
+    let mut near = setup("pr6429-dsv3-14L-overlap-rc");
+    near.training.recompute = Recompute::None;
+    let lacking = |slack: f64, near: &mut Setup| {
+        near.training.stack.allocator_slack = slack;
+        with_free(near.clone(), 2e9)
+    };
+    for slack in [0.05, 0.5, 1.0] {
+        let pressure = lacking(slack, &mut near);
+        let missing = pressure.slack.as_f64() - 2e9;
+        assert!(pressure.lacks_place());
+        assert!(pressure.lacking.as_f64() >= missing, "{pressure:?}");
+    }
 }
 
 /// With the exchange of tokens on a stream of its own, blocks are free later: 5.9 GB more were held. Of which stage that
@@ -325,4 +378,31 @@ fn what_other_segments_would_save_is_what_they_save() {
             "{allocator:?} gains nowhere: {gains:?}"
         );
     }
+}
+
+/// Llama 3 70B on 64 GB200 with sharded parameters ran, with 40 of its 80 layers' activations on the host: it fits, and waits for the
+/// allocator only where that is asked for what is gathered.
+#[test]
+fn kept_buffers_leave_the_allocator_alone() {
+    let runs = published::read(published::SHIPPED).expect("well formed");
+    let sharded = runs
+        .iter()
+        .filter(|run| run.id.contains("LLAMA3_70B-GB200-64-FP8") && run.plan.zero == Some(3));
+    let mut count = 0;
+    for run in sharded {
+        let mut setup = setup(&run.id);
+        let stage = |setup: &Setup| compile(setup).expect("sound").facts.stages[0].clone();
+        let with = stage(&setup);
+        assert!(with.fits() && !with.is_stalled(), "{}: {with:?}", run.id);
+        let stack = &mut setup.training.stack;
+        assert!(stack.keeps_gather_buffers);
+        stack.keeps_gather_buffers = false;
+        let without = stage(&setup);
+        assert!(without.is_stalled(), "{}: {without:?}", run.id);
+        assert!(without.memory.total() < with.memory.total());
+        setup.training.stack.activation_offload.inputs.clear();
+        assert!(!stage(&setup).fits(), "{}", run.id);
+        count += 1;
+    }
+    assert_eq!(count, 6);
 }

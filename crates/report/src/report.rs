@@ -307,7 +307,7 @@ pub struct Memory {
     pub activations: u64,
     /// Logits, communication buffers, gathered shards.
     pub buffers: u64,
-    /// Context, library workspaces, fragmentation.
+    /// Context and communication buffers, and fragmentation where the stack has no `allocator_slack`.
     pub reserved: u64,
     /// All of the above.
     pub total: u64,

@@ -455,13 +455,15 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 /// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
     let near = |stage: &StageFacts| {
-        stage.free() < ALLOCATOR_MARGIN || stage.is_stalled() || stage.pressure.lacks_place()
+        stage.free_for_pieces() < ALLOCATOR_MARGIN
+            || stage.is_stalled()
+            || stage.pressure.lacks_place()
     };
     if !facts.stages.iter().any(near) {
         return Vec::new();
     }
     // Another stage may wait than the one with least free.
-    let fullest = facts.stages.iter().min_by_key(|s| s.free());
+    let fullest = facts.stages.iter().min_by_key(|s| s.free_for_pieces());
     let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);
     let (Some(fullest), Some(slowest)) = (fullest, slowest) else {
         return Vec::new();
@@ -494,8 +496,15 @@ fn warnings(facts: &Facts) -> Vec<String> {
         ),
         None => "; a smaller micro-batch or recomputation leave more".to_owned(),
     };
+    let slack = fullest.pressure.slack;
+    let of_it = if slack > Bytes::ZERO {
+        format!(", while small tensors and workspaces take some {slack}")
+    } else {
+        String::new()
+    };
     vec![format!(
-        "{} free on the fullest GPU: {cost}; memory is counted within some 4 %, so it may be nothing or several times as much{way_out}",
+        "{} free on the fullest GPU{of_it}: {cost}; memory is counted within some 4 %, so it may be nothing or several times as \
+         much{way_out}",
         fullest.free()
     )]
 }

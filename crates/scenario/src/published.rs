@@ -220,6 +220,15 @@ pub struct Declared {
     /// How tokens reached experts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatcher: Option<ExpertDispatcher>,
+    /// Layers, the first of the model, whose activations lay with the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_on_host: Option<u32>,
+    /// Sharded parameters were gathered into buffers that are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keeps_gather_buffers: Option<bool>,
+    /// Products added weight gradients up themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fused_gradient_accumulation: Option<bool>,
     /// Parameters were gathered in fp8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fp8_parameter_gather: Option<bool>,

@@ -322,6 +322,10 @@ pub struct SoftwareStack {
     /// Weight gradients are accumulated by the GEMM that computes them, not by a kernel after it.
     #[serde(default = "yes")]
     pub fused_gradient_accumulation: bool,
+    /// What ZeRO 3 gathers and the gradients that it sums lie in buffers for two layers each, which are kept for good, so that
+    /// the allocator is not asked for them (Megatron-FSDP, `fsdp_double_buffer`).
+    #[serde(default)]
+    pub keeps_gather_buffers: bool,
     /// For each weight whose gradient the GEMM accumulates, autograd is given a tensor of its shape in 16 bits that
     /// nobody reads. One of each shape is kept for good, and prediction modules and the logits add up those of the output layer.
     #[serde(default)]

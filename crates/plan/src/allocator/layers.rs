@@ -160,18 +160,25 @@ struct Tensors<'a> {
     kept: Kept,
     /// Output of the layer and of its two halves.
     output: Size,
+    /// Parameters of the layer where they are gathered, and their gradients.
     gathered: Size,
+    gradients: Size,
     /// Stream of the exchange of tokens, and how late what it reads is free.
     exchange: (usize, u64),
 }
 
 impl<'a> Tensors<'a> {
     fn new(s: &'a Sizes<'a>, kind: LayerKind) -> Self {
-        let gathered = if s.plan.zero == Zero::Stage3 {
+        let gradients = if s.plan.zero == Zero::Stage3 {
             let parameters = layer_parameters(s, kind);
             2 * (parameters.dense + parameters.expert)
         } else {
             0
+        };
+        let gathered = if s.stack.keeps_gather_buffers {
+            0
+        } else {
+            gradients
         };
         Self {
             s,
@@ -180,6 +187,7 @@ impl<'a> Tensors<'a> {
             kept: kept(s, kind, &s.training.recompute),
             output: Size::fixed(s.own_tokens * s.model.hidden * 2),
             gathered: Size::fixed(gathered),
+            gradients: Size::fixed(gradients),
             exchange: match s.stack.overlap.expert {
                 true => (EXCHANGE, s.stack.exchange_held),
                 false => (COMPUTE, 0),
@@ -427,10 +435,15 @@ impl<'a> Tensors<'a> {
         for slot in raw {
             w.give(slot);
         }
-        let weights = w.take(self.gathered, COMPUTE);
+        let weights = w.take(self.gradients, COMPUTE);
         done(w, Until::End);
         w.give(gradient);
-        w.later(weights, GATHERED);
+        // Where buffers are kept they are copied there, else they are summed over the ranks from where they are.
+        if self.s.stack.keeps_gather_buffers {
+            w.give(weights);
+        } else {
+            w.later(weights, GATHERED);
+        }
         w.later(parameters, GATHERED);
         w.meet();
     }

@@ -14,6 +14,7 @@ use crate::compile::Chunk;
 use crate::facts::StageFacts;
 use crate::known::Known;
 use crate::layer::Sizes;
+use crate::normal;
 use crate::schedule::Pass;
 use crate::setup::TokenDraws;
 use rackflow_units::{Bytes, SimDuration};
@@ -47,6 +48,9 @@ const COMFORT: u64 = 12;
 /// The same where exchanged tokens are held for a stream of their own: a run holds 13 % beyond its tensors so, a
 /// tenth of its memory (the same pull request, 68,392 of 60,378 MiB).
 const COMFORT_OF_EXCHANGE: u64 = 7;
+/// Standard deviation over the ranks of a stage of what is not played, over its mean: eight runs of SimuMax on B200, whose
+/// summary has both peaks of each rank (root of the mean square).
+const SLACK_VARIES: f64 = 0.21;
 /// Passes through layers that are followed; the rest of a step goes on as the second half of these.
 const PASSES: usize = 128;
 /// Steps before the one that counts, in which the cache fills, and those that count.
@@ -65,6 +69,8 @@ pub struct Pressure {
     pub asked: Bytes,
     /// What it would hold beyond the tensors if there were room.
     pub fragmentation: Bytes,
+    /// What of that is not played: small tensors, workspaces, temporaries.
+    pub slack: Bytes,
     /// How long a step's passes wait for it, all together.
     pub time: SimDuration,
     /// What it was given beyond the memory there is, since pieces would have left no place.
@@ -111,8 +117,11 @@ impl Stalls {
             true => COMFORT_OF_EXCHANGE,
             false => COMFORT,
         };
+        // The comfort has what is not played of the runs that it is read from; as much again for the pieces.
+        let slack = 2.0 * stack.allocator_slack * memory.as_f64();
+        let free = capacity.saturating_sub(memory);
         stack.allocator != AllocatorPolicy::Preallocated
-            && capacity.saturating_sub(memory).get() <= capacity.get() / comfort
+            && (free.get() <= capacity.get() / comfort || free.as_f64() <= slack)
     }
 
     /// Of a stage that holds `chunks` and works in this order, with so many of its ranks on one host. What is
@@ -139,11 +148,14 @@ impl Stalls {
         let mut stalls = if free > 2 * roomy.fragmentation() + MORE {
             Self::nothing_but(roomy.fragmentation())
         } else {
-            let key = (stage.clone(), order.len(), free);
-            let found = || Self::near_limit(&stage, order.len(), roomy, free);
+            let key = (stage.clone(), order.len(), free, slack.get());
+            let found = || Self::near_limit(&stage, order.len(), roomy, (free, slack.get()));
             Self::clone(&known.near_limit.get(key, found))
         };
-        stalls.pressure.fragmentation += slack;
+        let pressure = &mut stalls.pressure;
+        pressure.slack = slack;
+        pressure.fragmentation += slack;
+        pressure.lacking += slack.saturating_sub(facts.free());
         stalls
     }
 
@@ -153,12 +165,13 @@ impl Stalls {
         stalls
     }
 
-    /// Of a stage with so many passes that has so much more memory than its tensors take.
-    fn near_limit(stage: &Stage, passes: usize, roomy: Roomy, free: u64) -> Self {
+    /// Of a stage with so many passes that has so much more memory than its tensors and what is not played take,
+    /// which is also given.
+    fn near_limit(stage: &Stage, passes: usize, roomy: Roomy, (free, slack): (u64, u64)) -> Self {
         let mut stalls = Self::nothing_but(roomy.fragmentation());
         let limit = roomy.allocated + free;
         for more in 0..TRIES {
-            let Ok(played) = stage.play_all(limit + more * MORE) else {
+            let Ok(played) = stage.play_all(limit + more * MORE, slack) else {
                 stalls.pressure.lacking = Bytes::new((more + 1) * MORE);
                 continue;
             };
@@ -186,12 +199,27 @@ fn slack(stack: &SoftwareStack, facts: &StageFacts) -> Bytes {
     Bytes::new((stack.allocator_slack * tensors.as_f64()) as u64)
 }
 
+/// Quantile of a normal distribution of mean 0 and deviation 1 for one of so many ranks; neighbours are far from each other
+/// (van der Corput's sequence), so that each host has some of all.
+fn normal_quantile(rank: u32, ranks: u32) -> f64 {
+    if ranks < 2 {
+        return 0.0;
+    }
+    let bits = (ranks - 1).ilog2() + 1;
+    // Places of this rank among the first `ranks` of the sequence, in the order of their size.
+    let turned = |rank: u32| rank.reverse_bits() >> (32 - bits);
+    let below = (0..ranks)
+        .filter(|other| turned(*other) < turned(rank))
+        .count();
+    normal::quantile((below as f64 + 0.5) / f64::from(ranks))
+}
+
 /// Stages that were played. Plans share them that hold the same layers in the same order: those of both
 /// orders of ranks, and but for the memory that is left those of every way to shard.
 #[derive(Default)]
 pub(crate) struct KnownStalls {
     roomy: Known<Arc<Stage>, Option<Roomy>>,
-    near_limit: Known<(Arc<Stage>, usize, u64), Stalls>,
+    near_limit: Known<(Arc<Stage>, usize, u64, u64), Stalls>,
 }
 
 /// Peaks of a stage with all the room there can be.
@@ -328,10 +356,13 @@ impl Stage {
         })
     }
 
-    /// All ranks that differ.
-    fn play_all(&self, limit: u64) -> Result<Played, Exhausted> {
+    /// All ranks that differ, where so much is not played in the mean.
+    fn play_all(&self, limit: u64, slack: u64) -> Result<Played, Exhausted> {
         let ranks = self.expert_ranks.min(TokenDraws::RANKS);
-        let each = (0..ranks).map(|rank| self.play(limit, rank));
+        let each = (0..ranks).map(|rank| {
+            let more = slack as f64 * SLACK_VARIES * normal_quantile(rank, ranks);
+            self.play((limit as f64 - more).max(0.0) as u64, rank)
+        });
         let each: Vec<Played> = each.collect::<Result<_, _>>()?;
         let mut all = Played::default();
         for one in &each {

@@ -25,6 +25,9 @@ struct Settings {
     /// Whether tokens are dropped; left out: either way.
     #[serde(default)]
     token_drop: Option<bool>,
+    /// Whether parameters are sharded (ZeRO 3); left out: either way.
+    #[serde(default)]
+    sharded: Option<bool>,
     declared: Declared,
     /// Layers of the chunks, in Megatron's spelling.
     #[serde(default)]
@@ -57,6 +60,9 @@ impl Settings {
             && self
                 .token_drop
                 .is_none_or(|dropped| dropped == run.declared.token_drop)
+            && self
+                .sharded
+                .is_none_or(|sharded| sharded == (run.plan.zero == Some(3)))
     }
 }
 
@@ -76,9 +82,15 @@ pub(super) fn with_settings(run: &PublishedRun) -> (PublishedRun, Option<&'stati
         (&mut ours.gradient_reduce, theirs.gradient_reduce),
         (&mut ours.expert, theirs.expert),
         (&mut ours.shared_expert, theirs.shared_expert),
+        (&mut ours.keeps_gather_buffers, theirs.keeps_gather_buffers),
+        (
+            &mut ours.fused_gradient_accumulation,
+            theirs.fused_gradient_accumulation,
+        ),
     ] {
         *ours = ours.or(theirs);
     }
+    ours.layers_on_host = ours.layers_on_host.or(theirs.layers_on_host);
     ours.cuda_graphs = ours.cuda_graphs.or(theirs.cuda_graphs);
     if theirs.dispatcher.is_some() && (ours.dispatcher.is_none() || ours.dispatcher_is_assumed) {
         ours.dispatcher = theirs.dispatcher;
@@ -122,6 +134,9 @@ mod tests {
                 shared_expert: settings.declared.shared_expert,
                 cuda_graphs: settings.declared.cuda_graphs,
                 dispatcher: settings.declared.dispatcher,
+                layers_on_host: settings.declared.layers_on_host,
+                keeps_gather_buffers: settings.declared.keeps_gather_buffers,
+                fused_gradient_accumulation: settings.declared.fused_gradient_accumulation,
                 ..Declared::default()
             };
             assert_eq!(settings.declared, declared, "a setting is not handed on");
@@ -139,6 +154,7 @@ mod tests {
                     && (a.token_drop == b.token_drop
                         || a.token_drop.is_none()
                         || b.token_drop.is_none())
+                    && (a.sharded == b.sharded || a.sharded.is_none() || b.sharded.is_none())
             };
             assert!(
                 !READ[..i].iter().any(|other| same(&other)),
@@ -222,6 +238,24 @@ mod tests {
         let kept = filled("GB200-NVL72", "BF16", false).0;
         assert_eq!(dropped.cuda_graphs, Some(CudaGraphs::Partial), "not B200's");
         assert_ne!(dropped.recompute, kept.recompute);
+    }
+
+    /// What only sharded runs set is theirs alone.
+    #[test]
+    fn a_script_is_of_sharded_parameters_or_not() {
+        let mut run = shipped("mb-25.11-pretrain-LLAMA3_70B-GB200-64-FP8");
+        assert_eq!(run.plan.zero, Some(3));
+        let filled = with_settings(&run).0.declared;
+        assert_eq!(filled.layers_on_host, Some(40));
+        assert_eq!(filled.keeps_gather_buffers, Some(true));
+        assert_eq!(filled.fused_gradient_accumulation, Some(false));
+        let mut told = run.clone();
+        told.declared.layers_on_host = Some(20);
+        assert_eq!(with_settings(&told).0.declared.layers_on_host, Some(20));
+        run.precision = Some("BF16".to_owned());
+        assert_eq!(with_settings(&run).0.declared.layers_on_host, Some(20));
+        run.plan.zero = Some(1);
+        assert_eq!(with_settings(&run), (run.clone(), None));
     }
 
     /// A layout is taken where the plan has as many chunks.

@@ -8,8 +8,8 @@ use rackflow_plan::{Fidelity, Jitter, Setup};
 use rackflow_topology::{Cluster, Fabric, Node};
 use rackflow_units::{Bandwidth, Bytes};
 use rackflow_workload::{
-    Attention, CudaGraphs, ExpertDispatcher, Model, Parallelism, Recipe, Recompute, Routing,
-    Schedule, SoftwareStack, Training, Zero,
+    ActivationOffload, Attention, CudaGraphs, ExpertDispatcher, Model, OffloadedInput, Parallelism,
+    Recipe, Recompute, Routing, Schedule, SoftwareStack, Training, Zero,
 };
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ pub fn setup(run: &PublishedRun, catalogue: &Catalogue) -> Result<Setup, Unusabl
     let mut assumed = Vec::new();
     if let Some(from) = from {
         assumed.push(format!(
-            "dispatcher, graphs, overlap and recomputation as scripts of the release set them: {from}"
+            "dispatcher, graphs, overlap, recomputation and what lies with the host as scripts of the release set them: {from}"
         ));
     }
     let habits = habits(run);
@@ -419,6 +419,28 @@ fn stack(
             assumed.push("weights are gathered in fp8: the stack's habit".to_owned());
         }
         None => {}
+    }
+    for (setting, said) in [
+        (
+            &mut stack.keeps_gather_buffers,
+            declared.keeps_gather_buffers,
+        ),
+        (
+            &mut stack.fused_gradient_accumulation,
+            declared.fused_gradient_accumulation,
+        ),
+    ] {
+        *setting = said.unwrap_or(*setting);
+    }
+    if let (Some(layers), Some(of)) = (declared.layers_on_host, run.model.layers)
+        && layers > 0
+    {
+        // The last layer of a model keeps what it has.
+        let able = of.saturating_sub(1).max(1) as f64;
+        stack.activation_offload = ActivationOffload {
+            inputs: vec![OffloadedInput::Layer],
+            fraction: (f64::from(layers) / able).min(1.0),
+        };
     }
     if let Some(parameters) = declared.bucket_parameters {
         stack.bucket = Bytes::new(parameters.saturating_mul(stack.gradient_bytes));
