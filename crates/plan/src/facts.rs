@@ -1,7 +1,7 @@
 //! What a report must say about a plan besides what the simulation measures.
 
 use crate::allocator::pressure::Pressure;
-use crate::memory::MemoryUse;
+use crate::memory::{ALLOCATOR_MARGIN, MemoryUse};
 use crate::setup::Straggler;
 use rackflow_topology::{Cluster, LinkFault};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
@@ -24,6 +24,11 @@ impl StageFacts {
     /// Whether its ranks have the memory that they need.
     pub fn fits(&self) -> bool {
         self.memory.total() <= self.capacity
+    }
+
+    /// So close to its capacity that the allocator may thrash; see [`ALLOCATOR_MARGIN`].
+    pub fn is_crowded(&self) -> bool {
+        self.free_for_pieces() < ALLOCATOR_MARGIN
     }
 
     /// Whether its passes wait for the allocator.

@@ -15,7 +15,6 @@ pub mod kernel;
 mod known;
 mod layer;
 mod memory;
-mod normal;
 mod outlook;
 mod placement;
 mod price;

@@ -35,7 +35,7 @@ pub struct MemoryUse {
     pub activations: Bytes,
     /// Logits, communication buffers, gathered shards.
     pub buffers: Bytes,
-    /// Context, library workspaces, fragmentation.
+    /// Context and communication buffers, and fragmentation where the stack has no `allocator_slack`.
     pub reserved: Bytes,
 }
 
@@ -54,11 +54,6 @@ impl MemoryUse {
         .into_iter()
         .max_by_key(|(bytes, _)| *bytes)
         .map_or(MemoryPart::States, |(_, part)| part)
-    }
-
-    /// So close to `capacity` that the allocator may thrash; see [`ALLOCATOR_MARGIN`].
-    pub fn crowds(&self, capacity: Bytes) -> bool {
-        self.total() + ALLOCATOR_MARGIN > capacity
     }
 
     /// All of it.

@@ -147,9 +147,13 @@ pub fn in_short(plan: &Plan) -> String {
         .unwrap_or_default();
     let gpus = plan.facts.cluster.gpus;
     let crowded = plan.facts.stages.iter();
-    let mut crowded = crowded.filter(|stage| stage.memory.crowds(stage.capacity));
-    let stalled = plan.facts.stages.iter().any(StageFacts::is_stalled);
+    let mut crowded = crowded.filter(|stage| stage.is_crowded());
+    let stages = || plan.facts.stages.iter();
+    let stalled = stages().any(StageFacts::is_stalled);
     let warning = match crowded.next() {
+        _ if stages().any(|stage| stage.pressure.lacks_place()) => {
+            ", so near the limit that it may run out of memory"
+        }
         _ if stalled => ", so near the limit that the allocator slows the step",
         Some(_) => ", so near the limit that the allocator may slow the step",
         None => "",

@@ -9,7 +9,7 @@ use crate::report::{
     ByConvention, Cluster, Comparison, Engine, Figure, Loss, Memory, Model, OverSeeds, Peak, Plan,
     Rack, Report, SCHEMA_VERSION, TflopsPerGpu, Training, Vision,
 };
-use rackflow_plan::{ALLOCATOR_MARGIN, Accounts, Cause, Facts, Fidelity, StageFacts};
+use rackflow_plan::{Accounts, Cause, Facts, Fidelity, StageFacts};
 use rackflow_simulator::{Record, RunRecord, Trace};
 use rackflow_topology::{Fabric, Node, Part};
 use rackflow_units::Bytes;
@@ -455,15 +455,16 @@ pub(crate) fn fraction(total: &Accounts, causes: impl IntoIterator<Item = Cause>
 /// What a user should know about the plan.
 fn warnings(facts: &Facts) -> Vec<String> {
     let near = |stage: &StageFacts| {
-        stage.free_for_pieces() < ALLOCATOR_MARGIN
-            || stage.is_stalled()
-            || stage.pressure.lacks_place()
+        stage.is_crowded() || stage.is_stalled() || stage.pressure.lacks_place()
     };
     if !facts.stages.iter().any(near) {
         return Vec::new();
     }
     // Another stage may wait than the one with least free.
-    let fullest = facts.stages.iter().min_by_key(|s| s.free_for_pieces());
+    let fullest = facts
+        .stages
+        .iter()
+        .min_by_key(|s| (s.free_for_pieces(), s.free()));
     let slowest = facts.stages.iter().max_by_key(|stage| stage.pressure.time);
     let (Some(fullest), Some(slowest)) = (fullest, slowest) else {
         return Vec::new();
@@ -473,10 +474,15 @@ fn warnings(facts: &Facts) -> Vec<String> {
         .iter()
         .map(|stage| stage.pressure.lacking)
         .max();
+    let slack = fullest.pressure.slack;
     let cost = if let Some(lacking) = lacking.filter(|lacking| *lacking > Bytes::ZERO) {
+        let why = if slack > fullest.free() {
+            "with these there is"
+        } else {
+            "segments that are partly in use leave"
+        };
         format!(
-            "segments that are partly in use leave no place for all tensors, so it may run out of memory; the step is \
-             that with {lacking} more"
+            "{why} no place for all tensors, so it may run out of memory; the step is that with {lacking} more"
         )
     } else if slowest.is_stalled() {
         let pressure = &slowest.pressure;
@@ -496,7 +502,6 @@ fn warnings(facts: &Facts) -> Vec<String> {
         ),
         None => "; a smaller micro-batch or recomputation leave more".to_owned(),
     };
-    let slack = fullest.pressure.slack;
     let of_it = if slack > Bytes::ZERO {
         format!(", while small tensors and workspaces take some {slack}")
     } else {

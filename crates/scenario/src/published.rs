@@ -220,7 +220,7 @@ pub struct Declared {
     /// How tokens reached experts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatcher: Option<ExpertDispatcher>,
-    /// Layers, the first of the model, whose activations lay with the host.
+    /// Layers whose activations lay with the host: as large a part of each chunk's, the first ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_on_host: Option<u32>,
     /// Sharded parameters were gathered into buffers that are kept.

@@ -14,7 +14,6 @@ use crate::compile::Chunk;
 use crate::facts::StageFacts;
 use crate::known::Known;
 use crate::layer::Sizes;
-use crate::normal;
 use crate::schedule::Pass;
 use crate::setup::TokenDraws;
 use rackflow_units::{Bytes, SimDuration};
@@ -48,9 +47,6 @@ const COMFORT: u64 = 12;
 /// The same where exchanged tokens are held for a stream of their own: a run holds 13 % beyond its tensors so, a
 /// tenth of its memory (the same pull request, 68,392 of 60,378 MiB).
 const COMFORT_OF_EXCHANGE: u64 = 7;
-/// Standard deviation over the ranks of a stage of what is not played, over its mean: eight runs of SimuMax on B200, whose
-/// summary has both peaks of each rank (root of the mean square).
-const SLACK_VARIES: f64 = 0.21;
 /// Passes through layers that are followed; the rest of a step goes on as the second half of these.
 const PASSES: usize = 128;
 /// Steps before the one that counts, in which the cache fills, and those that count.
@@ -148,8 +144,8 @@ impl Stalls {
         let mut stalls = if free > 2 * roomy.fragmentation() + MORE {
             Self::nothing_but(roomy.fragmentation())
         } else {
-            let key = (stage.clone(), order.len(), free, slack.get());
-            let found = || Self::near_limit(&stage, order.len(), roomy, (free, slack.get()));
+            let key = (stage.clone(), order.len(), free);
+            let found = || Self::near_limit(&stage, order.len(), roomy, free);
             Self::clone(&known.near_limit.get(key, found))
         };
         let pressure = &mut stalls.pressure;
@@ -165,13 +161,13 @@ impl Stalls {
         stalls
     }
 
-    /// Of a stage with so many passes that has so much more memory than its tensors and what is not played take,
-    /// which is also given.
-    fn near_limit(stage: &Stage, passes: usize, roomy: Roomy, (free, slack): (u64, u64)) -> Self {
+    /// Of a stage with so many passes that has so much more memory than its tensors and what is not played take.
+    fn near_limit(stage: &Stage, passes: usize, roomy: Roomy, free: u64) -> Self {
         let mut stalls = Self::nothing_but(roomy.fragmentation());
         let limit = roomy.allocated + free;
-        for more in 0..TRIES {
-            let Ok(played) = stage.play_all(limit + more * MORE, slack) else {
+        // Far from a place it is looked for in wider steps.
+        for more in (0..TRIES).chain((1..=6).map(|doubled| TRIES << doubled)) {
+            let Ok(played) = stage.play_all(limit + more * MORE) else {
                 stalls.pressure.lacking = Bytes::new((more + 1) * MORE);
                 continue;
             };
@@ -199,27 +195,12 @@ fn slack(stack: &SoftwareStack, facts: &StageFacts) -> Bytes {
     Bytes::new((stack.allocator_slack * tensors.as_f64()) as u64)
 }
 
-/// Quantile of a normal distribution of mean 0 and deviation 1 for one of so many ranks; neighbours are far from each other
-/// (van der Corput's sequence), so that each host has some of all.
-fn normal_quantile(rank: u32, ranks: u32) -> f64 {
-    if ranks < 2 {
-        return 0.0;
-    }
-    let bits = (ranks - 1).ilog2() + 1;
-    // Places of this rank among the first `ranks` of the sequence, in the order of their size.
-    let turned = |rank: u32| rank.reverse_bits() >> (32 - bits);
-    let below = (0..ranks)
-        .filter(|other| turned(*other) < turned(rank))
-        .count();
-    normal::quantile((below as f64 + 0.5) / f64::from(ranks))
-}
-
 /// Stages that were played. Plans share them that hold the same layers in the same order: those of both
 /// orders of ranks, and but for the memory that is left those of every way to shard.
 #[derive(Default)]
 pub(crate) struct KnownStalls {
     roomy: Known<Arc<Stage>, Option<Roomy>>,
-    near_limit: Known<(Arc<Stage>, usize, u64, u64), Stalls>,
+    near_limit: Known<(Arc<Stage>, usize, u64), Stalls>,
 }
 
 /// Peaks of a stage with all the room there can be.
@@ -356,13 +337,10 @@ impl Stage {
         })
     }
 
-    /// All ranks that differ, where so much is not played in the mean.
-    fn play_all(&self, limit: u64, slack: u64) -> Result<Played, Exhausted> {
+    /// All ranks that differ.
+    fn play_all(&self, limit: u64) -> Result<Played, Exhausted> {
         let ranks = self.expert_ranks.min(TokenDraws::RANKS);
-        let each = (0..ranks).map(|rank| {
-            let more = slack as f64 * SLACK_VARIES * normal_quantile(rank, ranks);
-            self.play((limit as f64 - more).max(0.0) as u64, rank)
-        });
+        let each = (0..ranks).map(|rank| self.play(limit, rank));
         let each: Vec<Played> = each.collect::<Result<_, _>>()?;
         let mut all = Played::default();
         for one in &each {

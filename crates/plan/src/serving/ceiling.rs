@@ -4,7 +4,6 @@
 //! must never be too low: whatever cannot be bounded counts as free.
 
 use super::{Instance, PrefillChunk, StepBatch};
-use crate::normal;
 use rackflow_units::SimDuration;
 use rackflow_workload::{Decoder, EngineConfig, Length, RequestPlan, Shapes};
 
@@ -46,11 +45,25 @@ fn mean(length: Length) -> f64 {
             // The integral of the quantiles, by the middle of a thousand parts.
             let part = |i: u32| {
                 let p = (f64::from(i) + 0.5) / 1000.0;
-                (f64::from(median) * libm::exp(sigma * normal::quantile(p))).min(max.into())
+                (f64::from(median) * libm::exp(sigma * normal_quantile(p))).min(max.into())
             };
             (0..1000).map(part).sum::<f64>() / 1000.0
         }
     }
+}
+
+/// Quantile of the normal distribution, by bisection of its integral.
+fn normal_quantile(p: f64) -> f64 {
+    let (mut low, mut high) = (-8.0_f64, 8.0_f64);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if 0.5 * libm::erfc(-middle / std::f64::consts::SQRT_2) < p {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Ceilings of one replica, in requests per second, and the pace of a lone user.
