@@ -1,11 +1,15 @@
 //! What a report must say about a plan besides what the simulation measures.
 
 use crate::allocator::pressure::Pressure;
-use crate::memory::{ALLOCATOR_MARGIN, MemoryUse};
+use crate::memory::MemoryUse;
 use crate::setup::Straggler;
 use rackflow_topology::{Cluster, LinkFault};
 use rackflow_units::{Bandwidth, Bytes, FlopRate, Precision, SimDuration};
 use rackflow_workload::{AllocatorPolicy, Training};
+
+/// Free memory under which a report says how little is left: memory is counted within 4 % in the middle, and
+/// with less than some GB the allocator may slow a step.
+const ALLOCATOR_MARGIN: Bytes = Bytes::new(4_000_000_000);
 
 /// One pipeline stage.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,7 +30,7 @@ impl StageFacts {
         self.memory.total() <= self.capacity
     }
 
-    /// So close to its capacity that the allocator may thrash; see [`ALLOCATOR_MARGIN`].
+    /// So close to its capacity that the allocator may thrash: less than 4 GB are left for pieces.
     pub fn is_crowded(&self) -> bool {
         self.free_for_pieces() < ALLOCATOR_MARGIN
     }

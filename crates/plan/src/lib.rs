@@ -36,7 +36,7 @@ pub use compile::{KindPlan, Plan, compile};
 pub use crossing::{Flows, Pattern, Reach, Sender, may_block, route_of};
 pub use error::{Longest, MemoryPart, PlanError};
 pub use facts::{Facts, KernelFacts, KernelKind, OtherSegments, StageFacts, Uplinks};
-pub use memory::{ALLOCATOR_MARGIN, MemoryUse};
+pub use memory::MemoryUse;
 pub use outlook::{
     Checkpoint, Cost, Economics, Interval, Length, MemoryTier, Outlook, TrainingRun,
     checkpoint_bytes, checkpoint_writers,

@@ -18,10 +18,6 @@ use rackflow_workload::{
     OffloadedInput, Recipe, Recompute, Schedule, Zero,
 };
 
-/// Free memory under which a report says how little is left: memory is counted within 4 % in the middle, and
-/// with less than some GB the allocator may slow a step.
-pub const ALLOCATOR_MARGIN: Bytes = Bytes::new(4_000_000_000);
-
 /// Memory of one rank at its peak, by what holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryUse {

@@ -146,17 +146,15 @@ pub fn in_short(plan: &Plan) -> String {
         .map(|stage| (stage.memory.total(), stage.capacity))
         .unwrap_or_default();
     let gpus = plan.facts.cluster.gpus;
-    let crowded = plan.facts.stages.iter();
-    let mut crowded = crowded.filter(|stage| stage.is_crowded());
-    let stages = || plan.facts.stages.iter();
-    let stalled = stages().any(StageFacts::is_stalled);
-    let warning = match crowded.next() {
-        _ if stages().any(|stage| stage.pressure.lacks_place()) => {
-            ", so near the limit that it may run out of memory"
-        }
-        _ if stalled => ", so near the limit that the allocator slows the step",
-        Some(_) => ", so near the limit that the allocator may slow the step",
-        None => "",
+    let any = |is: fn(&StageFacts) -> bool| plan.facts.stages.iter().any(is);
+    let warning = if any(|stage| stage.pressure.lacks_place()) {
+        ", so near the limit that it may run out of memory"
+    } else if any(StageFacts::is_stalled) {
+        ", so near the limit that the allocator slows the step"
+    } else if any(StageFacts::is_crowded) {
+        ", so near the limit that the allocator may slow the step"
+    } else {
+        ""
     };
     let gpus = counted(gpus, "GPU");
     format!("{gpus}, {fullest} of {capacity} on the fullest{warning}")

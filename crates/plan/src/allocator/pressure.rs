@@ -106,7 +106,7 @@ impl Stalls {
     }
 
     /// Whether a stage that needs so much of so much memory may wait: never while [`COMFORT`] of it is free, or
-    /// [`COMFORT_OF_EXCHANGE`].
+    /// [`COMFORT_OF_EXCHANGE`], and twice the slack of the allocator.
     pub fn may_be(stack: &SoftwareStack, memory: Bytes, capacity: Bytes) -> bool {
         let holds_exchange = stack.overlap.expert && stack.exchange_held > 0;
         let comfort = match holds_exchange {
