@@ -6,9 +6,10 @@
 //! run one after the other, none faster than on an idle GPU, and within a pass each waits for the
 //! communication before it, which is no faster than on idle links ([`pieces`]). A pass begins no
 //! earlier than its stage is done with the one before, than its input has arrived over an idle link,
-//! and than the host has issued it. Where it waits for the allocator, all that goes before is through and
-//! nothing of it is issued until the wait is over. [`passes`] follows all passes of all stages by these rules, and
-//! by no others: whatever else a step holds only adds to it.
+//! and than the host has issued it. Where the allocator drains the device in a pass, nothing is computed, exchanged or
+//! issued until the wait is over; where it holds up the host, nothing is issued. What a pass hands on is issued after all
+//! of its waits. [`passes`] follows all passes of all stages by these rules, and by no others: whatever else a step
+//! holds only adds to it.
 //!
 //! [`step_time`] leaves the order of passes out. A stage takes no less than all its passes one after
 //! the other; before the first of them a micro-batch came through all stages before this one, and

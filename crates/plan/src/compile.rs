@@ -1,6 +1,6 @@
 //! From a setup to a plan: chunks of layers, their runs, and the program of every stage.
 
-use crate::allocator::pressure::{KnownStalls, Pressure, Stalls};
+use crate::allocator::pressure::{KnownStalls, Pressure, Stall, Stalls};
 use crate::cause::CommKind;
 use crate::crossing;
 use crate::error::PlanError;
@@ -26,7 +26,7 @@ use rackflow_workload::{
     Recompute, Schedule, Zero,
 };
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -1544,6 +1544,8 @@ impl<'a> Compiler<'a> {
             waits: Vec::new(),
             ready: vec![Vec::new(); chunks.len()],
             offloaded: BTreeMap::new(),
+            last_exchange: None,
+            stalls: Vec::new(),
         };
         let mut together = Together::new(self, stage, order);
         let first_apart = self.gathers_beside_optimizer();
@@ -1568,10 +1570,11 @@ impl<'a> Compiler<'a> {
                 let run = self.chunk_gather(ctx, &chunks[chunk as usize]);
                 emit.ready[chunk as usize] = emit.aside(&run);
             }
-            let stall = stalls.before(place);
-            if stall > SimDuration::ZERO {
-                emit.stall(ctx.stall(stall));
-            }
+            let waits = |stall: &Stall| stall.time > SimDuration::ZERO;
+            let of_meeting = stalls.within(place).iter();
+            emit.stalls = of_meeting
+                .map(|stall| waits(stall).then(|| (ctx.stall(*stall), stall.drains)))
+                .collect();
             let start = emit.program.tasks.len();
             let gathered_apart = |c: u32| if c == 0 { first_apart } else { others_apart };
             let mut forward_kind = |c: u32| {
@@ -1954,6 +1957,9 @@ struct Emitter {
     ready: Vec<Vec<u32>>,
     /// The last copy to the host of each micro-batch and chunk.
     offloaded: BTreeMap<(u32, u32), u32>,
+    last_exchange: Option<u32>,
+    /// What the next pass waits for the allocator, before each meeting of the ranks.
+    stalls: Vec<Option<Stalled>>,
 }
 
 /// When the stages of an interleaved pipeline move parameters and gradients together
@@ -2064,6 +2070,9 @@ fn backward_of(pass: Pass) -> Option<u32> {
     }
 }
 
+/// A wait for the allocator as a segment, and whether the device drains first.
+type Stalled = (SegmentId, bool);
+
 struct Cursor<'r> {
     run: &'r Run,
     /// Task of each node that has been written.
@@ -2072,6 +2081,8 @@ struct Cursor<'r> {
     micro_batch: u32,
     /// The chunk that it passes through.
     chunk: u32,
+    /// What is waited for the allocator before nodes that are not written yet.
+    stalls: VecDeque<(u32, Stalled)>,
 }
 
 impl<'r> Cursor<'r> {
@@ -2082,6 +2093,7 @@ impl<'r> Cursor<'r> {
             entry,
             micro_batch,
             chunk,
+            stalls: VecDeque::new(),
         }
     }
 
@@ -2092,6 +2104,7 @@ impl<'r> Cursor<'r> {
 
 impl Emitter {
     fn write_node(&mut self, cursor: &mut Cursor<'_>) {
+        self.stall_before(cursor, cursor.tasks.len() as u32);
         let node = &cursor.run.nodes[cursor.tasks.len()];
         let mut waits = std::mem::take(&mut self.waits);
         waits.clear();
@@ -2115,6 +2128,9 @@ impl Emitter {
         if node.stream == Stream::Compute {
             self.last_compute = Some(task);
         }
+        if node.stream == Stream::Expert {
+            self.last_exchange = Some(task);
+        }
         if node.stream == Stream::Offload {
             self.offloaded.insert(pass, task);
         }
@@ -2122,9 +2138,11 @@ impl Emitter {
     }
 
     fn write_all(&mut self, cursor: &mut Cursor<'_>) {
+        self.share_stalls(&mut [cursor]);
         while !cursor.done() {
             self.write_node(cursor);
         }
+        self.stall_before(cursor, u32::MAX);
     }
 
     /// What a message sent after `cursor` must wait for.
@@ -2277,13 +2295,49 @@ impl Emitter {
         self.backward_output(micro_batch, chunk, &waits);
     }
 
-    /// The host waits for all that it launched, and then for the driver.
-    fn stall(&mut self, segment: SegmentId) {
+    /// The host waits for the driver; where memory goes back, after all that it launched.
+    fn stall(&mut self, (segment, drains): Stalled) {
+        let exchange: Vec<u32> = self.last_exchange.filter(|_| drains).into_iter().collect();
         let task = self
             .program
-            .push(Work::Compute(segment), Stream::Compute, 0, &[]);
-        self.program.tasks[task as usize].host_waits = true;
+            .push(Work::Compute(segment), Stream::Compute, 0, &exchange);
+        self.program.tasks[task as usize].host_waits = drains;
         self.last_compute = Some(task);
+    }
+
+    /// Deals out what is waited for the allocator over the passes that are written next, which meet in turns. Where they meet more or
+    /// less often than was played, in proportion.
+    fn share_stalls(&mut self, cursors: &mut [&mut Cursor<'_>]) {
+        let stalls = std::mem::take(&mut self.stalls);
+        if stalls.iter().all(Option::is_none) {
+            return;
+        }
+        let meetings = |cursor: &Cursor<'_>| cursor.run.meetings.len();
+        let most = cursors.iter().map(|cursor| meetings(cursor)).max();
+        let mut turns: Vec<(usize, u32)> = Vec::new();
+        for turn in 0..most.unwrap_or(0) {
+            for (who, cursor) in cursors.iter().enumerate() {
+                let node = cursor.run.meetings.get(turn);
+                turns.extend(node.map(|node| (who, *node)));
+            }
+        }
+        for (i, stall) in stalls.iter().enumerate() {
+            let Some(stall) = stall else { continue };
+            match turns.get(i * turns.len() / stalls.len()) {
+                Some((who, node)) => cursors[*who].stalls.push_back((*node, *stall)),
+                None => self.stall(*stall),
+            }
+        }
+    }
+
+    /// Writes what is waited for the allocator before a node of a run.
+    fn stall_before(&mut self, cursor: &mut Cursor<'_>, node: u32) {
+        while let Some((before, stall)) = cursor.stalls.front().copied()
+            && before <= node
+        {
+            self.stall(stall);
+            cursor.stalls.pop_front();
+        }
     }
 
     fn plain(&mut self, run: &Run, micro_batch: u32) {
@@ -2311,8 +2365,12 @@ impl Emitter {
         let b_entry = self.backward_input(backward.0, backward.1);
         let mut f = Cursor::new(f, f_entry, forward.0, forward.1);
         let mut b = Cursor::new(b, b_entry, backward.0, backward.1);
+        self.share_stalls(&mut [&mut f, &mut b]);
         for of_forward in order {
             self.write_node(if *of_forward { &mut f } else { &mut b });
+        }
+        for cursor in [&mut f, &mut b] {
+            self.stall_before(cursor, u32::MAX);
         }
         let waits = self.after(&f);
         self.forward_output(forward.0, forward.1, &waits);

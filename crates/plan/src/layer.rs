@@ -1520,6 +1520,7 @@ fn exchange(
     way: Way,
     bytes: Bytes,
 ) -> Option<u32> {
+    b.meet(2);
     if s.plan.expert == 1 {
         return None;
     }
@@ -2130,6 +2131,7 @@ pub(crate) fn forward(
         (FeedForward::MoE, Some(moe)) => moe_forward(&mut b, s, moe),
         _ => dense_forward(&mut b, s, recompute),
     }
+    b.meet(1);
     b.finish()
 }
 
@@ -2162,6 +2164,7 @@ pub(crate) fn backward(
         _ => dense_backward(&mut b, s, gradients),
     }
     attention_backward(&mut b, s, kind, gradients);
+    b.meet(1);
     b.finish()
 }
 

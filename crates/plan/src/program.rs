@@ -212,6 +212,8 @@ pub struct Segment {
     pub memory_time: SimDuration,
     /// Host time to launch its kernels; zero inside a CUDA graph.
     pub launch: SimDuration,
+    /// How the time is booked for which the device waits until the host has launched the last of them.
+    pub late: Cause,
     /// Scales with the rank's expert load.
     pub routed: bool,
     /// How `time[0]` is booked; sums to it.

@@ -1,5 +1,6 @@
 //! Runs: pieces of a stage's program, built once and stamped for every micro-batch.
 
+use crate::allocator::pressure::Stall;
 use crate::cause::{Cause, CommKind};
 use crate::facts::{KernelFacts, KernelKind};
 use crate::kernel::{self, KernelCost};
@@ -104,6 +105,8 @@ pub(crate) struct Run {
     pub nodes: Vec<Node>,
     /// Communication that the next computation after this run must wait for.
     pub exits: Vec<u32>,
+    /// Nodes before which ranks meet in a collective, as often as they do in the play of the allocator.
+    pub meetings: Vec<u32>,
 }
 
 impl Run {
@@ -135,6 +138,8 @@ impl Run {
             }
             self.nodes.push(node);
         }
+        let meetings = other.meetings.iter().map(|node| node + offset);
+        self.meetings.extend(meetings);
         // A run without computation leaves the earlier exits open.
         if other.last_compute().is_some() {
             self.exits.clear();
@@ -313,9 +318,17 @@ impl<'a> Context<'a> {
         TransferId(index as u32)
     }
 
-    /// Waiting for the allocator, as long as `time`. Equal ones are shared.
-    pub fn stall(&mut self, time: SimDuration) -> SegmentId {
-        let same = |segment: &Segment| segment.label == STALL && segment.time[0] == time;
+    /// Waiting for the allocator. Equal ones are shared.
+    pub fn stall(&mut self, stall: Stall) -> SegmentId {
+        // What drains keeps the device waiting; else the host is late with what comes next, whether the device has
+        // work left or not.
+        let (time, launch) = match stall.drains {
+            true => (stall.time, SimDuration::ZERO),
+            false => (SimDuration::ZERO, stall.time),
+        };
+        let same = |segment: &Segment| {
+            segment.label == STALL && segment.time[0] == time && segment.launch == launch
+        };
         if let Some(known) = self.segments.iter().position(same) {
             return SegmentId(known as u32);
         }
@@ -323,7 +336,8 @@ impl<'a> Context<'a> {
             label: STALL,
             time: [time; SEGMENT_LEVELS],
             memory_time: SimDuration::ZERO,
-            launch: SimDuration::ZERO,
+            launch,
+            late: Cause::Allocator,
             routed: false,
             causes: vec![(Cause::Allocator, time)],
             flops: 0.0,
@@ -432,6 +446,7 @@ impl<'a> Context<'a> {
             time,
             memory_time,
             launch,
+            late: Cause::Launch,
             routed,
             causes,
             flops: flops.model + flops.again,
@@ -468,6 +483,7 @@ impl<'a> Context<'a> {
             time,
             memory_time: SimDuration::ZERO,
             launch,
+            late: Cause::Launch,
             routed,
             causes: Vec::new(),
             flops: 0.0,
@@ -767,6 +783,13 @@ impl<'c, 'a> Builder<'c, 'a> {
     /// The host waits for this node before it issues anything more.
     pub fn host_waits(&mut self, node: u32) {
         self.run.nodes[node as usize].host_waits = true;
+    }
+
+    /// Ranks meet so often after what is here.
+    pub fn meet(&mut self, times: usize) {
+        let open = u32::from(!self.ops.is_empty());
+        let node = self.run.nodes.len() as u32 + open;
+        self.run.meetings.extend(vec![node; times]);
     }
 
     /// What is computed from here on waits for `node`.

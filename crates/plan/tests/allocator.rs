@@ -1,11 +1,12 @@
 //! What the simulated allocator holds and costs, beside what PyTorch's did.
 
-use rackflow_plan::{Pressure, Seats, Setup, compile};
+use rackflow_plan::{Pressure, Seats, Setup, Stream, Task, Work, compile};
 use rackflow_scenario::Catalogue;
 use rackflow_scenario::published;
 use rackflow_topology::{Node, Part};
 use rackflow_units::{Bytes, SimDuration};
 use rackflow_workload::{AllocatorPolicy, Recompute};
+use std::collections::BTreeSet;
 
 fn setup(id: &str) -> Setup {
     let runs = published::read(published::SHIPPED).expect("well formed");
@@ -114,6 +115,55 @@ fn what_is_not_played_is_the_slack_of_the_stacks() {
         part
     });
     assert!((mean(&parts) / slack - 1.0).abs() < 0.02, "{parts:?}");
+}
+
+/// A rank waits for memory when it takes it, and the others at their next meeting: before an exchange of tokens, or when
+/// they are through a layer. Nothing of it comes before a pass, whose input must be there first.
+#[test]
+fn waits_lie_where_ranks_meet() {
+    for (id, free) in [
+        ("pr6429-dsv3-14L-overlap-rc", 4.5e9),
+        ("pr6429-dsv3-14L-nooverlap-rc", 2.4e9),
+    ] {
+        let mut near = setup(id);
+        near.training.recompute = Recompute::None;
+        let plan = compile(&with_memory(near, free)).expect("sound");
+        let label = |task: &Task| match task.work {
+            Work::Compute(id) => plan.segments[id.0 as usize].label,
+            _ => "",
+        };
+        let mut before_exchange = 0;
+        let mut others = BTreeSet::new();
+        for (program, stage) in plan.programs.iter().zip(&plan.facts.stages) {
+            let waits = |task: &&Task| label(task) == "allocator";
+            let waited: SimDuration = (program.tasks.iter().filter(waits))
+                .map(|task| match task.work {
+                    Work::Compute(id) => &plan.segments[id.0 as usize],
+                    _ => unreachable!("waits for the allocator are computation"),
+                })
+                .map(|segment| segment.time[0] + segment.launch)
+                .sum();
+            assert_eq!(waited, stage.pressure.time, "{id}");
+            for mark in &program.passes {
+                let first = &program.tasks[mark.tasks.0 as usize];
+                assert_ne!(label(first), "allocator", "{id}: before {mark:?}");
+            }
+            let tasks = program.tasks.iter().zip(&program.tasks[1..]);
+            let next = tasks.filter(|(task, next)| waits(task) && !waits(next));
+            for (_, next) in next {
+                match next.stream {
+                    Stream::Expert => before_exchange += 1,
+                    Stream::Compute => _ = others.insert(label(next)),
+                    // Messages to other stages, at the end of a pass.
+                    _ => {}
+                }
+            }
+        }
+        assert!(before_exchange > 20, "{id}: {before_exchange}");
+        for inside in ["experts", "experts backward", "combine tokens"] {
+            assert!(!others.contains(inside), "{id}: {others:?}");
+        }
+    }
 }
 
 /// What the slack takes is not free for the pieces that are played.

@@ -488,7 +488,7 @@ fn warnings(facts: &Facts) -> Vec<String> {
         let pressure = &slowest.pressure;
         format!(
             "the ranks of a stage each give the allocator's cache back {:.1} times a step and wait for each other, \
-             which takes {}",
+             which takes their hosts {}",
             pressure.flushes, pressure.time
         )
     } else {

@@ -58,10 +58,10 @@ pub(crate) fn natural_end(now: SimTime, left: u64, nominal: u64, stretched: u64)
     now + SimDuration::from_picos(rest)
 }
 
-/// Books what a computation took beyond its own time `own`.
+/// Books what a computation took beyond its own time `own`; what the host was late with its last kernels, as `late_cause`.
 pub(crate) fn book_beyond(
     accounts: &mut Accounts,
-    own: SimDuration,
+    (own, late_cause): (SimDuration, Cause),
     running: Running,
     now: SimTime,
 ) {
@@ -74,7 +74,7 @@ pub(crate) fn book_beyond(
     let beyond = wall.saturating_sub(nominal);
     // What the host was late with the last kernels; the rest is communication beside them.
     let late = now.saturating_since(running.natural).min(beyond);
-    accounts.book(Cause::Launch, late);
+    accounts.book(late_cause, late);
     accounts.book(Cause::Contention, beyond - late);
 }
 

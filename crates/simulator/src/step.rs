@@ -733,7 +733,7 @@ impl<'p> Step<'p> {
         let segment = &self.plan.segments_on(self.entities[e].kind)[id.0 as usize];
         let own = scaled(segment.time[0], (load_of(&self.entities[e], segment), ONE));
         let state = &mut self.states[e];
-        book_beyond(&mut state.accounts, own, running, now);
+        book_beyond(&mut state.accounts, (own, segment.late), running, now);
         state.idle_from = now;
         if let Some(watch) = &mut self.watch {
             watch.computed(entity, running.task, running.started, now);

@@ -83,26 +83,44 @@ impl Pressure {
     }
 }
 
+/// What a stage waits for the allocator between two meetings of its ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Stall {
+    pub time: SimDuration,
+    /// Memory goes back: the host waits until the device is through with all that it was given. Else the host alone is
+    /// held up.
+    pub drains: bool,
+}
+
 /// How long the passes of a stage wait for the allocator, by place in its order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Stalls {
-    of_place: Vec<SimDuration>,
+    /// Before each meeting of its ranks in a pass.
+    of_place: Vec<Vec<Stall>>,
     /// From this place on they repeat.
     repeats_from: usize,
     pub pressure: Pressure,
 }
 
 impl Stalls {
-    /// Before the pass at a place.
-    pub fn before(&self, place: usize) -> SimDuration {
+    /// In the pass at a place, before each meeting of its ranks.
+    pub fn within(&self, place: usize) -> &[Stall] {
         let known = self.of_place.len();
         if place < known {
-            return self.of_place[place];
+            return &self.of_place[place];
         }
         match known - self.repeats_from {
-            0 => SimDuration::ZERO,
-            length => self.of_place[self.repeats_from + (place - self.repeats_from) % length],
+            0 => &[],
+            length => &self.of_place[self.repeats_from + (place - self.repeats_from) % length],
         }
+    }
+
+    /// All of those for which the device waits too, and of those for which the host alone does.
+    pub fn drained_and_beside(&self, place: usize) -> [SimDuration; 2] {
+        [true, false].map(|drains| {
+            let of_kind = self.within(place).iter().filter(|s| s.drains == drains);
+            of_kind.map(|stall| stall.time).sum()
+        })
     }
 
     /// Whether a stage that needs so much of so much memory may wait: never while [`COMFORT`] of it is free, or
@@ -180,9 +198,8 @@ impl Stalls {
             let counted = played.ranks * COUNTED;
             stalls.pressure.flushes = played.flushes as f64 / counted as f64;
             stalls.pressure.asked = Bytes::new(played.asked / counted);
-            stalls.pressure.time = (0..passes)
-                .map(|place| stalls.before(place))
-                .fold(SimDuration::ZERO, |sum, span| sum + span);
+            let all = (0..passes).flat_map(|place| stalls.within(place));
+            stalls.pressure.time = all.map(|stall| stall.time).sum();
             break;
         }
         stalls
@@ -221,6 +238,8 @@ impl Roomy {
 struct Wait {
     locked: SimDuration,
     beside: SimDuration,
+    /// It got memory back.
+    drains: bool,
 }
 
 impl Wait {
@@ -233,6 +252,7 @@ impl Wait {
         Self {
             locked,
             beside: calls - locked + SimDuration::from_picos(bytes * MAP_FEMTOS_PER_BYTE / 1_000),
+            drains: after.flushes > before.flushes,
         }
     }
 
@@ -240,9 +260,10 @@ impl Wait {
     fn of_host(&mut self, other: Self) {
         self.locked += other.locked;
         self.beside = self.beside.max(other.beside);
+        self.drains |= other.drains;
     }
 
-    fn total(self) -> SimDuration {
+    fn total(&self) -> SimDuration {
         self.locked + self.beside
     }
 }
@@ -407,20 +428,25 @@ impl Stage {
         })
     }
 
-    /// Waiting before each place, on average over the counted steps.
-    fn by_place(&self, waits: &[Wait]) -> Vec<SimDuration> {
+    /// Waiting in the pass at each place, before each meeting: the mean of the counted steps. As many drain as do in
+    /// one of those.
+    fn by_place(&self, waits: &[Wait]) -> Vec<Vec<Stall>> {
         let meetings: Vec<usize> = self.order.iter().map(|pass| self.meetings(*pass)).collect();
         let of_step: usize = meetings.iter().sum();
-        let mut from = 0;
+        let mut drained = 0;
+        let mut stall = |at: usize| {
+            let steps = (0..COUNTED as usize).filter_map(|step| waits.get(step * of_step + at));
+            drained += steps.clone().filter(|wait| wait.drains).count() as u64;
+            let drains = drained >= COUNTED;
+            drained -= if drains { COUNTED } else { 0 };
+            let sum: SimDuration = steps.map(Wait::total).sum();
+            let time = sum.scale(1, COUNTED);
+            Stall { time, drains }
+        };
+        let mut at = 0..of_step;
         let of_place = meetings.iter().map(|count| {
-            let steps = (0..COUNTED as usize).map(|step| step * of_step + from);
-            let sum: SimDuration = steps
-                .filter_map(|start| waits.get(start..start + count))
-                .flatten()
-                .map(|wait| wait.total())
-                .sum();
-            from += count;
-            sum.scale(1, COUNTED)
+            let here = at.by_ref().take(*count);
+            here.map(&mut stall).collect()
         });
         of_place.collect()
     }

@@ -18,7 +18,7 @@ const SENDERS: usize = 4;
 pub(crate) struct Line {
     /// Order of each stage.
     pub orders: Vec<Vec<Pass>>,
-    /// What each stage waits for the allocator before its passes; empty where none waits.
+    /// What each stage waits for the allocator in its passes; empty where none waits.
     pub stalls: Arc<Vec<Stalls>>,
     /// Times of the chunks of each stage, one stage after the other.
     pub places: Vec<PassTimes>,
@@ -296,17 +296,17 @@ impl Walk<'_> {
         taken
     }
 
-    /// Waits for the allocator before the next pass: the device has done all that was launched, and the host
-    /// issues nothing meanwhile.
+    /// Waits for the allocator in the next pass. Nothing is computed, exchanged or issued while the device drains, and
+    /// nothing is issued while the host alone waits.
     fn stall(&mut self, stage: usize) {
         let Some(stalls) = self.line.stalls.get(stage) else {
             return;
         };
         let of_stage = &mut self.stages[stage];
-        let wait = stalls.before(of_stage.at).as_picos();
-        if wait > 0 && of_stage.at < self.line.orders[stage].len() {
-            of_stage.computed = of_stage.computed.max(of_stage.issued) + wait;
-            of_stage.issued = of_stage.computed;
+        if of_stage.at < self.line.orders[stage].len() {
+            let [drained, beside] = stalls.drained_and_beside(of_stage.at);
+            of_stage.computed += drained.as_picos();
+            of_stage.issued += (drained + beside).as_picos();
         }
     }
 
