@@ -389,6 +389,13 @@ impl Search {
         Stalls::may_be(&self.setup.training.stack, candidate.memory, least)
     }
 
+    /// Whether what the allocator holds beyond the tensors of a candidate leaves no place for all of them
+    /// ([`Pressure::lacks_place`](crate::Pressure::lacks_place)), though the tensors alone fit. The allocator is played for it.
+    pub fn lacks_place(&self, candidate: &Candidate) -> bool {
+        let stalls = self.stalls(candidate);
+        stalls.iter().any(|stage| stage.pressure.lacks_place())
+    }
+
     /// The closest bound, never under [`Self::bound`]: with what the passes wait for the allocator, which is
     /// played for it.
     pub fn bound_played(&self, candidate: &Candidate) -> SimDuration {

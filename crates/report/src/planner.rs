@@ -196,6 +196,9 @@ pub struct PlanSearch {
     pub impossible: Vec<Count>,
     /// Of the plans that fit, those that a closer bound was needed for.
     pub bounded_closely: u64,
+    /// Of the plans that fit, those that were left out since the allocator's segments leave no place for all tensors. It is known of
+    /// those that could have been among the best.
+    pub without_place: u64,
     /// Plans that were simulated, to the end or until it was known that they are no better; the rest of
     /// those that fit are proved to be no better, but for those in `unproved`.
     pub simulated: u64,
@@ -209,7 +212,8 @@ pub struct PlanSearch {
     pub best: Vec<PlanRow>,
     /// The scenario's own plan.
     pub own: PlanRow,
-    /// Whether it fits into memory; its time is that of enough memory where it does not.
+    /// Whether it fits into memory, and leaves the allocator's segments their place; its time is that of enough memory where it does
+    /// not.
     pub own_fits: bool,
 }
 
@@ -234,6 +238,7 @@ impl PlanSearch {
                 Obstacle::Experts => "experts do not spread over the ranks of a stage",
             }),
             bounded_closely: outcome.closely,
+            without_place: outcome.without_place,
             simulated: outcome.simulated,
             given_up: outcome.given_up,
             unproved: Unproved::of(outcome, first.step_time()),
@@ -282,6 +287,15 @@ impl PlanSearch {
                 let indent = if i == 0 { "  " } else { "      " };
                 out.push_str(&format!("{indent}{row}\n"));
             }
+        }
+        if self.without_place > 0 {
+            let leave = match self.without_place {
+                1 => "1 of those that fit leaves".to_owned(),
+                plans => format!("{} of those that fit leave", whole(plans)),
+            };
+            out.push_str(&format!(
+                "  {leave} the allocator's segments no place and may run out of memory: left out\n"
+            ));
         }
         if self.refused > 0 {
             let refused = whole(self.refused);

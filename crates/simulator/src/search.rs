@@ -60,7 +60,8 @@ impl Found {
 pub struct Outcome {
     /// The scenario's own plan.
     pub own: Found,
-    /// Whether that fits into memory; its time is that of enough memory where it does not.
+    /// Whether that fits into memory, and leaves the allocator's segments their place; its time is that of enough memory where
+    /// it does not.
     pub own_fits: bool,
     /// The best plans, best first. A plan in both orders of ranks is one: the better, and where they tie that
     /// in the scenario's own order.
@@ -69,6 +70,9 @@ pub struct Outcome {
     pub bounded: u64,
     /// Of those, the ones whose every pass was followed.
     pub closely: u64,
+    /// Of those, the ones that were left out since the allocator's segments leave no place for all tensors
+    /// ([`Search::lacks_place`]). It is known of those that could have been among the best.
+    pub without_place: u64,
     /// Plans that were simulated, to the end or until it was known that they are no better.
     pub simulated: u64,
     /// Of those, the ones that were given up on the way.
@@ -168,7 +172,8 @@ fn find(
     progress: impl Fn(Progress) + Sync,
 ) -> Result<Outcome, PlanError> {
     let plan = compile(setup)?;
-    let own_fits = plan.check_memory().is_ok();
+    let mut pressures = plan.facts.stages.iter().map(|stage| stage.pressure);
+    let own_fits = plan.check_memory().is_ok() && !pressures.any(|of| of.lacks_place());
     let own = Found {
         candidate: None,
         rank_order: setup.rank_order,
@@ -195,6 +200,7 @@ fn find(
         one_plan: one_plan(&candidates),
         best: Vec::new(),
         closely: 0,
+        without_place: BTreeSet::new(),
         simulated: BTreeSet::new(),
         given_up: BTreeMap::new(),
         ended: BTreeMap::new(),
@@ -224,6 +230,7 @@ fn find(
     let Judge {
         best,
         closely,
+        without_place,
         simulated,
         given_up,
         refused,
@@ -235,6 +242,7 @@ fn find(
         best: best.into_iter().map(|(_, found)| found).collect(),
         bounded: candidates.len() as u64,
         closely: closely as u64,
+        without_place: without_place.len() as u64,
         simulated: simulated.len() as u64,
         given_up: given_up.len() as u64,
         unproved,
@@ -310,6 +318,8 @@ struct Judge<'a> {
     /// Places in the listing, and what was found there: of each plan the better order of ranks.
     best: Vec<(usize, Found)>,
     closely: usize,
+    /// Places of those whose tensors find no place beside what the allocator holds.
+    without_place: BTreeSet<usize>,
     /// Places of those that were simulated, and of those, the ones that were given up, with their bounds before.
     simulated: BTreeSet<usize>,
     given_up: BTreeMap<usize, SimDuration>,
@@ -397,12 +407,14 @@ impl Judge<'_> {
         if !to_bound.is_empty() || !to_play.is_empty() {
             self.closely += to_bound.len();
             let bounded = to_bound.par_iter().map(|place| self.bounded(*place));
-            let played = to_play.par_iter().map(|place| {
-                let at_least = self.search.bound_played(&self.candidates[*place]);
-                Reverse((at_least, *place, Bound::Allocator))
-            });
-            let found: Vec<Known> = bounded.chain(played).collect();
-            queue.extend(found);
+            let played = to_play.par_iter().map(|place| self.played(*place));
+            let found: Vec<Result<Known, usize>> = bounded.map(Ok).chain(played).collect();
+            for one in found {
+                match one {
+                    Ok(known) => queue.push(known),
+                    Err(place) => _ = self.without_place.insert(place),
+                }
+            }
             queue.extend(window.into_iter().map(to_simulate));
             return true;
         }
@@ -573,6 +585,16 @@ impl Judge<'_> {
             Bound::Allocator
         };
         Reverse((self.search.bound(candidate), place, bound))
+    }
+
+    /// The closest bound of one that may wait for the allocator; its place where it leaves the tensors none.
+    fn played(&self, place: usize) -> Result<Known, usize> {
+        let candidate = &self.candidates[place];
+        if self.search.lacks_place(candidate) {
+            return Err(place);
+        }
+        let at_least = self.search.bound_played(candidate);
+        Ok(Reverse((at_least, place, Bound::Allocator)))
     }
 
     fn run(&self, candidate: &Candidate, under: SimDuration) -> Judged {

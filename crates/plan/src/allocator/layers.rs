@@ -5,8 +5,8 @@
 
 use crate::compile::{Chunk, layer_parameters};
 use crate::layer::{Sizes, attention_weights, mtp_weight, network_weights};
-use crate::memory::{Kept, kept, layer_offload};
-use rackflow_workload::{Attention, FeedForward, LayerKind, Recompute, Zero};
+use crate::memory::{Kept, kept};
+use rackflow_workload::{Attention, FeedForward, LayerKind, OffloadedInput, Recompute, Zero};
 
 /// Computation, the exchange of tokens and of sharded parameters have a stream each.
 const COMPUTE: usize = 0;
@@ -15,6 +15,8 @@ const SHARDS: usize = 2;
 
 /// FSDP has two layers' parameters in flight (`limit_all_gathers`).
 const GATHERED: u64 = 2;
+/// What leaves for the host is copied while the next layer is computed.
+const COPIED: u64 = 2;
 
 /// Bytes of a tensor: those that are always the same, and those of each token that an expert gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -125,27 +127,38 @@ enum Until {
     End,
 }
 
-/// What a forward pass took: slots that stay for the backward pass, and those that go with its end.
+/// What a forward pass took: slots that stay for the backward pass, those that go with its end, and those that leave for the host,
+/// with their sizes.
 #[derive(Default)]
 struct Taken {
     stays: Vec<(u16, Until)>,
     passing: Vec<u16>,
+    leaving: Vec<(u16, Size, Until)>,
+}
+
+/// What becomes of a tensor when its layer's forward pass ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Passes,
+    Leaves,
 }
 
 impl Taken {
-    fn sort(&mut self, slot: u16, keeps: bool, until: Until) {
-        if keeps {
-            self.stays.push((slot, until));
-        } else {
-            self.passing.push(slot);
+    fn sort(&mut self, (slot, size): (u16, Size), fate: Fate, until: Until) {
+        match fate {
+            Fate::Stays => self.stays.push((slot, until)),
+            Fate::Passes => self.passing.push(slot),
+            Fate::Leaves => self.leaving.push((slot, size, until)),
         }
     }
 
-    /// Takes tensors of so many bytes, of which so many stay.
-    fn take(&mut self, w: &mut Writer, all: u64, kept: u64, until: Until) {
+    /// Takes tensors of so many bytes, of which so many do not pass.
+    fn take(&mut self, w: &mut Writer, all: u64, (kept, fate): (u64, Fate), until: Until) {
         let kept = kept.min(all);
-        for (bytes, keeps) in [(kept, true), (all - kept, false)] {
-            self.sort(w.take(Size::fixed(bytes), COMPUTE), keeps, until);
+        for (bytes, fate) in [(kept, fate), (all - kept, Fate::Passes)] {
+            let size = Size::fixed(bytes);
+            self.sort((w.take(size, COMPUTE), size), fate, until);
         }
     }
 }
@@ -158,6 +171,8 @@ struct Tensors<'a> {
     all: Kept,
     /// As this plan keeps them.
     kept: Kept,
+    /// Whether what the stack names of them lies with the host.
+    away: bool,
     /// Output of the layer and of its two halves.
     output: Size,
     /// Parameters of the layer where they are gathered, and their gradients.
@@ -168,7 +183,7 @@ struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
-    fn new(s: &'a Sizes<'a>, kind: LayerKind) -> Self {
+    fn new(s: &'a Sizes<'a>, kind: LayerKind, away: bool) -> Self {
         let gradients = if s.plan.zero == Zero::Stage3 {
             let parameters = layer_parameters(s, kind);
             2 * (parameters.dense + parameters.expert)
@@ -185,6 +200,7 @@ impl<'a> Tensors<'a> {
             kind,
             all: kept(s, kind, &Recompute::None),
             kept: kept(s, kind, &s.training.recompute),
+            away,
             output: Size::fixed(s.own_tokens * s.model.hidden * 2),
             gathered: Size::fixed(gathered),
             gradients: Size::fixed(gradients),
@@ -200,18 +216,37 @@ impl<'a> Tensors<'a> {
         tokens_at_experts(self.s)
     }
 
-    /// The forward pass, all but the residual stream; slots that stay for the backward pass.
-    fn forward(&self, w: &mut Writer) -> Vec<(u16, Until)> {
+    /// What becomes of a tensor that the backward pass needs: the input of a module, or that of none that can leave alone.
+    fn needed(&self, input: Option<OffloadedInput>) -> Fate {
+        let named = &self.s.stack.activation_offload.inputs;
+        let leaves = |input| named.contains(&input);
+        match self.away && (leaves(OffloadedInput::Layer) || input.is_some_and(leaves)) {
+            true => Fate::Leaves,
+            false => Fate::Stays,
+        }
+    }
+
+    /// The same where it passes unless it is kept.
+    fn if_kept(&self, is_kept: bool, input: Option<OffloadedInput>) -> Fate {
+        match is_kept {
+            true => self.needed(input),
+            false => Fate::Passes,
+        }
+    }
+
+    /// The forward pass, all but the residual stream before attention.
+    fn forward(&self, w: &mut Writer, taken: &mut Taken) {
+        use OffloadedInput::{AttentionProjection, CoreAttention, MlpNorm, QkvLinear};
         let (all, kept) = (&self.all, &self.kept);
-        let mut taken = Taken::default();
+        let of = |bytes: u64, input| (bytes, self.needed(input));
         let parameters = w.take(self.gathered, SHARDS);
-        taken.take(w, all.norm, kept.norm, Until::End);
-        taken.take(w, all.rest, kept.rest, Until::End);
+        taken.take(w, all.norm, of(kept.norm, Some(QkvLinear)), Until::End);
+        taken.take(w, all.rest, of(kept.rest, None), Until::End);
         let (raw, ready) = self.attention_inputs();
         let raw: Vec<u16> = raw.iter().map(|size| w.take(*size, COMPUTE)).collect();
         for size in ready {
-            let keeps = kept.attention_input > 0;
-            taken.sort(w.take(size, COMPUTE), keeps, Until::Attention);
+            let fate = self.if_kept(kept.attention_input > 0, Some(CoreAttention));
+            taken.sort((w.take(size, COMPUTE), size), fate, Until::Attention);
         }
         for slot in raw {
             w.give(slot);
@@ -222,32 +257,38 @@ impl<'a> Tensors<'a> {
         } else {
             Until::Attention
         };
-        taken.take(w, all.attention_output, kept.attention_output, until);
+        let result = of(kept.attention_output, Some(AttentionProjection));
+        taken.take(w, all.attention_output, result, until);
         let projected = w.take(self.output, COMPUTE);
-        taken.take(w, all.residual, all.residual, Until::SecondHalf);
+        let residual = of(all.residual, Some(MlpNorm));
+        taken.take(w, all.residual, residual, Until::SecondHalf);
         w.give(projected);
-        taken.take(w, all.norm, kept.norm, Until::SecondHalf);
+        taken.take(w, all.norm, of(kept.norm, None), Until::SecondHalf);
         match self.kind.feed_forward {
-            FeedForward::MoE => self.experts(w, &mut taken),
+            FeedForward::MoE => self.experts(w, taken),
             FeedForward::Dense => {
                 let first = self.first_of_network();
-                taken.take(w, first, kept.network, Until::Network);
-                let second = kept.network.saturating_sub(first);
+                taken.take(w, first, of(kept.network, None), Until::Network);
+                let second = of(kept.network.saturating_sub(first), None);
                 taken.take(w, all.network - first, second, Until::Network);
                 let out = w.take(self.output, COMPUTE);
                 w.give(out);
             }
         }
-        for slot in taken.passing {
+        for slot in taken.passing.drain(..) {
             w.give(slot);
+        }
+        for (slot, ..) in &taken.leaving {
+            w.later(*slot, COPIED);
         }
         w.later(parameters, GATHERED);
         w.meet();
-        taken.stays
     }
 
     fn experts(&self, w: &mut Writer, taken: &mut Taken) {
+        use OffloadedInput::{ExpertFc1, MoeActivation};
         let (all, kept) = (&self.all, &self.kept);
+        let of = |bytes: u64| (bytes, self.needed(None));
         let tokens = self.tokens().max(1);
         let (sent, hidden) = self.exchanged();
         let (exchange, late) = self.exchange;
@@ -256,32 +297,36 @@ impl<'a> Tensors<'a> {
         // The activation's output is counted with the shared expert's.
         let activated = self.activated();
         let shared = all.network.saturating_sub(activated);
-        taken.take(w, shared, kept.network, Until::Network);
-        taken.take(w, all.shared, kept.shared, Until::SecondHalf);
+        taken.take(w, shared, of(kept.network), Until::Network);
+        taken.take(w, all.shared, of(kept.shared), Until::SecondHalf);
         let permuted = w.take(sent, COMPUTE);
         w.meet();
         let received = w.take(hidden, exchange);
+        // Tokens at their experts, and their copies.
+        let arrived = self.if_kept(kept.received > 0, Some(ExpertFc1));
         if copies && kept.received > 0 {
-            taken.sort(permuted, true, Until::SecondHalf);
+            taken.sort((permuted, sent), arrived, Until::SecondHalf);
         } else {
             w.later(permuted, late);
         }
         w.meet();
         let sorted = w.take(hidden, COMPUTE);
         w.later(received, late);
-        taken.sort(sorted, kept.received > 0, Until::Network);
-        let first = w.take(Size::per_token(all.expert_first / tokens), COMPUTE);
-        taken.sort(first, kept.expert_first > 0, Until::Network);
-        let second = w.take(Size::per_token(activated / tokens), COMPUTE);
-        taken.sort(second, kept.network > shared, Until::Network);
+        taken.sort((sorted, hidden), arrived, Until::Network);
+        let size = Size::per_token(all.expert_first / tokens);
+        let first = self.if_kept(kept.expert_first > 0, Some(MoeActivation));
+        taken.sort((w.take(size, COMPUTE), size), first, Until::Network);
+        let size = Size::per_token(activated / tokens);
+        let second = self.if_kept(kept.network > shared, None);
+        taken.sort((w.take(size, COMPUTE), size), second, Until::Network);
         let out = w.take(hidden, COMPUTE);
         let back = w.take(hidden, COMPUTE);
         w.give(out);
         w.meet();
         let combined = w.take(sent, exchange);
         w.later(back, late);
-        let keeps = copies && kept.received > 0;
-        taken.sort(combined, keeps, Until::SecondHalf);
+        let back = if copies { arrived } else { Fate::Passes };
+        taken.sort((combined, sent), back, Until::SecondHalf);
         w.meet();
         let out = w.take(self.output, exchange);
         w.give(out);
@@ -457,37 +502,44 @@ impl Layer {
         kind: LayerKind,
         (again, away, behind_experts): (bool, bool, bool),
     ) -> Self {
-        let tensors = Tensors::new(s, kind);
+        // What is computed again is kept no longer than a pass, but for the layer's input.
+        let tensors = Tensors::new(s, kind, away && !again);
         let mut forward = Writer::default();
-        // The residual stream is what any layer keeps; what lies with the host is not held.
-        let leaves = if away {
-            layer_offload(s, kind, again)
-        } else {
-            0
-        };
-        let input = s.own_tokens * s.model.hidden * 2;
-        let held = Size::fixed(if leaves >= input { 0 } else { input });
         // The exchange's stream puts together what it gives back, and that is the next layer's input.
         let stream = if behind_experts {
             tensors.exchange.0
         } else {
             COMPUTE
         };
-        let residual = forward.take(held, stream);
-        let mut stays = tensors.forward(&mut forward);
+        let input = Size::fixed(s.own_tokens * s.model.hidden * 2);
+        let residual = forward.take(input, stream);
+        let mut taken = Taken::default();
+        let named = &s.stack.activation_offload.inputs;
+        let of_input = [OffloadedInput::AttentionNorm, OffloadedInput::Layer];
+        let input_leaves = away && of_input.iter().any(|of| named.contains(of));
+        if input_leaves {
+            taken.leaving.push((residual, input, Until::End));
+        }
+        tensors.forward(&mut forward, &mut taken);
+        if again {
+            for (slot, _) in taken.stays.drain(..) {
+                forward.give(slot);
+            }
+        }
         let mut backward = Writer {
             slots: forward.slots,
             ..Writer::default()
         };
-        if again || leaves > 0 {
-            // Computed again, or copied back: in both cases it is taken when the backward pass begins.
-            for (slot, _) in std::mem::take(&mut stays) {
-                forward.give(slot);
-            }
-            stays = tensors.forward(&mut backward);
+        for (_, size, until) in std::mem::take(&mut taken.leaving) {
+            taken.stays.push((backward.take(size, COMPUTE), until));
         }
-        tensors.backward(&mut backward, &stays);
-        backward.give(residual);
+        if again {
+            tensors.forward(&mut backward, &mut taken);
+        }
+        tensors.backward(&mut backward, &taken.stays);
+        if !input_leaves {
+            backward.give(residual);
+        }
         Self {
             slots: backward.slots,
             forward: forward.events,
@@ -568,15 +620,22 @@ pub(super) fn varies(s: &Sizes<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::layer_offload;
     use crate::memory::tests::{deepseek_v3, gpt3};
+    use rackflow_workload::Recipe;
 
     /// Plays a part of a pass over the bytes that its slots hold.
     fn play(events: &[Event], held: &mut [u64]) {
+        play_with(events, held, 1_000);
+    }
+
+    /// The same with so many tokens at the experts.
+    fn play_with(events: &[Event], held: &mut [u64], tokens: u64) {
         for event in events {
             match *event {
                 Event::Take { slot, size, .. } => {
                     assert_eq!(held[usize::from(slot)], 0, "a slot is taken twice");
-                    held[usize::from(slot)] = size.bytes(1_000);
+                    held[usize::from(slot)] = size.bytes(tokens);
                 }
                 Event::Give(slot) | Event::GiveLater(slot, _) => held[usize::from(slot)] = 0,
                 Event::Keep(..) | Event::Meet => {}
@@ -590,12 +649,61 @@ mod tests {
     fn attention_takes_what_memory_counts() {
         for (training, eighths) in [(gpt3(4, true), 8), (deepseek_v3(), 7)] {
             let s = Sizes::new(&training);
-            let tensors = Tensors::new(&s, s.model.layer_kind(0));
+            let tensors = Tensors::new(&s, s.model.layer_kind(0), false);
             let (raw, ready) = tensors.attention_inputs();
             let counted = tensors.all.attention_input;
             let sum = |sizes: &[Size]| sizes.iter().map(|size| size.bytes(0)).sum::<u64>();
             assert_eq!(sum(&ready), counted);
             assert_eq!(8 * sum(&raw), eighths * counted);
+        }
+    }
+
+    /// What the stack names of a layer leaves for the host, no more and no less than memory counts, and all of it goes in the end.
+    #[test]
+    fn what_leaves_for_the_host_is_what_memory_counts() {
+        use OffloadedInput::{
+            AttentionNorm, AttentionProjection, CoreAttention, ExpertFc1, Layer as Whole, MlpNorm,
+            MoeActivation, QkvLinear,
+        };
+        for (mut training, modules) in [(gpt3(4, true), 0), (deepseek_v3(), 1)] {
+            training.recipe = Recipe::Bf16;
+            for weighted in [false, true] {
+                training.stack.weighted_activation = weighted;
+                for inputs in [
+                    vec![Whole],
+                    vec![AttentionNorm],
+                    vec![QkvLinear, MlpNorm],
+                    vec![CoreAttention, AttentionProjection, AttentionNorm],
+                    vec![ExpertFc1, MoeActivation, MlpNorm],
+                ] {
+                    let of_experts = [ExpertFc1, MoeActivation].iter();
+                    if modules == 0 && of_experts.clone().any(|of| inputs.contains(of)) {
+                        continue;
+                    }
+                    training.stack.activation_offload.inputs = inputs;
+                    let s = Sizes::new(&training);
+                    let kind = s.model.layer_kind(s.model.layers - 1);
+                    let tokens = tokens_at_experts(&s);
+                    for again in [false, true] {
+                        let left = [false, true].map(|away| {
+                            let layer = Layer::new(&s, kind, (again, away, false));
+                            let mut held = vec![0; layer.slots.into()];
+                            play_with(&layer.forward, &mut held, tokens);
+                            let left: u64 = held.iter().sum();
+                            play_with(&layer.backward, &mut held, tokens);
+                            assert!(held.iter().all(|bytes| *bytes == 0));
+                            left
+                        });
+                        let leaves = layer_offload(&s, kind, again);
+                        assert_eq!(
+                            left[0] - left[1],
+                            leaves,
+                            "{:?} {again}",
+                            s.stack.activation_offload
+                        );
+                    }
+                }
+            }
         }
     }
 

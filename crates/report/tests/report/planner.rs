@@ -1,7 +1,7 @@
 //! A found plan, pasted into its scenario.
 
 use rackflow_plan::{Candidate, Setup, Space, compile};
-use rackflow_report::PlanSearch;
+use rackflow_report::{PlanSearch, Style};
 use rackflow_scenario::parse;
 use rackflow_simulator::{Found, Outcome, Reordered, planner, simulate};
 use rackflow_units::SimDuration;
@@ -73,11 +73,37 @@ fn outcome(best: Vec<Found>, own: Found) -> Outcome {
         own_fits: true,
         bounded: 1,
         closely: 0,
+        without_place: 0,
         simulated: 1,
         given_up: 0,
         unproved: None,
         refused: 0,
         left_out: Default::default(),
+    }
+}
+
+/// What was left out is said, in words that agree in number.
+#[test]
+fn plans_that_the_allocator_leaves_no_place_are_counted() {
+    let setup = scenario("llama3-8b", 8, "precision: bf16\n");
+    let own = found(None, &setup);
+    for (without_place, words) in [
+        (0, None),
+        (1, Some("  1 of those that fit leaves the allocator's")),
+        (
+            1_200,
+            Some("  1,200 of those that fit leave the allocator's"),
+        ),
+    ] {
+        let mut outcome = outcome(vec![own.clone()], own.clone());
+        outcome.without_place = without_place;
+        let found = PlanSearch::of(&outcome);
+        assert_eq!(found.without_place, without_place);
+        let text = found.render(&Style::default());
+        match words {
+            Some(words) => assert!(text.contains(words), "{text}"),
+            None => assert!(!text.contains("no place"), "{text}"),
+        }
     }
 }
 

@@ -380,15 +380,20 @@ fn a_limit_bounds_the_other_order_of_ranks() {
     assert!(bounded > 0, "all were simulated");
 }
 
-/// So close to the limit of memory that the allocator decides which plan is the best.
+/// So close to the limit of memory that the allocator decides which plan is the best. Those whose tensors find no place beside what
+/// it holds are counted and left out, and no others.
 #[test]
 fn near_the_limit_of_memory_none_better_is_left_out_either() {
-    let mut decided = 0;
+    let (mut decided, mut left_out) = (0, 0);
     for (of, gigabytes) in [(experts(), 3.9), (experts(), 4.5), (dense(), 4.3)] {
         let mut setup = of;
         setup.cluster.node.accelerator.memory = Bytes::new((gigabytes * 1e9) as u64);
         let mut all = everything(&setup);
         assert!(all.len() > 50, "{} plans", all.len());
+        let lists = planner(&setup, small_space(&setup)).expect("valid");
+        let listed = all.len();
+        all.retain(|(_, candidate)| !lists.lacks_place(candidate));
+        let without_place = (listed - all.len()) as u64;
         all.sort_by_key(|(step_time, _)| *step_time);
         let expected: Vec<SimDuration> = all.iter().take(5).map(|(time, _)| *time).collect();
         let search_of = |setup: &Setup| {
@@ -400,10 +405,13 @@ fn near_the_limit_of_memory_none_better_is_left_out_either() {
         let (best, found) = search_of(&setup);
         assert_eq!(best, expected);
         assert!(found.simulated < found.bounded, "nothing is pruned");
+        assert!(found.without_place <= without_place);
+        left_out += found.without_place;
         setup.training.stack.allocator = AllocatorPolicy::Preallocated;
         decided += u32::from(search_of(&setup).0 != expected);
     }
     assert!(decided > 0, "nothing waits for the allocator");
+    assert!(left_out > 0, "all have place");
 }
 
 #[test]
