@@ -1544,7 +1544,7 @@ impl<'a> Compiler<'a> {
             waits: Vec::new(),
             ready: vec![Vec::new(); chunks.len()],
             offloaded: BTreeMap::new(),
-            last_exchange: None,
+            issued: [None; Stream::COUNT],
             stalls: Vec::new(),
         };
         let mut together = Together::new(self, stage, order);
@@ -1573,7 +1573,7 @@ impl<'a> Compiler<'a> {
             let waits = |stall: &Stall| stall.time > SimDuration::ZERO;
             let of_meeting = stalls.within(place).iter();
             emit.stalls = of_meeting
-                .map(|stall| waits(stall).then(|| (ctx.stall(*stall), stall.drains)))
+                .map(|stall| waits(stall).then(|| ctx.stall(*stall)))
                 .collect();
             let start = emit.program.tasks.len();
             let gathered_apart = |c: u32| if c == 0 { first_apart } else { others_apart };
@@ -1957,7 +1957,8 @@ struct Emitter {
     ready: Vec<Vec<u32>>,
     /// The last copy to the host of each micro-batch and chunk.
     offloaded: BTreeMap<(u32, u32), u32>,
-    last_exchange: Option<u32>,
+    /// The last task on each stream, but for messages.
+    issued: [Option<u32>; Stream::COUNT],
     /// What the next pass waits for the allocator, before each meeting of the ranks.
     stalls: Vec<Option<Stalled>>,
 }
@@ -2070,8 +2071,8 @@ fn backward_of(pass: Pass) -> Option<u32> {
     }
 }
 
-/// A wait for the allocator as a segment, and whether the device drains first.
-type Stalled = (SegmentId, bool);
+/// A wait for the allocator: its segment, and whether the device is through with its work before.
+pub(crate) type Stalled = (SegmentId, bool);
 
 struct Cursor<'r> {
     run: &'r Run,
@@ -2128,9 +2129,7 @@ impl Emitter {
         if node.stream == Stream::Compute {
             self.last_compute = Some(task);
         }
-        if node.stream == Stream::Expert {
-            self.last_exchange = Some(task);
-        }
+        self.issued[node.stream as usize] = Some(task);
         if node.stream == Stream::Offload {
             self.offloaded.insert(pass, task);
         }
@@ -2295,12 +2294,16 @@ impl Emitter {
         self.backward_output(micro_batch, chunk, &waits);
     }
 
-    /// The host waits for the driver; where memory goes back, after all that it launched.
+    /// The host waits for the driver; where memory goes back, after all that it launched. Messages are left out: their other ends may
+    /// wait for what this rank has yet to do.
     fn stall(&mut self, (segment, drains): Stalled) {
-        let exchange: Vec<u32> = self.last_exchange.filter(|_| drains).into_iter().collect();
+        let before: Vec<u32> = match drains {
+            true => self.issued.iter().flatten().copied().collect(),
+            false => Vec::new(),
+        };
         let task = self
             .program
-            .push(Work::Compute(segment), Stream::Compute, 0, &exchange);
+            .push(Work::Compute(segment), Stream::Compute, 0, &before);
         self.program.tasks[task as usize].host_waits = drains;
         self.last_compute = Some(task);
     }
@@ -2350,7 +2353,11 @@ impl Emitter {
     /// Returns its tasks.
     fn aside(&mut self, run: &Run) -> Vec<u32> {
         let after: Vec<u32> = self.last_compute.into_iter().collect();
-        let push = |node: &crate::run::Node| self.program.push(node.work, node.stream, 0, &after);
+        let push = |node: &Node| {
+            let task = self.program.push(node.work, node.stream, 0, &after);
+            self.issued[node.stream as usize] = Some(task);
+            task
+        };
         run.nodes.iter().map(push).collect()
     }
 

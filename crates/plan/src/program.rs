@@ -222,6 +222,13 @@ pub struct Segment {
     pub flops: f64,
 }
 
+impl Segment {
+    /// Whether the host's driver takes its time, which a slow GPU makes no longer.
+    pub fn waits_for_driver(&self) -> bool {
+        self.late == Cause::Allocator
+    }
+}
+
 /// One kind of communication of the plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transfer {

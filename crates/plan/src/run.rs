@@ -2,6 +2,7 @@
 
 use crate::allocator::pressure::Stall;
 use crate::cause::{Cause, CommKind};
+use crate::compile::Stalled;
 use crate::facts::{KernelFacts, KernelKind};
 use crate::kernel::{self, KernelCost};
 use crate::price::Prices;
@@ -319,10 +320,11 @@ impl<'a> Context<'a> {
     }
 
     /// Waiting for the allocator. Equal ones are shared.
-    pub fn stall(&mut self, stall: Stall) -> SegmentId {
+    pub fn stall(&mut self, stall: Stall) -> Stalled {
         // What drains keeps the device waiting; else the host is late with what comes next, whether the device has
-        // work left or not.
-        let (time, launch) = match stall.drains {
+        // work left or not. It never has where every launch waits for its kernel.
+        let drains = stall.drains || self.setup.training.stack.blocking_launches;
+        let (time, launch) = match drains {
             true => (stall.time, SimDuration::ZERO),
             false => (SimDuration::ZERO, stall.time),
         };
@@ -330,7 +332,7 @@ impl<'a> Context<'a> {
             segment.label == STALL && segment.time[0] == time && segment.launch == launch
         };
         if let Some(known) = self.segments.iter().position(same) {
-            return SegmentId(known as u32);
+            return (SegmentId(known as u32), drains);
         }
         self.segments.push(Segment {
             label: STALL,
@@ -343,7 +345,7 @@ impl<'a> Context<'a> {
             flops: 0.0,
         });
         self.segment_flops.push(SegmentFlops::default());
-        SegmentId(self.segments.len() as u32 - 1)
+        (SegmentId(self.segments.len() as u32 - 1), drains)
     }
 
     /// Prices a run of operations.

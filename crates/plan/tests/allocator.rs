@@ -412,8 +412,8 @@ fn what_other_segments_would_save_is_what_they_save() {
     }
 }
 
-/// Llama 3 70B on 64 GB200 with sharded parameters ran, with 40 of its 80 layers' activations on the host: it fits, and waits for the
-/// allocator only where that is asked for what is gathered.
+/// Llama 3 70B on 64 GB200 with sharded parameters ran, with 40 of its 80 layers' activations on the host: it fits, and the
+/// allocator holds more beyond its tensors where it is asked for what is gathered.
 #[test]
 fn kept_buffers_leave_the_allocator_alone() {
     let runs = published::read(published::SHIPPED).expect("well formed");
@@ -430,7 +430,12 @@ fn kept_buffers_leave_the_allocator_alone() {
         assert!(stack.keeps_gather_buffers);
         stack.keeps_gather_buffers = false;
         let without = stage(&setup);
-        assert!(without.is_stalled(), "{}: {without:?}", run.id);
+        let beyond = [&without, &with].map(|stage| stage.pressure.fragmentation);
+        assert!(
+            4 * beyond[0].get() > 5 * beyond[1].get(),
+            "{}: {beyond:?}",
+            run.id
+        );
         assert!(without.memory.total() < with.memory.total());
         setup.training.stack.activation_offload.inputs.clear();
         assert!(!stage(&setup).fits(), "{}", run.id);

@@ -249,7 +249,9 @@ impl<'e, 'p> Writer<'e, 'p> {
                 let bytes = (segment.memory_time.as_secs_f64() * self.memory_rate) as u64;
                 node.set(attribute::NUM_OPS, Value::Int64(segment.flops as i64));
                 node.set(attribute::TENSOR_SIZE, Value::Uint64(bytes.max(1)));
-                node.set(attribute::DURATION_PS, Value::Uint64(took.as_picos()));
+                // What takes no time would be taken for unknown.
+                let picos = took.as_picos().max(1);
+                node.set(attribute::DURATION_PS, Value::Uint64(picos));
                 self.write(node);
             }
             Work::Collective(slot, id) => {

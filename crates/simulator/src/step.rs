@@ -659,7 +659,10 @@ impl<'p> Step<'p> {
     fn start_compute(&mut self, now: SimTime, entity: u32, task: u32, issued: SimTime) {
         let segment = self.segment_of(entity, task);
         let e = entity as usize;
-        let slowdown = self.jitter.on(self.entities[e].slowdown, entity);
+        let slowdown = match segment.waits_for_driver() {
+            true => ONE,
+            false => self.jitter.on(self.entities[e].slowdown, entity),
+        };
         let scale = (load_of(&self.entities[e], segment), slowdown);
         let state = &mut self.states[e];
         // Whatever was not booked to a communication was the host's.

@@ -278,7 +278,9 @@ impl Watched {
 
     fn rank(&self, plan: &Plan, rank: u32, stage: u32) -> TracedRank {
         let program = &plan.programs[stage as usize];
-        let computed = self.computed.iter().map(|(task, start, end)| {
+        // What the host waits for may take the device no time.
+        let seen = self.computed.iter().filter(|(_, start, end)| start < end);
+        let computed = seen.map(|(task, start, end)| {
             let task = &program.tasks[*task as usize];
             let label = match task.work {
                 Work::Compute(id) => plan.segments[id.0 as usize].label,

@@ -428,25 +428,24 @@ impl Stage {
         })
     }
 
-    /// Waiting in the pass at each place, before each meeting: the mean of the counted steps. As many drain as do in
-    /// one of those.
+    /// Waiting in the pass at each place, before each meeting: the mean of the counted steps, which drains where most of its
+    /// time does.
     fn by_place(&self, waits: &[Wait]) -> Vec<Vec<Stall>> {
         let meetings: Vec<usize> = self.order.iter().map(|pass| self.meetings(*pass)).collect();
         let of_step: usize = meetings.iter().sum();
-        let mut drained = 0;
-        let mut stall = |at: usize| {
+        let stall = |at: usize| {
             let steps = (0..COUNTED as usize).filter_map(|step| waits.get(step * of_step + at));
-            drained += steps.clone().filter(|wait| wait.drains).count() as u64;
-            let drains = drained >= COUNTED;
-            drained -= if drains { COUNTED } else { 0 };
-            let sum: SimDuration = steps.map(Wait::total).sum();
-            let time = sum.scale(1, COUNTED);
-            Stall { time, drains }
+            let all: SimDuration = steps.clone().map(Wait::total).sum();
+            let drained: SimDuration = steps.filter(|wait| wait.drains).map(Wait::total).sum();
+            Stall {
+                time: all.scale(1, COUNTED),
+                drains: drained > SimDuration::ZERO && drained >= all - drained,
+            }
         };
         let mut at = 0..of_step;
         let of_place = meetings.iter().map(|count| {
             let here = at.by_ref().take(*count);
-            here.map(&mut stall).collect()
+            here.map(stall).collect()
         });
         of_place.collect()
     }

@@ -8,8 +8,8 @@ use rackflow_simulator::{Record, simulate};
 use rackflow_topology::Level;
 use rackflow_units::{Bandwidth, Bytes, SimDuration};
 use rackflow_workload::{
-    Access, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher, OffloadedInput, Operation,
-    Recipe, Recompute, Routing, Schedule, SoftwareStack, Zero,
+    Access, AllocatorPolicy, Attention, AttentionKernel, CudaGraphs, ExpertDispatcher,
+    OffloadedInput, Operation, Recipe, Recompute, Routing, Schedule, SoftwareStack, Zero,
 };
 
 fn run(setup: &Setup) -> Record {
@@ -830,6 +830,37 @@ fn what_is_asked_for_hides_behind_a_device_that_has_work_left() {
     let (fast, slow) = (hidden(1), hidden(20_000));
     assert!(fast > 0.5, "{fast}");
     assert!(slow < 0.1, "{slow}");
+    setup.training.stack.blocking_launches = true;
+    let [drained, all] = allocator_seconds(&compile(&setup).expect("a valid plan"));
+    assert!((drained / all - 1.0).abs() < 1e-9, "{drained} of {all}");
+}
+
+/// The driver is the host's: a GPU whose kernels are slow waits for it as long as any other.
+#[test]
+fn a_straggler_waits_no_longer_for_the_driver() {
+    let runs = published::read(published::SHIPPED).expect("well formed");
+    let named = |run: &&published::PublishedRun| run.id == "pr6429-dsv3-14L-overlap-rc";
+    let row = runs.iter().find(named).expect("shipped");
+    let mut setup = published::setup(row, Catalogue::builtin()).expect("a whole plan");
+    setup.training.recompute = Recompute::None;
+    let needed = compile(&setup).expect("a valid plan").facts.stages;
+    let needed = needed.iter().map(|stage| stage.memory.total()).max();
+    let accelerator = &mut setup.cluster.node.accelerator;
+    accelerator.reported_memory = 1.0;
+    accelerator.memory = needed.unwrap_or_default() + Bytes::new(4_500_000_000);
+    let mut waits = |slowdown: Option<f64>, allocator| {
+        let straggler = slowdown.map(|slowdown| Straggler { gpu: 33, slowdown });
+        setup.stragglers = straggler.into_iter().collect();
+        setup.training.stack.allocator = allocator;
+        run(&setup)
+    };
+    let mut longer = |slowdown| {
+        let waiting = waits(slowdown, AllocatorPolicy::ExpandableSegments).step_time;
+        (waiting - waits(slowdown, AllocatorPolicy::Preallocated).step_time).as_secs_f64()
+    };
+    let (even, slow) = (longer(None), longer(Some(2.0)));
+    assert!(even > 1.0, "{even}");
+    assert!((slow / even - 1.0).abs() < 0.1, "{slow} {even}");
 }
 
 /// SMs that an exchange of tokens holds matter where tokens are exchanged, and nowhere else.

@@ -6,6 +6,7 @@ use crate::plans::{
 };
 use proptest::prelude::*;
 use rackflow_plan::{Candidate, RankOrder, Search, Setup, Space, compile};
+use rackflow_scenario::parse;
 use rackflow_simulator::{Reordered, Simulator, improve, planner, search, simulate};
 use rackflow_topology::{Cluster, Part};
 use rackflow_units::{Bytes, SimDuration};
@@ -412,6 +413,53 @@ fn near_the_limit_of_memory_none_better_is_left_out_either() {
     }
     assert!(decided > 0, "nothing waits for the allocator");
     assert!(left_out > 0, "all have place");
+}
+
+/// Collectives of tensor parallelism that take as long as the products beside them: a bound has both them and the waits for the
+/// allocator, so neither may hide behind the other.
+#[test]
+fn what_drains_the_device_waits_for_its_slow_collectives() {
+    let mut waiting = 0;
+    for (link, from) in [(20, 15.0), (60, 15.0)] {
+        for step in 0..60 {
+            let memory = from + 0.02 * f64::from(step);
+            let text = format!(
+                "cluster:
+  node: {{ like: dgx-h100, accelerator: {{ like: h100-sxm, memory: {memory:.2} GB }}, scale_up: {{ bandwidth: {link} GB/s }} }}
+  gpus: 16
+  fabric: rail-optimized
+workload:
+  training:
+    model: llama3-8b
+    stack: {{ like: megatron-core-25.04, allocator: expandable_segments }}
+    precision: bf16
+    sequence_length: 32768
+    global_batch: 2
+    micro_batch: 1
+    parallelism: {{ tensor: 8, zero: 3 }}
+    recompute: full
+"
+            );
+            let nothing = |_: &str| Err(std::io::Error::other("it reads no files"));
+            let read = parse("slow.yaml", &text).and_then(|scenario| scenario.resolve(&nothing));
+            let setup = read.unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+            let space = Space {
+                recomputes: vec![setup.training.recompute.clone()],
+                ..Space::of(&setup)
+            };
+            let lists = planner(&setup, space).expect("valid");
+            let of = setup.training.parallelism.clone();
+            let branches = lists.branches();
+            let all = branches
+                .iter()
+                .flat_map(|branch| lists.expand(branch).candidates);
+            for own in all.filter(|candidate| candidate.parallelism == of) {
+                let step_time = held_against_bounds(&lists, &setup, &own);
+                waiting += u32::from(step_time > lists.bound(&own));
+            }
+        }
+    }
+    assert!(waiting > 10, "{waiting}");
 }
 
 #[test]
