@@ -106,7 +106,8 @@ pub(crate) struct Run {
     pub nodes: Vec<Node>,
     /// Communication that the next computation after this run must wait for.
     pub exits: Vec<u32>,
-    /// Nodes before which ranks meet in a collective, as often as they do in the play of the allocator.
+    /// Nodes before which ranks meet in a collective, as the play of the allocator has it: twice for each exchange of tokens, and
+    /// once when a layer is through.
     pub meetings: Vec<u32>,
 }
 
@@ -791,7 +792,8 @@ impl<'c, 'a> Builder<'c, 'a> {
     pub fn meet(&mut self, times: usize) {
         let open = u32::from(!self.ops.is_empty());
         let node = self.run.nodes.len() as u32 + open;
-        self.run.meetings.extend(vec![node; times]);
+        let meetings = std::iter::repeat_n(node, times);
+        self.run.meetings.extend(meetings);
     }
 
     /// What is computed from here on waits for `node`.

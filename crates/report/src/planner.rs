@@ -212,9 +212,10 @@ pub struct PlanSearch {
     pub best: Vec<PlanRow>,
     /// The scenario's own plan.
     pub own: PlanRow,
-    /// Whether it fits into memory, and leaves the allocator's segments their place; its time is that of enough memory where it does
-    /// not.
+    /// Whether it fits into memory; its time is that of enough memory where it does not.
     pub own_fits: bool,
+    /// Whether the allocator's segments leave its tensors their place; its time is that of just enough where they do not.
+    pub own_has_place: bool,
 }
 
 impl PlanSearch {
@@ -246,6 +247,7 @@ impl PlanSearch {
             best: outcome.best.iter().map(|found| row(found, first)).collect(),
             own: row(&outcome.own, first),
             own_fits: outcome.own_fits,
+            own_has_place: outcome.own_has_place,
         }
     }
 
@@ -266,6 +268,10 @@ impl PlanSearch {
             if self.fitting == 1 { "fits" } else { "fit" },
             whole(self.simulated),
             match self.unproved {
+                None if self.best.is_empty() && self.without_place > 0 => "none is left".to_owned(),
+                None if self.without_place > 0 => {
+                    "the others are left out or proved to be no better".to_owned()
+                }
                 None => "the others are proved to be no better".to_owned(),
                 Some(left) => left.words(),
             },
@@ -308,9 +314,12 @@ impl PlanSearch {
         for (i, row) in self.best.iter().enumerate() {
             out.push_str(&line(&format!("{:>3}.", i + 1), row, style));
         }
-        out.push_str(&faint(match self.own_fits {
-            true => "The scenario's own plan\n",
-            false => "The scenario's own plan, which does not fit into memory: with enough it would take\n",
+        out.push_str(&faint(match (self.own_fits, self.own_has_place) {
+            (false, _) => "The scenario's own plan, which does not fit into memory: with enough it would take\n",
+            (true, false) => {
+                "The scenario's own plan, which the allocator's segments leave no place: with just enough it would take\n"
+            }
+            (true, true) => "The scenario's own plan\n",
         }));
         out.push_str(&line("", &self.own, style));
         if let Some(first) = self.best.first() {

@@ -23,11 +23,15 @@ pub struct ComparedPlan {
     /// Plans that were simulated; the rest of those that fit are proved to be no better, but for those
     /// in `unproved`.
     pub simulated: u64,
+    /// Of the plans that fit, those that were left out since the allocator's segments leave no place for all tensors.
+    pub without_place: u64,
     /// Plans that could be better for all that is known of them, where a limit was set.
     pub unproved: Option<Unproved>,
     /// The scenario's own plan; its `why` says what it loses to the best.
     pub own: PlanRow,
-    /// The best plan, where one is better than the scenario's own.
+    /// Whether the allocator's segments leave its tensors their place; its time is that of just enough where they do not.
+    pub own_has_place: bool,
+    /// The best plan, where one is better than the scenario's own or that has no place.
     pub best: Option<PlanRow>,
 }
 
@@ -49,14 +53,32 @@ impl ComparedPlan {
     }
 
     fn verdict(&self) -> String {
-        if self.best.is_none() {
-            let others = number(self.fitting as f64, 0);
-            return match self.unproved {
-                None => {
-                    format!("its own plan is the best: none of {others} others that fit is faster")
-                }
-                Some(_) => format!("nothing faster found among {others} others that fit"),
-            };
+        const NO_PLACE: &str = "the allocator's segments leave its own plan no place";
+        let others = number(self.fitting as f64, 0);
+        match (self.own_has_place, &self.best, self.unproved) {
+            (true, Some(_), _) => {}
+            (false, Some(_), _) => return NO_PLACE.to_owned(),
+            (false, None, None) => {
+                return format!("{NO_PLACE}, nor any of {others} others that fit");
+            }
+            (false, None, Some(_)) => {
+                return format!("{NO_PLACE}, and none that has was found among {others} others");
+            }
+            (true, None, Some(_)) => {
+                return format!("nothing faster found among {others} others that fit");
+            }
+            (true, None, None) => {
+                let left_out = match self.without_place {
+                    0 => String::new(),
+                    some => format!(
+                        " but for {} that the allocator's segments leave no place",
+                        number(some as f64, 0)
+                    ),
+                };
+                return format!(
+                    "its own plan is the best: none of {others} others that fit is faster{left_out}"
+                );
+            }
         }
         let reasons = self.own.why.iter();
         let reasons: Vec<String> = reasons
@@ -85,7 +107,9 @@ impl PlanComparison {
             fitting: found.fitting,
             too_large: found.too_large,
             simulated: found.simulated,
+            without_place: found.without_place,
             unproved: found.unproved,
+            own_has_place: found.own_has_place,
             own: found.own,
             best: found.best.into_iter().next(),
         });
@@ -115,8 +139,10 @@ impl PlanComparison {
             out.push_str(&line("own ", &row.own));
             if let Some(best) = &row.best {
                 out.push_str(&line("best", best));
-                let gain = format!("{} % more throughput", percent(row.gain()));
-                out.push_str(&format!("  {gain}\n"));
+                if row.own_has_place {
+                    let gain = format!("{} % more throughput", percent(row.gain()));
+                    out.push_str(&format!("  {gain}\n"));
+                }
             }
             for words in wrap(&row.words(), WIDTH) {
                 out.push_str(&format!("  {}\n", style.paint(Ink::Faint, &words)));
@@ -135,8 +161,12 @@ impl PlanComparison {
         for row in &self.scenarios {
             let best = row.best.as_ref().unwrap_or(&row.own);
             let plan = |plan: &PlanRow| plan.shorthand();
+            let gain = match row.own_has_place {
+                true => format!("{} %", percent(row.gain())),
+                false => "-".to_owned(),
+            };
             out.push_str(&format!(
-                "| {} | {} | {} | {} | {} | {} % | {}, {} | {} |\n",
+                "| {} | {} | {} | {} | {} | {gain} | {}, {} | {} |\n",
                 row.scenario,
                 plan(&row.own),
                 seconds(row.own.step_time_s),
@@ -146,7 +176,6 @@ impl PlanComparison {
                     "its own".to_owned()
                 },
                 seconds(best.step_time_s),
-                percent(row.gain()),
                 number(row.fitting as f64, 0),
                 number(row.simulated as f64, 0),
                 row.words(),

@@ -60,9 +60,11 @@ impl Found {
 pub struct Outcome {
     /// The scenario's own plan.
     pub own: Found,
-    /// Whether that fits into memory, and leaves the allocator's segments their place; its time is that of enough memory where
-    /// it does not.
+    /// Whether that fits into memory; its time is that of enough memory where it does not.
     pub own_fits: bool,
+    /// Whether the allocator's segments leave its tensors their place ([`Search::lacks_place`]); its time is that of just enough where they
+    /// do not.
+    pub own_has_place: bool,
     /// The best plans, best first. A plan in both orders of ranks is one: the better, and where they tie that
     /// in the scenario's own order.
     pub best: Vec<Found>,
@@ -173,7 +175,8 @@ fn find(
 ) -> Result<Outcome, PlanError> {
     let plan = compile(setup)?;
     let mut pressures = plan.facts.stages.iter().map(|stage| stage.pressure);
-    let own_fits = plan.check_memory().is_ok() && !pressures.any(|of| of.lacks_place());
+    let own_fits = plan.check_memory().is_ok();
+    let own_has_place = !pressures.any(|of| of.lacks_place());
     let own = Found {
         candidate: None,
         rank_order: setup.rank_order,
@@ -181,7 +184,7 @@ fn find(
         reordered: None,
     };
     // What does not fit is nothing to beat.
-    let own_time = if own_fits {
+    let own_time = if own_fits && own_has_place {
         own.step_time()
     } else {
         SimDuration::MAX
@@ -239,6 +242,7 @@ fn find(
     Ok(Outcome {
         own,
         own_fits,
+        own_has_place,
         best: best.into_iter().map(|(_, found)| found).collect(),
         bounded: candidates.len() as u64,
         closely: closely as u64,
@@ -521,6 +525,13 @@ impl Judge<'_> {
         let pairs: Vec<(usize, Option<usize>)> = pairs.collect();
         let others = pairs.iter().filter_map(|(_, other)| *other);
         let unknown = others.filter(|other| !self.ended.contains_key(other));
+        let unknown: Vec<usize> = unknown.collect();
+        let lacks_place = |place: &&usize| self.search.lacks_place(&self.candidates[**place]);
+        let without_place = unknown.par_iter().filter(lacks_place);
+        let without_place: Vec<usize> = without_place.copied().collect();
+        self.without_place.extend(without_place);
+        let has_place = |place: &usize| !self.without_place.contains(place);
+        let unknown = unknown.into_iter().filter(has_place);
         let allowed = usize::try_from(self.most.saturating_sub(self.begun));
         let unknown: Vec<(SimDuration, usize)> = unknown
             .take(allowed.unwrap_or(usize::MAX))
@@ -536,7 +547,7 @@ impl Judge<'_> {
             };
             let hidden = if *shown == place { other } else { place };
             let takes = self.ended.get(&hidden).copied().map(Reordered::Takes);
-            let is_refused = self.refused.contains(&hidden);
+            let is_refused = self.refused.contains(&hidden) || self.without_place.contains(&hidden);
             let at_least = (!is_refused).then_some(Reordered::AtLeast(bound));
             found.reordered = takes.or(at_least);
         }

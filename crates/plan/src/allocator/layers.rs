@@ -658,7 +658,8 @@ mod tests {
         }
     }
 
-    /// What the stack names of a layer leaves for the host, no more and no less than memory counts, and all of it goes in the end.
+    /// What the stack names of a layer in 16 bits leaves for the host, no more and no less than memory counts, and all of it goes in the
+    /// end. Operands of 8 bits are played as 16.
     #[test]
     fn what_leaves_for_the_host_is_what_memory_counts() {
         use OffloadedInput::{

@@ -1,7 +1,7 @@
 //! A found plan, pasted into its scenario.
 
 use rackflow_plan::{Candidate, Setup, Space, compile};
-use rackflow_report::{PlanSearch, Style};
+use rackflow_report::{PlanComparison, PlanSearch, Style};
 use rackflow_scenario::parse;
 use rackflow_simulator::{Found, Outcome, Reordered, planner, simulate};
 use rackflow_units::SimDuration;
@@ -71,6 +71,7 @@ fn outcome(best: Vec<Found>, own: Found) -> Outcome {
         best,
         own,
         own_fits: true,
+        own_has_place: true,
         bounded: 1,
         closely: 0,
         without_place: 0,
@@ -104,6 +105,57 @@ fn plans_that_the_allocator_leaves_no_place_are_counted() {
             Some(words) => assert!(text.contains(words), "{text}"),
             None => assert!(!text.contains("no place"), "{text}"),
         }
+    }
+}
+
+/// What is said of a scenario whose own plan does not fit, or leaves the allocator no place, alone and beside others.
+#[test]
+fn an_own_plan_without_place_is_nothing_to_beat() {
+    let setup = scenario("llama3-8b", 8, "precision: bf16\n");
+    let own = found(None, &setup);
+    for (fits, has_place, best, words, beside) in [
+        (true, true, true, "own plan\n", "a little of everything"),
+        (
+            true,
+            true,
+            false,
+            "own plan\n",
+            "its own plan is the best: none of 1 others that fit is faster but for 1 that",
+        ),
+        (false, true, true, "does not fit", "a little of everything"),
+        (
+            true,
+            false,
+            true,
+            "leave no place: with just enough",
+            "leave its own plan no place\n",
+        ),
+        (
+            true,
+            false,
+            false,
+            "leave no place: with just enough",
+            "no place, nor any of 1 others",
+        ),
+    ] {
+        let shown = if best { vec![own.clone()] } else { vec![] };
+        let mut outcome = outcome(shown, own.clone());
+        (outcome.own_fits, outcome.own_has_place) = (fits, has_place);
+        outcome.without_place = u64::from(!best);
+        let text = PlanSearch::of(&outcome).render(&Style::default());
+        assert!(text.contains(words), "{text}");
+        assert_eq!(text.contains("none is left"), !best, "{text}");
+        let mut comparison = PlanComparison::default();
+        comparison.add(&outcome);
+        let text = comparison.render(&Style::default()).replace("\n  ", " ");
+        assert!(text.contains(beside), "{text}");
+        assert_eq!(
+            text.contains("more throughput"),
+            best && has_place,
+            "{text}"
+        );
+        let markdown = comparison.to_markdown();
+        assert_eq!(markdown.contains("| - |"), !has_place, "{markdown}");
     }
 }
 

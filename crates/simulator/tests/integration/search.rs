@@ -407,6 +407,9 @@ fn near_the_limit_of_memory_none_better_is_left_out_either() {
         assert_eq!(best, expected);
         assert!(found.simulated < found.bounded, "nothing is pruned");
         assert!(found.without_place <= without_place);
+        let stages = compile(&setup).expect("valid").facts.stages;
+        let lacks_place = stages.iter().any(|stage| stage.pressure.lacks_place());
+        assert_eq!(found.own_has_place, !lacks_place);
         left_out += found.without_place;
         setup.training.stack.allocator = AllocatorPolicy::Preallocated;
         decided += u32::from(search_of(&setup).0 != expected);
