@@ -755,25 +755,32 @@ fn a_ring_written_in_the_framework_takes_longer() {
     }
 }
 
-/// A step that runs out of cached blocks waits for the driver, and what it waits is booked as that.
-#[test]
-fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
+/// The setup of a published run that ships.
+fn shipped(id: &str) -> Setup {
     let runs = published::read(published::SHIPPED).expect("well formed");
-    let named = |run: &&published::PublishedRun| run.id == "pr6429-dsv3-14L-overlap-rc";
-    let row = runs.iter().find(named).expect("shipped");
-    let mut setup = published::setup(row, Catalogue::builtin()).expect("a whole plan");
+    let row = runs.iter().find(|run| run.id == id).expect("shipped");
+    published::setup(row, Catalogue::builtin()).expect("a whole plan")
+}
+
+/// 14 layers of DeepSeek-V3 without recomputation, with so many bytes more than its fullest stage needs.
+fn with_free(free: u64) -> Setup {
+    let mut setup = shipped("pr6429-dsv3-14L-overlap-rc");
     setup.training.recompute = Recompute::None;
     let needed = compile(&setup).expect("a valid plan").facts.stages;
     let needed = needed.iter().map(|stage| stage.memory.total()).max();
-    let mut with_free = |free: u64| {
-        let accelerator = &mut setup.cluster.node.accelerator;
-        accelerator.reported_memory = 1.0;
-        accelerator.memory = needed.unwrap_or_default() + Bytes::new(free);
-        run(&setup)
-    };
-    let roomy = with_free(30_000_000_000);
+    let accelerator = &mut setup.cluster.node.accelerator;
+    accelerator.reported_memory = 1.0;
+    accelerator.memory = needed.unwrap_or_default() + Bytes::new(free);
+    setup
+}
+
+/// A step that runs out of cached blocks waits for the driver, and what it waits is booked as that.
+#[test]
+fn close_to_the_limit_of_memory_the_allocator_slows_the_step() {
+    let roomy = run(&with_free(30_000_000_000));
     assert_eq!(roomy.total().picos(Cause::Allocator), 0);
-    let crowded = with_free(3_000_000_000);
+    let setup = with_free(3_000_000_000);
+    let crowded = run(&setup);
     let waits = crowded.facts.stages.iter().map(|s| s.pressure.time);
     let longest = waits.clone().max().unwrap_or_default();
     let longer = crowded.step_time - roomy.step_time;
@@ -813,10 +820,7 @@ fn allocator_seconds(plan: &Plan) -> [f64; 2] {
 /// show while it is ahead. A step whose kernels are long hides more of that than the same one by a slow host.
 #[test]
 fn what_is_asked_for_hides_behind_a_device_that_has_work_left() {
-    let runs = published::read(published::SHIPPED).expect("well formed");
-    let named = |run: &&published::PublishedRun| run.id == "fms-70b-H100-96";
-    let row = runs.iter().find(named).expect("shipped");
-    let mut setup = published::setup(row, Catalogue::builtin()).expect("a whole plan");
+    let mut setup = shipped("fms-70b-H100-96");
     let mut hidden = |launch: u64| {
         setup.training.stack.launch = SimDuration::from_micros(launch);
         let [drained, all] = allocator_seconds(&compile(&setup).expect("a valid plan"));
@@ -838,16 +842,7 @@ fn what_is_asked_for_hides_behind_a_device_that_has_work_left() {
 /// The driver is the host's: a GPU whose kernels are slow waits for it as long as any other.
 #[test]
 fn a_straggler_waits_no_longer_for_the_driver() {
-    let runs = published::read(published::SHIPPED).expect("well formed");
-    let named = |run: &&published::PublishedRun| run.id == "pr6429-dsv3-14L-overlap-rc";
-    let row = runs.iter().find(named).expect("shipped");
-    let mut setup = published::setup(row, Catalogue::builtin()).expect("a whole plan");
-    setup.training.recompute = Recompute::None;
-    let needed = compile(&setup).expect("a valid plan").facts.stages;
-    let needed = needed.iter().map(|stage| stage.memory.total()).max();
-    let accelerator = &mut setup.cluster.node.accelerator;
-    accelerator.reported_memory = 1.0;
-    accelerator.memory = needed.unwrap_or_default() + Bytes::new(4_500_000_000);
+    let mut setup = with_free(4_500_000_000);
     let mut waits = |slowdown: Option<f64>, allocator| {
         let straggler = slowdown.map(|slowdown| Straggler { gpu: 33, slowdown });
         setup.stragglers = straggler.into_iter().collect();
